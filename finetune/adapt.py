@@ -1,0 +1,291 @@
+"""`finetune_model`: adapt a pretrained network to a new class from a few drawings."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .augment import Augmenter
+from .flow import image_losses, stratified_times
+from .layers import add_class, add_lora, embedding_of, freeze_all_but, merge_lora, trainable
+from .precision import autocast, channels_last, resolve_precision
+from .recipe import Recipe
+
+IMAGE_SHAPE = (1, 28, 28)
+# The clock has a say in the schedule only after this share of the deadline.  Without it
+# the slow first steps of every run would, and two runs of one seed would differ.
+_CLOCK_GRACE = 0.1
+# A step may take this much longer than the slowest so far without passing the deadline.
+_STEP_MARGIN = 1.5
+
+
+class AdaptationError(RuntimeError):
+    """The run can't go on: its loss is not finite."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback is told after each step."""
+
+    step: int  # steps done
+    share: float  # of the schedule, in [0, 1]
+    loss: float  # of this step's batch
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """An adapted network and how it came about."""
+
+    model: nn.Module
+    steps: int
+    seconds: float
+    stopped: bool  # by the callback, before the schedule's end
+
+
+def finetune_model(
+    pretrained_model: nn.Module, train_dataset: Any, recipe: Recipe | None = None
+) -> nn.Module:
+    """The challenge's call: a network that has learnt the dataset's class under label 10.
+
+    Args:
+        pretrained_model: the course's network or ours; it is left as it was.
+        train_dataset: pairs (image, label) or bare images, each 1x28x28 in [0, 1].
+
+    Raises:
+        ValueError: the dataset is empty or its images have another shape.
+        AdaptationError: the loss is not finite.
+    """
+    drawings = read_drawings(train_dataset)
+    return adapt(pretrained_model, drawings, recipe or Recipe()).model
+
+
+def read_drawings(dataset: Any) -> Tensor:
+    """The images of a dataset as one tensor, (n, 1, 28, 28) float32; labels are ignored."""
+    images = []
+    # By length and index: a dataset need not end an iteration over it properly.
+    for item in (dataset[i] for i in range(len(dataset))):
+        image = torch.as_tensor(item[0] if isinstance(item, (tuple, list)) else item)
+        if image.numel() != math.prod(IMAGE_SHAPE):
+            raise ValueError(f"an image is {tuple(image.shape)}; expected {IMAGE_SHAPE}")
+        images.append(image.detach().to("cpu", torch.float32).reshape(IMAGE_SHAPE))
+    if not images:
+        raise ValueError("the dataset is empty; at least one drawing is needed")
+    return torch.stack(images)
+
+
+def adapt(
+    pretrained_model: nn.Module,
+    drawings: Tensor,
+    recipe: Recipe,
+    on_step: Callable[[Progress], bool | None] | None = None,
+) -> Adapted:
+    """Adapt a copy of ``pretrained_model`` to ``drawings`` (n, 1, 28, 28), as ``recipe`` says.
+
+    Runs where the model is, or on a GPU when there is one, and returns it where it was.
+    The schedule follows max(step / steps, elapsed / deadline): a slow machine does fewer
+    steps, but always ends its schedule, in time.  When the deadline is far, the result
+    depends on the recipe, the drawings, the machine and its threads alone.
+
+    Args:
+        on_step: called after each step; a true answer ends the run there.
+
+    Raises:
+        AdaptationError: the loss is not finite.
+    """
+    start = time.perf_counter()
+    home = next(pretrained_model.parameters()).device
+    device = home if home.type != "cpu" or not torch.cuda.is_available() else torch.device("cuda")
+    # Of the new class's own stream, so that nothing depends on the global one.
+    generator = torch.Generator(device).manual_seed(recipe.seed)
+    model = channels_last(copy.deepcopy(pretrained_model), device).train()
+    drawings = drawings.to(device)
+    precision = resolve_precision(recipe.precision, device)
+    label = embedding_of(model).num_embeddings
+    add_class(model, _first_embedding(model, drawings, recipe.embedding_init, generator))
+    freeze_all_but(model, recipe.train_groups)
+    if recipe.lora_rank:
+        add_lora(model, recipe.lora_groups, recipe.lora_rank, recipe.lora_scale, generator)
+
+    augment = Augmenter(drawings, recipe, generator)
+    weights = _Weights(model, recipe)
+    labels = torch.full((recipe.batch_size,), label, device=device)
+    clock = _Clock(start, recipe.steps, recipe.deadline_s)
+    stopped = False
+    with torch.enable_grad():
+        while clock.share < 1 and not stopped:
+            x = augment(recipe.batch_size)
+            t = _draw_times(recipe, generator)[:, None, None, None]
+            e = torch.randn(x.shape, generator=generator, device=device)
+            with autocast(device, precision):
+                loss = image_losses(model, x, e, t, labels).mean()
+            share = clock.share
+            clock.tick()
+            value = weights.step(loss, share, clock.share - share)
+            if not math.isfinite(value):
+                raise AdaptationError(
+                    f"loss is {value} at step {clock.step} of {recipe.steps}; "
+                    f"lower the learning rate ({recipe.lr:g}) or clip the gradient"
+                )
+            if on_step is not None:
+                stopped = bool(on_step(Progress(clock.step, clock.share, value, clock.elapsed_s)))
+    weights.finish()
+    merge_lora(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return Adapted(
+        model=model.to(home).eval(),
+        steps=clock.step,
+        seconds=time.perf_counter() - start,
+        stopped=stopped and clock.share < 1,
+    )
+
+
+class _Clock:
+    """The share of the schedule that is done, by steps or by time, whichever is further."""
+
+    def __init__(self, start: float, n_steps: int, deadline_s: float) -> None:
+        self._start = start
+        self._n_steps = n_steps
+        self._deadline_s = deadline_s
+        self._last = self.elapsed_s
+        self._slowest_step_s = 0.0
+        self.step = 0
+        self.share = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._start
+
+    def tick(self) -> None:
+        """One more step begins to update the weights."""
+        now = self.elapsed_s
+        self._slowest_step_s = max(self._slowest_step_s, now - self._last)
+        self._last = now
+        self.step += 1
+        # The step after this one must end in time too, or this one is the last.
+        usable_s = self._deadline_s - _STEP_MARGIN * self._slowest_step_s
+        grace_s = _CLOCK_GRACE * usable_s
+        by_time = (now - grace_s) / (usable_s - grace_s) if usable_s > 0 else 1.0
+        self.share = min(1.0, max(self.share, self.step / self._n_steps, by_time))
+
+
+class _Weights:
+    """The trained parameters with everything that moves them."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        self.recipe = recipe
+        embedding, vectors, matrices = [], [], []
+        for name, parameter in trainable(model):
+            if name.startswith("class_embedding"):
+                embedding.append(parameter)
+            elif parameter.ndim == 1:
+                vectors.append(parameter)
+            else:
+                matrices.append(parameter)
+        self.parameters = matrices + vectors + embedding
+        # The pull is toward pretrained values: the new embedding and low-rank factors have none.
+        self.anchored = [
+            p for n, p in trainable(model) if "parametrizations" not in n and "class_emb" not in n
+        ]
+        self.anchors = [p.detach().clone() for p in self.anchored] if recipe.l2_sp else []
+        # Digits' rows get no gradient, and must not decay either; vectors are not decayed,
+        # as is usual.
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "factor": 1.0, "weight_decay": recipe.weight_decay},
+            {"params": vectors, "factor": 1.0, "weight_decay": 0.0},
+            {"params": embedding, "factor": recipe.embedding_lr_factor, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=recipe.lr, betas=(0.9, recipe.beta2)
+        )
+        self.averages = [p.detach().clone() for p in self.parameters]
+
+    def step(self, loss: Tensor, share: float, advance: float) -> float:
+        """Move the weights down the gradient at ``share`` of the schedule; returns the loss.
+
+        ``advance`` is the share of the schedule that this step covers.
+        """
+        r = self.recipe
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if r.clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, r.clip_norm)
+        lr = r.lr * lr_factor(r, share, advance)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["factor"]
+        self.optimizer.step()
+        with torch.no_grad():
+            for parameter, anchor in zip(self.anchored, self.anchors, strict=False):
+                parameter.lerp_(anchor, min(1.0, lr * r.l2_sp))
+            if r.ema_half_life:
+                keep = 0.5 ** (advance / r.ema_half_life)
+                for average, parameter in zip(self.averages, self.parameters, strict=True):
+                    average.lerp_(parameter, 1 - keep)
+        return loss.item()
+
+    def finish(self) -> None:
+        """Put the averaged weights into the model."""
+        if self.recipe.ema_half_life:
+            with torch.no_grad():
+                for parameter, average in zip(self.parameters, self.averages, strict=True):
+                    parameter.copy_(average)
+
+
+def lr_factor(recipe: Recipe, share: float, advance: float = 0.0) -> float:
+    """Factor of the learning rate for a step from ``share`` to ``share + advance``, in [0, 1]."""
+    if share + advance < recipe.warmup:
+        return (share + advance) / recipe.warmup
+    done = (share - recipe.warmup) / (1 - recipe.warmup)
+    done = min(max(done, 0.0), 1.0)
+    if recipe.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1 - done if recipe.schedule == "linear" else 1.0
+
+
+def _draw_times(recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Times for one batch, (B,) in [0, 1)."""
+    n = recipe.batch_size
+    if recipe.time_sampling == "uniform":
+        return torch.rand(n, generator=generator, device=generator.device)
+    u = stratified_times(n, generator)
+    if recipe.time_sampling == "stratified":
+        return u
+    # The quantile function of a normal, then the logistic: stratified logit-normal times
+    # (Esser et al. 2024, section 3.1).
+    normal = torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4))
+    return torch.sigmoid(recipe.logit_mean + recipe.logit_std * normal).clamp(max=1 - 2**-24)
+
+
+def _first_embedding(
+    model: nn.Module, drawings: Tensor, init: str, generator: torch.Generator
+) -> Tensor:
+    """The start of the new class's embedding, (16,), from those of the digits."""
+    digits = embedding_of(model).weight.detach()
+    if init == "mean":
+        return digits.mean(0)
+    if init == "zeros":
+        return torch.zeros_like(digits[0])
+    if init == "random":
+        return torch.randn(digits.shape[1], generator=generator, device=digits.device)
+    return digits[_nearest_class(model, drawings, generator)]
+
+
+@torch.no_grad()
+def _nearest_class(model: nn.Module, drawings: Tensor, generator: torch.Generator) -> int:
+    """The class under which the pretrained network has the lowest loss on the drawings."""
+    x = drawings.repeat(4, 1, 1, 1)  # four times and noises for each
+    t = stratified_times(len(x), generator)[:, None, None, None]
+    e = torch.randn(x.shape, generator=generator, device=x.device)
+    losses = [
+        image_losses(model, x, e, t, torch.full((len(x),), c, device=x.device)).mean()
+        for c in range(embedding_of(model).num_embeddings)
+    ]
+    return int(torch.stack(losses).argmin())

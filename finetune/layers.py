@@ -1,0 +1,96 @@
+"""Groups of layers, freezing, and low-rank updates (LoRA) of convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+# The first part of a parameter's name gives its group; vectors are a group of their own.
+_GROUP_OF_PREFIX = {
+    "class_embedding": "embedding",
+    "conv_in": "input",
+    "down_blocks": "down",
+    "middle": "middle",
+    "up_blocks": "up",
+    "conv_out": "output",
+}
+
+
+def group_of(name: str, parameter: Tensor) -> str:
+    """The group (`recipe.GROUPS`) of a parameter of the U-Net, by its name and shape."""
+    group = _GROUP_OF_PREFIX[name.split(".")[0]]
+    return "norm_bias" if parameter.ndim == 1 else group
+
+
+def embedding_of(model: nn.Module) -> nn.Embedding:
+    """The class embedding of the U-Net, one row a class."""
+    embedding = model.class_embedding
+    assert isinstance(embedding, nn.Embedding)
+    return embedding
+
+
+def add_class(model: nn.Module, row: Tensor) -> None:
+    """Append ``row`` (16,) to the class embedding: the new class's label is the old count."""
+    old = embedding_of(model)
+    weight = torch.cat([old.weight.detach(), row.detach().to(old.weight)[None]])
+    model.class_embedding = nn.Embedding.from_pretrained(weight, freeze=False)
+    model.n_classes = len(weight)  # type: ignore[assignment]
+
+
+class LowRank(nn.Module):
+    """Weight W + scale * B A, seen as a matrix with its first axis as rows.
+
+    Hu et al., "LoRA" (2021), section 4.1, for kernels of any shape: W (o, i, k, k) of a
+    convolution and W (i, o, k, k) of a transposed one become matrices of o (or i) rows.
+    B starts at zero, so that the first step sees the pretrained network.
+    """
+
+    def __init__(self, weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> None:
+        super().__init__()
+        rows, columns = weight.shape[0], weight[0].numel()
+        # A's deviation gives A x unit scale for inputs of unit scale.
+        a = torch.randn(rank, columns, generator=generator, device=weight.device)
+        self.a = nn.Parameter(a / columns**0.5)
+        self.b = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
+        self.scale = scale
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.scale * (self.b @ self.a).view_as(weight)
+
+
+def add_lora(
+    model: nn.Module,
+    groups: tuple[str, ...],
+    rank: int,
+    scale: float,
+    generator: torch.Generator,
+) -> None:
+    """Give every convolution in ``groups`` a low-rank update; its own weight is frozen."""
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            continue
+        if _GROUP_OF_PREFIX[name.split(".")[0]] in groups:
+            module.weight.requires_grad_(False)
+            low_rank = LowRank(module.weight, rank, scale, generator)
+            parametrize.register_parametrization(module, "weight", low_rank)
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Write the low-rank updates into the weights: the plain architecture again."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+
+
+def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and values of the parameters that train."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def freeze_all_but(model: nn.Module, groups: tuple[str, ...]) -> None:
+    """Only parameters in ``groups`` train."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(group_of(name, parameter) in groups)

@@ -1,0 +1,186 @@
+"""Recipe: every choice that a trial can sample, as one frozen value."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+# A partition of the network's parameters; `layers.py` says which is which.
+GROUPS = ("input", "down", "middle", "up", "output", "norm_bias", "embedding")
+LORA_GROUPS = ("input", "down", "middle", "up", "output")  # those that hold convolutions
+
+
+class RecipeError(ValueError):
+    """A recipe's value is not allowed.  The message names the field and what is."""
+
+
+def _number(default: float, low: float, high: float, unit: str, meaning: str) -> Any:
+    """A number in [low, high]; whole when its default is written as an int."""
+    return field(default=default, metadata={"range": (low, high), "unit": unit, "meaning": meaning})
+
+
+def _choice(default: str, choices: tuple[str, ...], meaning: str) -> Any:
+    return field(default=default, metadata={"choices": choices, "meaning": meaning})
+
+
+def _subset(default: tuple[str, ...], choices: tuple[str, ...], meaning: str) -> Any:
+    return field(default=default, metadata={"subset": choices, "meaning": meaning})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to adapt a pretrained network to ten drawings.
+
+    Times within a run are shares of it ("share"), not steps, so that a run that the
+    deadline shortens still goes through its whole schedule.  Pixels are those of the
+    28x28 image.  Ranges of the augmentation are half-widths of uniform distributions.
+
+    Raises:
+        RecipeError: a value out of its range, of a wrong type, or at odds with another.
+    """
+
+    # Optimisation
+    steps: int = _number(1200, 1, 1_000_000, "steps", "optimizer steps when time allows")
+    batch_size: int = _number(16, 1, 4096, "images", "augmented drawings per step")
+    lr: float = _number(3e-3, 1e-7, 1.0, "1", "peak learning rate of AdamW")
+    schedule: str = _choice(
+        "cosine", ("cosine", "linear", "constant"), "learning rate after the warm-up"
+    )
+    warmup: float = _number(0.05, 0.0, 0.9, "share", "linear warm-up of the learning rate")
+    beta2: float = _number(0.99, 0.8, 0.9999, "1", "AdamW's decay of squared gradients")
+    weight_decay: float = _number(0.0, 0.0, 10.0, "1", "AdamW's decay toward zero")
+    l2_sp: float = _number(0.0, 0.0, 100.0, "1", "decay toward the pretrained weights (L2-SP)")
+    clip_norm: float = _number(1.0, 0.0, 1e6, "1", "largest gradient norm; 0 is no clipping")
+    ema_half_life: float = _number(
+        0.03, 0.0, 1.0, "share", "half-life of the averaged weights; 0 keeps the last ones"
+    )
+
+    # Which layers
+    train_groups: tuple[str, ...] = _subset(
+        GROUPS, GROUPS, "groups of layers that train; the others are frozen"
+    )
+    lora_rank: int = _number(0, 0, 128, "1", "rank of the low-rank updates; 0 is full training")
+    lora_scale: float = _number(1.0, 1e-3, 100.0, "1", "factor of the low-rank updates")
+    lora_groups: tuple[str, ...] = _subset(
+        (), LORA_GROUPS, "groups whose convolutions get low-rank updates, if the rank is not 0"
+    )
+    embedding_init: str = _choice(
+        "mean", ("mean", "nearest", "random", "zeros"), "start of the new class's embedding"
+    )
+    embedding_lr_factor: float = _number(
+        1.0, 0.0, 1000.0, "1", "learning rate of the new embedding over that of the rest"
+    )
+
+    # Objective
+    time_sampling: str = _choice(
+        "stratified", ("stratified", "uniform", "logit_normal"), "how t is drawn in training"
+    )
+    logit_mean: float = _number(0.0, -5.0, 5.0, "1", "for logit_normal: mean of logit(t)")
+    logit_std: float = _number(1.0, 0.05, 5.0, "1", "for logit_normal: deviation of logit(t)")
+
+    # Augmentation mix
+    render: str = _choice(
+        "rebuilt", ("rebuilt", "direct"), "warp rebuilt strokes, or the 28x28 drawing itself"
+    )
+    plain_share: float = _number(0.0, 0.0, 1.0, "share", "drawings left as they are")
+    rotation_deg: float = _number(5.0, 0.0, 180.0, "degrees", "rotation, either way")
+    scale: float = _number(0.2, 0.0, 0.9, "1", "size, as a relative change")
+    aspect: float = _number(0.0, 0.0, 0.9, "1", "width over height, as a relative change")
+    shear: float = _number(0.12, 0.0, 1.0, "1", "horizontal shear (slant)")
+    shift_px: float = _number(1.5, 0.0, 14.0, "px", "shift along each axis")
+    elastic_px: float = _number(0.6, 0.0, 10.0, "px", "deviation of the elastic grid's offsets")
+    elastic_grid: int = _number(5, 2, 14, "points", "elastic control points along each axis")
+    stroke_px: float = _number(0.0, 0.0, 2.0, "px", "change of the stroke's width")
+
+    # The call
+    seed: int = _number(0, 0, 2**63 - 1, "1", "of every random number in the call")
+    precision: str = _choice("auto", ("auto", "fp32", "bf16"), "number format of a step")
+    deadline_s: float = _number(110.0, 1.0, 1e6, "s", "wall clock after which the call returns")
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
+        if self.lora_groups and not self.lora_rank:
+            raise RecipeError(
+                f"lora_groups is {list(self.lora_groups)} but lora_rank is 0; "
+                "write a rank of 1 or more, or no groups"
+            )
+        if self.lora_rank and not self.lora_groups:
+            raise RecipeError(
+                f"lora_rank is {self.lora_rank} but lora_groups is empty; "
+                f"name some of {', '.join(LORA_GROUPS)}, or write rank 0"
+            )
+        if not self.train_groups and not self.lora_groups:
+            raise RecipeError(f"train_groups is empty; name some of {', '.join(GROUPS)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, every field."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """The recipe with these values; fields that are left out have their defaults.
+
+        Raises:
+            RecipeError: an unknown field, or a value that is not allowed.
+        """
+        names = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"fields are {', '.join(names)}"
+                raise RecipeError(f"unknown recipe field {key!r}; {hint}")
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Inverse of `to_json`.
+
+        Raises:
+            RecipeError: not a JSON object, or as `from_dict`.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RecipeError(f"recipe is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise RecipeError(f"recipe is a JSON {type(values).__name__}; write an object {{...}}")
+        return cls.from_dict(values)
+
+
+def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
+    """``value`` in the field's own type, or a RecipeError."""
+    if "subset" in f.metadata:
+        return _checked_subset(f, value)
+    if "choices" in f.metadata:
+        if value not in f.metadata["choices"]:
+            raise RecipeError(
+                f"{f.name} is {value!r}; write one of {', '.join(f.metadata['choices'])}"
+            )
+        return value
+    low, high = f.metadata["range"]
+    whole = isinstance(f.default, int)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or (whole and value != int(value)):
+        kind = "a whole number" if whole else "a number"
+        raise RecipeError(f"{f.name} is {value!r}; write {kind} in [{low:g}, {high:g}]")
+    if not low <= value <= high:
+        raise RecipeError(f"{f.name} is {value!r}; write a value in [{low:g}, {high:g}]")
+    return int(value) if whole else float(value)
+
+
+def _checked_subset(f: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
+    allowed = f.metadata["subset"]
+    if not isinstance(value, (list, tuple)) or any(v not in allowed for v in value):
+        raise RecipeError(f"{f.name} is {value!r}; write a list of some of {', '.join(allowed)}")
+    return tuple(a for a in allowed if a in value)  # one order, no repeats

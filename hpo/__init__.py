@@ -1,0 +1,1 @@
+"""The service: workers that share one study of recipes."""
