@@ -12,7 +12,6 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .errors import UserError
@@ -53,7 +52,7 @@ def load_network(path: Path) -> ConditionalDiffusionUNet:
     model = ConditionalDiffusionUNet()
     try:
         model.load_state_dict({k: v.float() for k, v in state.items()}, strict=True)
-    except (RuntimeError, AttributeError) as error:
+    except (RuntimeError, AttributeError, TypeError) as error:
         detail = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} is not ConditionalDiffusionUNet(32, 10, 2, 8): {detail}"
@@ -73,7 +72,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
             f"{path} holds more than weights and is not loaded; "
             "save it again with torch.save(model.state_dict(), path)"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # broken pickles raise KeyError, IndexError, struct.error, ...
         raise UserError(f"{path} can't be read as a network; copy it again") from error
     for key in _NESTED_KEYS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):

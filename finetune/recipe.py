@@ -151,7 +151,7 @@ class Recipe:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # JSONDecodeError, or an integer of too many digits
             raise RecipeError(f"recipe is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise RecipeError(f"recipe is a JSON {type(values).__name__}; write an object {{...}}")
@@ -171,7 +171,7 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
     low, high = f.metadata["range"]
     whole = isinstance(f.default, int)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or (whole and value != int(value)):
+    if not number or not -math.inf < value < math.inf or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
         raise RecipeError(f"{f.name} is {value!r}; write {kind} in [{low:g}, {high:g}]")
     if not low <= value <= high:

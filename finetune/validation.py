@@ -95,6 +95,10 @@ class NoiseTable:
     seed: int = 0
     antithetic: bool = False  # every second replicate has the noise of the one before, negated
 
+    def __post_init__(self) -> None:
+        if self.antithetic and self.n_replicates % 2:
+            raise ValueError(f"n_replicates is {self.n_replicates}; antithetic: write an even one")
+
     def replicate(self, r: int) -> tuple[Tensor, Tensor]:
         """Times (n_images, n_strata) and noises (n_images, n_strata, 1, 28, 28)."""
         negate = self.antithetic and r % 2 == 1
@@ -120,26 +124,27 @@ def estimate(model: nn.Module, x: Tensor, label: int, table: NoiseTable | None =
     table = table or NoiseTable(len(x))
     if table.n_images != len(x):
         raise ValueError(f"the table is for {table.n_images} images, not {len(x)}")
-    replicates, per_bin, per_image = [], [], []
+    replicates, per_image = [], []
+    bin_sums, bin_counts = torch.zeros(2, T_BINS, dtype=torch.float64)
     with _evaluating(model) as device:
         for r in range(table.n_replicates):
             t, e = table.replicate(r)
             losses = _table_losses(model, x, label, t, e, device)  # (n, n_strata)
             replicates.append(losses.mean())
             per_image.append(losses.mean(1))
-            bins = (t * T_BINS).long()
-            per_bin.append(
-                torch.stack([losses[bins == b].mean() for b in range(T_BINS)]).nan_to_num()
-            )
+            bins = (t * T_BINS).long().flatten()
+            bin_sums.index_add_(0, bins, losses.flatten())
+            bin_counts += bins.bincount(minlength=T_BINS)
     means = torch.stack(replicates)
-    pairs = means.view(-1, 2).mean(1) if table.antithetic else means
+    if table.antithetic:
+        means = means.view(-1, 2).mean(1)  # only the pairs are independent
     return LossTable(
         mean=means.mean().item(),
-        standard_error=_standard_error(pairs),
+        standard_error=_standard_error(means),
         n_evaluations=table.n_images * table.n_strata * table.n_replicates,
         replicates=tuple(means.tolist()),
         per_image=tuple(torch.stack(per_image).mean(0).tolist()),
-        per_t_bin=tuple(torch.stack(per_bin).mean(0).tolist()),
+        per_t_bin=tuple((bin_sums / bin_counts).tolist()),
     )
 
 
@@ -182,13 +187,14 @@ def _table_losses(
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[torch.device]:
     """Evaluation mode without gradients; the model's own mode is put back."""
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.inference_mode():
             yield next(model.parameters()).device
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def _standard_error(values: Tensor) -> float:

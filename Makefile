@@ -1,0 +1,28 @@
+# `make quickstart` and `make test` are all the set-up there is.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test check install clean
+.DEFAULT_GOAL := quickstart
+
+quickstart: $(VENV)/.installed  ## run the quickstart study: about two minutes on two cores
+	$(BIN)/python -m hpo.worker --study quickstart
+
+test: $(VENV)/.installed  ## everything CI runs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11; write make PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build quickstart.db quickstart.db-shm quickstart.db-wal

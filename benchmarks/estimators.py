@@ -1,0 +1,94 @@
+"""``python -m benchmarks.estimators``: network evaluations for a given standard error.
+
+For one adapted network, the variance that one network evaluation leaves, with each way of
+estimating its loss on ten drawings.  The baseline is the author's estimator; a ratio of 4
+means that it needs four times as many evaluations for the same standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from finetune.adapt import adapt
+from finetune.challenge import add_data_options, choose_runes, open_source, set_seed
+from finetune.data import NEW_LABEL, split_drawings
+from finetune.errors import run_command
+from finetune.layers import add_class, embedding_of
+from finetune.networks import list_networks, load_network
+from finetune.recipe import Recipe
+from finetune.validation import NoiseTable, author_estimate, estimate
+
+TARGET = 5e-4  # standard error at which the evaluations are counted
+
+
+def replicate_means(model: nn.Module, x: Tensor, table: NoiseTable) -> Tensor:
+    """Means of the table's independent replicates, (r,) float64."""
+    return torch.tensor(estimate(model, x, NEW_LABEL, table).replicates, dtype=torch.float64)
+
+
+def line(name: str, variance: float, baseline: float, n: int) -> str:
+    """One row; ``variance`` is that of one evaluation, estimated from ``n`` independent values."""
+    ratio = baseline / variance
+    # Of a variance from n normal values: sqrt(2 / (n - 1)), relative; the baseline's is smaller.
+    error = ratio * math.sqrt(2 / (n - 1))
+    needed = variance / TARGET**2
+    return f"{name:<44}{variance:>10.2e}{needed:>10.0f}{ratio:>8.1f} ± {error:.1f}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.estimators", description=__doc__)
+    add_data_options(parser)
+    parser.add_argument("--rune", help="default: the first")
+    parser.add_argument("--steps", type=int, default=300, help="of the recipe that is evaluated")
+    parser.add_argument("--replicates", type=int, default=64)
+    parser.add_argument("--passes", type=int, default=1000, help="of the author's estimator")
+    arguments = parser.parse_args(argv)
+    source = open_source(arguments.source, arguments.data)
+    rune = choose_runes(source, [arguments.rune] if arguments.rune else None, 1)[0]
+    split = split_drawings(source.drawings(rune, arguments.resize), arguments.split_seed)
+    pretrained = load_network(list_networks(arguments.pretrained)[0])
+    steps = arguments.steps
+    model = adapt(pretrained, split.train, Recipe(steps=steps, deadline_s=1e4)).model
+    other = adapt(pretrained, split.train, Recipe(steps=steps, deadline_s=1e4, lr=2e-3)).model
+    before = copy.deepcopy(pretrained)
+    add_class(before, embedding_of(before).weight.detach().mean(0))
+
+    x, r = split.test, arguments.replicates
+    n = len(x)
+    set_seed(0)
+    author = author_estimate(model, x, NEW_LABEL, passes=arguments.passes)
+    baseline = author.standard_error**2 * author.n_evaluations
+    print(f"{rune}, {arguments.resize}: loss {author} by the author's {arguments.passes} passes")
+    print(f"{'':<44}{'variance':>10}{'needed':>10}{'ratio':>8}   (for ± {TARGET:g})")
+    print(line("author's: t and noise at random", baseline, baseline, arguments.passes))
+    for strata in (1, 10, 25, 50):
+        replicates = max(16, r * 25 // strata // 2 * 2) if strata < 25 else r
+        means = replicate_means(model, x, NoiseTable(n, strata, replicates, seed=1))
+        variance = means.var().item() * n * strata
+        print(line(f"stratified t, {strata} strata an image", variance, baseline, len(means)))
+    pairs = replicate_means(model, x, NoiseTable(n, 25, r, seed=2, antithetic=True))
+    antithetic = pairs.view(-1, 2).mean(1)
+    variance = antithetic.var().item() * n * 50
+    print(line("25 strata, antithetic noise", variance, baseline, len(antithetic)))
+
+    table = NoiseTable(n, 25, r, seed=3)
+    ours, theirs = replicate_means(model, x, table), replicate_means(other, x, table)
+    control = replicate_means(before, x, table)
+    correlation = torch.corrcoef(torch.stack([ours, control]))[0, 1].item()
+    residual = ours.var().item() * (1 - correlation**2) * n * 25
+    print(line(f"25 strata, pretrained as control (r={correlation:.2f})", residual, baseline, r))
+    difference = (ours - theirs).var().item() * n * 25
+    print(line("difference of two recipes, one table", difference, 2 * baseline, r))
+    apart = replicate_means(other, x, NoiseTable(n, 25, r, seed=4))
+    difference = (ours - apart).var().item() * n * 25
+    print(line("difference of two recipes, two tables", difference, 2 * baseline, r))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,288 @@
+"""``python -m finetune.challenge``: the author's ``run()`` and its points.
+
+Five calls of ``finetune_model``, each with a rune and a pretrained network of its own,
+timed, then scored by the author's estimator on ten drawings that the call did not see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .adapt import finetune_model
+from .data import (
+    NEW_LABEL,
+    RESIZES,
+    DrawingDataset,
+    Resize,
+    RuneSource,
+    open_drawn,
+    open_omniglot,
+    split_drawings,
+)
+from .errors import UserError, run_command
+from .layers import add_class, embedding_of
+from .networks import list_networks, load_network
+from .pictures import draw_samples, save_sheet
+from .validation import author_estimate
+
+FinetuneModel = Callable[[nn.Module, Any], nn.Module]
+TIME_LIMIT_S = 150.0
+FIRST_SEED = 42
+N_CALLS = 5
+# The author's thresholds: mean loss at most this is worth this many points.
+POINTS = ((0.083, 6), (0.088, 5), (0.094, 4), (0.100, 3), (0.120, 2), (0.150, 1))
+EXIT_FAILED = 1
+
+
+class ChallengeFailure(Exception):  # noqa: N818 - a verdict on the submission, no error of ours
+    """The submission can't be scored."""
+
+
+@dataclass(frozen=True)
+class CallScore:
+    """One call of ``finetune_model`` and what it earned."""
+
+    rune: str
+    network: str
+    seed: int
+    loss: float
+    standard_error: float
+    seconds: float
+
+
+def points(loss: float) -> int:
+    """Points for a mean loss, by the author's table."""
+    return next((p for threshold, p in POINTS if loss <= threshold), 0)
+
+
+def set_seed(seed: int) -> None:
+    """Seed every global random stream, as the author does before each call."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def run_call(
+    finetune: FinetuneModel,
+    pretrained: nn.Module,
+    train: Tensor,
+    seed: int,
+    limit_s: float = TIME_LIMIT_S,
+) -> tuple[nn.Module, float]:
+    """One timed call, seeded as the author does; returns the network and the seconds.
+
+    Raises:
+        ChallengeFailure: the call raised, passed the limit, or returned what can't be scored.
+    """
+    set_seed(seed)
+    start = time.perf_counter()
+    try:
+        model = finetune(pretrained, DrawingDataset(train))
+    except Exception as error:
+        raise ChallengeFailure(f"finetune_model raised {type(error).__name__}: {error}") from error
+    seconds = time.perf_counter() - start
+    if seconds > limit_s:
+        raise ChallengeFailure(f"the call took {seconds:.1f} s; the limit is {limit_s:g} s")
+    if not isinstance(model, nn.Module):
+        raise ChallengeFailure(f"finetune_model returned {type(model).__name__}; a model is wanted")
+    return model, seconds
+
+
+def score_call(model: nn.Module, test: Tensor, t_samples: int) -> tuple[float, float]:
+    """Loss by the author's estimator and its standard error.
+
+    Raises:
+        ChallengeFailure: the model does not run under label 10, or its loss is not finite.
+    """
+    try:
+        estimate = author_estimate(model.eval(), test, NEW_LABEL, passes=t_samples)
+    except Exception as error:
+        raise ChallengeFailure(
+            f"the returned model can't be scored: {type(error).__name__}: {error}"
+        ) from error
+    if not math.isfinite(estimate.mean):
+        raise ChallengeFailure(f"the returned model's loss is {estimate.mean}")
+    return estimate.mean, estimate.standard_error
+
+
+def run_challenge(
+    finetune: FinetuneModel,
+    source: RuneSource,
+    runes: Sequence[str],
+    networks: Sequence[Path],
+    *,
+    resize: Resize = "bilinear",
+    split_seed: int = 0,
+    t_samples: int = 1000,
+    picture: Path | None = None,
+) -> list[CallScore]:
+    """Score ``finetune`` on each rune; call i has seed 42 + i and network i, counted round.
+
+    Raises:
+        ChallengeFailure: as `run_call` and `score_call`, with the rune's name.
+    """
+    scores, rows = [], []
+    for i, rune in enumerate(tqdm(runes, desc="challenge", unit="rune"), start=1):
+        split = split_drawings(source.drawings(rune, resize), split_seed)
+        path = networks[(i - 1) % len(networks)]
+        pretrained = load_network(path)
+        given = copy.deepcopy(pretrained)
+        try:
+            model, seconds = run_call(finetune, given, split.train, FIRST_SEED + i)
+            loss, standard_error = score_call(model, split.test, t_samples)
+        except ChallengeFailure as failure:
+            raise ChallengeFailure(f"{rune}: {failure}") from failure
+        scores.append(CallScore(rune, path.stem, FIRST_SEED + i, loss, standard_error, seconds))
+        if picture is not None:
+            before = copy.deepcopy(pretrained)
+            add_class(before, embedding_of(before).weight.detach().mean(0))
+            rows += [split.test]
+            rows += [draw_samples(m, NEW_LABEL, len(split.test), seed=0) for m in (before, model)]
+    if picture is not None:
+        save_sheet(rows, picture)
+    return scores
+
+
+def mean_loss(scores: Sequence[CallScore]) -> tuple[float, float]:
+    """Mean over the calls, and its standard error from the estimates' own errors."""
+    mean = sum(s.loss for s in scores) / len(scores)
+    return mean, math.sqrt(sum(s.standard_error**2 for s in scores)) / len(scores)
+
+
+def table(scores: Sequence[CallScore]) -> str:
+    """What a person reads: a line a rune, then the mean and its points."""
+    lines = [f"{'rune':<14}{'network':<10}{'loss':>8}   {'± s.e.':<8}{'seconds':>8}{'points':>8}"]
+    for s in scores:
+        lines.append(
+            f"{s.rune:<14}{s.network:<10}{s.loss:>8.4f} ± {s.standard_error:<8.4f}"
+            f"{s.seconds:>8.1f}{points(s.loss):>8}"
+        )
+    mean, standard_error = mean_loss(scores)
+    spread = float(np.std([s.loss for s in scores]))
+    lines.append(
+        f"{'mean':<24}{mean:>8.4f} ± {standard_error:<8.4f}"
+        f"{max(s.seconds for s in scores):>8.1f}{points(mean):>8}"
+    )
+    lines.append(f"spread over runes {spread:.4f}; seconds of the mean are the longest call's")
+    return "\n".join(lines)
+
+
+def load_submission(path: Path) -> FinetuneModel:
+    """The ``finetune_model`` of a Python file, which is run to find it.
+
+    Raises:
+        UserError: no such file, it does not import, or it defines no ``finetune_model``.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name the Python file that is handed in")
+    spec = importlib.util.spec_from_file_location("submission", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["submission"] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path} does not import: {type(error).__name__}: {error}") from error
+    finetune: FinetuneModel | None = getattr(module, "finetune_model", None)
+    if not callable(finetune):
+        raise UserError(f"{path} defines no finetune_model(pretrained_model, train_dataset)")
+    return finetune
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """The options by which every command names runes, networks and the resize."""
+    parser.add_argument("--data", type=Path, help="directory of omniglot-py (default: $RUNES_DATA)")
+    parser.add_argument(
+        "--source", choices=("omniglot", "drawn"), default="omniglot", help="which runes"
+    )
+    parser.add_argument("--pretrained", type=Path, help="directory of networks (default: embedded)")
+    parser.add_argument("--resize", choices=RESIZES, default="bilinear")
+    parser.add_argument("--split-seed", type=int, default=0, help="which ten drawings train")
+
+
+def open_source(name: str, data: Path | None) -> RuneSource:
+    """The source called ``name``: "omniglot" or "drawn"."""
+    return open_drawn() if name == "drawn" else open_omniglot(data)
+
+
+def choose_runes(source: RuneSource, wanted: Sequence[str] | None, n: int) -> list[str]:
+    """The runes that were asked for, or ``n`` spread evenly over all.
+
+    Raises:
+        UserError: a rune that the source does not have.
+    """
+    if not wanted:
+        n = min(n, len(source.runes))
+        return [source.runes[i * len(source.runes) // n] for i in range(n)]
+    unknown = [rune for rune in wanted if rune not in source.runes]
+    if unknown:
+        raise UserError(f"no rune {unknown[0]!r}; write some of {', '.join(source.runes)}")
+    return list(wanted)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m finetune.challenge", description=__doc__)
+    parser.add_argument(
+        "--submission", type=Path, help="file with finetune_model (default: the default recipe)"
+    )
+    add_data_options(parser)
+    parser.add_argument("--runes", nargs="+", metavar="RUNE", help="default: five, spread evenly")
+    parser.add_argument("--t-samples", type=int, default=1000, help="passes of the estimator")
+    parser.add_argument("--picture", type=Path, help="PNG: real, before and after, for each rune")
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    arguments = parser.parse_args(argv)
+    if arguments.t_samples < 2:
+        raise UserError(f"--t-samples is {arguments.t_samples}; write 2 or more")
+
+    finetune = load_submission(arguments.submission) if arguments.submission else finetune_model
+    source = open_source(arguments.source, arguments.data)
+    try:
+        scores = run_challenge(
+            finetune,
+            source,
+            choose_runes(source, arguments.runes, N_CALLS),
+            list_networks(arguments.pretrained),
+            resize=arguments.resize,
+            split_seed=arguments.split_seed,
+            t_samples=arguments.t_samples,
+            picture=arguments.picture,
+        )
+    except ChallengeFailure as failure:
+        print(f"failed: {failure}", file=sys.stderr)
+        return EXIT_FAILED
+    if arguments.json:
+        mean, standard_error = mean_loss(scores)
+        report = {
+            "source": source.name,
+            "data_digest": source.digest,
+            "resize": arguments.resize,
+            "calls": [asdict(s) for s in scores],
+            "mean_loss": mean,
+            "standard_error": standard_error,
+            "points": points(mean),
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        print(table(scores))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,163 @@
+"""The author's run(): points, seeds, verdicts, pictures."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from finetune.challenge import (
+    ChallengeFailure,
+    main,
+    points,
+    run_call,
+    run_challenge,
+    score_call,
+    set_seed,
+)
+from finetune.data import RuneSource, open_drawn, split_drawings
+from finetune.errors import UserError
+from finetune.layers import add_class, embedding_of
+from finetune.networks import list_networks
+from finetune.unet import ConditionalDiffusionUNet
+
+SUBMISSION = """
+import torch
+
+def finetune_model(pretrained_model, train_dataset):
+    row = pretrained_model.class_embedding.weight.detach().mean(0, keepdim=True)
+    weight = torch.cat([pretrained_model.class_embedding.weight.detach(), row])
+    pretrained_model.class_embedding = torch.nn.Embedding.from_pretrained(weight)
+    return pretrained_model
+"""
+
+
+def mean_class(model: nn.Module, dataset: Any) -> nn.Module:
+    add_class(model, embedding_of(model).weight.detach().mean(0))
+    return model
+
+
+@pytest.fixture(scope="module")
+def drawn() -> RuneSource:
+    return open_drawn()
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        *[(0.151, 0), (0.150, 1), (0.1201, 1), (0.12, 2), (0.1, 3), (0.094, 4), (0.0881, 4)],
+        *[(0.088, 5), (0.0831, 5), (0.083, 6), (0.05, 6)],
+    ],
+)
+def test_points_are_the_authors(loss: float, expected: int) -> None:
+    assert points(loss) == expected
+
+
+def test_set_seed_fixes_every_global_stream() -> None:
+    def draw() -> tuple[float, float, float]:
+        set_seed(43)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    assert draw() == draw()
+
+
+def test_calls_have_seed_42_plus_i_and_network_i(drawn: RuneSource) -> None:
+    seen = []
+
+    def spy(model: nn.Module, dataset: Any) -> nn.Module:
+        seen.append((torch.initial_seed(), len(dataset), dataset[0][1]))
+        return mean_class(model, dataset)
+
+    networks = list_networks()[:1]
+    scores = run_challenge(spy, drawn, ["thorn", "os"], networks, t_samples=2)
+    assert seen == [(43, 10, 10), (44, 10, 10)]
+    assert [(s.rune, s.seed, s.network) for s in scores] == [
+        ("thorn", 43, networks[0].stem),
+        ("os", 44, networks[0].stem),
+    ]
+
+
+def test_the_same_submission_scores_the_same_twice(drawn: RuneSource) -> None:
+    def once() -> float:
+        (score,) = run_challenge(mean_class, drawn, ["thorn"], list_networks(), t_samples=3)
+        return score.loss
+
+    assert once() == once()
+
+
+def test_a_call_over_the_limit_fails_loudly(drawn: RuneSource) -> None:
+    def slow(model: nn.Module, dataset: Any) -> nn.Module:
+        time.sleep(0.05)
+        return model
+
+    train = split_drawings(drawn.drawings("thorn"), 0).train
+    with pytest.raises(ChallengeFailure, match=r"took 0\.\d s; the limit is 0.01 s"):
+        run_call(slow, nn.Identity(), train, 43, limit_s=0.01)
+
+
+@pytest.mark.parametrize("returned", [None, 3.0, {"a": 1}])
+def test_returning_no_model_fails_loudly(drawn: RuneSource, returned: Any) -> None:
+    train = split_drawings(drawn.drawings("thorn"), 0).train
+    with pytest.raises(ChallengeFailure, match="a model is wanted"):
+        run_call(lambda model, dataset: returned, nn.Identity(), train, 43)
+
+
+def test_a_model_without_the_new_class_or_with_nan_fails_loudly(drawn: RuneSource) -> None:
+    test = split_drawings(drawn.drawings("thorn"), 0).test
+    model = ConditionalDiffusionUNet()
+    with pytest.raises(ChallengeFailure, match="can't be scored"):
+        score_call(copy.deepcopy(model), test, 2)
+    mean_class(model, None)
+    nn.init.constant_(model.conv_out.bias, float("nan"))
+    with pytest.raises(ChallengeFailure, match="loss is nan"):
+        score_call(model, test, 2)
+
+
+def test_the_command_scores_a_file_and_draws_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submission, picture = tmp_path / "mine.py", tmp_path / "sheet.png"
+    submission.write_text(SUBMISSION)
+    arguments = ["--submission", str(submission), "--source", "drawn", "--t-samples", "2"]
+    code = main([*arguments, "--runes", "thorn", "--json", "--picture", str(picture)])
+    report = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert report["points"] == points(report["mean_loss"])
+    assert [call["rune"] for call in report["calls"]] == ["thorn"]
+    sheet = np.asarray(Image.open(picture))
+    assert sheet.shape == (3 * 30 * 3, 10 * 30 * 3)  # real, before, after; ten each; threefold
+
+
+def test_a_failing_submission_is_a_verdict_and_not_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submission = tmp_path / "mine.py"
+    submission.write_text("def finetune_model(model, data):\n    raise ValueError('no')\n")
+    code = main(["--submission", str(submission), "--source", "drawn", "--runes", "thorn"])
+    assert code == 1
+    assert "failed: thorn: finetune_model raised ValueError: no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("x = 1\n", "defines no finetune_model"), ("import nonsense_\n", "does not import")],
+)
+def test_a_file_that_is_no_submission(tmp_path: Path, source: str, message: str) -> None:
+    submission = tmp_path / "mine.py"
+    submission.write_text(source)
+    with pytest.raises(UserError, match=message):
+        main(["--submission", str(submission), "--source", "drawn"])
+
+
+def test_an_unknown_rune_lists_those_there_are() -> None:
+    with pytest.raises(UserError, match="no rune 'x'; write some of"):
+        main(["--source", "drawn", "--runes", "x"])

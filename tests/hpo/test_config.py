@@ -1,0 +1,123 @@
+"""Study files: what is accepted, and how a mistake is reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.errors import UserError
+from finetune.recipe import Recipe
+from hpo.config import StudyConfig, load_study
+from hpo.space import sample_recipe
+
+GOOD = """
+name = "s"
+storage = "sqlite:///s.db"
+[instances]
+source = "drawn"
+[fixed]
+steps = 3
+[[start]]
+lr = 1e-3
+[space.lr]
+type = "float"
+low = 1e-4
+high = 1e-2
+log = true
+[space.lora]
+type = "switch"
+[space.lora_rank]
+type = "int"
+low = 1
+high = 8
+when = { lora = true }
+[space.lora_groups]
+type = "choice"
+when = { lora = true }
+[space.lora_groups.choices]
+middle = ["middle"]
+most = ["down", "middle", "up"]
+"""
+
+
+def load(tmp_path: Path, text: str) -> StudyConfig:
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    return load_study(str(path))
+
+
+def test_a_good_file_is_read(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD)
+    assert config.name == "s"
+    assert list(config.space) == ["lr", "lora", "lora_rank", "lora_groups"]
+    assert config.fixed == {"steps": 3}
+    assert config.start == ({"lr": 1e-3},)
+
+
+@pytest.mark.parametrize("name", ["runes", "quickstart"])
+def test_the_projects_own_studies_are_valid_and_start_with_complete_recipes(name: str) -> None:
+    config = load_study(name)
+    for parameters in config.start:
+        wanted = {k for k, p in config.space.items() if not p.when}
+        assert set(parameters) == wanted
+
+
+def test_the_search_starts_from_the_default_recipe() -> None:
+    config = load_study("runes")
+    study = optuna.create_study()
+    study.enqueue_trial(config.start[0])
+    assert sample_recipe(study.ask(), config.space, config.fixed) == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("[fixed]", "[fixt]", "unknown key fixt"),
+        ("high = 1e-2", "hihg = 1e-2", "space.lr.high is missing"),
+        ("high = 1e-2", 'high = "x"', "space.lr.high is 'x'"),
+        ("low = 1e-4", "low = 1", "low is 1 and high is 0.01"),
+        ("low = 1e-4", "low = 0", "log scale"),
+        ("high = 1e-2", "high = 50.0", "space.lr: lr is 50.0; write a value in [1e-07, 1]"),
+        ("steps = 3", "steps = 0", "[fixed] steps is 0"),
+        ("steps = 3", "stops = 3", "did you mean 'steps'"),
+        ("steps = 3", "lr = 1e-3", "lr is both in [fixed] and in [space]"),
+        ("lr = 1e-3", "lr = 0.5", "start.0.lr is 0.5"),
+        ("lr = 1e-3", "rl = 0.5", "start.0 names 'rl'"),
+        ("[space.lora]", "[space.lara]", "space.lora_rank.when names 'lora'"),
+        ("[space.lr]", "[space.rl]", "space.rl is no field of a recipe"),
+        ("when = { lora = true }", "when = { lora = 3 }", "lora can't be 3"),
+        ('middle = ["middle"]', 'middle = ["centre"]', "space.lora_groups: lora_groups is"),
+        ('source = "drawn"', 'source = "photos"', "instances.source is 'photos'"),
+        ('name = "s"', 'name = "s', "is not TOML"),
+        ('name = "s"\n', "", "name is missing"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(
+    tmp_path: Path, before: str, after: str, message: str
+) -> None:
+    assert before in GOOD
+    with pytest.raises(UserError) as error:
+        load(tmp_path, GOOD.replace(before, after, 1))
+    assert message in str(error.value)
+    assert "study.toml" in str(error.value)
+
+
+def test_an_unknown_study_lists_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"no study 'rune'; write one of .*quickstart, runes"):
+        load_study("rune")
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), name=st.sampled_from(["runes", "quickstart"]))
+def test_every_sampled_recipe_is_valid(seed: int, name: str) -> None:
+    config = load_study(name)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    trial = study.ask()
+    recipe = sample_recipe(trial, config.space, config.fixed)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert ("lora_rank" in trial.params) == bool(trial.params.get("lora"))
+    assert bool(recipe.lora_rank) == bool(trial.params.get("lora"))
