@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.adapt import adapt
-from finetune.challenge import add_data_options, choose_runes, open_source, set_seed
-from finetune.data import NEW_LABEL, split_drawings
+from finetune.challenge import add_data_options, set_seed
+from finetune.data import NEW_LABEL, choose_runes, open_source, split_drawings
 from finetune.errors import run_command
 from finetune.layers import add_class, embedding_of
 from finetune.networks import list_networks, load_network

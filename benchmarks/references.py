@@ -27,14 +27,8 @@ from torch import Tensor, nn
 from tqdm import tqdm, trange
 
 from finetune.adapt import adapt
-from finetune.challenge import (
-    FIRST_SEED,
-    add_data_options,
-    choose_runes,
-    open_source,
-    set_seed,
-)
-from finetune.data import NEW_LABEL, split_drawings
+from finetune.challenge import FIRST_SEED, add_data_options, set_seed
+from finetune.data import NEW_LABEL, choose_runes, open_source, split_drawings
 from finetune.errors import UserError, run_command
 from finetune.flow import image_losses
 from finetune.layers import add_class, embedding_of

@@ -195,7 +195,7 @@ class _Weights:
         self.anchored = [
             p for n, p in trainable(model) if "parametrizations" not in n and "class_emb" not in n
         ]
-        self.anchors = [p.detach().clone() for p in self.anchored] if recipe.l2_sp else []
+        self.anchors = [p.detach().clone() for p in self.anchored]
         # Digits' rows get no gradient, and must not decay either; vectors are not decayed,
         # as is usual.
         groups: list[dict[str, Any]] = [
@@ -203,9 +203,7 @@ class _Weights:
             {"params": vectors, "factor": 1.0, "weight_decay": 0.0},
             {"params": embedding, "factor": recipe.embedding_lr_factor, "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=recipe.lr, betas=(0.9, recipe.beta2)
-        )
+        self.optimizer = _adamw([g for g in groups if g["params"]], recipe)
         self.averages = [p.detach().clone() for p in self.parameters]
 
     def step(self, loss: Tensor, share: float, advance: float) -> float:
@@ -223,8 +221,9 @@ class _Weights:
             group["lr"] = lr * group["factor"]
         self.optimizer.step()
         with torch.no_grad():
-            for parameter, anchor in zip(self.anchored, self.anchors, strict=False):
-                parameter.lerp_(anchor, min(1.0, lr * r.l2_sp))
+            if r.l2_sp:
+                for parameter, anchor in zip(self.anchored, self.anchors, strict=True):
+                    parameter.lerp_(anchor, min(1.0, lr * r.l2_sp))
             if r.ema_half_life:
                 keep = 0.5 ** (advance / r.ema_half_life)
                 for average, parameter in zip(self.averages, self.parameters, strict=True):
@@ -237,6 +236,15 @@ class _Weights:
             with torch.no_grad():
                 for parameter, average in zip(self.parameters, self.averages, strict=True):
                     parameter.copy_(average)
+
+
+def _adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW in one fused kernel where this torch has one for this device."""
+    options: dict[str, Any] = {"lr": recipe.lr, "betas": (0.9, recipe.beta2)}
+    try:
+        return torch.optim.AdamW(groups, fused=True, **options)
+    except RuntimeError:  # on CPUs before torch 2.4
+        return torch.optim.AdamW(groups, **options)
 
 
 def lr_factor(recipe: Recipe, share: float, advance: float = 0.0) -> float:

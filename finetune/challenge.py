@@ -31,8 +31,8 @@ from .data import (
     DrawingDataset,
     Resize,
     RuneSource,
-    open_drawn,
-    open_omniglot,
+    choose_runes,
+    open_source,
     split_drawings,
 )
 from .errors import UserError, run_command
@@ -215,26 +215,6 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretrained", type=Path, help="directory of networks (default: embedded)")
     parser.add_argument("--resize", choices=RESIZES, default="bilinear")
     parser.add_argument("--split-seed", type=int, default=0, help="which ten drawings train")
-
-
-def open_source(name: str, data: Path | None) -> RuneSource:
-    """The source called ``name``: "omniglot" or "drawn"."""
-    return open_drawn() if name == "drawn" else open_omniglot(data)
-
-
-def choose_runes(source: RuneSource, wanted: Sequence[str] | None, n: int) -> list[str]:
-    """The runes that were asked for, or ``n`` spread evenly over all.
-
-    Raises:
-        UserError: a rune that the source does not have.
-    """
-    if not wanted:
-        n = min(n, len(source.runes))
-        return [source.runes[i * len(source.runes) // n] for i in range(n)]
-    unknown = [rune for rune in wanted if rune not in source.runes]
-    if unknown:
-        raise UserError(f"no rune {unknown[0]!r}; write some of {', '.join(source.runes)}")
-    return list(wanted)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -154,6 +154,26 @@ def open_drawn(seed: int = 0) -> RuneSource:
     return RuneSource(
         "drawn", {name: draw_rune(name, N_DRAWINGS, seed) for name in sorted(drawn_rune_names())}
     )
+
+
+def open_source(name: str, data: Path | None) -> RuneSource:
+    """The source called ``name``: "omniglot" or "drawn"."""
+    return open_drawn() if name == "drawn" else open_omniglot(data)
+
+
+def choose_runes(source: RuneSource, wanted: Sequence[str] | None, n: int) -> list[str]:
+    """The runes that were asked for, or ``n`` spread evenly over all.
+
+    Raises:
+        UserError: a rune that the source does not have.
+    """
+    if not wanted:
+        n = min(n, len(source.runes))
+        return [source.runes[i * len(source.runes) // n] for i in range(n)]
+    unknown = [rune for rune in wanted if rune not in source.runes]
+    if unknown:
+        raise UserError(f"no rune {unknown[0]!r}; write some of {', '.join(source.runes)}")
+    return list(wanted)
 
 
 def find_mnist(data: Path | None = None, *, download: bool = True) -> Path:

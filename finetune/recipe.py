@@ -44,7 +44,7 @@ class Recipe:
     """
 
     # Optimisation
-    steps: int = _number(1200, 1, 1_000_000, "steps", "optimizer steps when time allows")
+    steps: int = _number(1000, 1, 1_000_000, "steps", "optimizer steps when time allows")
     batch_size: int = _number(16, 1, 4096, "images", "augmented drawings per step")
     lr: float = _number(3e-3, 1e-7, 1.0, "1", "peak learning rate of AdamW")
     schedule: str = _choice(
@@ -90,9 +90,9 @@ class Recipe:
     rotation_deg: float = _number(5.0, 0.0, 180.0, "degrees", "rotation, either way")
     scale: float = _number(0.2, 0.0, 0.9, "1", "size, as a relative change")
     aspect: float = _number(0.0, 0.0, 0.9, "1", "width over height, as a relative change")
-    shear: float = _number(0.12, 0.0, 1.0, "1", "horizontal shear (slant)")
+    shear: float = _number(0.1, 0.0, 1.0, "1", "horizontal shear (slant)")
     shift_px: float = _number(1.5, 0.0, 14.0, "px", "shift along each axis")
-    elastic_px: float = _number(0.6, 0.0, 10.0, "px", "deviation of the elastic grid's offsets")
+    elastic_px: float = _number(0.4, 0.0, 10.0, "px", "deviation of the elastic grid's offsets")
     elastic_grid: int = _number(5, 2, 14, "points", "elastic control points along each axis")
     stroke_px: float = _number(0.0, 0.0, 2.0, "px", "change of the stroke's width")
 

@@ -13,8 +13,7 @@ import torch
 from tqdm import tqdm
 
 from finetune.adapt import AdaptationError, Progress, adapt
-from finetune.challenge import open_source
-from finetune.data import NEW_LABEL, Split, split_drawings
+from finetune.data import NEW_LABEL, Split, open_source, split_drawings
 from finetune.errors import UserError
 from finetune.networks import list_networks, load_network
 from finetune.recipe import Recipe, RecipeError
@@ -105,6 +104,17 @@ class Objective:
             raise optuna.TrialPruned(str(error)) from error
         trial.set_user_attr("recipe", json.dumps(recipe.to_dict()))
         measured: list[Measured] = []
+        try:
+            return self._race(trial, recipe, measured)
+        finally:
+            # Of a pruned trial too: samplers put one without the constraint behind all others.
+            if measured:
+                longest = max(m.seconds for m in measured)
+                trial.set_constraint("seconds over the limit", longest - self.config.limit_s)
+                trial.set_user_attr("longest_call_s", longest)
+
+    def _race(self, trial: optuna.Trial, recipe: Recipe, measured: list[Measured]) -> float:
+        """Measure instance after instance, into ``measured``, until the last or a prune."""
         for number, instance in enumerate(self.instances, start=1):
             measured.append(self._measure(trial, recipe, instance, number))
             mean = sum(m.loss for m in measured) / number
@@ -113,11 +123,8 @@ class Objective:
             if number < len(self.instances) and trial.should_prune():
                 trial.set_user_attr("why_pruned", f"weak after {number} instances")
                 raise optuna.TrialPruned
-        longest = max(m.seconds for m in measured)
-        trial.set_constraint("seconds over the limit", longest - self.config.limit_s)
         variance = sum(m.standard_error**2 for m in measured)
         trial.set_user_attr("standard_error", math.sqrt(variance) / len(measured))
-        trial.set_user_attr("longest_call_s", longest)
         return mean
 
     def _measure(

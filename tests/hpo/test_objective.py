@@ -103,6 +103,7 @@ def test_a_weak_trial_is_pruned_before_its_last_instance(
     assert weak.state == TrialState.PRUNED
     assert len(weak.user_attrs["instances"]) == 1
     assert "weak" in weak.user_attrs["why_pruned"]
+    assert weak.constraints["seconds over the limit"] == pytest.approx(-9.0)
 
 
 def test_a_call_over_the_limit_is_infeasible_and_never_best(

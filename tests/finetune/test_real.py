@@ -1,0 +1,60 @@
+"""The whole path on real drawings; skipped where RUNES_DATA is not set."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.adapt import adapt
+from finetune.augment import Augmenter
+from finetune.data import NEW_LABEL, RESIZES, Resize, open_omniglot, split_drawings
+from finetune.layers import add_class, embedding_of
+from finetune.networks import list_networks, load_network
+from finetune.recipe import Recipe
+from finetune.validation import NoiseTable, estimate, paired_difference
+
+GREYS = torch.tensor([-0.01, 0.02, 0.2, 0.4, 0.6, 0.8, 0.98, 1.01])
+
+
+def histogram(images: torch.Tensor) -> torch.Tensor:
+    counts = torch.histogram(images.flatten().contiguous(), GREYS).hist
+    return counts / counts.sum()
+
+
+def test_sixty_steps_teach_a_real_rune_and_rebuilt_strokes_teach_it_better(
+    real_data: Path,
+) -> None:
+    source = open_omniglot(real_data)
+    split = split_drawings(source.drawings(source.runes[0]), 0)
+    pretrained = load_network(list_networks()[0])
+    table = NoiseTable(10, 20, 4)
+
+    before = copy.deepcopy(pretrained)
+    add_class(before, embedding_of(before).weight.detach().mean(0))
+    losses = {"before": estimate(before, split.test, NEW_LABEL, table)}
+    for render in ("direct", "rebuilt"):
+        recipe = Recipe(steps=60, render=render, deadline_s=1000.0)
+        model = adapt(pretrained, split.train, recipe).model
+        losses[render] = estimate(model, split.test, NEW_LABEL, table)
+
+    taught = paired_difference(losses["before"], losses["direct"])
+    assert taught.mean > 0.1 * losses["before"].mean
+    better = paired_difference(losses["direct"], losses["rebuilt"])
+    assert better.mean > 3 * better.standard_error
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_the_resize_of_real_drawings_is_found_and_their_greys_are_kept(
+    real_data: Path, resize: Resize
+) -> None:
+    source = open_omniglot(real_data)
+    for rune in source.runes[::7]:
+        drawings = split_drawings(source.drawings(rune, resize), 0).train
+        augment = Augmenter(drawings, Recipe(), torch.Generator().manual_seed(0))
+        assert augment.rebuilt is not None
+        assert augment.rebuilt.resize == resize
+        distance = (histogram(drawings) - histogram(augment(200))).abs().sum() / 2
+        assert distance < 0.02
