@@ -19,6 +19,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,12 @@ from finetune.errors import UserError, run_command
 from finetune.flow import image_losses
 from finetune.layers import add_class, embedding_of
 from finetune.networks import list_networks, load_network, network_digest
-from finetune.recipe import Recipe
+from finetune.recipe import Recipe, RecipeError
 from finetune.validation import NoiseTable, estimate
 
 Adapt = Callable[[nn.Module, Tensor], nn.Module]
 _A_EPOCHS, _A_BATCH, _A_LR, _A_DECAY, _A_CLIP = 200, 8, 5e-5, 0.01, 1.0
+_NO_DEADLINE_S = 1e6
 _B_STEPS, _B_BATCH, _B_LR, _B_RANK = 8000, 10, 1e-2, 10
 
 
@@ -107,6 +109,23 @@ def reference_b(pretrained: nn.Module, drawings: Tensor) -> nn.Module:
     return model.eval()
 
 
+REFERENCES: dict[str, Adapt] = {"A": reference_a, "B": reference_b}
+# What a row is about; a row with the same values is not computed again.
+KEYS = ("source", "data", "resize", "split", "rune", "network", "recipe", "recipe_digest")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe from a JSON file.
+
+    Raises:
+        UserError: no such file, or no recipe.
+    """
+    try:
+        return Recipe.from_json(path.read_text())
+    except (OSError, RecipeError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def _ours(recipe: Recipe) -> Adapt:
     def run(pretrained: nn.Module, drawings: Tensor) -> nn.Module:
         with tqdm(total=100, desc="ours", unit="%", leave=False) as progress:
@@ -120,7 +139,7 @@ def _ours(recipe: Recipe) -> Adapt:
 
 
 def measure(
-    name: str, run: Adapt, pretrained: nn.Module, train: Tensor, test: Tensor, seed: int
+    run: Adapt, pretrained: nn.Module, train: Tensor, test: Tensor, seed: int
 ) -> dict[str, Any]:
     """One row: the recipe's loss on the common table, by replicate, and its seconds."""
     set_seed(seed)
@@ -129,7 +148,6 @@ def measure(
     seconds = time.perf_counter() - start
     losses = estimate(model, test, NEW_LABEL, NoiseTable(len(test)))
     return {
-        "recipe": name,
         "seconds": round(seconds, 2),
         "loss": losses.mean,
         "standard_error": losses.standard_error,
@@ -172,17 +190,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recipe", type=Path, help="JSON recipe to score as 'custom' as well")
     parser.add_argument("--out", type=Path, default=Path("build/references.jsonl"))
     parser.add_argument("--threads", type=int, help="of one call (default: torch's)")
+    parser.add_argument(
+        "--no-deadline",
+        action="store_true",
+        help="give our recipes all their steps, however long this machine takes",
+    )
     arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    known: dict[str, Adapt] = {"A": reference_a, "B": reference_b, "default": _ours(Recipe())}
+    known = dict(REFERENCES)
+    recipes = {"default": Recipe()}
     names = arguments.recipes.split(",")
+    if arguments.recipe:
+        recipes["custom"] = read_recipe(arguments.recipe)
+        names.append("custom")
+    if arguments.no_deadline:
+        recipes = {k: replace(r, deadline_s=_NO_DEADLINE_S) for k, r in recipes.items()}
+    known |= {name: _ours(recipe) for name, recipe in recipes.items()}
     for name in names:
         if name not in known:
             raise UserError(f"--recipes names {name!r}; write some of {','.join(known)}")
-    if arguments.recipe:
-        known["custom"] = _ours(Recipe.from_json(arguments.recipe.read_text()))
-        names.append("custom")
     source = open_source(arguments.source, arguments.data)
     runes = choose_runes(source, arguments.runes, len(source.runes))
     networks = list_networks(arguments.pretrained)
@@ -190,8 +217,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
     rows = [json.loads(line) for line in lines]
-    keys = ("source", "data", "resize", "split", "rune", "network", "recipe")
-    done = {tuple(row[k] for k in keys) for row in rows}
+    done = {tuple(row[k] for k in KEYS) for row in rows}
     work = [(i, rune, name) for i, rune in enumerate(runes) for name in names]
     for i, rune, name in tqdm(work, desc=arguments.resize, unit="call"):
         network = load_network(networks[i % len(networks)])
@@ -203,16 +229,18 @@ def main(argv: list[str] | None = None) -> int:
             "rune": rune,
             "network": network_digest(network)[:12],
             "recipe": name,
+            "recipe_digest": recipes[name].digest if name in recipes else "",
         }
         if tuple(row.values()) in done:
             continue
         split = split_drawings(source.drawings(rune, arguments.resize), arguments.split_seed)
-        row |= measure(name, known[name], network, split.train, split.test, FIRST_SEED + 1 + i)
+        row |= measure(known[name], network, split.train, split.test, FIRST_SEED + 1 + i)
         row |= {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
         rows.append(row)
         with arguments.out.open("a") as out:
             out.write(json.dumps(row) + "\n")
-    print(summary([r for r in rows if r["rune"] in runes and r["recipe"] in names]))
+    asked = {(name, recipes[name].digest if name in recipes else "") for name in names}
+    print(summary([r for r in rows if (r["recipe"], r["recipe_digest"]) in asked]))
     return 0
 
 

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from .errors import UserError
 from .unet import ConditionalDiffusionUNet
@@ -88,7 +88,8 @@ def save_network(
     """Write a network's weights in half precision, beside ``path`` first, then renamed."""
     state = {k: v.detach().cpu().half().contiguous() for k, v in model.state_dict().items()}
     beside = path.with_name(path.name + ".part")
-    save_file(state, beside, metadata=metadata)
+    # `save_file` would make it readable by its owner alone, whatever the umask says.
+    beside.write_bytes(save(state, metadata=metadata))
     beside.replace(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -44,9 +45,9 @@ class Recipe:
     """
 
     # Optimisation
-    steps: int = _number(1000, 1, 1_000_000, "steps", "optimizer steps when time allows")
-    batch_size: int = _number(16, 1, 4096, "images", "augmented drawings per step")
-    lr: float = _number(3e-3, 1e-7, 1.0, "1", "peak learning rate of AdamW")
+    steps: int = _number(640, 1, 1_000_000, "steps", "optimizer steps when time allows")
+    batch_size: int = _number(32, 1, 4096, "images", "augmented drawings per step")
+    lr: float = _number(4e-3, 1e-7, 1.0, "1", "peak learning rate of AdamW")
     schedule: str = _choice(
         "cosine", ("cosine", "linear", "constant"), "learning rate after the warm-up"
     )
@@ -126,6 +127,12 @@ class Recipe:
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that name the recipe: equal for equal values alone."""
+        values = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(values.encode()).hexdigest()[:12]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import optuna
@@ -35,9 +36,14 @@ def open_storage(url: str) -> BaseStorage:
     else:
         engine_kwargs = {"pool_pre_ping": True, "pool_size": _POOL_SIZE}
     try:
-        storage = RDBStorage(
-            url, engine_kwargs=engine_kwargs, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
+            storage = RDBStorage(
+                url,
+                engine_kwargs=engine_kwargs,
+                heartbeat_interval=HEARTBEAT_S,
+                grace_period=GRACE_S,
+            )
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
         raise UserError(f"can't open {shown}: {_one_line(error)}") from error
     if storage.engine.dialect.name == "sqlite":
