@@ -64,8 +64,9 @@ def print_summary(study: optuna.Study, config: StudyConfig, url: str) -> None:
         for name, value in changed_values(recipe_of(best)).items():
             shown = f"{value:.4g}" if isinstance(value, float) else value
             print(f"  {name:<22}{shown}")
+    shown_url = make_url(url).render_as_string(hide_password=True)
     print("next:")
     print(
-        f"  python -m hpo.worker --study {config.name}   # more trials, in many shells if you like"
+        f"  python -m hpo.worker --study {config.name}   # more trials; as many shells as you like"
     )
-    print(f"  optuna-dashboard {url}    the trials in a browser")
+    print(f"  optuna-dashboard {shown_url}   # the trials in a browser")
