@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shlex
 import signal
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -196,7 +194,7 @@ def pretrain(config: PretrainConfig, data: Path, out: Path, device: torch.device
         "validation_loss": round(mean, 6),
         "validation_standard_error": round(standard_error, 6),
         "validation_data": "MNIST test, 10,000 digits",
-        "command": shlex.join(["python", "-m", "finetune.pretrain", *_portable_arguments()]),
+        "command": _command(config),
         "torch": torch.__version__,
     }
     save_network(model, final, {k: str(v) for k, v in card.items()})
@@ -206,13 +204,12 @@ def pretrain(config: PretrainConfig, data: Path, out: Path, device: torch.device
     return final
 
 
-def _portable_arguments() -> list[str]:
-    """The command line with directories as placeholders: a card says nothing of one machine."""
-    arguments = list(sys.argv[1:])
-    for option in ("--data", "--out"):
-        if option in arguments[:-1]:
-            arguments[arguments.index(option) + 1] = option[2:].upper()
-    return arguments
+def _command(config: PretrainConfig) -> str:
+    """What to type for this network; directories are placeholders, a card names no machine's."""
+    return (
+        f"python -m finetune.pretrain --data DATA --out OUT --seeds {config.seed} "
+        f"--epochs {config.epochs} --batch-size {config.batch_size} --precision {config.precision}"
+    )
 
 
 def _seeds(text: str) -> list[int]:

@@ -1,0 +1,332 @@
+"""The augmentation mix: what a warp may change, and the grey values that it must not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finetune import augment
+from finetune.augment import Augmenter
+from finetune.data import RESIZES, Resize, resize_bitmaps
+from finetune.drawn import draw_rune
+from finetune.rebuild import Rebuilt, rebuild, resize_operator
+from finetune.recipe import Recipe
+
+STILL: dict[str, Any] = dict.fromkeys(
+    ("rotation_deg", "scale", "aspect", "shear", "shift_px", "elastic_px", "stroke_px"), 0.0
+)
+RUNES = ("rad", "is")  # many strokes, and one
+EDGES = torch.tensor([0, 0.02, 0.2, 0.4, 0.6, 0.8, 0.98, 1.0001])
+
+
+def recipe(**ranges: Any) -> Recipe:
+    """A recipe in which nothing moves but what is named."""
+    return Recipe(**{**STILL, **ranges})
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+Augment = Callable[..., tuple[Tensor, Augmenter]]
+
+
+@pytest.fixture
+def augment_drawn(monkeypatch: pytest.MonkeyPatch) -> Augment:
+    """Drawn runes and an augmenter that is told their true strokes.
+
+    Rebuilding strokes has tests of its own, costs time and is never perfect.
+    """
+
+    def make(
+        rune: str, recipe: Recipe, *, n: int = 1, resize: Resize = "antialiased", seed: int = 0
+    ) -> tuple[Tensor, Augmenter]:
+        bitmaps = draw_rune(rune, n, seed=0)
+        rebuilt = Rebuilt(bitmaps.float(), resize_operator(resize), resize, 0.0)
+        monkeypatch.setattr(augment, "rebuild", lambda images: rebuilt)
+        drawings = resize_bitmaps(bitmaps, resize)
+        return drawings, Augmenter(drawings, recipe, generator(seed))
+
+    return make
+
+
+# Grey values
+
+
+@pytest.fixture(
+    scope="session",
+    params=[(rune, resize) for rune in RUNES for resize in RESIZES],
+    ids=lambda p: "-".join(p),
+)
+def drawings_and_strokes(request: pytest.FixtureRequest) -> tuple[Tensor, Rebuilt]:
+    rune, resize = request.param
+    drawings = resize_bitmaps(draw_rune(rune, 4, seed=0), resize)
+    return drawings, rebuild(drawings[:, 0])
+
+
+def total_variation(a: Tensor, b: Tensor) -> float:
+    """Between the histograms of all grey values, in [0, 1]."""
+    p, q = (torch.histogram(x.flatten(), EDGES).hist / x.numel() for x in (a, b))
+    return (p - q).abs().sum().item() / 2
+
+
+def test_grey_values_stay_as_they_were(
+    drawings_and_strokes: tuple[Tensor, Rebuilt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawings, strokes = drawings_and_strokes
+    monkeypatch.setattr(augment, "rebuild", lambda images: strokes)
+    drawn = Augmenter(drawings, Recipe(), generator())(400)
+    assert total_variation(drawn, drawings) < 0.02
+    assert drawn.mean().item() == pytest.approx(drawings.mean().item(), rel=0.05)
+    squares = drawings.square().mean().item()
+    assert drawn.square().mean().item() == pytest.approx(squares, rel=0.08)
+    if set(drawings.unique().tolist()) == {0.0, 1.0}:
+        assert set(drawn.unique().tolist()) == {0.0, 1.0}, "nearest stays two-valued"
+
+
+@pytest.mark.parametrize("rune", RUNES)
+def test_warping_the_image_itself_blurs_the_strokes(rune: str) -> None:
+    """What the test above guards against, and that it would see it."""
+    drawings = resize_bitmaps(draw_rune(rune, 4, seed=0), "bilinear")
+    drawn = Augmenter(drawings, Recipe(render="direct"), generator())(400)
+    assert total_variation(drawn, drawings) > 0.04
+    assert drawn.square().mean() < 0.85 * drawings.square().mean()
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("render", ["rebuilt", "direct"])
+def test_images_are_grey_and_of_their_shape(
+    augment_drawn: Augment, resize: Resize, render: str
+) -> None:
+    wild = Recipe(render=render, scale=0.8, shear=1, shift_px=10, stroke_px=2, elastic_px=3)
+    _, draw = augment_drawn("rad", wild, n=3, resize=resize)
+    for n in (1, 5, 64):
+        images = draw(n)
+        assert images.shape == (n, 1, 28, 28) and images.dtype == torch.float32
+        assert images.min() >= 0 and images.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("render", ["rebuilt", "direct"])
+def test_still_drawings_stay_as_they_are(
+    augment_drawn: Augment, resize: Resize, render: str
+) -> None:
+    drawings, draw = augment_drawn("beorc", recipe(render=render), n=4, resize=resize)
+    images = draw(40)
+    errors = (images[:, None] - drawings[None]).square().mean((2, 3, 4))  # (40, 4)
+    assert errors.min(1).values.max() < (2e-3 if resize == "nearest" else 1e-3)
+    assert set(errors.argmin(1).tolist()) == {0, 1, 2, 3}, "each drawing has its turn"
+
+
+def test_plain_drawings_are_exact_copies(augment_drawn: Augment) -> None:
+    drawings, draw = augment_drawn("rad", Recipe(plain_share=1.0), n=3)
+    copies = (draw(60)[:, None] == drawings[None]).flatten(2).all(2)  # (60, 3)
+    assert (copies.sum(1) == 1).all()
+    assert copies.any(0).all()
+
+
+def test_plain_share_is_the_share_of_copies(augment_drawn: Augment) -> None:
+    drawings, draw = augment_drawn("rad", Recipe(plain_share=0.3), n=2)
+    copies = (draw(1000)[:, None] == drawings[None]).flatten(2).all(2).any(1)
+    assert 0.24 < copies.float().mean() < 0.36  # four standard deviations
+
+
+# Randomness
+
+
+@pytest.mark.parametrize("render", ["rebuilt", "direct"])
+def test_drawings_are_fixed_by_the_seed_alone(augment_drawn: Augment, render: str) -> None:
+    state = torch.get_rng_state()
+    chosen = Recipe(render=render, plain_share=0.2, stroke_px=0.3)
+    batches = []
+    for seed in (0, 0, 1):
+        _, draw = augment_drawn("rad", chosen, n=3, seed=seed)
+        batches.append([draw(8), draw(8)])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(batches[0], batches[1], strict=True))
+    assert not torch.equal(batches[0][0], batches[2][0])
+    assert not torch.equal(batches[0][0], batches[0][1]), "batches go on"
+
+
+# Geometry, as maps of coordinates
+
+
+def maps(draw: Augmenter, n: int = 200) -> tuple[Tensor, Tensor]:
+    """The linear part (n, 2, 2) and the shift (n, 2) of warps that are affine, to the source."""
+    grid = draw.draw_warp(n).grid.double()
+    k = grid.shape[1]
+    p = (torch.arange(k, dtype=torch.float64) + 0.5) * 2 / k - 1
+    y, x = torch.meshgrid(p, p, indexing="ij")
+    design = torch.stack([x, y, torch.ones_like(x)], -1).view(1, -1, 3)
+    fit = torch.linalg.lstsq(design.expand(n, -1, -1), grid.view(n, -1, 2)).solution  # (n, 3, 2)
+    residual = design @ fit - grid.view(n, -1, 2)
+    assert residual.abs().max() < 1e-5
+    return fit[:, :2].transpose(1, 2), fit[:, 2]
+
+
+def direct(**ranges: Any) -> Augmenter:
+    return Augmenter(torch.zeros(1, 1, 28, 28), recipe(render="direct", **ranges), generator())
+
+
+def assert_covers(values: Tensor, low: float, high: float) -> None:
+    """All within [low, high], and nearly to both ends."""
+    slack = 1e-4 * (high - low)
+    assert low - slack <= values.min() < low + 0.1 * (high - low)
+    assert high + slack >= values.max() > high - 0.1 * (high - low)
+
+
+def test_rotation_is_one_in_its_range() -> None:
+    linear, shift = maps(direct(rotation_deg=20))
+    identity = torch.eye(2, dtype=torch.float64)
+    assert torch.allclose(linear @ linear.mT, identity.expand_as(linear), atol=1e-5)
+    assert (torch.linalg.det(linear) > 0).all()
+    assert shift.abs().max() < 1e-5, "about the middle"
+    angle = torch.rad2deg(torch.atan2(linear[:, 1, 0], linear[:, 0, 0]))
+    assert_covers(angle, -20, 20)
+
+
+def test_scale_grows_and_shrinks_alike() -> None:
+    draw = direct(scale=0.3)
+    linear, _ = maps(draw)
+    size = 1 / linear[:, 0, 0]
+    assert torch.allclose(linear[:, 0, 0], linear[:, 1, 1], atol=1e-5)
+    assert linear[:, 0, 1].abs().max() < 1e-5 and linear[:, 1, 0].abs().max() < 1e-5
+    assert_covers(size, 0.7, 1.3)
+    warp = draw.draw_warp(5)  # the centre of the last pixel lies at 27/28
+    assert torch.allclose(warp.grid[:, -1, -1, 0] * warp.scale, torch.tensor(27 / 28))
+
+
+def test_aspect_changes_the_shape_and_not_the_area() -> None:
+    linear, _ = maps(direct(aspect=0.4))
+    assert torch.allclose(torch.linalg.det(linear), torch.ones(200).double(), atol=1e-5)
+    assert_covers(linear[:, 1, 1] / linear[:, 0, 0], 0.6, 1.4)  # width over height
+
+
+def test_shear_slants_and_leaves_rows_in_place() -> None:
+    linear, _ = maps(direct(shear=0.2))
+    assert torch.allclose(linear[:, 1], torch.tensor([0.0, 1.0]).double(), atol=1e-5)
+    assert torch.allclose(linear[:, 0, 0], torch.ones(200).double(), atol=1e-5)
+    assert_covers(linear[:, 0, 1], -0.2, 0.2)
+
+
+def test_elastic_offsets_have_their_deviation() -> None:
+    """The field is a mean over few control points, so the deviation is over many fields."""
+    draw = direct(elastic_px=0.8, elastic_grid=5)
+    p = (torch.arange(28) + 0.5) / 14 - 1
+    y, x = torch.meshgrid(p, p, indexing="ij")
+    offset = (draw.draw_warp(2000).grid - torch.stack([x, y], -1)) * 14  # pixels
+    deviation = offset.std(0)  # at each place
+    assert deviation.min() > 0.75 and deviation.max() < 0.85
+    neighbours = (offset[:, :, 1:] - offset[:, :, :-1]).abs().max()
+    assert neighbours < 1, "smooth: the field never folds"
+
+
+# Geometry, as it is drawn
+
+
+def centroid(images: Tensor) -> Tensor:
+    """(b, 1, 28, 28) to (b, 2): x, y in pixels."""
+    i = torch.arange(28.0)
+    mass = images.sum((1, 2, 3))
+    return torch.stack([images.sum((1, 2)) @ i, images.sum((1, 3)) @ i], 1) / mass[:, None]
+
+
+def principal_angle_deg(images: Tensor) -> Tensor:
+    """Of the axis along which the ink extends most, in (-90, 90] from the downward direction."""
+    i = torch.arange(28.0)
+    offset = i[None] - centroid(images).T[:, :, None]  # (2, b, 28)
+    grey = images[:, 0]
+    xx = torch.einsum("byx,bx->b", grey, offset[0].square())
+    yy = torch.einsum("byx,by->b", grey, offset[1].square())
+    xy = torch.einsum("byx,bx,by->b", grey, offset[0], offset[1])
+    return torch.rad2deg(torch.atan2(2 * xy, yy - xx) / 2)
+
+
+def test_shift_moves_the_ink_both_ways_within_its_range(augment_drawn: Augment) -> None:
+    drawings, draw = augment_drawn("is", recipe(shift_px=2.0))
+    moved = centroid(draw(200)) - centroid(drawings)
+    assert moved.abs().max() < 2.1
+    assert (moved.min(0).values < -1.6).all() and (moved.max(0).values > 1.6).all()
+
+
+def test_rotation_turns_the_ink_both_ways_within_its_range(augment_drawn: Augment) -> None:
+    drawings, draw = augment_drawn("is", recipe(rotation_deg=12.0))
+    turned = principal_angle_deg(draw(200)) - principal_angle_deg(drawings)
+    assert turned.abs().max() < 12.5
+    assert turned.min() < -10 and turned.max() > 10
+
+
+@pytest.mark.parametrize("render", ["rebuilt", "direct"])
+@pytest.mark.parametrize("rune", ["cen", "sigel"])  # unlike either of their mirror images
+def test_no_drawing_is_a_mirror_image(augment_drawn: Augment, rune: str, render: str) -> None:
+    drawings, draw = augment_drawn(rune, Recipe(render=render))
+    images = draw(100)
+
+    def likeness(template: Tensor) -> Tensor:
+        """Correlation with ``template`` wherever within 5 px it fits best."""
+        return F.conv2d(images, template, padding=5).flatten(1).max(1).values
+
+    original = likeness(drawings)
+    for axis in (-1, -2):  # left for right, upside down
+        assert (original > likeness(drawings.flip(axis))).all()
+
+
+def pen_width_px(images: Tensor) -> Tensor:
+    """Of one upright stroke: ink per row, in the rows around the middle."""
+    return images[:, 0, 11:17].sum(2).mean(1)
+
+
+def stroke_length_px(images: Tensor) -> Tensor:
+    return images.sum((1, 2, 3)) / pen_width_px(images)
+
+
+def test_pen_keeps_its_width_whatever_the_size(augment_drawn: Augment) -> None:
+    drawings, draw = augment_drawn("is", recipe(scale=0.4))
+    images = draw(100)
+    lengths = stroke_length_px(images) / stroke_length_px(drawings)
+    assert lengths.min() < 0.7 and lengths.max() > 1.25
+    widths = pen_width_px(images) / pen_width_px(drawings)
+    assert widths.min() > 0.85 and widths.max() < 1.2
+
+    _, draw = augment_drawn("is", recipe(scale=0.4, render="direct"))
+    widths = pen_width_px(draw(100)) / pen_width_px(drawings)
+    assert widths.min() < 0.7 and widths.max() > 1.3, "a picture's pen does not"
+
+
+def test_stroke_width_changes_by_its_range_and_no_more(augment_drawn: Augment) -> None:
+    drawings, draw = augment_drawn("is", recipe(stroke_px=0.5))
+    images = draw(200)
+    change = pen_width_px(images) - pen_width_px(drawings)
+    assert change.abs().max() < 0.7  # edges fall on whole pixels of the bitmap, 0.27 each
+    assert change.min() < -0.3 and change.max() > 0.3
+    assert (centroid(images) - centroid(drawings)).abs().max() < 0.3
+
+
+# Drawings that are no resized strokes
+
+
+def test_smooth_pictures_are_warped_as_they_are() -> None:
+    i = torch.arange(28.0)
+    bells = [torch.exp(-((i - centre) ** 2) / 60) for centre in (9.0, 15.0)]
+    blobs = torch.stack([torch.outer(bell, bell) for bell in bells])[:, None]
+    images = Augmenter(blobs, Recipe(), generator())(16)
+    assert torch.equal(images, Augmenter(blobs, Recipe(render="direct"), generator())(16))
+
+
+def test_noise_is_drawn_all_the_same() -> None:
+    noise = torch.rand(1, 1, 28, 28, generator=generator())
+    images = Augmenter(noise, recipe(rotation_deg=10), generator())(64)
+    assert images.min() >= 0 and images.max() <= 1 + 1e-6
+    inner = slice(8, 20)  # corners turn out of the picture
+    grey = noise[:, :, inner, inner].mean().item()
+    assert images[:, :, inner, inner].mean().item() == pytest.approx(grey, rel=0.1)
+
+
+def test_blank_drawings_stay_blank() -> None:
+    images = Augmenter(torch.zeros(1, 1, 28, 28), Recipe(stroke_px=1), generator())(16)
+    assert torch.equal(images, torch.zeros(16, 1, 28, 28))
