@@ -44,7 +44,8 @@ def open_storage(url: str) -> BaseStorage:
                 heartbeat_interval=HEARTBEAT_S,
                 grace_period=GRACE_S,
             )
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+    # A RuntimeError is Optuna's word for tables of another version.
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
         raise UserError(f"can't open {shown}: {_one_line(error)}") from error
     if storage.engine.dialect.name == "sqlite":
         sqlalchemy.event.listen(storage.engine, "connect", _relax_sync)

@@ -56,6 +56,9 @@ def run_worker(
         KeyboardInterrupt: the trial at hand is failed and queued again.
     """
     started = time.monotonic()
+    for option, value in (("trials", trials), ("seconds", seconds), ("threads", threads)):
+        if value is not None and value <= 0:
+            raise UserError(f"--{option} is {value:g}; write more than 0")
     import optuna
     import torch
 

@@ -126,6 +126,7 @@ def test_without_omniglot_one_line_says_where_it_goes_and_what_needs_none(tmp_pa
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     for arguments, word in [
         (["--study", "nonsense"], "no study 'nonsense'"),
+        (["--study", "quickstart", "--trials", "0"], "--trials is 0; write more than 0"),
         (["--study", "quickstart", "--storage", "nonsense"], "sqlite:///runes.db"),
         (["--study", "quickstart", "--storage", "sqlite:////no/such/dir/x.db"], "can't open"),
     ]:
