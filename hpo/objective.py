@@ -6,14 +6,13 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import optuna
 import torch
 from tqdm import tqdm
 
 from finetune.adapt import AdaptationError, Progress, adapt
-from finetune.data import NEW_LABEL, Split, open_source, split_drawings
+from finetune.data import NEW_LABEL, RuneSource, Split, split_drawings
 from finetune.errors import UserError
 from finetune.networks import list_networks, load_network
 from finetune.recipe import Recipe, RecipeError
@@ -49,13 +48,12 @@ class Measured:
     steps: int
 
 
-def load_instances(config: Instances, data: Path | None = None) -> list[Instance]:
+def load_instances(config: Instances, source: RuneSource) -> list[Instance]:
     """Every rune of every split; network i goes with rune i, counted round.
 
     Raises:
-        UserError: data or networks are missing, or a rune is unknown.
+        UserError: networks are missing, or a rune is unknown.
     """
-    source = open_source(config.source, data)
     unknown = [rune for rune in config.runes if rune not in source.runes]
     if unknown:
         raise UserError(

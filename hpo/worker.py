@@ -52,7 +52,8 @@ def run_worker(
     """Run trials of a study until its budget is spent; returns the exit code.
 
     Raises:
-        UserError: the study file, the data, the networks or the database are not usable.
+        UserError: the study file, the data, the networks or the database are not usable, or the
+            study was made to measure something else.
         KeyboardInterrupt: the trial at hand is failed and queued again.
     """
     started = time.monotonic()
@@ -62,7 +63,10 @@ def run_worker(
     import optuna
     import torch
 
+    from finetune.data import open_source
+
     from .config import load_study
+    from .manifest import make_manifest, record_or_check
     from .objective import Objective, load_instances
     from .report import print_summary, show_trial
     from .storage import open_storage, open_study
@@ -73,17 +77,19 @@ def run_worker(
         torch.set_num_threads(threads)
     config = load_study(study_name)
     try:
-        instances = load_instances(config.instances, data)
+        source = open_source(config.instances.source, data)
     except UserError as error:
         if config.instances.source == "omniglot":
             raise UserError(f"{error}; --study quickstart needs no data") from error
         raise
+    instances = load_instances(config.instances, source)
     url = storage_url or config.storage
     storage = open_storage(url)
     seed = seed if seed is not None else _worker_seed(config.sampler.seed)
     study, created = open_study(
         storage, config.name, make_sampler(config.sampler, seed), make_pruner(config.pruner)
     )
+    record_or_check(study, make_manifest(config, source, instances), created)
     if created:
         for parameters in config.start:
             study.enqueue_trial(parameters)

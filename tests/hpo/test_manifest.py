@@ -1,0 +1,96 @@
+"""A worker that would measure something else may not join."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import optuna
+import pytest
+import torch
+
+from finetune.data import RuneSource, open_drawn
+from finetune.errors import UserError
+from hpo import manifest as manifest_module
+from hpo.config import StudyConfig
+from hpo.manifest import make_manifest, record_or_check
+from hpo.objective import load_instances
+
+BASE: dict[str, Any] = {
+    "name": "s",
+    "storage": "sqlite://",
+    "instances": {"source": "drawn", "runes": ["thorn", "os"]},
+    "space": {"lr": {"type": "float", "low": 1e-4, "high": 1e-2}},
+}
+
+
+@pytest.fixture(scope="module")
+def drawn() -> RuneSource:
+    return open_drawn()
+
+
+def manifest(source: RuneSource, **changes: Any) -> dict[str, str]:
+    config = StudyConfig.model_validate({**BASE, **changes})
+    return make_manifest(config, source, load_instances(config.instances, source))
+
+
+def test_the_same_study_is_joined(drawn: RuneSource) -> None:
+    study = optuna.create_study()
+    record_or_check(study, manifest(drawn), created=True)
+    record_or_check(study, manifest(open_drawn()), created=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "entry"),
+    [
+        ({"instances": {"source": "drawn", "runes": ["os", "thorn"]}}, "instances"),
+        ({"instances": {**BASE["instances"], "splits": [1]}}, "instances"),
+        ({"instances": {**BASE["instances"], "resize": "nearest"}}, "instances"),
+        ({"estimator": {"strata": 3}}, "estimator"),
+        ({"fixed": {"steps": 7}}, "space"),
+        ({"space": {"lr": {"type": "float", "low": 1e-4, "high": 2e-2}}}, "space"),
+    ],
+)
+def test_another_study_file_is_refused(
+    drawn: RuneSource, changes: dict[str, Any], entry: str
+) -> None:
+    study = optuna.create_study(study_name="s")
+    record_or_check(study, manifest(drawn), created=True)
+    with pytest.raises(UserError, match=f"study s was made with other {entry} .*another name"):
+        record_or_check(study, manifest(drawn, **changes), created=False)
+
+
+def test_budget_sampler_and_starting_recipes_may_change(drawn: RuneSource) -> None:
+    changed = manifest(
+        drawn, budget={"trials": 3}, sampler={"name": "random"}, start=[{"lr": 1e-3}]
+    )
+    assert changed == manifest(drawn)
+
+
+def test_one_pixel_of_the_data_counts(drawn: RuneSource) -> None:
+    bitmaps = {name: b.clone() for name, b in drawn.bitmaps.items()}
+    bitmaps["ear"][3, 50, 50] ^= 1
+    assert manifest(replace(drawn, bitmaps=bitmaps))["data"] != manifest(drawn)["data"]
+
+
+def test_one_weight_of_a_network_counts(drawn: RuneSource) -> None:
+    config = StudyConfig.model_validate(BASE)
+    instances = load_instances(config.instances, drawn)
+    before = make_manifest(config, drawn, instances)
+    with torch.no_grad():
+        instances[0].pretrained.conv_out.bias[0] += 1e-3  # type: ignore[union-attr, operator, index]
+    assert make_manifest(config, drawn, instances)["networks"] != before["networks"]
+
+
+def test_the_code_that_measures_counts(drawn: RuneSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = manifest(drawn)
+    monkeypatch.setattr(manifest_module, "_MEASURING", ("adapt",))
+    assert manifest(drawn)["code"] != before["code"]
+
+
+def test_a_study_of_unknown_origin_is_not_joined(
+    drawn: RuneSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_module, "_CREATOR_WAIT_S", 0.0)
+    with pytest.raises(UserError, match="has no manifest"):
+        record_or_check(optuna.create_study(), manifest(drawn), created=False)
