@@ -6,12 +6,12 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
 
 from finetune.recipe import Recipe
 
 from .config import StudyConfig
 from .space import recipe_of
+from .storage import shown
 
 
 def show_trial(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -62,11 +62,10 @@ def print_summary(study: optuna.Study, config: StudyConfig, url: str) -> None:
                 f"trial 0 ({first.value:.4f})"
             )
         for name, value in changed_values(recipe_of(best)).items():
-            shown = f"{value:.4g}" if isinstance(value, float) else value
-            print(f"  {name:<22}{shown}")
-    shown_url = make_url(url).render_as_string(hide_password=True)
+            text = f"{value:.4g}" if isinstance(value, float) else value
+            print(f"  {name:<22}{text}")
     print("next:")
     print(
         f"  python -m hpo.worker --study {config.name}   # more trials; as many shells as you like"
     )
-    print(f"  optuna-dashboard {shown_url}   # the trials in a browser")
+    print(f"  optuna-dashboard {shown(url)}   # the trials in a browser")

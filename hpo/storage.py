@@ -18,21 +18,32 @@ _SQLITE_BUSY_S = 30
 _POOL_SIZE = 2
 
 
+def shown(url: str) -> str:
+    """The URL as it may be printed: without its password.
+
+    Raises:
+        UserError: it is no database URL.
+    """
+    return _parse(url).render_as_string(hide_password=True)
+
+
+def _parse(url: str) -> sqlalchemy.URL:
+    try:
+        return make_url(url)
+    except sqlalchemy.exc.ArgumentError as error:
+        raise UserError("storage is no database URL; write one like sqlite:///runes.db") from error
+
+
 def open_storage(url: str) -> BaseStorage:
     """SQLite (WAL, one machine) or PostgreSQL behind Optuna's cache.
 
     Raises:
         UserError: the URL is malformed or the database can't be opened; no password is shown.
     """
-    try:
-        parsed = make_url(url)
-    except sqlalchemy.exc.ArgumentError as error:
-        raise UserError("storage is no database URL; write one like sqlite:///runes.db") from error
-    shown = parsed.render_as_string(hide_password=True)
     engine_kwargs: dict[str, Any]
-    if parsed.get_backend_name() == "sqlite":
+    if _parse(url).get_backend_name() == "sqlite":
         engine_kwargs = {"connect_args": {"timeout": _SQLITE_BUSY_S}}
-        _make_wal(url, shown)
+        _make_wal(url)
     else:
         engine_kwargs = {"pool_pre_ping": True, "pool_size": _POOL_SIZE}
     try:
@@ -46,21 +57,21 @@ def open_storage(url: str) -> BaseStorage:
             )
     # A RuntimeError is Optuna's word for tables of another version.
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
-        raise UserError(f"can't open {shown}: {_one_line(error)}") from error
+        raise UserError(f"can't open {shown(url)}: {_one_line(error)}") from error
     if storage.engine.dialect.name == "sqlite":
         sqlalchemy.event.listen(storage.engine, "connect", _relax_sync)
         storage.engine.dispose()  # connections from before the listener
     return get_storage(storage)
 
 
-def _make_wal(url: str, shown: str) -> None:
+def _make_wal(url: str) -> None:
     """Switch the database to a write-ahead log: readers and a writer no longer wait."""
     engine = sqlalchemy.create_engine(url, connect_args={"timeout": _SQLITE_BUSY_S})
     try:
         with engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
     except sqlalchemy.exc.SQLAlchemyError as error:
-        raise UserError(f"can't open {shown}: {_one_line(error)}") from error
+        raise UserError(f"can't open {shown(url)}: {_one_line(error)}") from error
     finally:
         engine.dispose()
 

@@ -26,6 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, help="start no trial after this many seconds")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--seed", type=int, help="of this worker's sampler (default: its own)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the study and a sampled recipe, create nothing"
+    )
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return run_worker(
@@ -36,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         seconds=arguments.seconds,
         threads=arguments.threads,
         seed=arguments.seed,
+        dry_run=arguments.dry_run,
     )
 
 
@@ -48,6 +52,7 @@ def run_worker(
     seconds: float | None = None,
     threads: int | None = None,
     seed: int | None = None,
+    dry_run: bool = False,
 ) -> int:
     """Run trials of a study until its budget is spent; returns the exit code.
 
@@ -68,6 +73,7 @@ def run_worker(
     from .config import load_study
     from .manifest import make_manifest, record_or_check
     from .objective import Objective, load_instances
+    from .preview import print_preview
     from .report import print_summary, show_trial
     from .storage import open_storage, open_study
     from .strategy import make_pruner, make_sampler
@@ -84,12 +90,16 @@ def run_worker(
         raise
     instances = load_instances(config.instances, source)
     url = storage_url or config.storage
+    manifest = make_manifest(config, source, instances)
+    if dry_run:
+        print_preview(config, instances, url, manifest)
+        return 0
     storage = open_storage(url)
     seed = seed if seed is not None else _worker_seed(config.sampler.seed)
     study, created = open_study(
         storage, config.name, make_sampler(config.sampler, seed), make_pruner(config.pruner)
     )
-    record_or_check(study, make_manifest(config, source, instances), created)
+    record_or_check(study, manifest, created)
     if created:
         for parameters in config.start:
             study.enqueue_trial(parameters)

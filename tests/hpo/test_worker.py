@@ -123,6 +123,16 @@ def test_without_omniglot_one_line_says_where_it_goes_and_what_needs_none(tmp_pa
     assert not (tmp_path / "runes.db").exists()
 
 
+def test_a_dry_run_shows_the_study_and_creates_nothing(tiny: Path) -> None:
+    worker = start(tiny, "--study", "tiny.toml", "--dry-run")
+    out, err = worker.communicate(timeout=60)
+    assert worker.returncode == 0, err
+    assert '"source": "drawn"' in out
+    assert '"steps": 2' in out  # of the sampled recipe
+    assert "1. thorn/0 from unet_1" in out
+    assert sorted(p.name for p in tiny.iterdir()) == ["tiny.toml"]
+
+
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     for arguments, word in [
         (["--study", "nonsense"], "no study 'nonsense'"),
