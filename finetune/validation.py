@@ -93,24 +93,16 @@ class NoiseTable:
     n_strata: int = 25
     n_replicates: int = 8
     seed: int = 0
-    antithetic: bool = False  # every second replicate has the noise of the one before, negated
-
-    def __post_init__(self) -> None:
-        if self.antithetic and self.n_replicates % 2:
-            raise ValueError(f"n_replicates is {self.n_replicates}; antithetic: write an even one")
 
     def replicate(self, r: int) -> tuple[Tensor, Tensor]:
         """Times (n_images, n_strata) and noises (n_images, n_strata, 1, 28, 28)."""
-        negate = self.antithetic and r % 2 == 1
         times = torch.Generator().manual_seed(_mix(self.seed, r, 0))
-        noises = torch.Generator().manual_seed(_mix(self.seed, r - 1 if negate else r, 1))
+        noises = torch.Generator().manual_seed(_mix(self.seed, r, 1))
         shape = (self.n_images, self.n_strata)
-        if negate:  # the same times too: the pair differs by the sign alone
-            times = torch.Generator().manual_seed(_mix(self.seed, r - 1, 0))
         u = torch.rand(shape, generator=times)
         t = ((torch.arange(self.n_strata) + u) / self.n_strata).clamp(max=1 - 2**-24)
         e = torch.randn((*shape, 1, 28, 28), generator=noises)
-        return t, -e if negate else e
+        return t, e
 
 
 def estimate(model: nn.Module, x: Tensor, label: int, table: NoiseTable | None = None) -> LossTable:
@@ -136,8 +128,6 @@ def estimate(model: nn.Module, x: Tensor, label: int, table: NoiseTable | None =
             bin_sums.index_add_(0, bins, losses.flatten())
             bin_counts += bins.bincount(minlength=T_BINS)
     means = torch.stack(replicates)
-    if table.antithetic:
-        means = means.view(-1, 2).mean(1)  # only the pairs are independent
     return LossTable(
         mean=means.mean().item(),
         standard_error=_standard_error(means),

@@ -196,21 +196,17 @@ def test_noise_of_the_table_is_standard_normal() -> None:
     assert abs(e.var().item() - 1) < 4 * math.sqrt(2 / e.numel())
 
 
-@pytest.mark.parametrize("antithetic", [False, True])
-def test_standard_error_is_the_spread_over_tables(antithetic: bool) -> None:
+def test_standard_error_is_the_spread_over_tables() -> None:
     model, images = LinearModel(1.0), flat_images(0.0, 1.0)
-    results = [
-        estimate(model, images, 0, NoiseTable(2, 5, 8, seed, antithetic)) for seed in range(200)
-    ]
+    results = [estimate(model, images, 0, NoiseTable(2, 5, 8, seed)) for seed in range(200)]
     spread = statistics.stdev(r.mean for r in results)
     assert statistics.mean(r.standard_error for r in results) == pytest.approx(spread, rel=0.25)
     expected = mean_loss(1.0, mean_square=0.5)
     assert abs(statistics.mean(r.mean for r in results) - expected) < 4 * spread / math.sqrt(200)
 
 
-@pytest.mark.parametrize("antithetic", [False, True])
-def test_standard_error_is_that_of_the_replicates(antithetic: bool) -> None:
-    table = NoiseTable(2, 10, 6, antithetic=antithetic)
+def test_standard_error_is_that_of_the_replicates() -> None:
+    table = NoiseTable(2, 10, 6)
     result = estimate(LinearModel(1.0), flat_images(0.0, 1.0), 0, table)
     parts = result.replicates
     assert statistics.mean(parts) == pytest.approx(result.mean, rel=1e-12)
@@ -221,20 +217,6 @@ def test_standard_error_is_that_of_the_replicates(antithetic: bool) -> None:
 def test_a_single_replicate_has_no_standard_error() -> None:
     result = estimate(LinearModel(), flat_images(0.0), 0, NoiseTable(1, 10, n_replicates=1))
     assert math.isnan(result.standard_error) and result.mean > 0
-
-
-def test_antithetic_replicates_come_in_exact_negatives() -> None:
-    table = NoiseTable(2, 10, n_replicates=4, antithetic=True)
-    parts = [table.replicate(r) for r in range(4)]
-    for (t, e), (t_next, e_next) in (parts[0:2], parts[2:4]):
-        assert torch.equal(t, t_next) and torch.equal(e, -e_next)
-    assert not torch.equal(parts[0][0], parts[2][0])
-    assert not torch.equal(parts[0][1].abs(), parts[2][1].abs())
-
-
-def test_antithetic_table_needs_pairs() -> None:
-    with pytest.raises(ValueError, match="even"):
-        estimate(LinearModel(), flat_images(0.0), 0, NoiseTable(1, 10, 3, antithetic=True))
 
 
 def test_per_image_means_are_in_the_order_of_the_images() -> None:
