@@ -66,11 +66,12 @@ def test_failed_save_leaves_the_old_file(
     path = tmp_path / "unet_1.safetensors"
     path.write_bytes(b"old")
 
-    def full_disk(state: dict[str, Tensor], to: Path, **_: Any) -> None:
-        Path(to).write_bytes(b"half")
+    def full_disk(to: Path, raw: bytes) -> int:
+        with to.open("wb") as file:
+            file.write(raw[: len(raw) // 2])
         raise OSError("no space left")
 
-    monkeypatch.setattr(networks, "save_file", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="no space left"):
         save_network(model, path)
     assert path.read_bytes() == b"old"
