@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check install clean
+.PHONY: quickstart test install clean
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(VENV)/.installed  ## run the quickstart study: about two minutes on two cores

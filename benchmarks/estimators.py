@@ -8,7 +8,6 @@ means that it needs four times as many evaluations for the same standard error.
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 
 import torch
@@ -18,7 +17,7 @@ from finetune.adapt import adapt
 from finetune.challenge import add_data_options, set_seed
 from finetune.data import NEW_LABEL, choose_runes, open_source, split_drawings
 from finetune.errors import run_command
-from finetune.layers import add_class, embedding_of
+from finetune.layers import with_mean_class
 from finetune.networks import list_networks, load_network
 from finetune.recipe import Recipe
 from finetune.validation import NoiseTable, author_estimate, estimate
@@ -63,8 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     steps = arguments.steps
     model = adapt(pretrained, split.train, Recipe(steps=steps, deadline_s=1e4)).model
     other = adapt(pretrained, split.train, Recipe(steps=steps, deadline_s=1e4, lr=2e-3)).model
-    before = copy.deepcopy(pretrained)
-    add_class(before, embedding_of(before).weight.detach().mean(0))
+    before = with_mean_class(pretrained)
 
     x, r = split.test, arguments.replicates
     n = len(x)

@@ -32,7 +32,7 @@ from finetune.challenge import FIRST_SEED, add_data_options, set_seed
 from finetune.data import NEW_LABEL, choose_runes, open_source, split_drawings
 from finetune.errors import UserError, run_command
 from finetune.flow import image_losses
-from finetune.layers import add_class, embedding_of
+from finetune.layers import embedding_of, with_mean_class
 from finetune.networks import list_networks, load_network, network_digest
 from finetune.recipe import Recipe, RecipeError
 from finetune.validation import NoiseTable, estimate
@@ -43,13 +43,6 @@ _NO_DEADLINE_S = 1e6
 _B_STEPS, _B_BATCH, _B_LR, _B_RANK = 8000, 10, 1e-2, 10
 
 
-def _with_mean_class(pretrained: nn.Module) -> nn.Module:
-    """A copy with a new class that starts at the mean of the ten digits."""
-    model = copy.deepcopy(pretrained)
-    add_class(model, embedding_of(model).weight.detach().mean(0))
-    return model
-
-
 def _random_loss(model: nn.Module, x: Tensor) -> Tensor:
     """Flow loss of a batch with fresh uniform times and noise from the global stream."""
     t, c = torch.rand(len(x), 1, 1, 1), torch.full((len(x),), NEW_LABEL)
@@ -58,7 +51,7 @@ def _random_loss(model: nn.Module, x: Tensor) -> Tensor:
 
 def reference_a(pretrained: nn.Module, drawings: Tensor) -> nn.Module:
     """Plain full fine-tuning."""
-    model = _with_mean_class(pretrained).train()
+    model = with_mean_class(pretrained).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=_A_LR, weight_decay=_A_DECAY)
     lowest, best = math.inf, copy.deepcopy(model.state_dict())
     for _ in trange(_A_EPOCHS, desc="A", unit="epoch", leave=False):
@@ -98,7 +91,7 @@ class LowRankCorrection(nn.Module):
 
 def reference_b(pretrained: nn.Module, drawings: Tensor) -> nn.Module:
     """A new embedding and a low-rank correction on a frozen network."""
-    model = LowRankCorrection(_with_mean_class(pretrained)).train()
+    model = LowRankCorrection(with_mean_class(pretrained)).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=_B_LR)
     for _ in trange(_B_STEPS, desc="B", unit="step", leave=False):

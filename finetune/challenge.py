@@ -36,7 +36,7 @@ from .data import (
     split_drawings,
 )
 from .errors import UserError, run_command
-from .layers import add_class, embedding_of
+from .layers import with_mean_class
 from .networks import list_networks, load_network
 from .pictures import draw_samples, save_sheet
 from .validation import author_estimate
@@ -150,8 +150,7 @@ def run_challenge(
             raise ChallengeFailure(f"{rune}: {failure}") from failure
         scores.append(CallScore(rune, path.stem, FIRST_SEED + i, loss, standard_error, seconds))
         if picture is not None:
-            before = copy.deepcopy(pretrained)
-            add_class(before, embedding_of(before).weight.detach().mean(0))
+            before = with_mean_class(pretrained)
             rows += [split.test]
             rows += [draw_samples(m, NEW_LABEL, len(split.test), seed=0) for m in (before, model)]
     if picture is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -38,6 +39,13 @@ def add_class(model: nn.Module, row: Tensor) -> None:
     weight = torch.cat([old.weight.detach(), row.detach().to(old.weight)[None]])
     model.class_embedding = nn.Embedding.from_pretrained(weight, freeze=False)
     model.n_classes = len(weight)  # type: ignore[assignment]
+
+
+def with_mean_class(model: nn.Module) -> nn.Module:
+    """A copy of a pretrained network whose new class is the mean of the ones it knows."""
+    model = copy.deepcopy(model)
+    add_class(model, embedding_of(model).weight.detach().mean(0))
+    return model
 
 
 class LowRank(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from finetune.adapt import adapt
 from finetune.augment import Augmenter
 from finetune.data import NEW_LABEL, RESIZES, Resize, open_omniglot, split_drawings
-from finetune.layers import add_class, embedding_of
+from finetune.layers import with_mean_class
 from finetune.networks import list_networks, load_network
 from finetune.recipe import Recipe
 from finetune.validation import NoiseTable, estimate, paired_difference
@@ -32,8 +31,7 @@ def test_sixty_steps_teach_a_real_rune_and_rebuilt_strokes_teach_it_better(
     pretrained = load_network(list_networks()[0])
     table = NoiseTable(10, 20, 4)
 
-    before = copy.deepcopy(pretrained)
-    add_class(before, embedding_of(before).weight.detach().mean(0))
+    before = with_mean_class(pretrained)
     losses = {"before": estimate(before, split.test, NEW_LABEL, table)}
     for render in ("direct", "rebuilt"):
         recipe = Recipe(steps=60, render=render, deadline_s=1000.0)
