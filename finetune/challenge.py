@@ -27,9 +27,7 @@ from tqdm import tqdm
 from .adapt import finetune_model
 from .data import (
     NEW_LABEL,
-    RESIZES,
     DrawingDataset,
-    Resize,
     RuneSource,
     choose_runes,
     open_source,
@@ -39,6 +37,7 @@ from .errors import UserError, run_command
 from .layers import with_mean_class
 from .networks import list_networks, load_network
 from .pictures import draw_samples, save_sheet
+from .resizes import RESIZES, Resize
 from .validation import author_estimate
 
 FinetuneModel = Callable[[nn.Module, Any], nn.Module]

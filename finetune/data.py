@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -29,10 +28,9 @@ from .drawn import draw_rune, drawn_rune_names
 from .errors import UserError
 from .fetch import FUTHORC_DIR, cache_directory, fetch_mnist, fetch_omniglot
 from .mnist import missing_files
+from .resizes import RESIZES, Resize
 
 DATA_VARIABLE = "RUNES_DATA"
-Resize = Literal["bilinear", "antialiased", "nearest"]
-RESIZES: tuple[Resize, ...] = get_args(Resize)
 NEW_LABEL = 10
 N_DRAWINGS = 20
 BITMAP_SIZE = 105  # pixels a side, as drawn

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from finetune.data import Resize
 from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
+from finetune.resizes import Resize
 
 from .space import Parameter, check_space
 
 STUDIES_DIR = Path("studies")
+STORAGE_VARIABLE = "RUNES_STORAGE"
+
+Natural = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class _Table(BaseModel):
@@ -27,8 +32,10 @@ class Sampler(_Table):
     """Which of Optuna's samplers proposes recipes."""
 
     name: Literal["tpe", "gp", "random"] = "tpe"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
     startup_trials: PositiveInt = 10  # drawn at random before the sampler has something to learn
+    # Finished trials that inform TPE and GP; of more, the best and a random sample of the others.
+    history: Annotated[int, Field(ge=50)] = 300
 
 
 class Pruner(_Table):
@@ -40,13 +47,15 @@ class Pruner(_Table):
 
 
 class Instances(_Table):
-    """What a trial is measured on: each rune of each split, in this order."""
+    """What a trial is measured on: each rune of each split with each seed, in this order."""
 
     source: Literal["omniglot", "drawn"]
     runes: tuple[str, ...] = ()  # none: all that the source has
-    splits: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    splits: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)  # of the call's randomness
     resize: Resize = "bilinear"
     pretrained: Path | None = None  # directory of networks; none: the embedded ones
+    networks: tuple[str, ...] = ()  # names in that directory; none: all
 
 
 class Estimator(_Table):
@@ -54,40 +63,88 @@ class Estimator(_Table):
 
     strata: PositiveInt = 25
     replicates: Annotated[int, Field(ge=2)] = 8
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
 
 
 class Budget(_Table):
-    """When a worker stops; whichever is reached first."""
+    """When workers stop; whichever is reached first.  Nothing set: never."""
 
-    trials: PositiveInt | None = None  # in the study, by all workers
-    seconds: Annotated[float, Field(gt=0)] | None = None  # of this worker's wall clock
+    trials: PositiveInt | None = None  # finished in the study, by all workers; met exactly
+    seconds: PositiveFloat | None = None  # of one worker's wall clock
+    compute_seconds: PositiveFloat | None = None  # of all workers' trials together
+    target: float | None = None  # a feasible trial has a loss this low
+    stagnation: PositiveInt | None = None  # finished trials since the best
+
+
+class Recovery(_Table):
+    """How lost workers are noticed and failures are borne."""
+
+    heartbeat_s: PositiveFloat = 15.0  # between a running trial's signs of life
+    grace_s: PositiveFloat = 90.0  # of silence, after which its worker may be called lost
+    retries: Natural = 2  # of a trial whose worker was lost, before it counts as failed
+    failures: PositiveInt = 3  # bugs or lacks of memory in a row that end a worker
+    patience_s: PositiveFloat = 3600.0  # with a database that is away
+
+    @model_validator(mode="after")
+    def _spaced(self) -> Recovery:
+        if self.grace_s < 3 * self.heartbeat_s:
+            raise ValueError(
+                f"grace_s is {self.grace_s:g} and heartbeat_s {self.heartbeat_s:g}; "
+                "write a grace of at least three heartbeats"
+            )
+        return self
+
+
+class StartFrom(_Table):
+    """A finished study whose best recipes are tried first, as far as they are in this space."""
+
+    study: Annotated[str, Field(min_length=1)]
+    best: PositiveInt = 5
+    storage: str | None = None  # none: where this study is
 
 
 class StudyConfig(_Table):
     """A study file, whole."""
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1, max_length=512)]
     about: str = ""
     storage: Annotated[str, Field(min_length=1)]  # a SQLAlchemy URL
-    limit_s: Annotated[float, Field(gt=0)] = 120.0  # a recipe with a longer call is infeasible
+    limit_s: PositiveFloat = 150.0  # a call that takes this long is stopped
+    margin_s: Annotated[float, Field(ge=0)] = 30.0  # a call this near it is infeasible
     instances: Instances
     space: Annotated[dict[str, Parameter], Field(min_length=1)]
     fixed: dict[str, Any] = {}
     start: tuple[dict[str, Any], ...] = ()  # parameters of trials to run first
+    start_from: StartFrom | None = None
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
     estimator: Estimator = Estimator()
     budget: Budget = Budget()
+    recovery: Recovery = Recovery()
+
+    @property
+    def feasible_s(self) -> float:
+        """Seconds within which a call must return."""
+        return self.limit_s - self.margin_s
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
+        if self.margin_s >= self.limit_s:
+            raise ValueError(
+                f"margin_s is {self.margin_s:g} and limit_s {self.limit_s:g}; write a smaller one"
+            )
+        if "seed" in self.fixed or "seed" in self.space:
+            raise ValueError("seed is no choice of a recipe's; write instances.seeds")
         try:
             Recipe.from_dict(self.fixed)
         except RecipeError as error:
             raise ValueError(f"[fixed] {error}") from error
         check_space(self.space, self.fixed, self.start)
         return self
+
+    def storage_url(self, option: str | None = None) -> str:
+        """Where the study is: the command line's word, else the environment's, else the file's."""
+        return option or os.environ.get(STORAGE_VARIABLE) or self.storage
 
 
 def find_study(study: str) -> Path:
@@ -113,7 +170,7 @@ def find_study(study: str) -> Path:
     )
 
 
-def load_study(study: str) -> StudyConfig:
+def load_study_file(study: str) -> StudyConfig:
     """Read and validate a study by its name or path.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a study measures: recorded when it is created, checked by every worker that joins.
+"""What a study measures: stored as it is created, checked by every worker that joins.
 
 Losses of two data sets, two networks or two versions of the code must never meet in one study.
 """
@@ -7,27 +7,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Sequence
+import platform
+from collections.abc import Mapping, Sequence
 from importlib import resources
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import optuna
-import torch
 
-from finetune.data import RuneSource
 from finetune.errors import UserError
-from finetune.networks import network_digest
 
 from .config import StudyConfig
-from .objective import Instance
+
+if TYPE_CHECKING:  # torch takes seconds to import, and who only joins a study needs none of it
+    from finetune.data import RuneSource
+
+    from .instances import Instance
 
 MANIFEST_KEY = "manifest"
-_CREATOR_WAIT_S = 10.0  # between a study's creation and its manifest, by another process
+MADE_BY_KEY = "made_by"
 # The modules that have a say in a loss.
 _MEASURING = (
-    *("adapt", "augment", "data", "drawn", "flow", "futhorc", "layers", "precision"),
-    *("rebuild", "recipe", "unet", "validation"),
+    *(f"finetune/{m}" for m in ("adapt", "augment", "data", "drawn", "flow", "futhorc", "layers")),
+    *(f"finetune/{m}" for m in ("precision", "rebuild", "recipe", "unet", "validation")),
+    *(f"hpo/{m}" for m in ("instances", "objective", "space")),
 )
+_LIBRARIES = ("torch", "optuna", "numpy", "scipy", "sqlalchemy")
 _REMEDY = {
     "code": "run the version that made it",
     "data": "name that data by --data",
@@ -40,49 +45,59 @@ def make_manifest(
     config: StudyConfig, source: RuneSource, instances: Sequence[Instance]
 ) -> dict[str, str]:
     """Everything that two workers must agree on for their losses to be comparable."""
+    from finetune.networks import network_digest
+
     networks = {i.network: network_digest(i.pretrained)[:12] for i in instances}
     asked = config.model_dump(mode="json", include={"space", "fixed", "estimator"})
     return {
         "code": _code_digest(),
         "data": f"{source.name} {source.digest[:12]}",
         "networks": " ".join(f"{name}:{digest}" for name, digest in networks.items()),
-        "instances": " ".join([config.instances.resize, *(i.label for i in instances)]),
+        "instances": " ".join(
+            [config.instances.resize, *(f"{i.label}@{i.network}" for i in instances)]
+        ),
         "estimator": json.dumps(asked["estimator"]),
+        "limit": f"{config.limit_s:g} s less {config.margin_s:g} s",
         "space": _digest(json.dumps([asked["space"], asked["fixed"]])),
-        "torch": ".".join(torch.__version__.split(".")[:2]),
+        "torch": ".".join(version("torch").split(".")[:2]),
     }
 
 
-def record_or_check(study: optuna.Study, mine: dict[str, str], created: bool) -> None:
-    """Record the manifest of a study that this process created; compare it with any other's.
+def check_manifest(study: optuna.Study, mine: Mapping[str, str]) -> None:
+    """Compare this worker's manifest with the one that the study was created with.
 
     Raises:
         UserError: this worker would measure something else; says which entry differs.
     """
-    if created:
-        study.set_user_attr(MANIFEST_KEY, mine)
-        return
-    deadline = time.monotonic() + _CREATOR_WAIT_S
-    while (theirs := study.user_attrs.get(MANIFEST_KEY)) is None:
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"study {study.study_name} has no manifest, so what it measures is not known; "
-                "give your study another name"
-            )
-        time.sleep(0.2)
+    theirs = study.user_attrs.get(MANIFEST_KEY)
+    if theirs is None:
+        raise UserError(
+            f"study {study.study_name} has no manifest, so what it measures is not known; "
+            "give your study another name"
+        )
     for entry, value in mine.items():
         if theirs.get(entry) != value:
             remedy = _REMEDY.get(entry, "undo the change in the study file")
             raise UserError(
                 f"study {study.study_name} was made with other {entry} "
                 f"({theirs.get(entry)} there, {value} here); {remedy}, "
-                "or give your study another name"
+                "or give your study another name, with start_from = "
+                f'{{ study = "{study.study_name}" }} for its best recipes'
             )
 
 
+def made_by() -> dict[str, str]:
+    """Versions of what created a study: for the record, not compared."""
+    versions = {name: version(name) for name in _LIBRARIES}
+    return {"runes": version("runes"), "python": platform.python_version(), **versions}
+
+
 def _code_digest() -> str:
-    directory = resources.files("finetune")
-    return _digest("".join((directory / f"{name}.py").read_text("utf-8") for name in _MEASURING))
+    texts = []
+    for path in _MEASURING:
+        package, module = path.split("/")
+        texts.append((resources.files(package) / f"{module}.py").read_text("utf-8"))
+    return _digest("".join(texts))
 
 
 def _digest(text: str) -> str:

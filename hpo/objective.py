@@ -5,36 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import optuna
-import torch
-from tqdm import tqdm
 
 from finetune.adapt import AdaptationError, Progress, adapt
-from finetune.data import NEW_LABEL, RuneSource, Split, split_drawings
-from finetune.errors import UserError
-from finetune.networks import list_networks, load_network
+from finetune.data import NEW_LABEL
 from finetune.recipe import Recipe, RecipeError
 from finetune.validation import NoiseTable, estimate
 
-from .config import Instances, StudyConfig
+from .config import StudyConfig
+from .instances import Instance
+from .loop import Watch
+from .outcome import Outcome, TrialEndedError
 from .space import sample_recipe
-
-
-@dataclass(frozen=True)
-class Instance:
-    """What one call is measured on."""
-
-    rune: str
-    split_seed: int
-    network: str
-    pretrained: torch.nn.Module
-    split: Split
-
-    @property
-    def label(self) -> str:
-        return f"{self.rune}/{self.split_seed}"
 
 
 @dataclass(frozen=True)
@@ -48,102 +32,87 @@ class Measured:
     steps: int
 
 
-def load_instances(config: Instances, source: RuneSource) -> list[Instance]:
-    """Every rune of every split; network i goes with rune i, counted round.
-
-    Raises:
-        UserError: networks are missing, or a rune is unknown.
-    """
-    unknown = [rune for rune in config.runes if rune not in source.runes]
-    if unknown:
-        raise UserError(
-            f"instances.runes names {unknown[0]!r}; {source.name} has {', '.join(source.runes)}"
-        )
-    paths = list_networks(config.pretrained)
-    networks = [load_network(path) for path in paths]
-    return [
-        Instance(
-            rune=rune,
-            split_seed=seed,
-            network=paths[i % len(paths)].stem,
-            pretrained=networks[i % len(paths)],
-            split=split_drawings(source.drawings(rune, config.resize), seed),
-        )
-        for seed in config.splits
-        for i, rune in enumerate(config.runes or source.runes)
-    ]
-
-
 class Objective:
-    """What `optuna.Study.optimize` minimises: the mean loss over the instances.
+    """What workers minimise: the mean loss over the instances.
 
     After each instance the mean so far is reported under the number of instances, so that a
-    pruner compares trials on the same ones.  A call over the limit makes the trial infeasible.
+    pruner compares trials on the same ones.  A call over the limit ends the trial.
     """
 
     def __init__(self, config: StudyConfig, instances: Sequence[Instance]) -> None:
         self.config = config
         self.instances = instances
 
-    def __call__(self, trial: optuna.Trial) -> float:
-        try:
-            return self._run(trial)
-        except KeyboardInterrupt:
-            trial.study.enqueue_trial(trial.params)
-            trial.set_user_attr("why_pruned", "interrupted; its parameters are queued again")
-            print(f"trial {trial.number} is queued again; start a worker to go on")
-            raise
+    def __call__(self, trial: optuna.Trial, watch: Watch) -> float:
+        """The mean loss of the trial's recipe.
 
-    def _run(self, trial: optuna.Trial) -> float:
-        try:
-            recipe = sample_recipe(trial, self.config.space, self.config.fixed)
-        except RecipeError as error:
-            trial.set_user_attr("why_pruned", str(error))
-            raise optuna.TrialPruned(str(error)) from error
-        trial.set_user_attr("recipe", json.dumps(recipe.to_dict()))
+        Raises:
+            TrialEndedError: the trial is over earlier, and how.
+            TrialTakenError: somebody else has it now.
+        """
+        recipe = self._sample(trial, watch)
         measured: list[Measured] = []
-        try:
-            return self._race(trial, recipe, measured)
-        finally:
-            # Of a pruned trial too: samplers put one without the constraint behind all others.
-            if measured:
-                longest = max(m.seconds for m in measured)
-                trial.set_constraint("seconds over the limit", longest - self.config.limit_s)
-                trial.set_user_attr("longest_call_s", longest)
-
-    def _race(self, trial: optuna.Trial, recipe: Recipe, measured: list[Measured]) -> float:
-        """Measure instance after instance, into ``measured``, until the last or a prune."""
         for number, instance in enumerate(self.instances, start=1):
-            measured.append(self._measure(trial, recipe, instance, number))
+            measured.append(self._measure(trial, watch, recipe, instance, number))
             mean = sum(m.loss for m in measured) / number
-            trial.report(mean, number)
-            trial.set_user_attr("instances", [m.__dict__ for m in measured])
+            variance = sum(m.standard_error**2 for m in measured)
+            longest_s = max(m.seconds for m in measured)
+            # At once, so that a worker that is lost here leaves nothing by halves.
+            with watch.storage.together(trial._trial_id):
+                trial.report(mean, number)
+                trial.set_user_attr("instances", [asdict(m) for m in measured])
+                trial.set_user_attr("standard_error", math.sqrt(variance) / number)
+                trial.set_user_attr("longest_call_s", longest_s)
+            if longest_s > self.config.feasible_s:
+                raise TrialEndedError(
+                    Outcome.INFEASIBLE,
+                    f"a call took {longest_s:.1f} s; {self.config.feasible_s:g} are allowed",
+                )
             if number < len(self.instances) and trial.should_prune():
-                trial.set_user_attr("why_pruned", f"weak after {number} instances")
-                raise optuna.TrialPruned
-        variance = sum(m.standard_error**2 for m in measured)
-        trial.set_user_attr("standard_error", math.sqrt(variance) / len(measured))
+                reason = f"weak after {number} of {len(self.instances)} instances"
+                raise TrialEndedError(Outcome.PRUNED, reason)
         return mean
 
+    def _sample(self, trial: optuna.Trial, watch: Watch) -> Recipe:
+        with watch.storage.together(trial._trial_id):
+            try:
+                recipe = sample_recipe(trial, self.config.space, self.config.fixed)
+            except RecipeError as error:
+                impossible = error
+            else:
+                trial.set_user_attr("recipe", json.dumps(recipe.to_dict()))
+                return recipe
+        raise TrialEndedError(Outcome.PRUNED, f"impossible: {impossible}")
+
     def _measure(
-        self, trial: optuna.Trial, recipe: Recipe, instance: Instance, number: int
+        self, trial: optuna.Trial, watch: Watch, recipe: Recipe, instance: Instance, number: int
     ) -> Measured:
         title = f"trial {trial.number}, {instance.label} ({number}/{len(self.instances)})"
-        with tqdm(total=100, desc=title, unit="%", leave=False) as bar:
+        limit_s = self.config.limit_s
 
-            def show(progress: Progress) -> None:
-                bar.update(round(100 * progress.share) - bar.n)
-                bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
+        def on_step(progress: Progress) -> None:
+            watch.check()
+            watch.display.show_trial(title, progress.share, progress.loss)
+            if progress.elapsed_s > limit_s:
+                raise TrialEndedError(
+                    Outcome.OUT_OF_TIME,
+                    f"stopped on {instance.label} after {progress.elapsed_s:.1f} s, "
+                    f"at step {progress.step} of {recipe.steps}; the limit is {limit_s:g} s",
+                )
 
-            try:
-                adapted = adapt(instance.pretrained, instance.split.train, recipe, show)
-            except AdaptationError as error:
-                trial.set_user_attr("why_pruned", str(error))
-                raise optuna.TrialPruned(str(error)) from error
+        watch.display.show_trial(title)
+        recipe = replace(recipe, seed=instance.seed)
+        try:
+            adapted = adapt(instance.pretrained, instance.split.train, recipe, on_step)
+        except AdaptationError as error:
+            raise TrialEndedError(Outcome.NOT_FINITE, f"{instance.label}: {error}") from error
         e = self.config.estimator
         test = instance.split.test
         table = NoiseTable(len(test), e.strata, e.replicates, e.seed)
         losses = estimate(adapted.model, test, NEW_LABEL, table)
+        if not math.isfinite(losses.mean):
+            reason = f"{instance.label}: the loss on unseen drawings is {losses.mean}"
+            raise TrialEndedError(Outcome.NOT_FINITE, reason)
         return Measured(
             instance=instance.label,
             loss=losses.mean,

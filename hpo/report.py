@@ -1,4 +1,4 @@
-"""What a worker tells the person who started it."""
+"""What a worker tells the person who started it, at the end."""
 
 from __future__ import annotations
 
@@ -10,26 +10,9 @@ from optuna.trial import FrozenTrial, TrialState
 from finetune.recipe import Recipe
 
 from .config import StudyConfig
+from .results import best_trial
 from .space import recipe_of
 from .storage import shown
-
-
-def show_trial(study: optuna.Study, trial: FrozenTrial) -> None:
-    """One line about a trial that has just ended."""
-    measured = trial.user_attrs.get("instances", [])
-    seconds = sum(m["seconds"] for m in measured)
-    if trial.state == TrialState.COMPLETE:
-        outcome = f"loss {trial.value:.4f} ± {trial.user_attrs['standard_error']:.4f}"
-    else:
-        outcome = f"{trial.state.name.lower()}: {trial.user_attrs.get('why_pruned', 'no reason')}"
-    print(f"trial {trial.number}: {outcome}; {len(measured)} calls, {seconds:.0f} s", flush=True)
-
-
-def best_trial(study: optuna.Study, limit_s: float) -> FrozenTrial | None:
-    """The complete trial of lowest loss whose calls kept the limit; None if there is none."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    feasible = [t for t in complete if t.user_attrs["longest_call_s"] <= limit_s]
-    return min(feasible, key=lambda t: t.value or 0.0, default=None)
 
 
 def changed_values(recipe: Recipe) -> dict[str, Any]:
@@ -38,22 +21,29 @@ def changed_values(recipe: Recipe) -> dict[str, Any]:
     return {k: v for k, v in recipe.to_dict().items() if v != default[k]}
 
 
-def print_summary(study: optuna.Study, config: StudyConfig, url: str) -> None:
-    """What came out, and what to do next."""
+def describe_loss(trial: FrozenTrial) -> str:
+    """A trial's loss with its standard error, where that is known."""
+    error = trial.user_attrs.get("standard_error")
+    return f"{trial.value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+
+
+def print_summary(study: optuna.Study, config: StudyConfig, url: str, asked: str) -> None:
+    """What came out, and what to do next; ``asked`` is the study as the person named it."""
     trials = study.get_trials(deepcopy=False)
     counts = {state: sum(t.state == state for t in trials) for state in TrialState}
     print(
         f"\n{config.name}: {counts[TrialState.COMPLETE]} trials complete, "
         f"{counts[TrialState.PRUNED]} pruned, {counts[TrialState.FAIL]} failed"
     )
-    best = best_trial(study, config.limit_s)
+    best = best_trial(study)
     if best is None:
-        print(f"no trial is complete with every call within {config.limit_s:g} s")
+        print(f"no trial is complete with every call within {config.feasible_s:g} s")
     else:
+        n = len(best.user_attrs["instances"])
         print(
-            f"best: trial {best.number}, mean loss {best.value:.4f} "
-            f"± {best.user_attrs['standard_error']:.4f} over {len(best.user_attrs['instances'])} "
-            f"instances, longest call {best.user_attrs['longest_call_s']:.1f} s"
+            f"best: trial {best.number}, mean loss {describe_loss(best)} "
+            f"over {n} instance{'' if n == 1 else 's'}, "
+            f"longest call {best.user_attrs['longest_call_s']:.1f} s"
         )
         first = trials[0]
         if first.state == TrialState.COMPLETE and first.number != best.number and first.value:
@@ -65,7 +55,6 @@ def print_summary(study: optuna.Study, config: StudyConfig, url: str) -> None:
             text = f"{value:.4g}" if isinstance(value, float) else value
             print(f"  {name:<22}{text}")
     print("next:")
-    print(
-        f"  python -m hpo.worker --study {config.name}   # more trials; as many shells as you like"
-    )
+    print(f"  python -m hpo.worker --study {asked}   # more trials; --workers 2 for two")
+    print(f"  python -m hpo.status --study {asked}   # counts, best trials, pace")
     print(f"  optuna-dashboard {shown(url)}   # the trials in a browser")

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from finetune import rebuild as rebuild_module
-from finetune.data import RESIZES as DATA_RESIZES
-from finetune.data import Resize, resize_bitmaps
+from finetune.data import resize_bitmaps
 from finetune.drawn import draw_rune
 from finetune.rebuild import (
     RESIZES,
@@ -24,6 +23,8 @@ from finetune.rebuild import (
     resize_with,
     signed_distance,
 )
+from finetune.resizes import RESIZES as DATA_RESIZES
+from finetune.resizes import Resize
 
 # Nearest reads single pixels: of "feoh" and "rad" it keeps some that are hard to explain.
 RUNES = ("feoh", "rad", "ing")

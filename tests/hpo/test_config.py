@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from finetune.errors import UserError
 from finetune.recipe import Recipe
-from hpo.config import StudyConfig, load_study
+from hpo.config import StudyConfig, load_study_file
 from hpo.space import sample_recipe
 
 GOOD = """
@@ -47,7 +47,7 @@ most = ["down", "middle", "up"]
 def load(tmp_path: Path, text: str) -> StudyConfig:
     path = tmp_path / "study.toml"
     path.write_text(text)
-    return load_study(str(path))
+    return load_study_file(str(path))
 
 
 def test_a_good_file_is_read(tmp_path: Path) -> None:
@@ -60,14 +60,14 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["runes", "quickstart"])
 def test_the_projects_own_studies_are_valid_and_start_with_complete_recipes(name: str) -> None:
-    config = load_study(name)
+    config = load_study_file(name)
     for parameters in config.start:
         wanted = {k for k, p in config.space.items() if not p.when}
         assert set(parameters) == wanted
 
 
 def test_the_search_starts_from_the_default_recipe() -> None:
-    config = load_study("runes")
+    config = load_study_file("runes")
     study = optuna.create_study()
     study.enqueue_trial(config.start[0])
     assert sample_recipe(study.ask(), config.space, config.fixed) == Recipe()
@@ -94,6 +94,14 @@ def test_the_search_starts_from_the_default_recipe() -> None:
         ('source = "drawn"', 'source = "photos"', "instances.source is 'photos'"),
         ('name = "s"', 'name = "s', "is not TOML"),
         ('name = "s"\n', "", "name is missing"),
+        ('name = "s"', 'name = "s"\nmargin_s = 200.0', "margin_s is 200 and limit_s 150"),
+        ("steps = 3", "seed = 3", "write instances.seeds"),
+        ('source = "drawn"', 'source = "drawn"\nseeds = [-1]', "instances.seeds.0 is -1"),
+        ("[fixed]", "[budget]\ntrials = 0\n[fixed]", "budget.trials is 0"),
+        ("[fixed]", "[budget]\nhours = 1\n[fixed]", "unknown key budget.hours"),
+        ("[fixed]", "[recovery]\ngrace_s = 20\n[fixed]", "at least three heartbeats"),
+        ("[fixed]", "[sampler]\nhistory = 3\n[fixed]", "sampler.history is 3"),
+        ("[fixed]", "[start_from]\nbest = 3\n[fixed]", "start_from.study is missing"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(
@@ -108,13 +116,13 @@ def test_a_mistake_is_one_line_that_names_it(
 
 def test_an_unknown_study_lists_those_there_are() -> None:
     with pytest.raises(UserError, match=r"no study 'rune'; write one of .*quickstart, runes"):
-        load_study("rune")
+        load_study_file("rune")
 
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10_000), name=st.sampled_from(["runes", "quickstart"]))
 def test_every_sampled_recipe_is_valid(seed: int, name: str) -> None:
-    config = load_study(name)
+    config = load_study_file(name)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     trial = study.ask()
     recipe = sample_recipe(trial, config.space, config.fixed)

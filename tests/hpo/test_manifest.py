@@ -13,8 +13,8 @@ from finetune.data import RuneSource, open_drawn
 from finetune.errors import UserError
 from hpo import manifest as manifest_module
 from hpo.config import StudyConfig
-from hpo.manifest import make_manifest, record_or_check
-from hpo.objective import load_instances
+from hpo.instances import load_instances
+from hpo.manifest import MANIFEST_KEY, check_manifest, make_manifest
 
 BASE: dict[str, Any] = {
     "name": "s",
@@ -34,10 +34,14 @@ def manifest(source: RuneSource, **changes: Any) -> dict[str, str]:
     return make_manifest(config, source, load_instances(config.instances, source))
 
 
+def made_with(recorded: dict[str, str]) -> optuna.Study:
+    study = optuna.create_study(study_name="s")
+    study.set_user_attr(MANIFEST_KEY, recorded)
+    return study
+
+
 def test_the_same_study_is_joined(drawn: RuneSource) -> None:
-    study = optuna.create_study()
-    record_or_check(study, manifest(drawn), created=True)
-    record_or_check(study, manifest(open_drawn()), created=False)
+    check_manifest(made_with(manifest(drawn)), manifest(open_drawn()))
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,9 @@ def test_the_same_study_is_joined(drawn: RuneSource) -> None:
     [
         ({"instances": {"source": "drawn", "runes": ["os", "thorn"]}}, "instances"),
         ({"instances": {**BASE["instances"], "splits": [1]}}, "instances"),
+        ({"instances": {**BASE["instances"], "seeds": [7]}}, "instances"),
+        ({"limit_s": 99.0}, "limit"),
+        ({"margin_s": 9.0}, "limit"),
         ({"instances": {**BASE["instances"], "resize": "nearest"}}, "instances"),
         ({"estimator": {"strata": 3}}, "estimator"),
         ({"fixed": {"steps": 7}}, "space"),
@@ -54,10 +61,9 @@ def test_the_same_study_is_joined(drawn: RuneSource) -> None:
 def test_another_study_file_is_refused(
     drawn: RuneSource, changes: dict[str, Any], entry: str
 ) -> None:
-    study = optuna.create_study(study_name="s")
-    record_or_check(study, manifest(drawn), created=True)
+    study = made_with(manifest(drawn))
     with pytest.raises(UserError, match=f"study s was made with other {entry} .*another name"):
-        record_or_check(study, manifest(drawn, **changes), created=False)
+        check_manifest(study, manifest(drawn, **changes))
 
 
 def test_budget_sampler_and_starting_recipes_may_change(drawn: RuneSource) -> None:
@@ -84,13 +90,10 @@ def test_one_weight_of_a_network_counts(drawn: RuneSource) -> None:
 
 def test_the_code_that_measures_counts(drawn: RuneSource, monkeypatch: pytest.MonkeyPatch) -> None:
     before = manifest(drawn)
-    monkeypatch.setattr(manifest_module, "_MEASURING", ("adapt",))
+    monkeypatch.setattr(manifest_module, "_MEASURING", ("finetune/adapt",))
     assert manifest(drawn)["code"] != before["code"]
 
 
-def test_a_study_of_unknown_origin_is_not_joined(
-    drawn: RuneSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(manifest_module, "_CREATOR_WAIT_S", 0.0)
+def test_a_study_of_unknown_origin_is_not_joined(drawn: RuneSource) -> None:
     with pytest.raises(UserError, match="has no manifest"):
-        record_or_check(optuna.create_study(), manifest(drawn), created=False)
+        check_manifest(optuna.create_study(), manifest(drawn))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -12,15 +13,21 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor, nn
 
-from finetune.adapt import AdaptationError, Adapted
+from finetune.adapt import AdaptationError, Adapted, Progress
 from finetune.data import Split
 from finetune.recipe import Recipe
 from hpo import objective as objective_module
-from hpo.config import StudyConfig
-from hpo.objective import Instance, Objective
-from hpo.report import best_trial
+from hpo.config import Budget, Recovery, StudyConfig
+from hpo.instances import Instance
+from hpo.loop import Loop, WorkerFailedError
+from hpo.objective import Objective
+from hpo.progress import Display
+from hpo.results import best_trial
 from hpo.space import recipe_of
+from hpo.storage import load_study, open_storage
 from hpo.strategy import make_pruner
+
+Fake = Callable[[Recipe], tuple[float, float]]
 
 
 class Offset(nn.Module):
@@ -35,12 +42,13 @@ class Offset(nn.Module):
 
 
 @pytest.fixture
-def config() -> StudyConfig:
+def config(tmp_path: Path) -> StudyConfig:
     return StudyConfig.model_validate(
         {
             "name": "s",
-            "storage": "sqlite://",
-            "limit_s": 10.0,
+            "storage": f"sqlite:///{tmp_path}/s.db",
+            "limit_s": 12.0,
+            "margin_s": 2.0,
             "instances": {"source": "drawn"},
             "space": {"lr": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True}},
             "estimator": {"strata": 10, "replicates": 4},
@@ -52,98 +60,180 @@ def config() -> StudyConfig:
 @pytest.fixture
 def instances() -> list[Instance]:
     blank = torch.zeros(2, 1, 28, 28)
-    return [Instance(f"r{i}", 0, "unet_1", Offset(0.0), Split(blank, blank)) for i in range(3)]
+    return [Instance(f"r{i}", 0, "unet_1", i, Offset(0.0), Split(blank, blank)) for i in range(3)]
 
 
+@pytest.fixture
 def run(
-    config: StudyConfig,
-    instances: list[Instance],
-    monkeypatch: pytest.MonkeyPatch,
-    fake: Callable[[Recipe], tuple[float, float]],
-    lrs: list[float],
-) -> optuna.Study:
-    """Trials with these learning rates; ``fake`` gives the constant and the seconds of a call."""
-
-    def adapt(pretrained: nn.Module, drawings: Tensor, recipe: Recipe, _: Any) -> Adapted:
-        constant, seconds = fake(recipe)
-        return Adapted(Offset(constant), recipe.steps, seconds, stopped=False)
-
-    monkeypatch.setattr(objective_module, "adapt", adapt)
-    study = optuna.create_study(pruner=make_pruner(config.pruner))
-    for lr in lrs:
-        study.enqueue_trial({"lr": lr})
-    study.optimize(Objective(config, instances), n_trials=len(lrs))
-    return study
-
-
-def by_lr(study: optuna.Study) -> dict[float, FrozenTrial]:
-    return {trial.params["lr"]: trial for trial in study.trials}
-
-
-def test_the_value_is_the_mean_over_instances(
     config: StudyConfig, instances: list[Instance], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = run(config, instances, monkeypatch, lambda r: (10 * r.lr, 1.0), [0.01])
-    (trial,) = study.trials
+) -> Callable[[Fake, list[float]], list[FrozenTrial]]:
+    """Runs trials with these learning rates, in this order; ``fake`` gives the constant that a
+    call ends with and its seconds."""
+
+    def run(fake: Fake, lrs: list[float]) -> list[FrozenTrial]:
+        def adapt(pretrained: nn.Module, drawings: Tensor, recipe: Recipe, on_step: Any) -> Adapted:
+            constant, seconds = fake(recipe)
+            on_step(Progress(step=1, share=0.5, loss=1.0, elapsed_s=seconds))
+            return Adapted(Offset(constant), recipe.steps, seconds, stopped=False)
+
+        monkeypatch.setattr(objective_module, "adapt", adapt)
+        storage = open_storage(config.storage, worker="me")
+        storage.create_study("s", {}, [{"lr": lr} for lr in lrs])
+        study = load_study(storage, "s", pruner=make_pruner(config.pruner))
+        with Display("s", None, 0) as display:
+            Loop(
+                study=study,
+                storage=storage,
+                run=Objective(config, instances),
+                budget=Budget(trials=len(lrs)),
+                recovery=Recovery(failures=2),
+                display=display,
+                feasible_s=config.feasible_s,
+            ).work()
+        return study.get_trials()
+
+    return run
+
+
+Run = Callable[[Fake, list[float]], list[FrozenTrial]]
+
+
+def test_the_value_is_the_mean_over_instances(run: Run) -> None:
+    (trial,) = run(lambda r: (10 * r.lr, 1.0), [0.01])
     measured = trial.user_attrs["instances"]
-    assert [m["instance"] for m in measured] == ["r0/0", "r1/0", "r2/0"]
+    assert [m["instance"] for m in measured] == ["r0/0", "r1/0/1", "r2/0/2"]
     assert trial.value == pytest.approx(sum(m["loss"] for m in measured) / 3)
     # Blank drawings: E (e - constant)^2 = 1 + constant^2.
     assert trial.value == pytest.approx(1 + 0.1**2, abs=5 * trial.user_attrs["standard_error"])
     assert list(trial.intermediate_values) == [1, 2, 3]
     assert recipe_of(trial) == Recipe(lr=0.01)
+    assert trial.user_attrs["outcome"] == "complete"
+    assert trial.user_attrs["worker"] == "me"
     json.dumps(trial.user_attrs)
 
 
-def test_a_weak_trial_is_pruned_before_its_last_instance(
-    config: StudyConfig, instances: list[Instance], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = run(config, instances, monkeypatch, lambda r: (10 * r.lr, 1.0), [0.001, 0.002, 0.09])
-    weak = by_lr(study)[0.09]
+def test_each_call_has_its_instances_seed(run: Run) -> None:
+    seeds = []
+    run(lambda r: (float(seeds.append(r.seed) or 0), 1.0), [0.01])  # type: ignore[func-returns-value]
+    assert seeds == [0, 1, 2]
+
+
+def test_a_weak_trial_is_pruned_before_its_last_instance(run: Run) -> None:
+    weak = run(lambda r: (10 * r.lr, 1.0), [0.001, 0.002, 0.09])[2]
     assert weak.state == TrialState.PRUNED
     assert len(weak.user_attrs["instances"]) == 1
-    assert "weak" in weak.user_attrs["why_pruned"]
+    assert weak.user_attrs["outcome"] == "pruned"
+    assert "weak after 1 of 3" in weak.user_attrs["reason"]
+    assert weak.value == weak.intermediate_values[1]
     assert weak.constraints["seconds over the limit"] == pytest.approx(-9.0)
 
 
-def test_a_call_over_the_limit_is_infeasible_and_never_best(
-    config: StudyConfig, instances: list[Instance], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def slow_when_good(r: Recipe) -> tuple[float, float]:
-        return 10 * r.lr, 11.0 if r.lr == 0.001 else 9.0
-
-    study = run(config, instances, monkeypatch, slow_when_good, [0.001, 0.002])
-    good = by_lr(study)[0.001]
-    assert good.state == TrialState.COMPLETE
+def test_a_call_near_the_limit_is_infeasible_and_never_best(run: Run, config: StudyConfig) -> None:
+    good, _ = run(lambda r: (10 * r.lr, 11.0 if r.lr == 0.001 else 9.0), [0.001, 0.002])
+    assert good.state == TrialState.PRUNED
+    assert good.user_attrs["outcome"] == "infeasible"
+    assert "took 11.0 s; 10 are allowed" in good.user_attrs["reason"]
     assert good.constraints["seconds over the limit"] == pytest.approx(1.0)
-    best = best_trial(study, config.limit_s)
+    assert good.system_attrs["constraints"] == [pytest.approx(1.0)]  # where the dashboard looks
+    best = best_trial(load_study(open_storage(config.storage), "s"))
     assert best is not None
     assert best.params["lr"] == 0.002
 
 
-def test_a_loss_that_is_not_finite_ends_the_trial_with_its_reason(
-    config: StudyConfig, instances: list[Instance], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_at_the_limit_is_stopped(run: Run) -> None:
+    (trial,) = run(lambda r: (0.0, 12.5), [0.01])
+    assert trial.user_attrs["outcome"] == "out of time"
+    assert "stopped on r0/0 after 12.5 s" in trial.user_attrs["reason"]
+    assert trial.constraints["failed"] > 0
+    assert "instances" not in trial.user_attrs
+
+
+def test_a_loss_that_is_not_finite_ends_the_trial_and_samplers_learn_of_it(run: Run) -> None:
     def explode(r: Recipe) -> tuple[float, float]:
-        raise AdaptationError("loss is nan at step 3")
+        if r.seed == 1:
+            raise AdaptationError("loss is nan at step 3")
+        return 0.0, 1.0
 
-    study = run(config, instances, monkeypatch, explode, [0.01])
-    assert study.trials[0].state == TrialState.PRUNED
-    assert study.trials[0].user_attrs["why_pruned"] == "loss is nan at step 3"
+    (trial,) = run(explode, [0.01])
+    assert trial.state == TrialState.PRUNED  # of failed trials samplers know nothing
+    assert trial.user_attrs["outcome"] == "not finite"
+    assert trial.user_attrs["reason"] == "r1/0/1: loss is nan at step 3"
+    assert trial.constraints["failed"] > 0  # else its one good instance would speak for it
 
 
-def test_an_interrupted_trial_fails_and_its_parameters_are_queued(
-    config: StudyConfig, instances: list[Instance], monkeypatch: pytest.MonkeyPatch
+def test_a_network_that_gives_no_number_is_not_finite_either(run: Run) -> None:
+    (trial,) = run(lambda r: (float("nan"), 1.0), [0.01])
+    assert trial.user_attrs["outcome"] == "not finite"
+    assert "the loss on unseen drawings is nan" in trial.user_attrs["reason"]
+
+
+def test_a_lack_of_memory_is_known_as_such(run: Run) -> None:
+    def grab(r: Recipe) -> tuple[float, float]:
+        if r.lr == 0.01:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 99 bytes")
+        return 0.0, 1.0
+
+    greedy, modest = run(grab, [0.01, 0.001])
+    assert greedy.user_attrs["outcome"] == "out of memory"
+    assert greedy.state == TrialState.PRUNED
+    assert modest.state == TrialState.COMPLETE
+
+
+def test_a_bug_fails_its_trial_and_leaves_its_traceback(run: Run) -> None:
+    def stumble(r: Recipe) -> tuple[float, float]:
+        if r.lr == 0.01:
+            raise ZeroDivisionError("division by zero")
+        return 0.0, 1.0
+
+    failed, fine = run(stumble, [0.01, 0.001])
+    assert failed.state == TrialState.FAIL
+    assert failed.user_attrs["outcome"] == "bug"
+    assert failed.user_attrs["reason"] == "ZeroDivisionError: division by zero"
+    assert "in stumble" in failed.user_attrs["traceback"]
+    assert fine.state == TrialState.COMPLETE
+
+
+def test_bugs_in_a_row_end_the_worker(run: Run, config: StudyConfig) -> None:
+    def stumble(r: Recipe) -> tuple[float, float]:
+        if r.lr != 0.002:
+            raise ZeroDivisionError
+        return 0.0, 1.0
+
+    with pytest.raises(WorkerFailedError, match="2 trials in a row failed, the last of bug"):
+        run(stumble, [0.01, 0.002, 0.03, 0.04, 0.05])
+    states = [t.state for t in load_study(open_storage(config.storage), "s").trials]
+    fail, waiting = TrialState.FAIL, TrialState.WAITING
+    assert states == [fail, TrialState.COMPLETE, fail, fail, waiting]
+
+
+def test_an_interrupted_trial_is_queued_again_with_its_recipe(
+    run: Run, config: StudyConfig
 ) -> None:
     def interrupt(r: Recipe) -> tuple[float, float]:
-        raise KeyboardInterrupt
+        if r.seed == 1:
+            raise KeyboardInterrupt
+        return 0.0, 1.0
 
-    study = optuna.create_study()
-    monkeypatch.setattr(objective_module, "adapt", lambda *arguments: interrupt(arguments[2]))
-    study.enqueue_trial({"lr": 0.03})
     with pytest.raises(KeyboardInterrupt):
-        study.optimize(Objective(config, instances), n_trials=1)
-    failed, waiting = study.trials
-    assert failed.state == TrialState.FAIL
+        run(interrupt, [0.03])
+    (waiting,) = load_study(open_storage(config.storage), "s").trials
     assert waiting.state == TrialState.WAITING
-    assert waiting.system_attrs["fixed_params"] == {"lr": 0.03}
+    assert waiting.params == {"lr": 0.03}
+    assert waiting.intermediate_values == {}
+    assert list(waiting.user_attrs) == ["attempts"]
+
+
+def test_values_at_odds_with_each_other_are_pruned_at_once(
+    run: Run, config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.recipe import RecipeError
+
+    def refuse(trial: optuna.Trial, *_: Any) -> Recipe:
+        trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+        raise RecipeError("lora_rank without lora_groups")
+
+    monkeypatch.setattr(objective_module, "sample_recipe", refuse)
+    (trial,) = run(lambda r: (0.0, 1.0), [0.01])
+    assert trial.state == TrialState.PRUNED
+    assert trial.user_attrs["reason"] == "impossible: lora_rank without lora_groups"
+    assert trial.params == {"lr": 0.01}

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import resource
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
-import optuna
 import pytest
+import sqlalchemy as sa
 
+from benchmarks.postgres import PASSWORD, Postgres
 from finetune.errors import UserError
-from hpo.storage import open_storage, open_study, shown
+from hpo.storage import open_storage, parse_url, shown
 
-SAMPLER, PRUNER = optuna.samplers.RandomSampler(seed=0), optuna.pruners.NopPruner()
-
-
-def test_a_study_is_created_once_and_then_joined(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/s.db"
-    first, created = open_study(open_storage(url), "s", SAMPLER, PRUNER)
-    first.set_user_attr("a", 1)
-    second, again = open_study(open_storage(url), "s", SAMPLER, PRUNER)
-    assert (created, again) == (True, False)
-    assert second.user_attrs == {"a": 1}
+REPO = Path(__file__).parents[2]
 
 
 def test_passwords_are_never_shown() -> None:
@@ -29,8 +25,118 @@ def test_passwords_are_never_shown() -> None:
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_postgresql_is_reached_by_psycopg_3(scheme: str) -> None:
+    assert parse_url(f"{scheme}://host/runes").drivername == "postgresql+psycopg"
+
+
+def test_other_databases_are_refused_with_those_that_are_not() -> None:
+    with pytest.raises(UserError, match=r"on mysql; write sqlite:///FILE.db or postgresql://"):
+        open_storage("mysql://me:secret@host/runes")
+
+
+def test_sqlite_keeps_a_write_ahead_log(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db")
+    with storage.database.engine.connect() as c:
+        assert c.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert c.exec_driver_sql("PRAGMA synchronous").scalar() == 1  # NORMAL
+
+
 def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     path.write_text("this is no database, however long it may be" * 100)
-    with pytest.raises(UserError, match=r"can't open sqlite:///.*s\.db: file is not a database"):
+    with pytest.raises(UserError, match=r"sqlite:///.*s\.db: file is not a database"):
         open_storage(f"sqlite:///{path}")
+
+
+def test_a_directory_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unable to open database file; check that its directory"):
+        open_storage(f"sqlite:///{tmp_path}/no/s.db")
+
+
+def test_a_read_only_database_is_one_line(tmp_path: Path) -> None:
+    open_storage(f"sqlite:///{tmp_path}/s.db").database.engine.dispose()
+    # By SQLite's own option: permissions don't bind the superuser.
+    url = f"sqlite:///file:{tmp_path}/s.db?mode=ro&uri=true"
+    with pytest.raises(UserError, match=r"readonly database; make the file and its directory"):
+        open_storage(url)
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db")
+    with sqlite3.connect(tmp_path / "s.db") as c:
+        pages = c.execute("PRAGMA page_count").fetchone()[0]
+    storage.database.engine.dispose()
+    sa.event.listen(
+        storage.database.engine,
+        "connect",
+        lambda c, _: c.execute(f"PRAGMA max_page_count={pages}"),
+    )
+    with pytest.raises(UserError, match=r"disk is full; free space on its disk"):
+        storage.create_study("s", {"long": "x" * 100_000}, [])
+
+
+def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path) -> None:
+    script = """
+import sys
+from finetune.errors import UserError
+from hpo.storage import open_storage
+try:
+    storage = open_storage(sys.argv[1])
+    storage.create_study("s", {"long": "x" * 4_000_000}, [])
+except UserError as error:
+    print(error)
+"""
+    url = f"sqlite:///{tmp_path}/s.db"
+    done = subprocess.run(
+        [sys.executable, "-c", script, url],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(REPO)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert "disk" in done.stdout
+
+
+def test_a_newer_schema_is_one_line(url: str) -> None:
+    storage = open_storage(url)
+    with storage.database.engine.begin() as c:
+        c.exec_driver_sql("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
+        c.exec_driver_sql("UPDATE version_info SET library_version = '99.1.0'")
+    with pytest.raises(UserError) as error:
+        open_storage(url)
+    message = str(error.value)
+    assert "made by Optuna 99.1.0, and this is 5." in message
+    assert "install that release, or name another database" in message
+    assert PASSWORD not in message
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ((PASSWORD, "wrong"), "password authentication failed"),
+        (("127.0.0.1", "no-such-host.invalid"), "check host and port"),
+        (("/runes_x", "/nothing_x"), "create that database, or name another"),
+    ],
+)
+def test_a_server_that_does_not_let_in_is_one_line(
+    postgres: Postgres, change: tuple[str, str], words: str
+) -> None:
+    url = postgres.url("runes_x").replace(*change)
+    if words.startswith("password"):
+        url = postgres.create("runes_password").replace(*change)
+    with pytest.raises(UserError) as error:
+        open_storage(url)
+    message = str(error.value)
+    assert words in message
+    assert "\n" not in message
+    assert PASSWORD not in message
+    assert ":wrong@" not in message
+
+
+def test_a_port_where_nobody_listens_is_one_line(postgres: Postgres) -> None:
+    url = postgres.url("runes").replace(str(postgres.port), "9")
+    with pytest.raises(UserError, match=r"Connection refused.*check host and port"):
+        open_storage(url)

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -60,53 +61,78 @@ def trials(directory: Path) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="tiny", storage=f"sqlite:///{directory}/tiny.db").trials
 
 
-def test_workers_one_after_another_and_together_share_a_study(tiny: Path) -> None:
+def test_a_worker_and_then_a_fleet_share_a_study(tiny: Path) -> None:
     first = start(tiny, "--study", "tiny.toml", "--trials", "1")
     out, err = first.communicate(timeout=120)
     assert first.returncode == 0, err
     assert "best: trial 0" in out
+    assert "python -m hpo.worker --study tiny.toml" in out
+    assert "trial 0: complete, loss " in err
     (trial,) = trials(tiny)
     assert trial.params == {"lr": 2e-3}  # the starting recipe
     assert trial.user_attrs["instances"][0]["instance"] == "thorn/0"
-    assert sqlite3.connect(tiny / "tiny.db").execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
-    both = [start(tiny, "--study", "tiny.toml", "--trials", "4") for _ in range(2)]
-    for worker in both:
-        _, err = worker.communicate(timeout=120)
-        assert worker.returncode == 0, err
+    fleet = start(tiny, "--study", "tiny.toml", "--trials", "6", "--workers", "2")
+    out, err = fleet.communicate(timeout=120)
+    assert fleet.returncode == 0, err
+    assert "tiny: 6 trials complete" in out
     after = trials(tiny)
-    assert all(t.state == TrialState.COMPLETE for t in after)
-    assert 4 <= len(after) <= 5  # the last trials of two workers may both be under way
-    assert len({t.params["lr"] for t in after}) == len(after)  # each samples on its own
+    assert [t.state for t in after] == [TrialState.COMPLETE] * 6
+    assert len({t.params["lr"] for t in after}) == 6  # each samples on its own
+    assert len({t.user_attrs["worker"] for t in after}) == 3
 
 
-def test_sigterm_fails_the_trial_and_queues_it_again(tmp_path: Path) -> None:
+def test_a_fleet_stops_as_one_and_hands_back_its_trials(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(STUDY.format(steps=100_000))
+    fleet = start(tmp_path, "--study", "tiny.toml", "--workers", "2")
+    _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 2)
+    fleet.send_signal(signal.SIGTERM)
+    _, err = fleet.communicate(timeout=30)
+    assert fleet.returncode == 0, err
+    assert "Traceback" not in err
+    assert [t.state for t in trials(tmp_path)] == [TrialState.WAITING] * 2
+
+
+def test_workers_of_a_fleet_that_was_killed_stop_too(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(STUDY.format(steps=100_000))
+    fleet = start(tmp_path, "--study", "tiny.toml", "--workers", "2")
+    _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 2)
+    fleet.kill()
+    fleet.communicate(timeout=30)
+    _wait_for(lambda: all(t.state == TrialState.WAITING for t in trials(tmp_path)))
+
+
+def test_sigterm_hands_the_trial_back(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(STUDY.format(steps=100_000))
     worker = start(tmp_path, "--study", "tiny.toml")
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        running = (tmp_path / "tiny.db").exists() and _recipes_stored(tmp_path / "tiny.db")
-        if running:
-            break
-        time.sleep(0.2)
-    assert running
+    _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 1)
+    asked = time.monotonic()
     worker.send_signal(signal.SIGTERM)
     _, err = worker.communicate(timeout=60)
-    assert worker.returncode == 130
+    assert time.monotonic() - asked < 5
+    assert worker.returncode == 0
     assert "Traceback" not in err
-    failed, waiting = trials(tmp_path)
-    assert failed.state == TrialState.FAIL
+    (waiting,) = trials(tmp_path)
     assert waiting.state == TrialState.WAITING
-    assert waiting.system_attrs["fixed_params"] == {"lr": 2e-3}
+    assert waiting.params == {"lr": 2e-3}
 
 
-def _recipes_stored(database: Path) -> bool:
+def _wait_for(what: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def _recipes_stored(database: Path) -> int:
+    if not database.exists():
+        return 0
     try:
         with sqlite3.connect(database) as connection:
             query = "SELECT count(*) FROM trial_user_attributes WHERE key = 'recipe'"
-            return bool(connection.execute(query).fetchone()[0])
+            return int(connection.execute(query).fetchone()[0])
     except sqlite3.OperationalError:
-        return False  # the tables are not there yet
+        return 0  # the tables are not there yet
 
 
 def test_without_omniglot_one_line_says_where_it_goes_and_what_needs_none(tmp_path: Path) -> None:
@@ -137,6 +163,10 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     for arguments, word in [
         (["--study", "nonsense"], "no study 'nonsense'"),
         (["--study", "quickstart", "--trials", "0"], "--trials is 0; write more than 0"),
+        (
+            ["--study", "quickstart", "--device", "gpu"],
+            "--device is 'gpu'; write cpu, cuda or cuda:N",
+        ),
         (["--study", "quickstart", "--storage", "nonsense"], "sqlite:///runes.db"),
         (["--study", "quickstart", "--storage", "sqlite:////no/such/dir/x.db"], "can't open"),
     ]:
@@ -145,3 +175,29 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         assert worker.returncode == 2, err
         assert word in err.strip().splitlines()[-1]
         assert "Traceback" not in err
+
+
+def test_a_worker_with_other_data_refuses_to_join(tiny: Path) -> None:
+    assert start(tiny, "--study", "tiny.toml", "--trials", "1").wait(timeout=120) == 0
+    text = (tiny / "tiny.toml").read_text()
+    (tiny / "other.toml").write_text(text.replace('"thorn"', '"os"'))
+    other = start(tiny, "--study", "other.toml", "--trials", "2")
+    _, err = other.communicate(timeout=60)
+    assert other.returncode == 2
+    message = err.strip().splitlines()[-1]
+    assert message.startswith("error: study tiny was made with other instances")
+    assert 'start_from = { study = "tiny" }' in message
+
+
+def test_a_new_study_starts_from_the_best_of_an_old_one(tiny: Path) -> None:
+    assert start(tiny, "--study", "tiny.toml", "--trials", "3").wait(timeout=120) == 0
+    best = min(trials(tiny), key=lambda t: t.value or 0.0)
+    text = (tiny / "tiny.toml").read_text().replace('name = "tiny"', 'name = "wide"')
+    text = text.replace("high = 1e-2", "high = 2e-2").replace("[[start]]\nlr = 2e-3\n", "")
+    start_from = '[start_from]\nstudy = "tiny"\nbest = 1\n[space.lr]'
+    (tiny / "wide.toml").write_text(text.replace("[space.lr]", start_from))
+    wide = start(tiny, "--study", "wide.toml", "--trials", "1")
+    assert wide.wait(timeout=60) == 0
+    study = optuna.load_study(study_name="wide", storage=f"sqlite:///{tiny}/tiny.db")
+    assert study.trials[0].params == best.params
+    assert study.best_value == pytest.approx(best.value, rel=1e-6)

@@ -1,0 +1,115 @@
+"""How much each parameter mattered for ending among the best trials, by PED-ANOVA."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+NEEDED = 20  # complete trials
+_TOP_SHARE = 0.1  # of the trials, whose parameters are set against all trials'
+_TOP_LEAST = 5  # of them; with fewer the method tells little
+_LARGEST_SAMPLE = 300  # trials; the time grows with them
+_RESAMPLES = 30
+
+
+class ImportanceError(Exception):
+    """There is nothing to estimate importances from; the message says why."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """A parameter's share of the importance of all parameters, from 0 to 1."""
+
+    name: str
+    share: float
+    standard_error: float  # by bootstrap over trials
+
+
+def importances(trials: Sequence[FrozenTrial], seed: int = 0) -> tuple[Importance, ...]:
+    """Every parameter of the complete trials, the most important first.
+
+    A parameter that only some trials have is judged by those: PED-ANOVA compares its values
+    among the best of them with its values among all of them, and weighs that by how many of the
+    best trials have it.  The standard error is that of drawing other trials from the same
+    sampler; it does not know that a sampler learns from its earlier trials.  Shares carry an
+    upward bias of about their error, so one that is no larger than it may well be zero.
+
+    Args:
+        seed: of the bootstrap, and of the choice among more trials than are used.
+
+    Raises:
+        ImportanceError: fewer than `NEEDED` complete trials with a finite loss, no two of
+            different loss, no parameter that varies, or trials that Optuna can't judge.
+    """
+    usable = [t for t in trials if t.state == TrialState.COMPLETE and _is_finite(t.value)]
+    if len(usable) < NEEDED:
+        raise ImportanceError(
+            f"{NEEDED - len(usable)} more complete trials are needed, of {NEEDED}"
+        )
+    if len({t.value for t in usable}) == 1:
+        raise ImportanceError("all complete trials have the same loss")
+    rng = np.random.default_rng(seed)
+    if len(usable) > _LARGEST_SAMPLE:
+        chosen = rng.choice(len(usable), _LARGEST_SAMPLE, replace=False)
+        usable = [usable[i] for i in sorted(chosen)]
+    sample = _Sample()
+    names = sorted({name for t in usable for name in t.params})
+    try:
+        shares = sample.shares(usable, names)
+        resampled = [
+            sample.shares([usable[i] for i in rng.integers(len(usable), size=len(usable))], names)
+            for _ in range(_RESAMPLES)
+        ]
+    except Exception as error:  # a report is not to fail for the sake of this part
+        raise ImportanceError(f"Optuna can't judge them: {error!r}") from error
+    if not shares.any():
+        raise ImportanceError("no parameter varies among the complete trials")
+    errors = np.std(resampled, axis=0, ddof=1)
+    found = [
+        Importance(name, float(share), float(error))
+        for name, share, error in zip(names, shares, errors, strict=True)
+    ]
+    return tuple(sorted(found, key=lambda i: (-i.share, i.name)))
+
+
+class _Sample(optuna.Study):
+    """Trials in the place of a study's: the same one may be there twice, and none is copied."""
+
+    def __init__(self) -> None:
+        storage = InMemoryStorage()
+        storage.create_new_study([StudyDirection.MINIMIZE], "sample")
+        super().__init__("sample", storage)
+        self._drawn: list[FrozenTrial] = []
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        return self._drawn
+
+    def shares(self, drawn: list[FrozenTrial], names: Sequence[str]) -> np.ndarray:
+        """The importance of each parameter over the sum of all; zeros where none has any."""
+        self._drawn = drawn
+        top = max(_TOP_SHARE, _TOP_LEAST / len(drawn))
+        with warnings.catch_warnings():
+            # Of few trials with some parameter, and of `normalize` being experimental.  Its
+            # normalization would make all parameters equal where none matters.
+            warnings.simplefilter("ignore")
+            found = get_param_importances(
+                self, evaluator=PedAnovaImportanceEvaluator(target_quantile=top), normalize=False
+            )
+        importance = np.array([found.get(name, 0.0) for name in names])
+        total = importance.sum()
+        return importance / total if total > 0 else importance
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,152 @@
+"""Trying again while a database is away, and telling that from a mistake that will not pass."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import optuna
+import sqlalchemy.exc
+
+from finetune.errors import UserError
+
+from .log import warn
+
+T = TypeVar("T")
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 10.0
+_QUIET_S = 1.0  # shorter troubles are not worth a line
+# Another process holds the file, or was about to start its log.
+_SQLITE_PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
+# PostgreSQL's classes (appendix A of its manual): connection exception, transaction rollback,
+# too many connections, operator intervention (shutdown, crash, starting up).
+_POSTGRES_PASSING = ("08", "40", "53300", "57P")
+_SQLITE_REMEDY = {
+    sqlite3.SQLITE_FULL: "free space on its disk",
+    sqlite3.SQLITE_IOERR: "check its disk, and the limits on file sizes",
+    sqlite3.SQLITE_READONLY: "make the file and its directory writable",
+    sqlite3.SQLITE_CANTOPEN: "check that its directory exists and is writable",
+    sqlite3.SQLITE_NOTADB: "name another file",
+}
+_POSTGRES_REMEDY = {
+    "28": "check user and password",
+    "3D": "create that database, or name another",
+    "42501": "grant the user its rights",
+    "53100": "free space on the server's disk",
+    "25006": "connect to the primary, which takes writes",
+}
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The driver's own error under Optuna's and SQLAlchemy's."""
+    if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__:
+        error = error.__cause__
+    if isinstance(error, sqlalchemy.exc.DBAPIError) and error.orig is not None:
+        error = error.orig
+    return error
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same statement may succeed later: a lock, a restart, a cut connection."""
+    if isinstance(cause := cause_of(error), sqlite3.Error):
+        return _sqlite_code(cause) in _SQLITE_PASSING
+    if isinstance(error, sqlalchemy.exc.TimeoutError):
+        return True
+    state = getattr(cause, "sqlstate", None)
+    if state is not None:
+        return str(state).startswith(_POSTGRES_PASSING)
+    # Without a state the server gave no answer at all.
+    return type(cause).__name__ in ("OperationalError", "InterfaceError")
+
+
+def is_database_trouble(error: BaseException) -> bool:
+    """Whether the database, and neither this code nor the data, is at fault."""
+    if isinstance(error, sqlalchemy.exc.TimeoutError):
+        return True
+    if isinstance(cause := cause_of(error), sqlite3.Error):
+        return _sqlite_code(cause) in _SQLITE_PASSING or _sqlite_code(cause) in _SQLITE_REMEDY
+    if getattr(cause, "sqlstate", None) is not None:
+        return is_passing(error) or _remedy(cause) is not None
+    return type(cause).__name__ in ("OperationalError", "InterfaceError")
+
+
+def words_of(error: BaseException) -> str:
+    """The driver's words in one line."""
+    cause = cause_of(error)
+    # libpq tries each address of a host and repeats itself; the first says it.
+    return " ".join((str(cause).strip() or type(cause).__name__).split("\n- ")[0].split())[:240]
+
+
+def explain(error: BaseException) -> str:
+    """The driver's words in one line, and what to do about it where that is known."""
+    remedy = _remedy(cause_of(error))
+    return f"{words_of(error)}; {remedy}" if remedy else words_of(error)
+
+
+def _remedy(cause: BaseException) -> str | None:
+    if isinstance(cause, sqlite3.Error):
+        return _SQLITE_REMEDY.get(_sqlite_code(cause))
+    state = str(getattr(cause, "sqlstate", None) or "")
+    if state:
+        return next((r for s, r in _POSTGRES_REMEDY.items() if state.startswith(s)), None)
+    if type(cause).__name__ == "OperationalError":
+        if "password" in str(cause) or "no pg_hba.conf entry" in str(cause):
+            return "check user and password"
+        if "does not exist" in str(cause):
+            return "create that database, or name another"
+        return "check host and port, and that the server runs"
+    return None
+
+
+def _sqlite_code(error: sqlite3.Error) -> int:
+    # The low byte is the primary code; a lock may come as SQLITE_BUSY_SNAPSHOT, say.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+class Patience:
+    """Repeats an operation until it succeeds, with growing pauses that the user is told of.
+
+    Args:
+        what: the database's name, as it may be shown.
+        limit_s: of one trouble; after it the worker gives up.
+    """
+
+    def __init__(self, what: str, limit_s: float) -> None:
+        self.what = what
+        self.limit_s = limit_s
+
+    def call(self, operation: Callable[[], T]) -> T:
+        """The operation's result; it must be safe to repeat, even if it did succeed unseen.
+
+        Raises:
+            UserError: a trouble that does not pass, or one that lasted for ``limit_s``.
+        """
+        started = time.monotonic()
+        pause_s, told = _FIRST_PAUSE_S, False
+        while True:
+            try:
+                result = operation()
+            except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as e:
+                if not is_database_trouble(e):
+                    raise
+                waited_s = time.monotonic() - started
+                if not is_passing(e):
+                    raise UserError(f"{self.what}: {explain(e)}") from e
+                if waited_s > self.limit_s:
+                    raise UserError(
+                        f"{self.what}: {explain(e)}; gave up after {waited_s:.0f} s"
+                    ) from e
+                if waited_s >= _QUIET_S or pause_s >= _QUIET_S:
+                    warn(f"{self.what}: {words_of(e)}; trying again in {pause_s:.1f} s")
+                    told = True
+                # Spread out, so that many workers do not come back in the same instant.
+                time.sleep(pause_s * random.uniform(0.5, 1.0))
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            else:
+                if told:
+                    warn(f"{self.what}: answers again after {time.monotonic() - started:.0f} s")
+                return result

@@ -1,0 +1,29 @@
+"""Which trials count as good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+# Keys of Optuna's constraints; a trial is feasible when none is above zero.
+OVER_LIMIT = "seconds over the limit"
+FAILED = "failed"
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether every call kept the time limit and no failure was the recipe's."""
+    return all(value <= 0 for value in trial.constraints.values())
+
+
+def best_trials(trials: Iterable[FrozenTrial], count: int | None = None) -> list[FrozenTrial]:
+    """The complete, feasible trials, lowest loss first; at most ``count`` of them."""
+    good = [t for t in trials if t.state == TrialState.COMPLETE and is_feasible(t)]
+    return sorted(good, key=lambda t: (t.value, t.number))[:count]
+
+
+def best_trial(study: optuna.Study) -> FrozenTrial | None:
+    """The complete, feasible trial of lowest loss; None if there is none yet."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return next(iter(best_trials(complete, 1)), None)

@@ -1,0 +1,209 @@
+"""Say how a study stands: counts, best trials, pace, workers, time left."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+
+from finetune.errors import UserError, run_command
+
+from .config import load_study_file
+from .database import STUDIES
+from .patience import explain
+from .snapshot import Best, Pace, Status, status_of
+from .storage import StudyStorage, load_study, open_storage, parse_url, shown
+
+_PATIENCE_S = 10
+_WIDTH = 100
+_MOST_IMPORTANT = 10
+_KEY_WIDTH = 11
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m hpo.status",
+        description=f"{__doc__} It writes nothing to the study.",
+    )
+    parser.add_argument("--study", required=True, help="name in studies/, or path of a study file")
+    parser.add_argument(
+        "--storage", help="database URL (default: the study file's); also $RUNES_STORAGE"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object; its keys are in hpo/snapshot.py"
+    )
+    parser.add_argument("--best", type=int, default=5, help="show so many trials (default: 5)")
+    options = parser.parse_args(argv)
+    if options.best < 0:
+        raise UserError(f"--best is {options.best}; write 0 or more")
+    config = load_study_file(options.study)
+    url = config.storage_url(options.storage)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = open_existing(url, options.study)
+    try:
+        study = load_study(storage, config.name)
+        trials = study.get_trials(deepcopy=False)
+        beats = storage.database.patience.call(lambda: storage.beats(study._study_id))
+    finally:
+        storage.database.engine.dispose()
+    status = status_of(config, url, trials, beats, datetime.now(UTC), options.best)
+    print(to_json(status) if options.json else to_text(status))
+    return 0
+
+
+def open_existing(url: str, study: str) -> StudyStorage:
+    """A database that is there already; nothing is made.
+
+    Args:
+        study: as the person named it, for the advice.
+
+    Raises:
+        UserError: there is no such database, no study was ever made in it, or it can't be opened.
+    """
+    parsed = parse_url(url)
+    advice = f"start a worker first: python -m hpo.worker --study {study}"
+    if parsed.get_backend_name() == "sqlite":
+        # `sqlite://` is in memory: a new one for each process.
+        path = (parsed.database or ":memory:").removeprefix("file:")
+        if not Path(path).is_file():
+            raise UserError(f"{shown(url)}: no such database; {advice}")
+    if not _has_studies(url):
+        raise UserError(f"{shown(url)} has no studies; {advice}")
+    return open_storage(url, patience_s=_PATIENCE_S)
+
+
+def _has_studies(url: str) -> bool:
+    """Whether Optuna's tables are there: `open_storage` would make them."""
+    parsed = parse_url(url)
+    patience = "timeout" if parsed.get_backend_name() == "sqlite" else "connect_timeout"
+    try:
+        engine = sa.create_engine(parsed, connect_args={patience: _PATIENCE_S})
+        try:
+            return sa.inspect(engine).has_table(STUDIES.name)
+        finally:
+            engine.dispose()
+    except (sa.exc.SQLAlchemyError, ImportError) as error:
+        words = explain(error)
+        if parsed.password:
+            words = words.replace(str(parsed.password), "***")
+        raise UserError(f"can't open {shown(url)}: {words}") from error
+
+
+def to_json(status: Status) -> str:
+    """One JSON object; its keys are the fields of `Status`.  Null: not known, or not finite."""
+    return json.dumps(_plain(asdict(status)), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def to_text(status: Status) -> str:
+    """Lines for people and for grep: each begins with what it is about."""
+    return "\n".join(f"{key:<{_KEY_WIDTH}} {text}".rstrip() for key, text in _lines(status))
+
+
+def _lines(status: Status) -> Iterator[tuple[str, str]]:
+    yield "study", f"{status.study} in {status.storage}"
+    yield "trials", f"{status.finished} finished, {_counts(status.states)}"
+    yield "outcomes", _counts(status.outcomes) or "none yet"
+    alive = sum(w.alive for w in status.workers)
+    yield "workers", f"{alive} alive" + _unheard(status)
+    for w in status.workers:
+        age = f"last sign of life {w.silent_s:.0f} s ago"
+        state = f"alive, {age}" if w.alive else f"silent for {w.silent_s:.0f} s"
+        yield "worker", f"{w.worker}  trial {w.trial}  {state}"
+    yield "pace", _pace(status.pace)
+    yield "compute", f"{_duration(status.compute_s)} ({status.compute_s:.0f} s) in finished trials"
+    if status.time_left_s is None:
+        yield "time left", f"unknown: {status.time_left_unknown}"
+    else:
+        idle = ", once a worker runs" if status.time_left_s > 0 and not alive else ""
+        yield "time left", f"{_duration(status.time_left_s)} at this pace{idle}"
+    parts = ", ".join(f"{name} {value:g}" for name, value in status.budget.items())
+    yield "budget", (parts or "none") + (f"; spent: {status.spent}" if status.spent else "")
+    if not status.best:
+        yield "best", "no trial is complete and feasible"
+    width = max((len(str(b.trial)) for b in status.best), default=0)
+    for best in status.best:
+        yield from _best_lines(best, width)
+    yield from _importance_lines(status)
+
+
+def _unheard(status: Status) -> str:
+    if not status.no_heartbeat:
+        return ""
+    return f"; running without signs of life, by other programs: {status.no_heartbeat}"
+
+
+def _pace(pace: Pace | None) -> str:
+    if pace is None:
+        return "unknown: no trial has run yet"
+    span = _duration(pace.active_s)
+    window = f"since the start, {span}" if pace.since_start else f"in the last {span}"
+    return (
+        f"{pace.trials_per_hour:.1f} trials/h ({pace.finished} finished {window} "
+        "in which any trial ran)"
+    )
+
+
+def _best_lines(best: Best, width: int) -> Iterator[tuple[str, str]]:
+    error = "" if best.standard_error is None else f" ± {best.standard_error:.4f}"
+    call = "" if best.longest_call_s is None else f"  longest call {best.longest_call_s:.1f} s"
+    yield "best", f"trial {best.trial:>{width}}  loss {best.loss:.4f}{error}{call}"
+    values = best.params if best.changed is None else best.changed
+    words = "  ".join(f"{name}={_value(v)}" for name, v in values.items())
+    if best.changed == {}:
+        words = "the default recipe"
+    for line in textwrap.wrap(
+        words, _WIDTH - _KEY_WIDTH - 3, break_long_words=False, break_on_hyphens=False
+    ):
+        yield "", f"  {line}"
+
+
+def _importance_lines(status: Status) -> Iterator[tuple[str, str]]:
+    if status.importances_unknown is not None:
+        yield "importance", f"unknown: {status.importances_unknown}"
+    shown_ones = status.importances[:_MOST_IMPORTANT]
+    width = max((len(i.name) for i in shown_ones), default=0)
+    for i in shown_ones:
+        yield "importance", f"{i.name:<{width}}  {i.share:.2f} ± {i.standard_error:.2f}"
+    if rest := status.importances[_MOST_IMPORTANT:]:
+        yield "importance", f"{len(rest)} more, at most {rest[0].share:.2f} each: see --json"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(str, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    """In the largest unit of which there are two or more."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    run_command(main)

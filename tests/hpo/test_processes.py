@@ -1,0 +1,277 @@
+"""Workers as real processes: many at once, killed in every way, on both kinds of databases."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from benchmarks.postgres import Postgres
+from hpo.storage import load_study, open_storage
+
+REPO = Path(__file__).parents[2]
+QUICK = ("heartbeat_s=0.4", "grace_s=1.5")
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a cheap worker; its lines go to a file of its own."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(url: str, trials: int, *options: str) -> subprocess.Popen[str]:
+        log = (tmp_path / f"worker{len(started)}.log").open("w")
+        script = str(Path(__file__).with_name("cheap_worker.py"))
+        process = subprocess.Popen(
+            [sys.executable, script, url, str(trials), *options],
+            stderr=log,
+            stdout=subprocess.DEVNULL,
+            env=dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS="1"),
+            text=True,
+        )
+        process.log_path = Path(log.name)  # type: ignore[attr-defined]
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def lines_of(process: subprocess.Popen[str]) -> str:
+    return str(process.log_path.read_text())  # type: ignore[attr-defined]
+
+
+def wait_for(what: Callable[[], object], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def ends_well(processes: list[subprocess.Popen[str]], timeout_s: float = 120.0) -> None:
+    for process in processes:
+        assert process.wait(timeout_s) == 0, lines_of(process)
+
+
+def trials_of(url: str) -> list[FrozenTrial]:
+    return load_study(open_storage(url), "cheap").get_trials(deepcopy=False)
+
+
+def states(trials: list[FrozenTrial]) -> dict[TrialState, int]:
+    return {s: n for s in TrialState if (n := sum(t.state == s for t in trials))}
+
+
+def test_eight_workers_started_together_finish_exactly_the_budget(start: Start, url: str) -> None:
+    workers = [start(url, 200) for _ in range(8)]
+    ends_well(workers)
+    trials = trials_of(url)
+    assert states(trials) == {TrialState.COMPLETE: 200}
+    assert sorted(t.number for t in trials) == list(range(200))
+    # The first round is of eight recipes, and so is every other: no two workers think alike.
+    assert len({t.params["lr"] for t in trials}) == 200
+    assert len({t.user_attrs["worker"] for t in trials}) == 8
+
+    ends_well([start(url, 203) for _ in range(3)])  # a resume with a larger budget
+    ends_well([start(url, 203)])  # and one with nothing left to do
+    assert states(trials_of(url)) == {TrialState.COMPLETE: 203}
+
+
+def test_the_first_workers_place_decides_its_seed(
+    start: Start, new_database: Callable[[str], str]
+) -> None:
+    urls = [new_database("sqlite"), new_database("sqlite")]
+    for url in urls:
+        ends_well([start(url, 5)])
+    first, second = ([t.params["lr"] for t in trials_of(url)] for url in urls)
+    assert first == second
+
+
+def test_workers_killed_at_random_for_a_minute_lose_nothing(
+    start: Start, new_database: Callable[[str], str]
+) -> None:
+    budget, queued = 150, [round(0.01 + 0.001 * i, 3) for i in range(40)]
+    queue = "start=" + ",".join(map(str, queued))
+    urls = [new_database("sqlite"), new_database("postgresql")]
+    options = (queue, *QUICK, "step_s=0.4", "retries=2")
+    workers = {url: [start(url, budget, *options) for _ in range(3)] for url in urls}
+    rng = random.Random(11)
+    killed = 0
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        time.sleep(rng.uniform(0.3, 1.2))
+        url = rng.choice(urls)
+        alive = [w for w in workers[url] if w.poll() is None and "running" in lines_of(w)]
+        if alive:
+            victim = rng.choice(alive)
+            victim.kill()
+            victim.wait()
+            killed += 1
+        if sum(w.poll() is None for w in workers[url]) < 3:
+            workers[url].append(start(url, budget, *options))
+    assert killed >= 20
+    for url in urls:
+        while sum(w.poll() is None for w in workers[url]) < 3:
+            workers[url].append(start(url, budget, *options))
+        survivors = [w for w in workers[url] if w.poll() is None]
+        ends_well(survivors)
+        trials = trials_of(url)
+        finished = [t for t in trials if t.state.is_finished()]
+        assert len(finished) == budget
+        assert states(trials).keys() <= {TrialState.COMPLETE, TrialState.FAIL}
+        assert sorted(t.number for t in trials) == list(range(budget))
+        for trial in trials:
+            if trial.state == TrialState.FAIL:
+                assert trial.user_attrs["outcome"] == "lost worker"
+                assert len(trial.user_attrs["attempts"]) == 3
+            else:
+                assert list(trial.intermediate_values) == [1, 2]
+                assert trial.value == trial.params["lr"]
+                assert len(trial.user_attrs.get("attempts", [])) <= 2
+        assert any("attempts" in t.user_attrs for t in trials)
+        # Each queued recipe is one trial, finished once.
+        fixed = [t.system_attrs["fixed_params"]["lr"] for t in trials[: len(queued)]]
+        assert fixed == queued
+        assert all(t.params.get("lr", x) == x for t, x in zip(trials, queued, strict=False))
+
+
+def test_a_server_that_restarts_and_stays_away_costs_nobody_anything(
+    start: Start, postgres: Postgres
+) -> None:
+    url = postgres.create("restarts")
+    options = ("step_s=0.3", "reports=5", "heartbeat_s=1", "grace_s=5")
+    workers = [start(url, 40, *options) for _ in range(3)]
+    wait_for(lambda: all("running" in lines_of(w) for w in workers))
+    for away_s in (0, 1, 20):
+        time.sleep(3)
+        postgres.stop()
+        time.sleep(away_s)
+        postgres.start()
+    ends_well(workers)
+    trials = trials_of(url)
+    assert states(trials) == {TrialState.COMPLETE: 40}
+    assert all(list(t.intermediate_values) == [1, 2, 3, 4, 5] for t in trials)
+    # Nobody was called lost: each trial is its first attempt.
+    assert not any("attempts" in t.user_attrs for t in trials)
+    told = "".join(lines_of(w) for w in workers)
+    assert "trying again in" in told
+    assert "answers again after" in told
+    assert "a-password" not in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
+def test_a_signal_hands_the_trial_back_and_another_worker_finishes_it(
+    start: Start, url: str, number: signal.Signals, code: int
+) -> None:
+    slow = start(url, 1, "step_s=60")
+    wait_for(lambda: "running 0" in lines_of(slow))
+    asked = time.monotonic()
+    slow.send_signal(number)
+    assert slow.wait(10) == code
+    assert time.monotonic() - asked < 5
+    assert "trial 0: queued again" in lines_of(slow)
+    assert "Traceback" not in lines_of(slow)
+    (waiting,) = trials_of(url)
+    assert waiting.state == TrialState.WAITING
+    ends_well([start(url, 1)])
+    (done,) = trials_of(url)
+    assert (done.state, done.params) == (TrialState.COMPLETE, waiting.params)
+    assert done.user_attrs["attempts"][0]["why"] == "stopped"
+
+
+def test_a_second_signal_ends_a_worker_at_once(start: Start, postgres: Postgres) -> None:
+    url = postgres.create("second_signal")
+    slow = start(url, 1, "step_s=60", "heartbeat_s=30", "grace_s=90")
+    wait_for(lambda: "running 0" in lines_of(slow))
+    postgres.stop()
+    try:
+        slow.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert slow.poll() is None  # it would hand back its trial, to a server that is away
+        slow.send_signal(signal.SIGTERM)
+        assert slow.wait(1) == 128 + signal.SIGTERM
+    finally:
+        postgres.start()
+
+
+def test_a_signal_while_the_server_is_away_still_ends_a_worker(
+    start: Start, postgres: Postgres
+) -> None:
+    url = postgres.create("signal_away")
+    slow = start(url, 1, "step_s=60", "heartbeat_s=30", "grace_s=90")
+    wait_for(lambda: "running 0" in lines_of(slow))
+    postgres.stop()
+    try:
+        slow.send_signal(signal.SIGTERM)
+        assert slow.wait(10) == 0
+        assert "could not be handed back, and will count as lost" in lines_of(slow)
+    finally:
+        postgres.start()
+
+
+def test_a_trial_that_someone_else_ended_does_not_end_its_worker(start: Start, url: str) -> None:
+    worker = start(url, 3, "step_s=0.5", "reports=3", *QUICK)
+    wait_for(lambda: "running 0" in lines_of(worker))
+    storage = open_storage(url, worker="a person")
+    trial_id = load_study(storage, "cheap").trials[0]._trial_id
+    optuna_itself = super(type(storage), storage)  # who asks nobody
+    optuna_itself.set_trial_state_values(trial_id, TrialState.FAIL)
+    ends_well([worker])
+    assert "trial 0: the trial was ended or taken over by someone else" in lines_of(worker)
+    trials = trials_of(url)
+    assert states(trials) == {TrialState.FAIL: 1, TrialState.COMPLETE: 2}
+
+
+def test_a_frozen_workers_trial_goes_on_elsewhere_and_the_sleeper_lets_go(
+    start: Start, url: str
+) -> None:
+    sleeper = start(url, 2, "step_s=1.5", "reports=2", *QUICK)
+    wait_for(lambda: "running 0" in lines_of(sleeper))
+    sleeper.send_signal(signal.SIGSTOP)
+    rescuer = start(url, 2, "step_s=0.1", *QUICK)
+    wait_for(lambda: "is lost" in lines_of(rescuer))
+    wait_for(lambda: "running 0" in lines_of(rescuer))
+    sleeper.send_signal(signal.SIGCONT)
+    ends_well([sleeper, rescuer])
+    first, _ = trials_of(url)
+    assert first.state == TrialState.COMPLETE
+    assert first.user_attrs["worker"].split(":")[1].startswith(f"{rescuer.pid}#")
+    assert "taken over by someone else" in lines_of(sleeper)
+
+
+def test_a_worker_that_measures_something_else_may_not_join(start: Start, url: str) -> None:
+    ends_well([start(url, 1, "measures=this")])
+    other = start(url, 2, "measures=that")
+    assert other.wait(30) == 2
+    (line,) = lines_of(other).splitlines()
+    assert line.startswith(
+        "error: study cheap was made with other measures (this there, that here)"
+    )
+    assert "start_from" in line
+
+
+def test_an_all_but_empty_budget_ends_even_when_the_last_trial_is_lost(
+    start: Start, url: str
+) -> None:
+    doomed = start(url, 1, "step_s=60", *QUICK)
+    wait_for(lambda: "running 0" in lines_of(doomed))
+    waiting = start(url, 1, "step_s=0.05", *QUICK)
+    wait_for(lambda: "waiting: " in lines_of(waiting))
+    doomed.kill()
+    ends_well([waiting])
+    (trial,) = trials_of(url)
+    assert trial.state == TrialState.COMPLETE
+    assert trial.user_attrs["attempts"][0]["why"] == "lost worker"
