@@ -65,7 +65,8 @@ class Service:
 
     @property
     def backend(self) -> RDBStorage:
-        return cast(_CachedStorage, self.study._storage)._backend
+        storage = self.study._storage
+        return getattr(storage, "database", None) or cast(_CachedStorage, storage)._backend
 
     def become(self, worker: str) -> None:
         """Be another worker than the process that this one was forked from."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -43,6 +43,9 @@ VALUES = table(models.TrialValueModel)
 INTERMEDIATE = table(models.TrialIntermediateValueModel)
 HEARTBEATS = table(models.TrialHeartbeatModel)
 
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+_READ_AT_ONCE = 2000  # ids in a statement; SQLite takes 32,766 variables
+
 _PATIENT = (
     "create_new_study",
     "delete_study",
@@ -72,6 +75,7 @@ class Database(RDBStorage):
     def __init__(self, url: str, patience: Patience, **options: Any) -> None:
         self.patience = patience
         super().__init__(url, **options)
+        self._reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         for name in _PATIENT:
             setattr(self, name, partial(self._patiently, getattr(super(), name)))
 
@@ -90,6 +94,19 @@ class Database(RDBStorage):
 
         return self.patience.call(once)
 
+    def look(self, read: Callable[[sa.Connection], T]) -> T:
+        """Run ``read``, which writes nothing, again and again until it succeeds.
+
+        Each of its statements is its own transaction, which saves the journeys of beginning and
+        ending one.
+        """
+
+        def once() -> T:
+            with self._reading.connect() as connection:
+                return read(connection)
+
+        return self.patience.call(once)
+
     @contextmanager
     def at_once(self) -> Iterator[sa.Connection]:
         """One transaction that is not tried again: for what comes round anyway."""
@@ -97,27 +114,49 @@ class Database(RDBStorage):
             yield connection
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        trials = self.transact(lambda c: read_trials(c, TRIALS.c.trial_id == trial_id))
+        trials = self.whole_trials([trial_id])
         if not trials:
             raise KeyError(f"no trial has the id {trial_id}")
         return trials[0]
 
-    def _get_trials(
-        self,
-        study_id: int,
-        states: Container[TrialState] | None,
-        included_trial_ids: set[int],
-        trial_id_greater_than: int,
-    ) -> list[FrozenTrial]:
-        which = sa.and_(
-            TRIALS.c.study_id == study_id,
-            sa.or_(
-                TRIALS.c.trial_id > trial_id_greater_than,
-                TRIALS.c.trial_id.in_(included_trial_ids),
-            ),
+    def system_attrs(self, trial_id: int) -> dict[str, Any]:
+        """A trial's system attributes alone: samplers and pruners ask for them often."""
+        query = sa.select(SYSTEM_ATTRS.c.key, SYSTEM_ATTRS.c.value_json).where(
+            SYSTEM_ATTRS.c.trial_id == trial_id
         )
-        trials = self.transact(lambda c: read_trials(c, which))
-        return trials if states is None else [t for t in trials if t.state in states]
+        return self.look(lambda c: {k: json.loads(v) for k, v in c.execute(query)})
+
+    def study_of(self, trial_id: int) -> int:
+        """The id of a trial's study.
+
+        Raises:
+            KeyError: there is no such trial.
+        """
+        query = sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id)
+        study_id = self.look(lambda c: c.execute(query).scalar())
+        if study_id is None:
+            raise KeyError(f"no trial has the id {trial_id}")
+        return int(study_id)
+
+    def states_of(
+        self, study_id: int, among: Collection[int], after: int
+    ) -> list[tuple[int, TrialState]]:
+        """Ids and states of the study's trials ``among`` some ids, and of all above ``after``."""
+        # Sorted: the same ids make the same statement, which is compiled once.
+        known = TRIALS.c.trial_id.in_(sorted(among))
+        query = sa.select(TRIALS.c.trial_id, TRIALS.c.state).where(
+            TRIALS.c.study_id == study_id, sa.or_(TRIALS.c.trial_id > after, known)
+        )
+        return self.look(lambda c: [(i, state) for i, state in c.execute(query)])
+
+    def whole_trials(self, ids: Collection[int]) -> list[FrozenTrial]:
+        """The trials with these ids, in their order."""
+        trials: list[FrozenTrial] = []
+        ordered = sorted(ids)
+        for start in range(0, len(ordered), _READ_AT_ONCE):
+            some = TRIALS.c.trial_id.in_(ordered[start : start + _READ_AT_ONCE])
+            trials += self.look(lambda c, some=some: read_trials(c, some))  # type: ignore[misc]
+        return trials
 
 
 def read_trials(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[FrozenTrial]:
@@ -130,11 +169,9 @@ def read_trials(connection: sa.Connection, which: sa.ColumnElement[bool]) -> lis
     if not heads:
         return []
     ids = [head.trial_id for head in heads]
-    # A short list of ids is quicker than the condition; a long one has too many variables.
-    chosen = ids if len(ids) <= 500 else sa.select(TRIALS.c.trial_id).where(which)
 
     def children(of: sa.Table, order: str, *names: str) -> dict[int, list[Any]]:
-        query = sa.select(of.c.trial_id, *(of.c[n] for n in names)).where(of.c.trial_id.in_(chosen))
+        query = sa.select(of.c.trial_id, *(of.c[n] for n in names)).where(of.c.trial_id.in_(ids))
         rows = defaultdict(list)
         for row in connection.execute(query.order_by(of.c[order])):
             rows[row[0]].append(row[1:])

@@ -93,7 +93,7 @@ def run_fleet(options: Options) -> int:
                 time.sleep(_LOOK_S)
     finally:
         _stop(workers)
-    storage.remove_session()
+    storage.database.remove_session()
     print_summary(study, config, url, options.study)
     if EXIT_BAD_INPUT in codes:
         return EXIT_BAD_INPUT

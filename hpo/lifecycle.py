@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,7 +30,6 @@ WORKER_KEY = "hpo:worker"  # system attribute of a trial: whose it is
 WORKERS_KEY = "hpo:workers"  # system attribute of a study: how many have joined
 ATTEMPTS_KEY = "attempts"  # user attribute of a trial: those that did not finish it
 _FIXED_PARAMS_KEY = "fixed_params"  # Optuna's, of a trial that was queued
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 class TrialTakenError(UpdateFinishedTrialError):
@@ -119,7 +119,7 @@ def claim(c: sa.Connection, study_id: int, worker: str, budget: int | None) -> i
         .group_by(db.TRIALS.c.state)
     )
     counts: dict[TrialState, int] = {state: n for state, n in per_state}
-    finished = sum(counts.get(s, 0) for s in _FINISHED)
+    finished = sum(counts.get(s, 0) for s in db.FINISHED)
     if budget is not None and finished >= budget:
         return NoTrial.SPENT
     if budget is not None and finished + counts.get(TrialState.RUNNING, 0) >= budget:
@@ -152,42 +152,41 @@ def write(c: sa.Connection, trial_id: int, worker: str, writes: Writes) -> None:
     Raises:
         TrialTakenError: the trial is not this worker's any more; nothing is written.
     """
-    now: dict[str, Any] = {"state": writes.state or TrialState.RUNNING}
-    if writes.state is not None:
-        now["datetime_complete"] = db.utc_now()
-    held = sa.and_(db.TRIALS.c.trial_id == trial_id, _is_claimed_by(worker))
-    owned = c.execute(
-        sa.update(db.TRIALS).where(held, db.TRIALS.c.state == TrialState.RUNNING).values(now)
-    )
+    ids = {"of_trial": trial_id, "of_worker": json.dumps(worker)}
+    if writes.state is None:
+        owned = c.execute(_HOLD, ids)
+    else:
+        owned = c.execute(_END, {**ids, "end": writes.state, "at": db.utc_now()})
     if owned.rowcount != 1:
-        ended = c.execute(sa.select(db.TRIALS.c.state).where(held)).scalar()
+        ended = c.execute(_STATE_OF_MINE, ids).scalar()
         if writes.state is not None and ended == writes.state:
             return  # this very write, whose answer got lost
         raise TrialTakenError("the trial was ended or taken over by someone else")
-    if writes.params:
-        rows = [
-            {
-                "trial_id": trial_id,
-                "param_name": name,
-                "param_value": value,
-                "distribution_json": distribution_to_json(distribution),
-            }
-            for name, (value, distribution) in writes.params.items()
-        ]
-        c.execute(_insert(c, db.PARAMS).on_conflict_do_nothing(), rows)
+    params = [
+        {
+            "trial_id": trial_id,
+            "param_name": name,
+            "param_value": value,
+            "distribution_json": distribution_to_json(distribution),
+        }
+        for name, (value, distribution) in writes.params.items()
+    ]
+    _upsert_rows(c, db.PARAMS, ("trial_id", "param_name"), params)
     _set_attrs(c, db.USER_ATTRS, trial_id, writes.user_attrs)
     _set_attrs(c, db.SYSTEM_ATTRS, trial_id, writes.system_attrs)
+    stored_report = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
+    reports = []
     for step, number in writes.reports.items():
-        report = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(number)
-        value: dict[str, Any] = {
-            "intermediate_value": report[0],
-            "intermediate_value_type": report[1],
-        }
-        _upsert(c, db.INTERMEDIATE, {"trial_id": trial_id, "step": step}, value)
+        value, kind = stored_report(number)
+        report = {"intermediate_value": value, "intermediate_value_type": kind}
+        reports.append({"trial_id": trial_id, "step": step, **report})
+    _upsert_rows(c, db.INTERMEDIATE, ("trial_id", "step"), reports)
+    values: list[dict[str, Any]] = []
     for objective, number in enumerate(writes.values or ()):
-        final = models.TrialValueModel.value_to_stored_repr(number)
-        value = {"value": final[0], "value_type": final[1]}
-        _upsert(c, db.VALUES, {"trial_id": trial_id, "objective": objective}, value)
+        stored, final_kind = models.TrialValueModel.value_to_stored_repr(number)
+        final = {"value": stored, "value_type": final_kind}
+        values.append({"trial_id": trial_id, "objective": objective, **final})
+    _upsert_rows(c, db.VALUES, ("trial_id", "objective"), values)
 
 
 def beat(c: sa.Connection, trial_id: int, worker: str) -> bool:
@@ -319,13 +318,28 @@ def _lock_study(c: sa.Connection, study_id: int) -> None:
     c.execute(sa.update(db.STUDIES).where(db.STUDIES.c.study_id == study_id).values({name: name}))
 
 
-def _is_claimed_by(worker: str) -> sa.ColumnElement[bool]:
+def _is_claimed_by(worker: str | sa.BindParameter[str]) -> sa.ColumnElement[bool]:
     attrs = db.SYSTEM_ATTRS.alias()
     return sa.exists().where(
         attrs.c.trial_id == db.TRIALS.c.trial_id,
         attrs.c.key == WORKER_KEY,
-        attrs.c.value_json == json.dumps(worker),
+        attrs.c.value_json == (json.dumps(worker) if isinstance(worker, str) else worker),
     )
+
+
+# Statements of every report, built once: to build one takes longer than to run it.
+_MINE = sa.and_(
+    db.TRIALS.c.trial_id == sa.bindparam("of_trial", type_=sa.Integer),
+    _is_claimed_by(sa.bindparam("of_worker", type_=sa.Text)),
+)
+_MINE_RUNNING = sa.and_(_MINE, db.TRIALS.c.state == TrialState.RUNNING)
+_STATE_OF_MINE = sa.select(db.TRIALS.c.state).where(_MINE)
+_HOLD = sa.update(db.TRIALS).where(_MINE_RUNNING).values(state=TrialState.RUNNING)
+_END = (
+    sa.update(db.TRIALS)
+    .where(_MINE_RUNNING)
+    .values(state=sa.bindparam("end"), datetime_complete=sa.bindparam("at"))
+)
 
 
 def _insert_trial(c: sa.Connection, study_id: int, number: int, state: TrialState) -> int:
@@ -341,22 +355,37 @@ def _key_of(result: sa.CursorResult[Any]) -> int:
 
 
 def _set_attrs(c: sa.Connection, of: sa.Table, trial_id: int, attrs: Mapping[str, Any]) -> None:
-    for key, value in attrs.items():
-        _upsert(c, of, {"trial_id": trial_id, "key": key}, _json(value))
+    rows = [{"trial_id": trial_id, "key": k, "value_json": json.dumps(v)} for k, v in attrs.items()]
+    _upsert_rows(c, of, ("trial_id", "key"), rows)
 
 
 def _json(value: Any) -> dict[str, Any]:
     return {"value_json": json.dumps(value)}
 
 
-def _insert(c: sa.Connection, into: sa.Table) -> Any:
-    # Both dialects know "on conflict", and SQLAlchemy has it for each on its own.
-    return (postgresql if c.dialect.name == "postgresql" else sqlite).insert(into)
-
-
 def _upsert(c: sa.Connection, of: sa.Table, key: dict[str, Any], value: dict[str, Any]) -> None:
-    statement = _insert(c, of).values(**key, **value)
-    c.execute(statement.on_conflict_do_update(index_elements=list(key), set_=value))
+    _upsert_rows(c, of, tuple(key), [{**key, **value}])
+
+
+def _upsert_rows(
+    c: sa.Connection, of: sa.Table, key: tuple[str, ...], rows: Sequence[dict[str, Any]]
+) -> None:
+    """Insert rows of equal columns; those whose key is there are replaced."""
+    if rows and any(isinstance(value, sa.ClauseElement) for value in rows[0].values()):
+        c.execute(_upsert_statement(c.dialect.name, of, key, tuple(rows[0])).values(rows[0]))
+    elif rows:
+        statement = _upsert_statement(c.dialect.name, of, key, tuple(rows[0]))
+        c.execute(statement, list(rows))
+
+
+@lru_cache(maxsize=64)
+def _upsert_statement(
+    dialect: str, of: sa.Table, key: tuple[str, ...], columns: tuple[str, ...]
+) -> Any:
+    # Both dialects know "on conflict", and SQLAlchemy has it for each on its own.
+    insert = (postgresql if dialect == "postgresql" else sqlite).insert(of)
+    changed = {name: insert.excluded[name] for name in columns if name not in key}
+    return insert.on_conflict_do_update(index_elements=key, set_=changed)
 
 
 def _now(c: sa.Connection) -> Any:

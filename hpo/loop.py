@@ -20,7 +20,7 @@ from .outcome import Ending, Outcome, ending_of
 from .progress import Display
 from .pulse import Pulse
 from .results import FAILED, OVER_LIMIT
-from .storage import StudyStorage
+from .study_storage import StudyStorage
 
 _FIRST_POLL_S = 0.5
 _LONGEST_POLL_S = 5.0

@@ -14,7 +14,7 @@ from .config import Recovery
 from .lifecycle import Beat
 from .log import info, warn
 from .patience import words_of
-from .storage import StudyStorage
+from .study_storage import StudyStorage
 
 
 class Pulse:

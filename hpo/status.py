@@ -21,7 +21,8 @@ from .config import load_study_file
 from .database import STUDIES
 from .patience import explain
 from .snapshot import Best, Pace, Status, status_of
-from .storage import StudyStorage, load_study, open_storage, parse_url, shown
+from .storage import load_study, open_storage, parse_url, shown
+from .study_storage import StudyStorage
 
 _PATIENCE_S = 10
 _WIDTH = 100

@@ -8,7 +8,7 @@ import re
 import socket
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,13 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 from filelock import FileLock
-from optuna.distributions import BaseDistribution, check_distribution_compatibility
-from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
-from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 
 from finetune.errors import UserError
 
-from . import lifecycle
 from .database import Database
-from .lifecycle import Beat, NoTrial, Writes
 from .patience import Patience, explain
+from .study_storage import StudyStorage
 
 PATIENCE_S = 3600.0
 _SQLITE_BUSY_S = 10
@@ -66,151 +62,6 @@ def parse_url(url: str) -> sa.URL:
             f"storage is on {parsed.drivername}; write sqlite:///FILE.db or postgresql://..."
         )
     return parsed
-
-
-class StudyStorage(_CachedStorage):
-    """Optuna's storage interface over a `Database`, with what a worker needs beyond it.
-
-    Args:
-        worker: who claims trials and writes them; nobody else may.
-    """
-
-    def __init__(self, database: Database, worker: str) -> None:
-        super().__init__(database)
-        self.database = database
-        self.worker = worker
-        self._batch: tuple[int, Writes] | None = None
-        self._claimed: dict[int, int] = {}  # study of each trial that this process ran
-
-    # -- a worker's operations ---------------------------------------------------------------
-
-    def create_study(
-        self, name: str, attrs: Mapping[str, Any], queue: Sequence[Mapping[str, Any]]
-    ) -> bool:
-        """Create a study, its attributes and its first recipes as one; false if it exists."""
-        try:
-            return self.database.transact(lambda c: lifecycle.create_study(c, name, attrs, queue))
-        except sa.exc.IntegrityError:  # another process was quicker
-            return False
-
-    def join_study(self, study_id: int) -> int:
-        """This worker's ordinal in the study, from 0."""
-        return self.database.transact(lambda c: lifecycle.join_study(c, study_id))
-
-    def claim(self, study_id: int, budget: int | None) -> int | NoTrial:
-        """The id of a trial for this worker to run; see `lifecycle.claim`."""
-        claimed = self.database.transact(
-            lambda c: lifecycle.claim(c, study_id, self.worker, budget)
-        )
-        if isinstance(claimed, int):
-            self._claimed[claimed] = study_id
-        return claimed
-
-    @contextmanager
-    def together(self, trial_id: int) -> Iterator[Writes]:
-        """Writes to one trial inside this block become one transaction at its end.
-
-        Raises:
-            TrialTakenError: the trial is not this worker's any more.
-        """
-        if self._batch is not None:
-            raise RuntimeError("a block of writes is open already")
-        writes = Writes()
-        self._batch = trial_id, writes
-        try:
-            yield writes
-        finally:
-            self._batch = None
-        self._write(trial_id, writes)
-
-    def beat(self, trial_id: int) -> bool:
-        """A sign of life, not tried again; false if the trial is not this worker's any more."""
-        with self.database.at_once() as c:
-            return lifecycle.beat(c, trial_id, self.worker)
-
-    def beats(self, study_id: int) -> list[Beat]:
-        """The signs of life of all running trials, read once, not tried again."""
-        with self.database.at_once() as c:
-            return lifecycle.beats(c, study_id)
-
-    def take_from_lost(self, lost: Beat, retries: int) -> TrialState | None:
-        """Queue a lost worker's trial again, or fail it; see `lifecycle.take_from_lost`."""
-        with self.database.at_once() as c:
-            return lifecycle.take_from_lost(c, lost, retries)
-
-    def hand_back(self, study_id: int, why: str, patience_s: float) -> list[int]:
-        """Queue again what this worker holds; returns the numbers of those trials."""
-
-        def work() -> list[int]:
-            with self.database.engine.begin() as c:
-                return lifecycle.hand_back(c, study_id, self.worker, why)
-
-        return Patience(self.database.patience.what, patience_s).call(work)
-
-    # -- Optuna's interface ------------------------------------------------------------------
-
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        if template_trial is not None:
-            return super().create_new_trial(study_id, template_trial)
-        # Optuna's own loop comes here after it looked for queued trials.
-        claimed = self.claim(study_id, None)
-        assert isinstance(claimed, int)
-        return claimed
-
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
-        if not state.is_finished():
-            won = super().set_trial_state_values(trial_id, state, values)
-            if won and state == TrialState.RUNNING:
-                self.database.transact(lambda c: lifecycle.mark_claimed(c, trial_id, self.worker))
-            return won
-        self._write(trial_id, Writes(state=state, values=values))
-        return True
-
-    def set_trial_param(
-        self,
-        trial_id: int,
-        param_name: str,
-        param_value_internal: float,
-        distribution: BaseDistribution,
-    ) -> None:
-        with self._lock:
-            study = self._studies.setdefault(self._study_of(trial_id), _StudyInfo())
-            known = study.param_distribution.setdefault(param_name, distribution)
-        check_distribution_compatibility(known, distribution)
-        self._add(trial_id, Writes(params={param_name: (param_value_internal, distribution)}))
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._add(trial_id, Writes(user_attrs={key: value}))
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._add(trial_id, Writes(system_attrs={key: value}))
-
-    def set_trial_intermediate_value(
-        self, trial_id: int, step: int, intermediate_value: float
-    ) -> None:
-        self._add(trial_id, Writes(reports={step: intermediate_value}))
-
-    def _add(self, trial_id: int, writes: Writes) -> None:
-        if self._batch is None or self._batch[0] != trial_id:
-            self._write(trial_id, writes)
-            return
-        batch = self._batch[1]
-        batch.params.update(writes.params)
-        batch.user_attrs.update(writes.user_attrs)
-        batch.system_attrs.update(writes.system_attrs)
-        batch.reports.update(writes.reports)
-
-    def _write(self, trial_id: int, writes: Writes) -> None:
-        self.database.transact(lambda c: lifecycle.write(c, trial_id, self.worker, writes))
-
-    def _study_of(self, trial_id: int) -> int:
-        if trial_id in self._claimed:
-            return self._claimed[trial_id]
-        if trial_id not in self._trial_id_to_study_id_and_number:
-            raise KeyError(f"no trial has the id {trial_id}")
-        return self._trial_id_to_study_id_and_number[trial_id][0]
 
 
 def open_storage(url: str, worker: str = "", patience_s: float = PATIENCE_S) -> StudyStorage:

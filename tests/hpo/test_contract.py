@@ -23,7 +23,8 @@ from optuna.trial import TrialState
 from finetune.errors import UserError
 from hpo.database import HEARTBEATS
 from hpo.lifecycle import NoTrial, TrialTakenError
-from hpo.storage import StudyStorage, load_study, open_storage, parse_url
+from hpo.storage import load_study, open_storage, parse_url
+from hpo.study_storage import StudyStorage
 
 REPO = Path(__file__).parents[2]
 

@@ -19,7 +19,8 @@ from hpo.config import StudyConfig, load_study_file
 from hpo.importance import Importance
 from hpo.snapshot import Best, Pace, Status, Worker
 from hpo.status import main, open_existing, to_json, to_text
-from hpo.storage import StudyStorage, load_study, open_storage
+from hpo.storage import load_study, open_storage
+from hpo.study_storage import StudyStorage
 
 FILE = """
 name = "s"
