@@ -133,8 +133,10 @@ class Loop:
 
     def _run_one(self, trial_id: int, watch: Watch) -> Outcome | None:
         """Run a trial and store its end; None if somebody else has ended it."""
-        # As `Study.ask` does: what other workers found since counts.
-        self.study._thread_local.cached_all_trials = None
+        # Where samplers look, so that what other workers found since counts; `Study.ask` empties
+        # it, and samplers would then read all that run, whole.
+        known = self.storage.trials_for_sampling(self._id)
+        self.study._thread_local.cached_all_trials = known
         started = time.monotonic()
         trial = optuna.Trial(self.study, trial_id)
         try:

@@ -10,7 +10,7 @@ from types import TracebackType
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
-from .results import best_trials
+from .results import best_trials, describe_loss
 
 _REFRESH_S = 1.0
 
@@ -20,14 +20,17 @@ class Display:
 
     def __init__(self, study_name: str, budget: int | None, finished: int) -> None:
         # `disable=None` is tqdm's word for: unless this is a terminal.
-        shared = {"file": sys.stderr, "disable": None, "dynamic_ncols": True}
+        self._shared = {"file": sys.stderr, "disable": None, "dynamic_ncols": True}
         self._study = tqdm(
-            total=budget, initial=finished, desc=study_name, unit="trial", position=0, **shared
+            total=budget,
+            initial=finished,
+            desc=study_name,
+            unit="trial",
+            position=0,
+            **self._shared,
         )
-        self._trial = tqdm(
-            total=100, unit="%", position=1, leave=False, bar_format=_TRIAL_FORMAT, **shared
-        )
-        self._shown_at = 0.0
+        self._trial: tqdm | None = None  # until there is one to show
+        self._title, self._shown_at = "", 0.0
 
     @property
     def is_on(self) -> bool:
@@ -43,8 +46,7 @@ class Display:
         if count[TrialState.FAIL]:
             parts.append(f"{count[TrialState.FAIL]} failed")
         if best := best_trials(trials, 1):
-            error = best[0].user_attrs.get("standard_error", 0.0)
-            parts.append(f"best {best[0].value:.4f} ± {error:.4f}")
+            parts.append(f"best {describe_loss(best[0])}")
         self._study.set_postfix_str(", ".join(parts), refresh=False)
         self._study.update(finished - self._study.n)
         self._study.refresh()
@@ -52,9 +54,13 @@ class Display:
     def show_trial(self, title: str, share: float = 0.0, loss: float | None = None) -> None:
         """What the running trial is at; cheap enough to call after every step."""
         now = time.monotonic()
-        if not self.is_on or (title == self._trial.desc and now - self._shown_at < _REFRESH_S):
+        if not self.is_on or (title == self._title and now - self._shown_at < _REFRESH_S):
             return
-        self._shown_at = now
+        self._title, self._shown_at = title, now
+        if self._trial is None:
+            self._trial = tqdm(
+                total=100, position=1, leave=False, bar_format=_TRIAL_FORMAT, **self._shared
+            )
         self._trial.set_description_str(title, refresh=False)
         self._trial.set_postfix_str("" if loss is None else f"loss {loss:.3f}", refresh=False)
         self._trial.n = round(100 * share)
@@ -69,8 +75,9 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._trial.close()
+        if self._trial is not None:
+            self._trial.close()
         self._study.close()
 
 
-_TRIAL_FORMAT = "  {desc} {bar:20} {n_fmt} % {postfix}"
+_TRIAL_FORMAT = "  {desc} {bar:20} {n_fmt} %{postfix}"

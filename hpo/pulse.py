@@ -34,6 +34,7 @@ class Pulse:
         self.recovery = recovery
         self.trial_id: int | None = None  # the trial to beat for
         self.lost = threading.Event()  # the trial at hand belongs to somebody else now
+        self._attending = threading.Lock()
         self._stop = threading.Event()
         self._seen: dict[int, tuple[Beat, float]] = {}  # since when each beat has not moved
         self._troubled = False
@@ -55,8 +56,9 @@ class Pulse:
 
     def attend(self, trial_id: int | None) -> None:
         """Beat for this trial from now on; None: for none."""
-        self.lost.clear()
-        self.trial_id = trial_id
+        with self._attending:
+            self.lost.clear()
+            self.trial_id = trial_id
 
     def _run(self) -> None:
         while not self._stop.wait(self.recovery.heartbeat_s):
@@ -73,8 +75,12 @@ class Pulse:
 
     def _beat(self) -> None:
         trial_id = self.trial_id
-        if trial_id is not None and not self.storage.beat(trial_id) and self.trial_id == trial_id:
-            self.lost.set()
+        if trial_id is None or self.storage.beat(trial_id):
+            return
+        with self._attending:
+            # Its worker may have ended it meanwhile, and may be at the next.
+            if self.trial_id == trial_id:
+                self.lost.set()
 
     def _look(self) -> None:
         now = time.monotonic()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from finetune.recipe import Recipe
 
 from .config import StudyConfig
-from .results import best_trial
+from .results import best_trial, describe_loss
 from .space import recipe_of
 from .storage import shown
 
@@ -19,12 +19,6 @@ def changed_values(recipe: Recipe) -> dict[str, Any]:
     """What the recipe has otherwise than the default."""
     default = Recipe().to_dict()
     return {k: v for k, v in recipe.to_dict().items() if v != default[k]}
-
-
-def describe_loss(trial: FrozenTrial) -> str:
-    """A trial's loss with its standard error, where that is known."""
-    error = trial.user_attrs.get("standard_error")
-    return f"{trial.value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
 
 
 def print_summary(study: optuna.Study, config: StudyConfig, url: str, asked: str) -> None:

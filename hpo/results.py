@@ -27,3 +27,9 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
     """The complete, feasible trial of lowest loss; None if there is none yet."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return next(iter(best_trials(complete, 1)), None)
+
+
+def describe_loss(trial: FrozenTrial) -> str:
+    """A trial's loss with its standard error, where that is known."""
+    error = trial.user_attrs.get("standard_error")
+    return f"{trial.value:.4f}" + (f" ± {error:.4f}" if error is not None else "")

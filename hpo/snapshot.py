@@ -14,7 +14,6 @@ from .budget import compute_seconds, why_stop
 from .config import Budget, StudyConfig
 from .importance import Importance, ImportanceError, importances
 from .lifecycle import Beat
-from .outcome import Outcome
 from .report import changed_values
 from .results import best_trials
 from .space import recipe_of
@@ -143,9 +142,7 @@ def pace_of(
     last_s = {b.trial_id: now_s - (b.age_s if b.age_s > grace_s else 0.0) for b in beats}
     spans = []
     for trial in trials:
-        # A lost trial's end is when the loss was noticed, maybe a night later.
-        lost = trial.user_attrs.get("outcome") == Outcome.LOST_WORKER
-        if trial.datetime_start is None or (lost and trial.state.is_finished()):
+        if trial.datetime_start is None:
             continue
         start_s = trial.datetime_start.timestamp()
         ended = trial.datetime_complete

@@ -50,14 +50,22 @@ def create(
         UserError: the database can't be used, or the study measures something else.
     """
     storage = open_storage(url, patience_s=config.recovery.patience_s)
-    if config.name not in {s.study_name for s in storage.get_all_studies()}:
-        attrs = {MANIFEST_KEY: manifest, MADE_BY_KEY: made_by()}
+    if not _exists(storage, config.name):
+        attrs: dict[str, Any] = {MANIFEST_KEY: manifest, MADE_BY_KEY: made_by()}
         if config.about:
-            attrs["about"] = {"text": config.about}
+            attrs["about"] = config.about
         storage.create_study(config.name, attrs, first_recipes(config, storage, url))
     study = load_study(storage, config.name)
     check_manifest(study, manifest)
     return storage, study
+
+
+def _exists(storage: StudyStorage, name: str) -> bool:
+    try:
+        storage.get_study_id_from_name(name)
+    except KeyError:
+        return False
+    return True
 
 
 def first_recipes(config: StudyConfig, storage: StudyStorage, url: str) -> list[dict[str, Any]]:

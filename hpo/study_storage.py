@@ -61,6 +61,10 @@ class StudyStorage(BaseStorage):
             self._study_of[claimed] = study_id
         return claimed
 
+    def trials_for_sampling(self, study_id: int) -> list[FrozenTrial]:
+        """See `TrialCache.for_sampling`."""
+        return self._cache(study_id).for_sampling()
+
     @contextmanager
     def together(self, trial_id: int) -> Iterator[Writes]:
         """Writes to one trial inside this block become one transaction at its end.
@@ -110,9 +114,13 @@ class StudyStorage(BaseStorage):
         deepcopy: bool = True,
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
-        cache = self._caches.setdefault(study_id, TrialCache(self.database, study_id))
-        trials = cache.trials([s for s in TrialState if states is None or s in states])
+        trials = self._cache(study_id).trials(
+            [s for s in TrialState if states is None or s in states]
+        )
         return copy.deepcopy(trials) if deepcopy else trials
+
+    def _cache(self, study_id: int) -> TrialCache:
+        return self._caches.setdefault(study_id, TrialCache(self.database, study_id))
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         known = (cache.get(trial_id) for cache in self._caches.values())

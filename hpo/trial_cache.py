@@ -23,6 +23,7 @@ class TrialCache:
         self._study_id = study_id
         self._finished: dict[int, FrozenTrial] = {}  # by id
         self._unfinished: set[int] = set()
+        self._running: dict[int, FrozenTrial] = {}  # unfinished ones that have parameters
         self._highest_id = -1
         self._lists: dict[frozenset[TrialState], list[FrozenTrial]] = {}
 
@@ -40,6 +41,25 @@ class TrialCache:
         for trial in self._database.whole_trials(self._unfinished):
             if trial.state in states:
                 insort(trials, trial, key=_number)
+        return trials
+
+    def for_sampling(self) -> list[FrozenTrial]:
+        """All trials with what samplers go by: of those that run, the parameters.
+
+        A trial gets all its parameters at once, so one that has some is not read again until it
+        is finished; its reports and attributes may be old.
+        """
+        self._look()
+        unread = [i for i in self._unfinished if i not in self._running]
+        for trial in self._database.whole_trials(unread):
+            if trial.params:
+                self._running[trial._trial_id] = trial
+        trials = list(self._listed(frozenset(FINISHED)))
+        for trial_id, trial in list(self._running.items()):
+            if trial_id in self._unfinished:
+                insort(trials, trial, key=_number)
+            else:
+                del self._running[trial_id]
         return trials
 
     def _look(self) -> None:

@@ -42,6 +42,7 @@ def main() -> int:
         lr = trial.suggest_float("lr", 0.0001, 0.9)
         info(f"running {trial.number}")
         for number in range(1, n_reports + 1):
+            watch.display.show_trial(f"trial {trial.number}, part {number}", 0.5, lr)
             slept = 0.0
             while slept < step_s:
                 watch.check()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -250,6 +252,37 @@ def test_a_frozen_workers_trial_goes_on_elsewhere_and_the_sleeper_lets_go(
     assert first.state == TrialState.COMPLETE
     assert first.user_attrs["worker"].split(":")[1].startswith(f"{rescuer.pid}#")
     assert "taken over by someone else" in lines_of(sleeper)
+
+
+def test_a_terminal_shows_the_study_and_its_trial_and_a_file_only_lines(
+    start: Start, new_database: Callable[[str], str]
+) -> None:
+    ends_well([quiet := start(new_database("sqlite"), 3)])
+    assert "\r" not in lines_of(quiet)
+    assert all(line[:4].isdigit() for line in lines_of(quiet).splitlines())  # each has its date
+
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 120))
+    script = str(Path(__file__).with_name("cheap_worker.py"))
+    worker = subprocess.Popen(
+        [sys.executable, script, new_database("sqlite"), "4", "step_s=0.6"],
+        stderr=theirs,
+        stdout=theirs,
+        env=dict(os.environ, PYTHONPATH=str(REPO), COLUMNS="120"),
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal's end, on Linux
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert worker.wait(30) == 0
+    text = shown.decode()
+    assert "cheap: 100%" in text
+    assert "4/4" in text
+    assert "best 0." in text
+    assert "trial 2, part 1" in text
+    assert "50 %, loss 0." in text
 
 
 def test_a_worker_that_measures_something_else_may_not_join(start: Start, url: str) -> None:

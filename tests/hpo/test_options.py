@@ -1,0 +1,116 @@
+"""The command line beats the environment, which beats the study file; devices and cores."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import UserError
+from hpo.config import load_study_file
+from hpo.devices import choose_device, n_cores, share_cores
+from hpo.fleet import _devices
+from hpo.options import Options, parse_options
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("RUNES_"):
+            monkeypatch.delenv(name)
+
+
+def test_the_command_line_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNES_TRIALS", "7")
+    monkeypatch.setenv("RUNES_SECONDS", "2.5")
+    monkeypatch.setenv("RUNES_STORAGE", "sqlite:///environment.db")
+    monkeypatch.setenv("RUNES_DATA", "somewhere")
+    options = parse_options(["--study", "runes", "--trials", "3"], None)
+    assert (options.trials, options.seconds) == (3, 2.5)
+    assert (options.storage, options.data) == ("sqlite:///environment.db", Path("somewhere"))
+
+
+def test_the_environment_beats_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_study_file("quickstart")
+    assert config.storage_url() == "sqlite:///quickstart.db"
+    monkeypatch.setenv("RUNES_STORAGE", "sqlite:///environment.db")
+    assert config.storage_url() == "sqlite:///environment.db"
+    assert config.storage_url("sqlite:///option.db") == "sqlite:///option.db"
+
+
+def test_a_study_may_be_named_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNES_STUDY", "quickstart")
+    assert parse_options([], None) == Options(study="quickstart")
+
+
+def test_no_study_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_options([], None)
+    assert stop.value.code == 2
+    assert "--study is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "message"),
+    [
+        (["--trials", "0"], None, "--trials is 0; write more than 0"),
+        (["--seconds", "nan"], None, "--seconds is nan; write more than 0"),
+        (["--seed", "-1"], None, "--seed is -1; write 0 or more"),
+        ([], ("RUNES_WORKERS", "many"), "RUNES_WORKERS is 'many'; write a number"),
+        ([], ("RUNES_THREADS", "0"), "RUNES_THREADS is 0; write more than 0"),
+    ],
+)
+def test_a_mistake_names_the_option_or_the_variable(
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    variable: tuple[str, str] | None,
+    message: str,
+) -> None:
+    if variable:
+        monkeypatch.setenv(*variable)
+    with pytest.raises(UserError) as error:
+        parse_options(["--study", "runes", *arguments], None)
+    assert str(error.value) == message
+
+
+def test_cores_are_shared_out_and_nobody_has_none() -> None:
+    assert share_cores(1) == n_cores()
+    for workers in range(1, 3 * n_cores()):
+        assert share_cores(workers) >= 1
+        assert share_cores(workers) * workers <= max(n_cores(), workers)
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "left"),
+    [
+        (None, "3,5", "3,5"),
+        ("cuda", "3,5", "3,5"),
+        ("cuda:1", "3,5", "5"),
+        ("cuda:1", None, "1"),
+        ("cpu", "3,5", ""),
+    ],
+)
+def test_a_device_is_what_is_left_visible(
+    monkeypatch: pytest.MonkeyPatch, device: str | None, visible: str | None, left: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    choose_device(device)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == left
+
+
+def test_a_device_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(UserError, match="--device is 'gpu'; write cpu, cuda or cuda:N"):
+        choose_device("gpu")
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES leaves 1"):
+        choose_device("cuda:2")
+
+
+def test_workers_of_a_fleet_take_gpus_in_turn() -> None:
+    assert _devices(Options("s", workers=3), 2) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert _devices(Options("s", workers=3), 1) == [None] * 3
+    assert _devices(Options("s", workers=2, device="cuda:1"), 4) == ["cuda:1"] * 2
+    assert _devices(Options("s", workers=2, device="cpu"), 4) == ["cpu"] * 2
