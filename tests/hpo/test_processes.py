@@ -229,8 +229,8 @@ def test_a_trial_that_someone_else_ended_does_not_end_its_worker(start: Start, u
     wait_for(lambda: "running 0" in lines_of(worker))
     storage = open_storage(url, worker="a person")
     trial_id = load_study(storage, "cheap").trials[0]._trial_id
-    optuna_itself = super(type(storage), storage)  # who asks nobody
-    optuna_itself.set_trial_state_values(trial_id, TrialState.FAIL)
+    # As Optuna's own tools do, which ask nobody whose it is.
+    storage.database.set_trial_state_values(trial_id, TrialState.FAIL)
     ends_well([worker])
     assert "trial 0: the trial was ended or taken over by someone else" in lines_of(worker)
     trials = trials_of(url)

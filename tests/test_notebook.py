@@ -1,0 +1,55 @@
+"""The notebook runs from top to bottom on what comes with the package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "runes.ipynb"
+
+
+@pytest.fixture(scope="module")
+def cells() -> list[Any]:
+    """Its code cells, executed in order."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("RUNES_")]:
+            patch.delenv(name)
+        NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def pictures(cell: Any) -> int:
+    return sum("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+def printed(cell: Any) -> str:
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def test_it_is_kept_without_outputs() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+
+
+def test_it_shows_drawings_and_samples_and_what_the_study_found(cells: list[Any]) -> None:
+    assert sum(map(pictures, cells)) == 2
+    text = "".join(map(printed, cells))
+    assert "strokes rebuilt before they are warped: 0." in text
+    assert "quickstart: " in text  # the worker's summary
+    assert "best so far: 0." in text
+
+
+def test_the_package_offers_the_challenges_call() -> None:
+    import finetune
+    from finetune.adapt import finetune_model
+
+    assert finetune.finetune_model is finetune_model
+    with pytest.raises(AttributeError, match="has no attribute 'fine_tune'"):
+        finetune.fine_tune  # noqa: B018
