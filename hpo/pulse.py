@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from types import TracebackType
 
-import optuna
-import sqlalchemy.exc
 from optuna.trial import TrialState
 
 from .config import Recovery
@@ -44,12 +41,7 @@ class Pulse:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         # A daemon: a database that does not answer must not hold up the end.
         self._thread.join(timeout=1.0)
@@ -65,7 +57,7 @@ class Pulse:
             try:
                 self._beat()
                 self._look()
-            except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as e:
+            except Exception as e:  # whatever it is: without a pulse the trial would be lost
                 self._seen.clear()  # who could not look has not seen anybody stand still
                 if not self._troubled:
                     warn(f"no heartbeat: {words_of(e)}; trying on")
