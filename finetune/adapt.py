@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,14 @@ from torch import Tensor, nn
 from .augment import Augmenter
 from .flow import image_losses, stratified_times
 from .layers import add_class, add_lora, embedding_of, freeze_all_but, merge_lora, trainable
-from .precision import autocast, channels_last, resolve_precision
+from .precision import (
+    autocast,
+    channels_last,
+    is_gpu_failure,
+    resolve_precision,
+    standard_settings,
+    training_device,
+)
 from .recipe import Recipe
 
 IMAGE_SHAPE = (1, 28, 28)
@@ -72,10 +80,11 @@ def read_drawings(dataset: Any) -> Tensor:
     images = []
     # By length and index: a dataset need not end an iteration over it properly.
     for item in (dataset[i] for i in range(len(dataset))):
-        image = torch.as_tensor(item[0] if isinstance(item, (tuple, list)) else item)
+        image = item[0] if isinstance(item, (tuple, list)) else item
+        image = torch.as_tensor(image, device="cpu")  # whatever the default device is
         if image.numel() != math.prod(IMAGE_SHAPE):
             raise ValueError(f"an image is {tuple(image.shape)}; expected {IMAGE_SHAPE}")
-        images.append(image.detach().to("cpu", torch.float32).reshape(IMAGE_SHAPE))
+        images.append(image.detach().to(torch.float32).reshape(IMAGE_SHAPE))
     if not images:
         raise ValueError("the dataset is empty; at least one drawing is needed")
     return torch.stack(images)
@@ -89,7 +98,9 @@ def adapt(
 ) -> Adapted:
     """Adapt a copy of ``pretrained_model`` to ``drawings`` (n, 1, 28, 28), as ``recipe`` says.
 
-    Runs where the model is, or on a GPU when there is one, and returns it where it was.
+    Runs where the model is, or on a GPU when there is one, and returns it where it was; a GPU
+    that fails or lacks memory leaves the run to the CPU, from its first step and with the time
+    that is left.  The process's own settings are neither used nor changed.
     The schedule follows max(step / steps, elapsed / deadline): a slow machine does fewer
     steps, but always ends its schedule, in time.  When the deadline is far, the result
     depends on the recipe, the drawings, the machine and its threads alone.
@@ -101,15 +112,38 @@ def adapt(
         AdaptationError: the loss is not finite.
     """
     start = time.perf_counter()
-    home = next(pretrained_model.parameters()).device
-    device = home if home.type != "cpu" or not torch.cuda.is_available() else torch.device("cuda")
+    device = training_device(next(pretrained_model.parameters()).device)
+    try:
+        with standard_settings(device):
+            return _adapt_on(device, start, pretrained_model, drawings, recipe, on_step)
+    except RuntimeError as error:
+        if device.type == "cpu" or isinstance(error, AdaptationError) or not is_gpu_failure(error):
+            raise
+    with suppress(RuntimeError):  # of a device that is out of order
+        torch.cuda.empty_cache()
+    device = torch.device("cpu")
+    with standard_settings(device):
+        return _adapt_on(device, start, pretrained_model, drawings, recipe, on_step)
+
+
+def _adapt_on(
+    device: torch.device,
+    start: float,
+    pretrained_model: nn.Module,
+    drawings: Tensor,
+    recipe: Recipe,
+    on_step: Callable[[Progress], bool | None] | None,
+) -> Adapted:
+    """The run itself; ``start`` is when the call began, by `time.perf_counter`."""
+    weight = next(pretrained_model.parameters())
+    home, dtype = weight.device, weight.dtype
+    model = channels_last(copy.deepcopy(pretrained_model), device).train()
     # Of the new class's own stream, so that nothing depends on the global one.
     generator = torch.Generator(device).manual_seed(recipe.seed)
-    model = channels_last(copy.deepcopy(pretrained_model), device).train()
     drawings = drawings.to(device)
     precision = resolve_precision(recipe.precision, device)
     label = embedding_of(model).num_embeddings
-    add_class(model, _first_embedding(model, drawings, recipe.embedding_init, generator))
+    add_class(model, _first_embedding(model, drawings, recipe, generator))
     freeze_all_but(model, recipe.train_groups)
     if recipe.lora_rank:
         add_lora(model, recipe.lora_groups, recipe.lora_rank, recipe.lora_scale, generator)
@@ -119,29 +153,30 @@ def adapt(
     labels = torch.full((recipe.batch_size,), label, device=device)
     clock = _Clock(start, recipe.steps, recipe.deadline_s)
     stopped = False
-    with torch.enable_grad():
-        while clock.share < 1 and not stopped:
-            x = augment(recipe.batch_size)
-            t = _draw_times(recipe, generator)[:, None, None, None]
-            e = torch.randn(x.shape, generator=generator, device=device)
-            with autocast(device, precision):
-                loss = image_losses(model, x, e, t, labels).mean()
-            share = clock.share
-            clock.tick()
-            value = weights.step(loss, share, clock.share - share)
-            if not math.isfinite(value):
-                raise AdaptationError(
-                    f"loss is {value} at step {clock.step} of {recipe.steps}; "
-                    f"lower the learning rate ({recipe.lr:g}) or clip the gradient"
-                )
-            if on_step is not None:
-                stopped = bool(on_step(Progress(clock.step, clock.share, value, clock.elapsed_s)))
-    weights.finish()
-    merge_lora(model)
+    while clock.share < 1 and not stopped:
+        x = augment(recipe.batch_size)  # (B, 1, 28, 28)
+        t = _draw_times(recipe, generator)[:, None, None, None]
+        e = torch.randn(x.shape, generator=generator, device=device)
+        with autocast(device, precision):
+            loss = image_losses(model, x, e, t, labels).mean()
+        share = clock.share
+        clock.tick()
+        value = weights.step(loss, share, clock.share - share)
+        if not math.isfinite(value):
+            raise AdaptationError(
+                f"loss is {value} at step {clock.step} of {recipe.steps}; "
+                f"lower the learning rate ({recipe.lr:g}) or clip the gradient"
+            )
+        if on_step is not None:
+            stopped = bool(on_step(Progress(clock.step, clock.share, value, clock.elapsed_s)))
+    if recipe.ema_half_life:
+        weights.use_averages()
+    if recipe.lora_rank:
+        merge_lora(model)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return Adapted(
-        model=model.to(home).eval(),
+        model=model.to(home, dtype).eval(),
         steps=clock.step,
         seconds=time.perf_counter() - start,
         stopped=stopped and clock.share < 1,
@@ -191,11 +226,14 @@ class _Weights:
             else:
                 matrices.append(parameter)
         self.parameters = matrices + vectors + embedding
-        # The pull is toward pretrained values: the new embedding and low-rank factors have none.
-        self.anchored = [
-            p for n, p in trainable(model) if "parametrizations" not in n and "class_emb" not in n
-        ]
-        self.anchors = [p.detach().clone() for p in self.anchored]
+        if recipe.l2_sp:
+            # Toward pretrained values: the new embedding and low-rank factors have none.
+            self.anchored = [
+                p
+                for name, p in trainable(model)
+                if "parametrizations" not in name and not name.startswith("class_embedding")
+            ]
+            self.anchors = [p.detach().clone() for p in self.anchored]
         # Digits' rows get no gradient, and must not decay either; vectors are not decayed,
         # as is usual.
         groups: list[dict[str, Any]] = [
@@ -204,7 +242,8 @@ class _Weights:
             {"params": embedding, "factor": recipe.embedding_lr_factor, "weight_decay": 0.0},
         ]
         self.optimizer = _adamw([g for g in groups if g["params"]], recipe)
-        self.averages = [p.detach().clone() for p in self.parameters]
+        if recipe.ema_half_life:
+            self.averages = [p.detach().clone() for p in self.parameters]
 
     def step(self, loss: Tensor, share: float, advance: float) -> float:
         """Move the weights down the gradient at ``share`` of the schedule; returns the loss.
@@ -230,19 +269,19 @@ class _Weights:
                     average.lerp_(parameter, 1 - keep)
         return loss.item()
 
-    def finish(self) -> None:
+    def use_averages(self) -> None:
         """Put the averaged weights into the model."""
-        if self.recipe.ema_half_life:
-            with torch.no_grad():
-                for parameter, average in zip(self.parameters, self.averages, strict=True):
-                    parameter.copy_(average)
+        with torch.no_grad():
+            for parameter, average in zip(self.parameters, self.averages, strict=True):
+                parameter.copy_(average)
 
 
 def _adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.AdamW:
     """AdamW in one fused kernel where this torch has one for this device."""
     options: dict[str, Any] = {"lr": recipe.lr, "betas": (0.9, recipe.beta2)}
     try:
-        return torch.optim.AdamW(groups, fused=True, **options)
+        # Of copies: the optimizer writes into its groups, before it finds that it can't be.
+        return torch.optim.AdamW([dict(g) for g in groups], fused=True, **options)
     except RuntimeError:  # on CPUs before torch 2.4
         return torch.optim.AdamW(groups, **options)
 
@@ -273,15 +312,15 @@ def _draw_times(recipe: Recipe, generator: torch.Generator) -> Tensor:
 
 
 def _first_embedding(
-    model: nn.Module, drawings: Tensor, init: str, generator: torch.Generator
+    model: nn.Module, drawings: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> Tensor:
     """The start of the new class's embedding, (16,), from those of the digits."""
     digits = embedding_of(model).weight.detach()
-    if init == "mean":
+    if recipe.embedding_init == "mean":
         return digits.mean(0)
-    if init == "zeros":
+    if recipe.embedding_init == "zeros":
         return torch.zeros_like(digits[0])
-    if init == "random":
+    if recipe.embedding_init == "random":
         return torch.randn(digits.shape[1], generator=generator, device=digits.device)
     return digits[_nearest_class(model, drawings, generator)]
 

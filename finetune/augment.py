@@ -48,12 +48,10 @@ class Augmenter:
         self.drawings = drawings
         self.recipe = recipe
         self.generator = generator
-        self.rebuilt: Rebuilt | None = None
         if recipe.render == "rebuilt":
             rebuilt = rebuild(drawings[:, 0])
-            if rebuilt.error <= _MAX_REBUILD_ERROR:
-                self.rebuilt = rebuilt
-        if self.rebuilt is None:
+            self.rebuilt = rebuilt if rebuilt.error <= _MAX_REBUILD_ERROR else None
+        if recipe.render == "direct" or self.rebuilt is None:
             self._positions = _pixel_centres(drawings.shape[-1]).to(drawings)
         else:
             self._prepare_strokes(self.rebuilt)
@@ -64,7 +62,7 @@ class Augmenter:
         index = torch.randint(len(self.drawings), (n,), generator=self.generator, device=device)
         plain = self._uniform(n) < self.recipe.plain_share
         warp = self.draw_warp(n)
-        if self.rebuilt is None:
+        if self.recipe.render == "direct" or self.rebuilt is None:
             warped = F.grid_sample(
                 self.drawings[index], warp.grid, mode="bilinear", align_corners=False
             )

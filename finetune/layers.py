@@ -21,7 +21,7 @@ _GROUP_OF_PREFIX = {
 
 
 def group_of(name: str, parameter: Tensor) -> str:
-    """The group (`recipe.GROUPS`) of a parameter of the U-Net, by its name and shape."""
+    """The group of a parameter of the U-Net, by its name and shape."""
     group = _GROUP_OF_PREFIX[name.split(".")[0]]
     return "norm_bias" if parameter.ndim == 1 else group
 

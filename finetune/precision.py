@@ -1,9 +1,11 @@
-"""Which number format a training step should use on the machine at hand."""
+"""The machine at hand: on which device to train, in which number format, in whose settings."""
 
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -14,8 +16,45 @@ from torch import nn
 # bf16 must win by this much, so that timing noise can't flip the choice between two runs.
 _BF16_MIN_SPEEDUP = 1.3
 
-
 M = TypeVar("M", bound=nn.Module)
+
+
+def training_device(home: torch.device) -> torch.device:
+    """Where to train a network that is at ``home``: a GPU when there is one."""
+    return torch.device("cuda") if home.type == "cpu" and torch.cuda.is_available() else home
+
+
+def is_gpu_failure(error: RuntimeError) -> bool:
+    """Whether the GPU, not the run, is at fault: no memory, or a device that torch can't use."""
+    words = str(error).lower()
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
+        sign in words for sign in ("out of memory", "cuda", "cublas", "cudnn")
+    )
+
+
+@contextmanager
+def standard_settings(device: torch.device) -> Iterator[None]:
+    """Run with torch's own settings, whatever the process has; they are put back at the end.
+
+    New tensors are float32 and on the CPU unless told otherwise, gradients are recorded, and
+    no automatic casting is done on ``device``.  Where deterministic algorithms are asked for,
+    an operation that has none runs all the same.
+    """
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        if torch.are_deterministic_algorithms_enabled():
+            warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+            stack.callback(torch.use_deterministic_algorithms, True, warn_only=warn_only)
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message=".*deterministic")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        if torch.empty(0).device.type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
 
 
 def channels_last(model: M, device: torch.device) -> M:

@@ -6,8 +6,10 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import optuna
+import torch
 
 from finetune.adapt import AdaptationError, Progress, adapt
 from finetune.data import NEW_LABEL
@@ -19,6 +21,12 @@ from .instances import Instance
 from .loop import Watch
 from .outcome import Outcome, TrialEndedError
 from .space import sample_recipe
+
+
+def _machine() -> dict[str, Any]:
+    """What losses depend on beside the recipe, to the last bit."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"device": gpu or "cpu", "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ class Objective:
                 impossible = error
             else:
                 trial.set_user_attr("recipe", json.dumps(recipe.to_dict()))
+                trial.set_user_attr("machine", _machine())
                 return recipe
         raise TrialEndedError(Outcome.PRUNED, f"impossible: {impossible}")
 

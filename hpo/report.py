@@ -51,4 +51,5 @@ def print_summary(study: optuna.Study, config: StudyConfig, url: str, asked: str
     print("next:")
     print(f"  python -m hpo.worker --study {asked}   # more trials; --workers 2 for two")
     print(f"  python -m hpo.status --study {asked}   # counts, best trials, pace")
+    print(f"  python -m hpo.export --study {asked} --out finetune.py   # the best as one file")
     print(f"  optuna-dashboard {shown(url)}   # the trials in a browser")

@@ -204,7 +204,7 @@ def test_a_second_signal_ends_a_worker_at_once(start: Start, postgres: Postgres)
         time.sleep(1)
         assert slow.poll() is None  # it would hand back its trial, to a server that is away
         slow.send_signal(signal.SIGTERM)
-        assert slow.wait(1) == 128 + signal.SIGTERM
+        assert slow.wait(3) == 128 + signal.SIGTERM
     finally:
         postgres.start()
 

@@ -1,0 +1,157 @@
+"""Runs a submission in an interpreter that has nothing but torch: a script, never imported.
+
+    python -I -B cleanroom.py SUBMISSION CASE
+
+CASE is a file of `torch.save` with the keys of `hpo.proof.Case`.  The submission may import
+torch, numpy and the standard library, may not write, start a process or open a connection, and
+sees ten drawings and a network.  What it returns goes to standard output, as `torch.save` again.
+With no SUBMISSION (an empty word) the project's own modules run instead, for comparison.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.abc
+import importlib.util
+import io
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_FORBIDDEN = (
+    *("socket.", "subprocess.", "shutil.", "os.system", "os.exec", "os.fork", "os.posix_spawn"),
+    *("os.mkdir", "os.rmdir", "os.remove", "os.rename", "os.link", "os.symlink", "os.truncate"),
+    *("urllib.", "ftplib.", "http.", "smtplib."),
+)
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class Guard(importlib.abc.MetaPathFinder):
+    """Refuses imports and system calls, and remembers what it refused, as one may catch errors."""
+
+    def __init__(self) -> None:
+        # Torch's own dependencies are here by now.
+        loaded = {name.partition(".")[0] for name in sys.modules}
+        self._allowed = loaded | set(sys.stdlib_module_names) | {"torch", "numpy"}
+        self.refused: list[str] = []
+
+    def watch(self) -> None:
+        sys.meta_path.insert(0, self)
+        sys.addaudithook(self._audit)
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> None:
+        if fullname.partition(".")[0] not in self._allowed:
+            self.refused.append(f"import {fullname}")
+            raise ImportError(f"{fullname} is not torch and not of the standard library")
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and arguments[0] != os.devnull and arguments[2] & _WRITING
+        if writes or event.startswith(_FORBIDDEN):
+            what = f"{event} {arguments[0]}" if arguments else event
+            self.refused.append(what)
+            raise PermissionError(f"{what} is not allowed here")
+
+
+class Drawings:
+    """A dataset of pairs (image, label)."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self._images[index], 10
+
+
+def main(submission: str, case_path: str) -> None:
+    case = torch.load(case_path, weights_only=True)
+    torch.set_num_threads(case["threads"])
+    model = _network(case)
+    _warm_up()
+    guard = Guard()
+    warnings.simplefilter("ignore")  # torch may warn of the machine; that is not the file's doing
+    said = io.StringIO()
+    out, sys.stdout, sys.stderr = sys.stdout.buffer, said, said
+    try:
+        if submission:
+            guard.watch()
+            module = _load("submission", Path(submission))
+        else:
+            sys.path.insert(0, case["project"])
+            module = importlib.import_module("finetune.adapt")
+        recipe = module.Recipe() if submission else module.Recipe(**case["recipe"])
+        # The plain call of two arguments, where nothing has to be otherwise.
+        plain = submission and not case["overrides"]
+        extra = [] if plain else [dataclasses.replace(recipe, **case["overrides"])]
+        steps = _count_steps()
+        torch.manual_seed(43)  # the author seeds every stream
+        start = time.perf_counter()
+        adapted = module.finetune_model(model, Drawings(case["train"]), *extra)
+        seconds = time.perf_counter() - start
+    finally:
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    report = {
+        "state": {k: v.detach().cpu() for k, v in adapted.state_dict().items()},
+        "seconds": seconds,
+        "steps": len(steps),
+        "recipe": dataclasses.asdict(recipe),
+        "refused": guard.refused,
+        "said": said.getvalue()[:1000],
+    }
+    packed = io.BytesIO()
+    torch.save(report, packed)
+    out.write(packed.getvalue())
+    out.flush()
+
+
+def _network(case: dict[str, Any]) -> torch.nn.Module:
+    """The pretrained network, of a class whose source came along."""
+    module = ModuleType("course")
+    sys.modules["course"] = module
+    exec(compile(case["network"], "course.py", "exec"), module.__dict__)
+    model: torch.nn.Module = module.ConditionalDiffusionUNet()
+    model.load_state_dict(case["state"])
+    return model
+
+
+def _warm_up() -> None:
+    """Make torch import what it imports at its first optimizer."""
+    weight = torch.zeros(1, requires_grad=True)
+    weight.sum().backward()
+    torch.optim.AdamW([weight]).step()
+
+
+def _count_steps() -> list[None]:
+    """A list that grows with each step of AdamW."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    steps: list[None] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if isinstance(optimizer, torch.optim.AdamW):
+            steps.append(None)
+
+    register_optimizer_step_post_hook(note)
+    return steps
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

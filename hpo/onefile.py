@@ -1,0 +1,140 @@
+"""A recipe and the modules that it ran in, as the one file that is handed in."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from finetune.recipe import Recipe
+
+from .folding import fold
+from .joining import Joined, join
+
+# What `finetune_model` is made of; the modules import nothing but these, torch and the
+# standard library.
+MODULES = ("adapt", "augment", "flow", "layers", "precision", "rebuild", "recipe")
+_ENTRY = ("adapt", "finetune_model")
+_FIRST = (("recipe", "Recipe"), _ENTRY)
+_WIDTH = 100
+
+
+def one_file(recipe: Recipe, about: str) -> str:
+    """The text of a Python file with ``finetune_model`` in it that runs ``recipe``.
+
+    Args:
+        about: what the file's docstring says after its first line.
+
+    Raises:
+        JoinError: the modules can't be joined.
+    """
+    sources = {name: _source(name) for name in MODULES}
+    joined = _joined(sources, recipe)
+    recipe_class, call = joined.first
+    title = "Adapt a pretrained rectified-flow network to a new class from ten drawings."
+    docstring = f'"""{title}\n\n{about}\n"""'
+    parts = [docstring, "\n\n", joined.imports, "\n\n\n", recipe_class, "\n\n\n", call, "\n\n\n"]
+    return formatted("".join([*parts, joined.rest]))
+
+
+def _joined(sources: Mapping[str, str], recipe: Recipe) -> Joined:
+    """The parts that the recipe needs.
+
+    A field's value is built into the code, as branches that are gone, only if nothing reads it
+    any more: every value that the file shows can be changed there and has its effect.
+    """
+    values = recipe.to_dict()
+    while True:
+        folded, decided = dict(sources), frozenset[str]()
+        for name in sources.keys() - {"recipe"}:
+            folded[name], fields_of = fold(sources[name], values)
+            decided |= fields_of
+        folded["recipe"] = recipe_module(sources["recipe"], recipe, values, ())
+        read = join(folded, _ENTRY, _FIRST).attributes
+        if not decided & read:
+            break
+        values = {name: value for name, value in values.items() if name not in decided & read}
+    folded["recipe"] = recipe_module(sources["recipe"], recipe, read, decided)
+    return join(folded, _ENTRY, _FIRST)
+
+
+def recipe_module(source: str, recipe: Recipe, shown: Iterable[str], decided: Iterable[str]) -> str:
+    """The module `finetune.recipe` for one recipe: its values are the defaults.
+
+    Args:
+        source: of the module.
+        shown: fields that become the class's.
+        decided: fields that are told in a comment, because the code has them built in.
+    """
+    described = {f.name: f for f in fields(Recipe)}
+    tree = ast.parse(source)
+    (node,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Recipe")
+    lines = source.splitlines()
+    docstring = (ast.get_docstring(node) or "").partition("\n\nRaises:")[0]
+    text = ["from dataclasses import dataclass", "", "", "@dataclass(frozen=True)", "class Recipe:"]
+    text += textwrap.indent(f'"""{docstring}\n"""', "    ").splitlines()
+    if decided:
+        text += ["", "    # These are decided, and built into the code below:"]
+        text += [
+            f"    # {f.name} = {_literal(getattr(recipe, f.name))}: {f.metadata['meaning']}"
+            for f in fields(Recipe)
+            if f.name in decided
+        ]
+    title: list[str] = []
+    for statement in node.body:
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        above = lines[statement.lineno - 2].strip()
+        if above.startswith("#"):
+            title = ["", f"    {above}"]
+        name = statement.target.id
+        if name in shown:
+            text += title + _field(described[name], statement, getattr(recipe, name))
+            title = []
+    return "\n".join(text) + "\n"
+
+
+def _field(f: Field[Any], statement: ast.AnnAssign, value: Any) -> list[str]:
+    unit = f.metadata.get("unit", "1")
+    comment = f"# {f.metadata['meaning']}" + (f" ({unit})" if unit not in ("1", "steps") else "")
+    start = f"    {f.name}: {ast.unparse(statement.annotation)} = "
+    line = f"{start}{_literal(value)}  {comment}"
+    if len(line) <= _WIDTH:
+        return [line]
+    if len(start + _literal(value)) <= _WIDTH:
+        return [f"    {comment}", start + _literal(value)]
+    items = [f"        {_literal(item)}," for item in value]
+    return [f"    {comment}", f"{start}(", *items, "    )"]
+
+
+def _literal(value: Any) -> str:
+    """As `ruff format` writes it; reading it gives the same value, floats to the last bit."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, tuple):
+        inner = ", ".join(map(_literal, value))
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    return repr(value)
+
+
+def _source(module: str) -> str:
+    return (resources.files("finetune") / f"{module}.py").read_text("utf-8")
+
+
+def formatted(text: str) -> str:
+    """``text`` as `ruff format` writes it; as it is where ruff is not installed."""
+    beside = Path(sys.executable).parent
+    ruff = shutil.which("ruff", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")
+    if ruff is None:
+        return text
+    command = [ruff, "format", "--isolated", f"--line-length={_WIDTH}", "--stdin-filename=x.py"]
+    result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    return result.stdout if result.returncode == 0 else text

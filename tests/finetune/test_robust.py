@@ -1,0 +1,68 @@
+"""What the machine at hand may do to a run: an older torch, a GPU that fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.adapt import finetune_model
+from finetune.data import DrawingDataset, resize_bitmaps
+from finetune.drawn import draw_rune
+from finetune.precision import is_gpu_failure, training_device
+from finetune.recipe import Recipe
+from finetune.unet import ConditionalDiffusionUNet
+
+DRAWINGS = DrawingDataset(resize_bitmaps(draw_rune("ing", 4, seed=0), "bilinear"))
+RECIPE = Recipe(steps=3, batch_size=2, render="direct", precision="fp32", deadline_s=1000.0)
+
+
+def tiny() -> ConditionalDiffusionUNet:
+    torch.manual_seed(0)
+    return ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
+
+
+class OlderAdamW(torch.optim.AdamW):
+    """Before torch 2.4: refuses to be fused on a CPU, having written that into its groups."""
+
+    def __init__(self, groups: Any, fused: bool | None = None, **options: Any) -> None:
+        super().__init__(groups, fused=fused, **options)
+        if fused or any(group["fused"] for group in self.param_groups):
+            raise RuntimeError("`fused=True` requires all the params to be on CUDA")
+
+
+def test_an_optimizer_that_can_not_be_fused_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    expected = finetune_model(tiny(), DRAWINGS, RECIPE).state_dict()
+    monkeypatch.setattr(torch.optim, "AdamW", OlderAdamW)
+    adapted = finetune_model(tiny(), DRAWINGS, RECIPE).state_dict()
+    # By the median: Adam's first steps are signs, which rounding can turn where gradients vanish.
+    differences = torch.cat([(adapted[k] - v).abs().flatten() for k, v in expected.items()])
+    assert differences.median() < 1e-6
+    moved = (adapted["middle.0.0.weight"] - tiny().middle[0][0].weight).abs()  # type: ignore[index]
+    assert moved.median() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("error", "failed"),
+    [
+        (torch.cuda.OutOfMemoryError("no room"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), True),
+        (RuntimeError("size of tensor a (3) must match the size of tensor b (4)"), False),
+    ],
+)
+def test_a_gpu_failure_is_known_as_such(error: RuntimeError, failed: bool) -> None:
+    assert is_gpu_failure(error) == failed
+
+
+def test_a_gpu_is_used_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, home, expected in (
+        (False, "cpu", "cpu"),
+        (True, "cpu", "cuda"),
+        (True, "cuda:1", "cuda:1"),
+        (False, "mps", "mps"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert training_device(torch.device(home)) == torch.device(expected)

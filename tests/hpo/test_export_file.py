@@ -1,0 +1,458 @@
+"""The exported file where it lands: other networks, data sets, machines and settings."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import importlib.util
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from finetune.adapt import finetune_model
+from finetune.data import DrawingDataset, resize_bitmaps
+from finetune.drawn import draw_rune
+from finetune.recipe import LORA_GROUPS, Recipe
+from finetune.unet import ConditionalDiffusionUNet
+from finetune.validation import NoiseTable, estimate
+from hpo.joining import imported_packages
+from hpo.onefile import one_file
+
+RECIPE = Recipe(steps=6, batch_size=4, render="direct", precision="fp32", deadline_s=1000.0)
+DRAWINGS = resize_bitmaps(draw_rune("ing", 4, seed=0), "bilinear")
+# Recipes that between them take every branch.
+VARIETY = {
+    "default": Recipe(),
+    "lora": Recipe(lora_rank=2, lora_groups=LORA_GROUPS, train_groups=("norm_bias",)),
+    "pulled": Recipe(l2_sp=0.5, weight_decay=0.1, clip_norm=0.0, ema_half_life=0.0),
+    "logit": Recipe(time_sampling="logit_normal", logit_std=1.7, schedule="linear"),
+    "uniform": Recipe(time_sampling="uniform", schedule="constant", embedding_init="nearest"),
+    "random": Recipe(embedding_init="random", render="direct", precision="fp32"),
+    "zeros": Recipe(embedding_init="zeros", elastic_px=0.0, stroke_px=0.4),
+}
+_NUMBERS = itertools.count()
+
+
+def _block(conv: nn.Module, width: int) -> list[nn.Module]:
+    return [conv, nn.GroupNorm(8, width), nn.ReLU()]
+
+
+class CourseUNet(nn.Module):
+    """The course's network as its table describes it, written without a look at ours.
+
+    Its head computes all 17 channels and shows the first.
+    """
+
+    def __init__(
+        self,
+        base_dim: int = 32,
+        n_classes: int = 10,
+        n_updown_blocks: int = 2,
+        n_middle_blocks: int = 8,
+    ) -> None:
+        super().__init__()
+        self.n_channels_img = 1
+        self.n_classes = n_classes
+        self.class_embedding = nn.Embedding(n_classes, 16)
+        self.conv_in = nn.Sequential(*_block(nn.Conv2d(18, base_dim, 3, 1, 1), base_dim))
+        down, up, width = [], [], base_dim
+        for _ in range(n_updown_blocks):
+            grown = 2 * width
+            down.append(nn.Sequential(*_block(nn.Conv2d(width, grown, 3, 2, 1), grown)))
+            double = nn.ConvTranspose2d(2 * grown, width, 3, 2, 1, 1)
+            mix = nn.Conv2d(width, width, 1)
+            up.append(nn.Sequential(*_block(double, width), *_block(mix, width)))
+            width = grown
+        self.down_blocks = nn.ModuleList(down)
+        self.middle = nn.ModuleList(
+            nn.Sequential(*_block(nn.Conv2d(width, width, 3, 1, 1), width))
+            for _ in range(n_middle_blocks)
+        )
+        self.up_blocks = nn.ModuleList(up)
+        self.conv_out = nn.Conv2d(2 * base_dim, 17, 3, 1, 1)
+
+    def forward(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        label = self.class_embedding(c).unsqueeze(-1).unsqueeze(-1).repeat(1, 1, 28, 28)
+        x = first = self.conv_in(torch.cat((x, label, t.repeat(1, 1, 28, 28)), dim=1))
+        kept = []
+        for block in self.down_blocks:
+            x = block(x)
+            kept.append(x)
+        for block in self.middle:
+            x = x + block(x)
+        for i in range(len(self.up_blocks) - 1, -1, -1):
+            x = self.up_blocks[i](torch.cat((x, kept[i]), dim=1))
+        out: Tensor = self.conv_out(torch.cat((x, first), dim=1))[:, : self.n_channels_img]
+        return out
+
+
+class TenTimesSlower(CourseUNet):
+    """As on a machine that takes ten times as long for each evaluation."""
+
+    def forward(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        start = time.perf_counter()
+        out = super().forward(x, t, c)
+        time.sleep(9 * (time.perf_counter() - start))
+        return out
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Bit for bit holds there; one thread is quickest for networks this small."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with threads(1):
+        yield
+
+
+def load(text: str, directory: Path) -> ModuleType:
+    name = f"exported_{next(_NUMBERS)}"
+    path = directory / f"{name}.py"
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    before = set(sys.modules)
+    yield load(one_file(RECIPE, "About."), tmp_path_factory.mktemp("exported"))
+    for name in set(sys.modules) - before:
+        if name.startswith("exported_"):
+            del sys.modules[name]
+
+
+def tiny(kind: type[nn.Module] = ConditionalDiffusionUNet) -> Any:
+    torch.manual_seed(0)
+    return kind(base_dim=8, n_middle_blocks=1)  # type: ignore[call-arg]
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+# What the file is
+
+
+@pytest.mark.parametrize("recipe", VARIETY.values(), ids=VARIETY)
+def test_it_gives_what_the_modules_give_bit_for_bit(recipe: Recipe, tmp_path: Path) -> None:
+    module = load(one_file(recipe, "About."), tmp_path)
+    # Neither the clock nor a measurement of speed shall have a say.
+    short = {"steps": 3, "batch_size": 3, "precision": "fp32", "deadline_s": 1e6}
+    theirs = finetune_model(tiny(), DrawingDataset(DRAWINGS), Recipe(**{**vars(recipe), **short}))
+    values = {k: v for k, v in vars(module.Recipe()).items() if k not in short}
+    ours = module.finetune_model(
+        tiny(), DrawingDataset(DRAWINGS), module.Recipe(**{**values, **short})
+    )
+    assert same(ours, theirs)
+
+
+@pytest.mark.parametrize("recipe", VARIETY.values(), ids=VARIETY)
+def test_every_value_that_it_shows_is_the_recipes_and_is_read(recipe: Recipe) -> None:
+    text = one_file(recipe, "About.")
+    tree = ast.parse(text)
+    (shown,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Recipe")
+    values = {
+        n.target.id: ast.literal_eval(n.value)
+        for n in shown.body
+        if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name) and n.value
+    }
+    assert values.items() <= vars(recipe).items()
+    assert {"steps", "lr", "batch_size", "seed", "deadline_s"} <= values.keys()
+    read = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    assert values.keys() <= read
+    decided = {f.name for f in dataclasses.fields(Recipe)} & {
+        line.split()[1] for line in text.splitlines() if re.match(r"    # \w+ = .+: ", line)
+    }
+    assert decided
+    assert not decided & read
+
+
+@pytest.mark.parametrize("recipe", VARIETY.values(), ids=VARIETY)
+def test_it_is_formatted_linted_and_has_nothing_that_is_not_used(recipe: Recipe) -> None:
+    text = one_file(recipe, "About.")
+    ruff = shutil.which("ruff", path=str(Path(sys.executable).parent))
+    if ruff is None:
+        pytest.skip("needs ruff")
+    lint = ["check", "--isolated", "--line-length=100", "--select=E,F,I,UP,B,SIM,RUF100"]
+    for arguments in (["format", "--check", "--isolated", "--line-length=100"], lint):
+        done = subprocess.run(
+            [ruff, *arguments, "--target-version=py310", "--stdin-filename=x.py", "-"],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    tree = ast.parse(text)
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    used |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    defined = {
+        n.name
+        for top in tree.body
+        for n in (top, *(top.body if isinstance(top, ast.ClassDef) else ()))
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("__")
+    }
+    assert defined - used - {"forward"} == {"finetune_model"}
+
+
+def test_recipe_call_and_parts_come_in_this_order() -> None:
+    text = one_file(RECIPE, "About.")
+    assert text.startswith('"""')
+    assert "\n\nAbout.\n" in text
+    places = [
+        text.index(f"\n{w}") for w in ("import ", "class Recipe", "def finetune_model", "def adapt")
+    ]
+    assert places == sorted(places)
+    assert "def add_lora" not in text and "def rebuild(" not in text
+    assert "# lora_rank = 0: rank of the low-rank updates; 0 is full training" in text
+    assert "steps: int = 6  # optimizer steps when time allows" in text
+    assert "def add_lora" in one_file(VARIETY["lora"], "About.")
+    for part in ("_render", "signed_distance", "stroke_px", "_prepare_strokes", "class Rebuilt"):
+        assert part not in text
+        assert part in one_file(VARIETY["default"], "About.")
+
+
+def test_it_imports_torch_and_the_standard_library_alone() -> None:
+    for recipe in VARIETY.values():
+        assert set(imported_packages(one_file(recipe, "About."))) == {"torch"}
+
+
+def test_a_foreign_import_is_seen_wherever_it_is() -> None:
+    text = "import os\nfrom . import x\ndef f():\n    import finetune.adapt as a\n"
+    assert list(imported_packages(text)) == [".", "finetune"]
+
+
+# What it is given
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        [(image, 10) for image in DRAWINGS],
+        [(image, torch.tensor(10)) for image in DRAWINGS],
+        list(DRAWINGS),
+        DrawingDataset(DRAWINGS),
+    ],
+    ids=["int", "tensor", "bare", "dataset"],
+)
+def test_datasets_of_each_form(exported: ModuleType, dataset: Any) -> None:
+    ours = exported.finetune_model(tiny(), dataset)
+    assert same(ours, finetune_model(tiny(), DrawingDataset(DRAWINGS), RECIPE))
+
+
+def test_the_courses_own_class(exported: ModuleType) -> None:
+    course, ours = tiny(CourseUNet), tiny()
+    course.load_state_dict(ours.state_dict(), strict=True)
+    before = {k: v.clone() for k, v in course.state_dict().items()}
+    adapted = exported.finetune_model(course, DrawingDataset(DRAWINGS))
+    reference = exported.finetune_model(ours, DrawingDataset(DRAWINGS))
+    assert type(adapted) is CourseUNet and adapted.n_classes == 11
+    assert all(torch.equal(v, before[k]) for k, v in course.state_dict().items())
+    states = adapted.state_dict(), reference.state_dict()
+    # By the median: Adam's first steps are signs, which rounding can turn where gradients vanish.
+    differences = torch.cat([(v - states[1][k]).abs().flatten() for k, v in states[0].items()])
+    assert differences.median() < 1e-5
+    x, t, c = torch.randn(3, 1, 28, 28), torch.rand(3, 1, 1, 1), torch.full((3,), 10)
+    assert adapted.to("cpu").eval()(x, t, c).shape == x.shape
+
+
+def test_the_courses_class_has_as_many_parameters_as_the_courses() -> None:
+    assert sum(p.numel() for p in CourseUNet().parameters()) == 1_480_721
+
+
+# Where it runs
+
+
+def test_a_machine_ten_times_slower_returns_in_time_with_a_sensible_network(
+    exported: ModuleType,
+) -> None:
+    exported.finetune_model(tiny(), DRAWINGS, exported.Recipe(steps=1))  # torch's first optimizer
+    recipe = exported.Recipe(steps=100_000, batch_size=8, lr=1e-2, plain_share=1.0, deadline_s=4.0)
+    start = time.perf_counter()
+    model = exported.finetune_model(tiny(TenTimesSlower), DrawingDataset(DRAWINGS), recipe)
+    assert time.perf_counter() - start < 5.0
+    quick = tiny(CourseUNet)
+    quick.class_embedding = nn.Embedding(11, 16)
+    table = NoiseTable(len(DRAWINGS), n_strata=5, n_replicates=2)
+    untrained = estimate(quick, DRAWINGS, 10, table).mean
+    quick.load_state_dict(model.state_dict())
+    assert estimate(quick, DRAWINGS, 10, table).mean < 0.7 * untrained
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextlib.contextmanager
+def default_device(device: str) -> Iterator[None]:
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextlib.contextmanager
+def deterministic(warn_only: bool) -> Iterator[None]:
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def settings() -> dict[str, Any]:
+    """Of the process, as far as torch tells them."""
+    return {
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warns only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "autocast to": torch.get_autocast_dtype("cpu"),
+        "benchmark": torch.backends.cudnn.benchmark,
+        "precision": torch.get_float32_matmul_precision(),
+        "random state": torch.get_rng_state().tolist(),
+    }
+
+
+SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "none": contextlib.nullcontext,
+    "float64": lambda: default_dtype(torch.float64),
+    "float16": lambda: default_dtype(torch.float16),
+    "meta device": lambda: default_device("meta"),
+    "device context": lambda: torch.device("meta"),
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "deterministic": lambda: deterministic(warn_only=False),
+    "deterministic, warning": lambda: deterministic(warn_only=True),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("render", ["direct", "rebuilt"])
+def test_the_process_is_left_as_it_was_and_has_no_say(
+    setting: Callable[[], AbstractContextManager[Any]],
+    render: str,
+    exported: ModuleType,
+    rebuilding: ModuleType,
+    capfd: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    module = exported if render == "direct" else rebuilding
+    expected = module.finetune_model(tiny(), DrawingDataset(DRAWINGS))
+    network = tiny()
+    with setting():
+        torch.manual_seed(5)
+        before = settings()
+        adapted = module.finetune_model(network, DrawingDataset(DRAWINGS))
+        assert settings() == before
+    assert same(adapted, expected)
+    assert not any(p.is_inference() for p in adapted.parameters())
+    assert capfd.readouterr() == ("", "")
+    assert [str(w.message) for w in recwarn] == []
+
+
+@pytest.fixture(scope="module")
+def rebuilding(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    recipe = Recipe(**{**vars(RECIPE), "render": "rebuilt", "steps": 2})
+    return load(one_file(recipe, "About."), tmp_path_factory.mktemp("rebuilding"))
+
+
+def test_a_network_and_drawings_made_in_inference_mode(exported: ModuleType) -> None:
+    with torch.inference_mode():
+        network, drawings = tiny(), DRAWINGS.clone()
+    adapted = exported.finetune_model(network, DrawingDataset(drawings))
+    assert same(adapted, exported.finetune_model(tiny(), DrawingDataset(DRAWINGS)))
+
+
+def test_a_float64_network_comes_back_in_float64(exported: ModuleType) -> None:
+    adapted = exported.finetune_model(tiny().double(), DrawingDataset(DRAWINGS))
+    assert {p.dtype for p in adapted.parameters()} == {torch.float64}
+    x, t = torch.randn(2, 1, 28, 28).double(), torch.rand(2, 1, 1, 1).double()
+    assert adapted(x, t, torch.full((2,), 10)).isfinite().all()
+
+
+def gpu_at_hand(module: ModuleType, monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[str]:
+    """A GPU that is always chosen and always fails; returns the devices that were tried."""
+    tried: list[str] = []
+    move = module.channels_last
+
+    def fail(model: nn.Module, device: torch.device) -> nn.Module:
+        tried.append(device.type)
+        if device.type == "cuda":
+            raise error
+        moved: nn.Module = move(model, device)
+        return moved
+
+    monkeypatch.setattr(module, "training_device", lambda home: torch.device("cuda"))
+    monkeypatch.setattr(module, "channels_last", fail)
+    return tried
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+    ],
+    ids=["memory", "cublas", "kernel"],
+)
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_a_gpu_that_fails_leaves_the_run_to_the_cpu(
+    exported: ModuleType, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    expected = exported.finetune_model(tiny(), DrawingDataset(DRAWINGS))
+    tried = gpu_at_hand(exported, monkeypatch, error)
+    adapted = exported.finetune_model(tiny(), DrawingDataset(DRAWINGS))
+    assert tried == ["cuda", "cpu"]
+    assert same(adapted, expected)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), ValueError("out of memory")])
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_other_errors_are_told(
+    exported: ModuleType, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    tried = gpu_at_hand(exported, monkeypatch, error)
+    with pytest.raises(type(error), match=str(error)):
+        exported.finetune_model(tiny(), DrawingDataset(DRAWINGS))
+    assert tried == ["cuda"]
