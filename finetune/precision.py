@@ -66,7 +66,11 @@ def channels_last(model: M, device: torch.device) -> M:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """The context in which to run a forward pass in ``precision`` ("fp32" or "bf16")."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    # No cache of weights in bf16: inside another autocasting block it would outlive the step, and
+    # all steps would run on the first weights.
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
+    )
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

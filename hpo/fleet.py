@@ -18,6 +18,7 @@ from finetune.errors import EXIT_BAD_INPUT, UserError
 from .devices import choose_device, share_cores
 from .log import info, start_log, warn
 from .options import Options
+from .signals import raise_if_stopped
 
 _LOOK_S = 0.5
 _SHOW_S = 3.0
@@ -90,6 +91,7 @@ def run_fleet(options: Options) -> int:
                 if display.is_on and time.monotonic() - shown_at > _SHOW_S:
                     shown_at = time.monotonic()
                     display.show_study(study.get_trials(deepcopy=False))
+                raise_if_stopped()
                 time.sleep(_LOOK_S)
     finally:
         _stop(workers)

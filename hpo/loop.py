@@ -20,6 +20,7 @@ from .outcome import Ending, Outcome, ending_of
 from .progress import Display
 from .pulse import Pulse
 from .results import FAILED, OVER_LIMIT
+from .signals import acknowledge_stop, raise_if_stopped
 from .study_storage import StudyStorage
 
 _FIRST_POLL_S = 0.5
@@ -41,7 +42,9 @@ class Watch:
 
         Raises:
             TrialTakenError: the trial at hand is not this worker's any more.
+            StopError: the process was asked to stop.
         """
+        raise_if_stopped()
         if self.pulse.lost.is_set():
             raise TrialTakenError("the trial was ended or taken over by someone else")
 
@@ -88,6 +91,7 @@ class Loop:
         with Pulse(self.storage, self._id, self.recovery) as pulse:
             try:
                 while True:
+                    raise_if_stopped()
                     self.display.show_study(self._trials() if self.display.is_on else [])
                     spent = why_stop(self.budget, time.monotonic() - started, self._trials)
                     if spent is not None:
@@ -107,6 +111,7 @@ class Loop:
                             "their attributes hold the reasons"
                         )
             except BaseException as error:
+                acknowledge_stop()
                 pulse.attend(None)
                 self._hand_back("stopped" if isinstance(error, KeyboardInterrupt) else "error")
                 raise

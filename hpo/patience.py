@@ -14,6 +14,7 @@ import sqlalchemy.exc
 from finetune.errors import UserError
 
 from .log import warn
+from .signals import raise_if_stopped
 
 T = TypeVar("T")
 
@@ -143,6 +144,7 @@ class Patience:
                 if waited_s >= _QUIET_S or pause_s >= _QUIET_S:
                     warn(f"{self.what}: {words_of(e)}; trying again in {pause_s:.1f} s")
                     told = True
+                raise_if_stopped()
                 # Spread out, so that many workers do not come back in the same instant.
                 time.sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

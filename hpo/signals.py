@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from types import FrameType
 
 from finetune.errors import EXIT_INTERRUPTED
+
+_pending: StopError | None = None  # asked for, and not yet acted upon
 
 
 class StopError(KeyboardInterrupt):
@@ -28,10 +31,34 @@ def raise_on_signals() -> None:
 
     def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal stopping
+        global _pending
         if stopping:
             os._exit(128 + number)
         stopping = True
-        raise StopError(number)
+        _pending = StopError(number)
+        raise _pending
 
+    def report(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, StopError):
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = report
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
+
+
+def raise_if_stopped() -> None:
+    """To be called often: a signal may come while Python cleans up an object, and Python drops
+    what is raised there.
+
+    Raises:
+        StopError: the process was asked to stop, and nobody has acted upon it.
+    """
+    if _pending is not None:
+        raise _pending
+
+
+def acknowledge_stop() -> None:
+    """The process acts upon the signal from now on."""
+    global _pending
+    _pending = None
