@@ -130,7 +130,7 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
         state = f"alive, {age}" if w.alive else f"silent for {w.silent_s:.0f} s"
         yield "worker", f"{w.worker}  trial {w.trial}  {state}"
     yield "pace", _pace(status.pace)
-    yield "compute", f"{_duration(status.compute_s)} ({status.compute_s:.0f} s) in finished trials"
+    yield "compute", f"{_duration(status.compute_s)} in finished trials"
     if status.time_left_s is None:
         yield "time left", f"unknown: {status.time_left_unknown}"
     else:

@@ -67,7 +67,7 @@ def test_the_text_is_short_lines_that_begin_with_what_they_are_about() -> None:
         "worker      host:1  trial 12  alive, last sign of life 3 s ago",
         "worker      host:2  trial 13  silent for 91 s",
         "pace        12.0 trials/h (6 finished since the start, 30.0 min in which any trial ran)",
-        "compute     60.0 min (3600 s) in finished trials",
+        "compute     60.0 min in finished trials",
         "time left   2.0 h at this pace",
         "budget      trials 30, target 0.01",
         "best        trial 11  loss 0.2000 ± 0.0100  longest call 79.0 s",
