@@ -46,6 +46,7 @@ HEARTBEATS = table(models.TrialHeartbeatModel)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 _READ_AT_ONCE = 2000  # ids in a statement; SQLite takes 32,766 variables
 
+# Of those that `StudyStorage` leaves to Optuna.
 _PATIENT = (
     "create_new_study",
     "delete_study",
@@ -58,14 +59,6 @@ _PATIENT = (
     "get_study_system_attrs",
     "get_all_studies",
     "set_trial_state_values",
-    "set_trial_intermediate_value",
-    "set_trial_user_attr",
-    "set_trial_system_attr",
-    "get_trial_id_from_study_id_trial_number",
-    "get_trial_user_attrs",
-    "get_trial_system_attrs",
-    "_set_trial_param",
-    "_get_best_trial_id",
 )
 
 
@@ -89,7 +82,7 @@ class Database(RDBStorage):
         """
 
         def once() -> T:
-            with self.engine.begin() as connection:
+            with self.at_once() as connection:
                 return work(connection)
 
         return self.patience.call(once)

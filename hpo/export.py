@@ -18,8 +18,7 @@ from .choosing import Chosen, choose, describe_origin, read_recipe
 from .config import StudyConfig, load_study_file
 from .devices import check_device, choose_device, n_cores
 from .manifest import MANIFEST_KEY, check_manifest
-from .status import open_existing
-from .storage import load_study
+from .storage import load_study, open_existing
 
 # Torch takes seconds to import, and `--help` and `--format json` need none of it.
 if TYPE_CHECKING:

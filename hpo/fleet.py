@@ -8,14 +8,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from finetune.errors import EXIT_BAD_INPUT, UserError
 
-from .devices import choose_device, share_cores
+from .database import FINISHED
+from .devices import check_device, choose_device, share_cores
 from .log import info, start_log, warn
 from .options import Options
 from .signals import raise_if_stopped
@@ -43,6 +44,10 @@ def run_fleet(options: Options) -> int:
         UserError: what each worker would have to say, said once.
         StopError: asked to stop; every worker has handed back its trial.
     """
+    if options.seed is not None:
+        raise UserError("--seed is one worker's; leave it out, or leave out --workers")
+    # Workers choose their devices themselves, from all that were left to this process.
+    environment = {k: v for k, v in os.environ.items() if k != "RUNES_WORKERS"}
     choose_device(options.device)
     from .config import load_study_file
 
@@ -56,6 +61,7 @@ def run_fleet(options: Options) -> int:
     from .start import create
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    check_device(options.device)
     devices = _devices(options, torch.cuda.device_count() if torch.cuda.is_available() else 0)
     threads = options.threads or share_cores(options.workers)
     url = config.storage_url(options.storage)
@@ -68,7 +74,7 @@ def run_fleet(options: Options) -> int:
         arguments = [*_arguments(options), "--threads", str(threads)]
         if devices[index] is not None:
             arguments += ["--device", str(devices[index])]
-        return _start(index, arguments)
+        return _start(index, arguments, environment)
 
     workers = [start(i) for i in range(options.workers)]
     codes: list[int] = []
@@ -90,7 +96,7 @@ def run_fleet(options: Options) -> int:
                     codes.append(code)
                 if display.is_on and time.monotonic() - shown_at > _SHOW_S:
                     shown_at = time.monotonic()
-                    display.show_study(study.get_trials(deepcopy=False))
+                    display.show_study(study.get_trials(deepcopy=False, states=FINISHED))
                 raise_if_stopped()
                 time.sleep(_LOOK_S)
     finally:
@@ -115,12 +121,10 @@ def _arguments(options: Options) -> list[str]:
         value = getattr(options, name)
         if value is not None:
             arguments += [f"--{name}", str(value)]
-    if options.seed is not None:
-        raise UserError("--seed is one worker's; leave it out, or leave out --workers")
     return arguments
 
 
-def _start(index: int, arguments: Sequence[str]) -> _Worker:
+def _start(index: int, arguments: Sequence[str], environment: Mapping[str, str]) -> _Worker:
     process = subprocess.Popen(
         [sys.executable, "-m", "hpo.worker", *arguments],
         stdin=subprocess.PIPE,  # closed when this process ends, however it ends
@@ -128,7 +132,7 @@ def _start(index: int, arguments: Sequence[str]) -> _Worker:
         text=True,
         # A terminal's Ctrl-C reaches this process alone, which then stops the workers once.
         start_new_session=True,
-        env={k: v for k, v in os.environ.items() if k != "RUNES_WORKERS"},
+        env=environment,
     )
 
     def show() -> None:

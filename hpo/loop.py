@@ -14,6 +14,7 @@ from finetune.errors import UserError
 
 from .budget import why_stop
 from .config import Budget, Recovery
+from .database import FINISHED
 from .lifecycle import NoTrial, TrialTakenError
 from .log import info, warn
 from .outcome import Ending, Outcome, ending_of
@@ -117,7 +118,7 @@ class Loop:
                 raise
 
     def _trials(self) -> list[optuna.trial.FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
+        return self.study.get_trials(deepcopy=False, states=FINISHED)
 
     def _claim(self, started: float) -> int | NoTrial | None:
         """A trial's id; or, when the budget may be spent by others, a pause and None."""

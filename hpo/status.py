@@ -9,22 +9,16 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import optuna
-import sqlalchemy as sa
 
 from finetune.errors import UserError, run_command
 
 from .config import load_study_file
-from .database import STUDIES
-from .patience import explain
 from .snapshot import Best, Pace, Status, status_of
-from .storage import load_study, open_storage, parse_url, shown
-from .study_storage import StudyStorage
+from .storage import load_study, open_existing
 
-_PATIENCE_S = 10
 _WIDTH = 100
 _MOST_IMPORTANT = 10
 _KEY_WIDTH = 11
@@ -59,44 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = status_of(config, url, trials, beats, datetime.now(UTC), options.best)
     print(to_json(status) if options.json else to_text(status))
     return 0
-
-
-def open_existing(url: str, study: str) -> StudyStorage:
-    """A database that is there already; nothing is made.
-
-    Args:
-        study: as the person named it, for the advice.
-
-    Raises:
-        UserError: there is no such database, no study was ever made in it, or it can't be opened.
-    """
-    parsed = parse_url(url)
-    advice = f"start a worker first: python -m hpo.worker --study {study}"
-    if parsed.get_backend_name() == "sqlite":
-        # `sqlite://` is in memory: a new one for each process.
-        path = (parsed.database or ":memory:").removeprefix("file:")
-        if not Path(path).is_file():
-            raise UserError(f"{shown(url)}: no such database; {advice}")
-    if not _has_studies(url):
-        raise UserError(f"{shown(url)} has no studies; {advice}")
-    return open_storage(url, patience_s=_PATIENCE_S)
-
-
-def _has_studies(url: str) -> bool:
-    """Whether Optuna's tables are there: `open_storage` would make them."""
-    parsed = parse_url(url)
-    patience = "timeout" if parsed.get_backend_name() == "sqlite" else "connect_timeout"
-    try:
-        engine = sa.create_engine(parsed, connect_args={patience: _PATIENCE_S})
-        try:
-            return sa.inspect(engine).has_table(STUDIES.name)
-        finally:
-            engine.dispose()
-    except (sa.exc.SQLAlchemyError, ImportError) as error:
-        words = explain(error)
-        if parsed.password:
-            words = words.replace(str(parsed.password), "***")
-        raise UserError(f"can't open {shown(url)}: {words}") from error
 
 
 def to_json(status: Status) -> str:

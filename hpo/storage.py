@@ -20,11 +20,12 @@ from sqlalchemy.engine import make_url
 
 from finetune.errors import UserError
 
-from .database import Database
+from .database import STUDIES, Database
 from .patience import Patience, explain
 from .study_storage import StudyStorage
 
 PATIENCE_S = 3600.0
+_BRIEF_PATIENCE_S = 10.0
 _SQLITE_BUSY_S = 10
 _CONNECT_S = 10
 # The worker's own statements and its pulse's; one more for the moment when both hold on.
@@ -76,23 +77,56 @@ def open_storage(url: str, worker: str = "", patience_s: float = PATIENCE_S) -> 
     """
     parsed = parse_url(url)
     patience = Patience(shown(url), patience_s)
-    try:
-        with _made_by_one(parsed), warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            database = Database(
-                parsed.render_as_string(hide_password=False),
-                patience,
-                engine_kwargs=_engine_options(parsed),
-            )
-    # A RuntimeError is Optuna's word for tables of another version.
-    except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
-        raise UserError(f"can't open {shown(url)}: {_hidden(explain(error), parsed)}") from error
-    except RuntimeError as error:
-        raise UserError(f"can't open {shown(url)}: {_version_advice(str(error))}") from error
+    with _explained(url), _made_by_one(parsed), warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        database = Database(
+            parsed.render_as_string(hide_password=False),
+            patience,
+            engine_kwargs=_engine_options(parsed),
+        )
     if parsed.get_backend_name() == "sqlite":
         sa.event.listen(database.engine, "connect", _relax_sync)
         database.engine.dispose()  # connections from before the listener
     return StudyStorage(database, worker or f"{socket.gethostname()}:{os.getpid()}")
+
+
+def open_existing(url: str, study: str) -> StudyStorage:
+    """A database that is there already, for a look: nothing is made, and it is waited for briefly.
+
+    Args:
+        study: as the person named it, for the advice.
+
+    Raises:
+        UserError: there is no such database, no study was ever made in it, or it can't be opened.
+    """
+    parsed = parse_url(url)
+    advice = f"start a worker first: python -m hpo.worker --study {study}"
+    if parsed.get_backend_name() == "sqlite":
+        # `sqlite://` is in memory: a new one for each process.
+        path = (parsed.database or ":memory:").removeprefix("file:")
+        if not Path(path).is_file():
+            raise UserError(f"{shown(url)}: no such database; {advice}")
+    with _explained(url):
+        engine = sa.create_engine(parsed, **_engine_options(parsed))
+        try:
+            has_studies = sa.inspect(engine).has_table(STUDIES.name)
+        finally:
+            engine.dispose()
+    if not has_studies:
+        raise UserError(f"{shown(url)} has no studies; {advice}")
+    return open_storage(url, patience_s=_BRIEF_PATIENCE_S)
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """What goes wrong when a database is opened, as one line without a password."""
+    try:
+        yield
+    except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
+        words = _hidden(explain(error), parse_url(url))
+        raise UserError(f"can't open {shown(url)}: {words}") from error
+    except RuntimeError as error:  # Optuna's word for tables of another version
+        raise UserError(f"can't open {shown(url)}: {_version_advice(str(error))}") from error
 
 
 def _engine_options(url: sa.URL) -> dict[str, Any]:

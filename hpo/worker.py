@@ -48,6 +48,7 @@ def run_worker(options: Options) -> int:
     import optuna
     import torch
 
+    from .database import FINISHED
     from .instances import load_measuring
     from .loop import Loop, WorkerFailedError
     from .objective import Objective
@@ -78,8 +79,7 @@ def run_worker(options: Options) -> int:
             if value is not None
         }
     )
-    known = study.get_trials(deepcopy=False)
-    finished = sum(t.state.is_finished() for t in known)
+    finished = len(study.get_trials(deepcopy=False, states=FINISHED))
     info(
         f"study {config.name}: {len(measuring.instances)} instance"
         f"{'' if len(measuring.instances) == 1 else 's'}, {finished} trials finished, "

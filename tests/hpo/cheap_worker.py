@@ -1,7 +1,7 @@
 """A real worker process with everything but the network: run as a script by the tests.
 
 ``cheap_worker.py URL TRIALS [key=value ...]``: ``start`` (queued values of x), ``step_s``,
-``reports``, ``heartbeat_s``, ``grace_s``, ``retries``.
+``reports``, ``fill_at``, ``heartbeat_s``, ``grace_s``, ``retries``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 import time
 
 import optuna
+import sqlalchemy as sa
 
 from finetune.errors import run_command
 from hpo.config import Budget, StudyConfig
@@ -41,6 +42,12 @@ def main() -> int:
     def run(trial: optuna.Trial, watch: Watch) -> float:
         lr = trial.suggest_float("lr", 0.0001, 0.9)
         info(f"running {trial.number}")
+        if str(trial.number) == given.get("fill_at"):
+            # SQLite's own way to be full: it may not grow beyond what it has.
+            engine = watch.storage.database.engine
+            sa.event.listen(engine, "connect", lambda c, _: c.execute("PRAGMA max_page_count=1"))
+            engine.dispose()
+            trial.set_user_attr("large", "x" * 100_000)
         for number in range(1, n_reports + 1):
             watch.display.show_trial(f"trial {trial.number}, part {number}", 0.5, lr)
             slept = 0.0

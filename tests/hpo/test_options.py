@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune.errors import UserError
+from hpo import fleet
 from hpo.config import load_study_file
 from hpo.devices import choose_device, n_cores, share_cores
 from hpo.fleet import _devices
@@ -114,3 +117,32 @@ def test_workers_of_a_fleet_take_gpus_in_turn() -> None:
     assert _devices(Options("s", workers=3), 1) == [None] * 3
     assert _devices(Options("s", workers=2, device="cuda:1"), 4) == ["cuda:1"] * 2
     assert _devices(Options("s", workers=2, device="cpu"), 4) == ["cpu"] * 2
+
+
+def test_workers_of_a_fleet_choose_from_all_devices_that_the_fleet_was_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: list[dict[str, str]] = []
+
+    def start(index: int, arguments: Sequence[str], environment: Mapping[str, str]) -> Any:
+        given.append(dict(environment))
+        raise InterruptedError
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(fleet, "_start", start)
+    monkeypatch.setattr(fleet, "check_device", lambda device: None)
+    options = Options(
+        "quickstart", storage=f"sqlite:///{tmp_path}/s.db", workers=2, device="cuda:1"
+    )
+    with pytest.raises(InterruptedError):
+        fleet.run_fleet(options)
+    # What `--device cuda:1` makes of it in the worker, as it did in the fleet itself.
+    assert given[0]["CUDA_VISIBLE_DEVICES"] == "3,5"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+
+
+def test_a_seed_for_a_whole_fleet_is_one_line_and_makes_nothing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/s.db"
+    with pytest.raises(UserError, match="--seed is one worker's"):
+        fleet.run_fleet(Options("quickstart", storage=url, workers=2, seed=1))
+    assert not (tmp_path / "s.db").exists()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import termios
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.postgres import Postgres
+from benchmarks.postgres import PASSWORD, Postgres
 from hpo.storage import load_study, open_storage
 
 REPO = Path(__file__).parents[2]
@@ -294,6 +295,43 @@ def test_a_worker_that_measures_something_else_may_not_join(start: Start, url: s
         "error: study cheap was made with other measures (this there, that here)"
     )
     assert "start_from" in line
+
+
+def test_a_worker_that_is_not_let_in_says_one_line_and_exits_with_2(
+    start: Start, postgres: Postgres, new_database: Callable[[str], str]
+) -> None:
+    url, newer = postgres.create("not_let_in"), new_database("sqlite")
+    path = newer.removeprefix("sqlite:///")
+    open_storage(newer)
+    with contextlib.closing(sqlite3.connect(path)) as c:
+        c.execute("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
+        c.commit()
+    readable = new_database("sqlite")
+    open_storage(readable)
+    read_only = f"sqlite:///file:{readable.removeprefix('sqlite:///')}?mode=ro&uri=true"
+    for bad, words in [
+        (url.replace(PASSWORD, "wrong"), "password authentication failed"),
+        (url.replace("127.0.0.1", "no-such-host.invalid"), "check host and port"),
+        (newer, "install that release"),
+        (read_only, "readonly database"),
+    ]:
+        worker = start(bad, 1)
+        assert worker.wait(30) == 2
+        (line,) = lines_of(worker).splitlines()
+        assert line.startswith("error: ")
+        assert words in line
+        assert PASSWORD not in line
+
+
+def test_a_disk_that_is_full_in_the_middle_ends_a_worker_with_one_line_and_2(
+    start: Start, new_database: Callable[[str], str]
+) -> None:
+    url = new_database("sqlite")
+    open_storage(url)
+    worker = start(url, 9, "fill_at=1")
+    assert worker.wait(30) == 2
+    assert "database or disk is full; free space on its disk" in lines_of(worker).splitlines()[-1]
+    assert "Traceback" not in lines_of(worker)
 
 
 def test_an_all_but_empty_budget_ends_even_when_the_last_trial_is_lost(

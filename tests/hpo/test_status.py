@@ -18,8 +18,8 @@ from finetune.errors import UserError
 from hpo.config import StudyConfig, load_study_file
 from hpo.importance import Importance
 from hpo.snapshot import Best, Pace, Status, Worker
-from hpo.status import main, open_existing, to_json, to_text
-from hpo.storage import load_study, open_storage
+from hpo.status import main, to_json, to_text
+from hpo.storage import load_study, open_existing, open_storage
 from hpo.study_storage import StudyStorage
 
 FILE = """
