@@ -28,8 +28,9 @@ MANIFEST_KEY = "manifest"
 MADE_BY_KEY = "made_by"
 # The modules that have a say in a loss.
 _MEASURING = (
-    *(f"finetune/{m}" for m in ("adapt", "augment", "data", "drawn", "flow", "futhorc", "layers")),
-    *(f"finetune/{m}" for m in ("precision", "rebuild", "recipe", "unet", "validation")),
+    *(f"finetune/{m}" for m in ("adapt", "augment", "data", "drawn", "flow", "fused", "futhorc")),
+    *(f"finetune/{m}" for m in ("layers", "precision", "rebuild", "recipe", "resizes", "unet")),
+    "finetune/validation",
     *(f"hpo/{m}" for m in ("instances", "objective", "space")),
 )
 _LIBRARIES = ("torch", "optuna", "numpy", "scipy", "sqlalchemy")

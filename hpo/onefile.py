@@ -21,7 +21,7 @@ from .joining import Joined, join
 
 # What `finetune_model` is made of; the modules import nothing but these, torch and the
 # standard library.
-MODULES = ("adapt", "augment", "flow", "layers", "precision", "rebuild", "recipe")
+MODULES = ("adapt", "augment", "flow", "fused", "layers", "precision", "rebuild", "recipe")
 _ENTRY = ("adapt", "finetune_model")
 _FIRST = (("recipe", "Recipe"), _ENTRY)
 _WIDTH = 100

@@ -48,6 +48,12 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
+@pytest.fixture
+def as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks are called, not computed by the parts that they are made of."""
+    monkeypatch.setattr(adapt_module, "can_fuse", lambda model: False)
+
+
 def quick(**values: Any) -> Recipe:
     return Recipe(**{**QUICK, **values})
 
@@ -221,17 +227,20 @@ def times_seen(**values: Any) -> Tensor:
     return times.sort(1).values
 
 
+@pytest.mark.usefixtures("as_it_is")
 def test_stratified_times_fill_every_bin() -> None:
     times = times_seen(time_sampling="stratified")
     assert ((times * 16).floor() == torch.arange(16)).all()
 
 
+@pytest.mark.usefixtures("as_it_is")
 def test_uniform_times_do_not() -> None:
     times = times_seen(time_sampling="uniform")
     assert not ((times * 16).floor() == torch.arange(16)).all()
     assert 0.35 < times.mean() < 0.65
 
 
+@pytest.mark.usefixtures("as_it_is")
 def test_logit_normal_times_have_their_mean_and_deviation() -> None:
     times = times_seen(time_sampling="logit_normal", logit_mean=1.5, logit_std=0.5)
     logits = torch.logit(times)
@@ -400,6 +409,7 @@ class GoesWrong(ConditionalDiffusionUNet):
         return answer * math.nan if self.calls >= 3 else answer
 
 
+@pytest.mark.usefixtures("as_it_is")
 def test_loss_that_is_no_number_ends_the_run() -> None:
     reports: list[Progress] = []
     with pytest.raises(AdaptationError, match="loss is nan at step 3 of 6; lower the learning"):
@@ -420,6 +430,7 @@ class Slow(ConditionalDiffusionUNet):
         return super().forward(x_t, t, c)
 
 
+@pytest.mark.usefixtures("as_it_is")
 def test_slow_machine_does_fewer_steps_and_its_whole_schedule(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -470,6 +481,7 @@ def timed_run(
             return super().forward(x_t, t, c)
 
     monkeypatch.setattr(adapt_module, "time", clock)
+    monkeypatch.setattr(adapt_module, "can_fuse", lambda model: False)
     return progress_of(build(Timed), quick(steps=1000, deadline_s=deadline_s))
 
 
@@ -492,6 +504,7 @@ def test_share_follows_the_clock_evenly(monkeypatch: pytest.MonkeyPatch) -> None
     assert sum(advances) > 0.7
 
 
+@pytest.mark.usefixtures("as_it_is")
 def test_step_longer_than_the_deadline_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Slow, "sleep_s", 1.1)
     reports, result = progress_of(build(Slow), quick(steps=100, deadline_s=1.0))
