@@ -17,6 +17,7 @@ from finetune.recipe import Recipe, RecipeError
 from finetune.validation import NoiseTable, estimate
 
 from .config import StudyConfig
+from .curve import LearningCurve
 from .instances import Instance
 from .loop import Watch
 from .outcome import Outcome, TrialEndedError
@@ -38,6 +39,7 @@ class Measured:
     standard_error: float
     seconds: float
     steps: int
+    curve: tuple[float, ...]  # training loss, by share of the schedule; see `LearningCurve`
 
 
 class Objective:
@@ -99,8 +101,11 @@ class Objective:
         title = f"trial {trial.number}, {instance.label} ({number}/{len(self.instances)})"
         limit_s = self.config.limit_s
 
+        curve = LearningCurve()
+
         def on_step(progress: Progress) -> None:
             watch.check()
+            curve.add(progress.share, progress.loss)
             watch.display.show_trial(title, progress.share, progress.loss)
             if progress.elapsed_s > limit_s:
                 raise TrialEndedError(
@@ -128,4 +133,5 @@ class Objective:
             standard_error=losses.standard_error,
             seconds=round(adapted.seconds, 3),
             steps=adapted.steps,
+            curve=curve.means(),
         )
