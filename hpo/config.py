@@ -39,9 +39,12 @@ class Sampler(_Table):
 
 
 class Pruner(_Table):
-    """Which of Optuna's pruners ends weak trials; its steps are instances."""
+    """What ends weak trials; its steps are instances."""
 
-    name: Literal["median", "percentile", "none"] = "percentile"
+    name: Literal["racing", "median", "percentile", "none"] = "racing"
+    # Racing: probability, at most, of dropping a recipe that is as good as the best.
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    # Percentile and median, of Optuna:
     percentile: Annotated[float, Field(gt=0, lt=100)] = 40.0  # of known trials that may go on
     startup_trials: PositiveInt = 5  # complete trials before any is pruned
 
@@ -56,6 +59,26 @@ class Instances(_Table):
     resize: Resize = "bilinear"
     pretrained: Path | None = None  # directory of networks; none: the embedded ones
     networks: tuple[str, ...] = ()  # names in that directory; none: all
+
+
+class Confirm(_Table):
+    """Where the best few recipes meet at the end: instances that no trial was measured on."""
+
+    runes: tuple[str, ...] = ()  # none: those of the source that are not the study's
+    # None: the study's own with other runes; with its own runes, numbers that it did not use.
+    splits: tuple[Natural, ...] = ()
+    seeds: tuple[Natural, ...] = ()
+    networks: tuple[str, ...] = ()  # none: the study's
+    resizes: tuple[Resize, ...] = ()  # none: the study's
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Confirm:
+        for key in type(self).model_fields:
+            values = getattr(self, key)
+            for value in values:
+                if values.count(value) > 1:
+                    raise ValueError(f"{key} names {value!r} twice; write each once")
+        return self
 
 
 class Estimator(_Table):
@@ -121,6 +144,7 @@ class StudyConfig(_Table):
     estimator: Estimator = Estimator()
     budget: Budget = Budget()
     recovery: Recovery = Recovery()
+    confirm: Confirm = Confirm()  # no part of the manifest: it may change after the search
 
     @property
     def feasible_s(self) -> float:

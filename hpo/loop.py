@@ -165,7 +165,7 @@ class Loop:
         state = ending.outcome.state
         value = ending.value
         if value is None and state == TrialState.PRUNED:
-            # As Optuna does: the last report is a pruned trial's value.
+            # Without an estimate, as Optuna does: the last report.
             reports = trial._cached_frozen_trial.intermediate_values
             last = reports[max(reports)] if reports else None
             value = last if last == last else None

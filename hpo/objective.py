@@ -17,10 +17,11 @@ from finetune.recipe import Recipe, RecipeError
 from finetune.validation import NoiseTable, estimate
 
 from .config import StudyConfig
-from .curve import LearningCurve
+from .curve import KnownCurves, LearningCurve
 from .instances import Instance
 from .loop import Watch
 from .outcome import Outcome, TrialEndedError
+from .pruner import Race, RacingPruner
 from .space import sample_recipe
 
 
@@ -52,6 +53,8 @@ class Objective:
     def __init__(self, config: StudyConfig, instances: Sequence[Instance]) -> None:
         self.config = config
         self.instances = instances
+        self._race = Race()
+        self._curves = KnownCurves()
 
     def __call__(self, trial: optuna.Trial, watch: Watch) -> float:
         """The mean loss of the trial's recipe.
@@ -79,9 +82,20 @@ class Objective:
                     f"a call took {longest_s:.1f} s; {self.config.feasible_s:g} are allowed",
                 )
             if number < len(self.instances) and trial.should_prune():
-                reason = f"weak after {number} of {len(self.instances)} instances"
-                raise TrialEndedError(Outcome.PRUNED, reason)
+                raise self._weak(trial, [m.loss for m in measured])
         return mean
+
+    def _weak(self, trial: optuna.Trial, losses: Sequence[float]) -> TrialEndedError:
+        """The end of a trial that the pruner drops, with the loss that it probably has."""
+        study = trial.study
+        reason = f"weak after {len(losses)} of {len(self.instances)} instances"
+        standings = self._race.standings(study)
+        if standings is None or standings.n_instances != len(self.instances):
+            return TrialEndedError(Outcome.PRUNED, reason)
+        if isinstance(study.pruner, RacingPruner):
+            verdict = study.pruner.judge(standings, losses)
+            reason += f": {verdict.ratio:.3f} of the best trial's loss (p = {verdict.p_value:.2g})"
+        return TrialEndedError(Outcome.PRUNED, reason, standings.full_loss(losses))
 
     def _sample(self, trial: optuna.Trial, watch: Watch) -> Recipe:
         with watch.storage.together(trial._trial_id):
@@ -101,7 +115,7 @@ class Objective:
         title = f"trial {trial.number}, {instance.label} ({number}/{len(self.instances)})"
         limit_s = self.config.limit_s
 
-        curve = LearningCurve()
+        curve, known = LearningCurve(), self._curves.on(trial.study, instance.label)
 
         def on_step(progress: Progress) -> None:
             watch.check()
@@ -112,6 +126,12 @@ class Objective:
                     Outcome.OUT_OF_TIME,
                     f"stopped on {instance.label} after {progress.elapsed_s:.1f} s, "
                     f"at step {progress.step} of {recipe.steps}; the limit is {limit_s:g} s",
+                )
+            if curve.is_hopeless(known):
+                raise TrialEndedError(
+                    Outcome.HOPELESS,
+                    f"on {instance.label}: training loss {progress.loss:g} after "
+                    f"{progress.share:.0%} of the run, far above {len(known)} earlier ones",
                 )
 
         watch.display.show_trial(title)

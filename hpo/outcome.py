@@ -24,6 +24,7 @@ class Outcome(enum.StrEnum):
     COMPLETE = "complete"
     PRUNED = "pruned"
     INFEASIBLE = "infeasible"  # a call took too long
+    HOPELESS = "hopeless"  # its learning curve is far above all known ones
     NOT_FINITE = "not finite"
     OUT_OF_MEMORY = "out of memory"
     OUT_OF_TIME = "out of time"  # a call was stopped at the limit
@@ -40,7 +41,7 @@ class Outcome(enum.StrEnum):
     @property
     def is_recipes_fault(self) -> bool:
         """Whether the recipe could not be measured at all."""
-        return self in (Outcome.NOT_FINITE, Outcome.OUT_OF_MEMORY, Outcome.OUT_OF_TIME)
+        return self in _RECIPES_FAULTS
 
     @property
     def is_workers_trouble(self) -> bool:
@@ -48,13 +49,25 @@ class Outcome(enum.StrEnum):
         return self in (Outcome.BUG, Outcome.OUT_OF_MEMORY)
 
 
-class TrialEndedError(Exception):
-    """Raised while a trial runs: it is over, in this way, for this reason."""
+_RECIPES_FAULTS = (
+    Outcome.HOPELESS,
+    Outcome.NOT_FINITE,
+    Outcome.OUT_OF_MEMORY,
+    Outcome.OUT_OF_TIME,
+)
 
-    def __init__(self, outcome: Outcome, reason: str) -> None:
+
+class TrialEndedError(Exception):
+    """Raised while a trial runs: it is over, in this way, for this reason.
+
+    ``value`` is an estimate of the loss that it would have had.
+    """
+
+    def __init__(self, outcome: Outcome, reason: str, value: float | None = None) -> None:
         super().__init__(reason)
         self.outcome = outcome
         self.reason = reason
+        self.value = value
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,7 @@ class Ending:
 def ending_of(error: Exception) -> Ending:
     """The end that an exception out of a trial stands for."""
     if isinstance(error, TrialEndedError):
-        return Ending(error.outcome, error.reason)
+        return Ending(error.outcome, error.reason, error.value)
     if isinstance(error, optuna.TrialPruned):
         return Ending(Outcome.PRUNED, str(error))
     if _is_lack_of_memory(error):

@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from . import config
+from .pruner import RacingPruner
 from .results import is_feasible
 
 _BEST_SHARE = 0.25  # of the history that is the best trials, the rest being drawn from the others
@@ -103,6 +104,10 @@ class BoundedSampler(optuna.samplers.BaseSampler):
 class History:
     """The informative part of a study's finished trials.
 
+    A pruned trial's value is an estimate of its loss on all instances (`Race.full_loss`), and is
+    shown as if it were measured: else TPE would rank pruned trials behind all complete ones, by
+    partial means, and GP would not see them.
+
     It holds the best ones, which TPE's density of good values is made of, and a random sample of
     all others, which stands for them in their true proportions.  Samples of successive calls
     overlap, because a trial's draw depends on its number alone.
@@ -111,8 +116,8 @@ class History:
     def __init__(self, size: int, seed: int) -> None:
         self._size = size
         self._seed = seed
-        self._seen: set[int] = set()
-        self._by_rank: list[tuple[tuple[int, float], int, FrozenTrial]] = []
+        self._shown: dict[int, FrozenTrial] = {}  # by number
+        self._by_rank: list[tuple[tuple[bool, float], int, FrozenTrial]] = []
         self._by_draw: list[tuple[int, int, FrozenTrial]] = []
         # One sample asks some ten times, with Optuna's same list.
         self._last: tuple[Sequence[FrozenTrial], list[FrozenTrial]] = ([], [])
@@ -128,10 +133,10 @@ class History:
         for trial in trials:
             if not trial.state.is_finished():
                 unfinished.append(trial)
-            elif trial.number not in self._seen:
+            elif trial.number not in self._shown:
                 self._add(trial)
         if len(self._by_rank) <= self._size:
-            return list(trials)
+            return [self._shown.get(trial.number, trial) for trial in trials]
         n_best = round(_BEST_SHARE * self._size)
         chosen = {number: trial for _, number, trial in self._by_rank[:n_best]}
         for _, number, trial in self._by_draw:
@@ -141,7 +146,8 @@ class History:
         return sorted([*chosen.values(), *unfinished], key=lambda t: t.number)
 
     def _add(self, trial: FrozenTrial) -> None:
-        self._seen.add(trial.number)
+        trial = _as_measured(trial)
+        self._shown[trial.number] = trial
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):  # failed ones say nothing
             insort(self._by_rank, (_rank(trial), trial.number, trial))
             draw = zlib.crc32(f"{self._seed}:{trial.number}".encode())
@@ -180,16 +186,24 @@ class _BoundedStudy:
         return copy.deepcopy(chosen) if deepcopy else chosen
 
 
-def _rank(trial: FrozenTrial) -> tuple[int, float]:
-    """Best first: feasible and complete, then pruned, then what broke a constraint."""
-    value = trial.value if trial.value is not None else float("inf")
-    if not is_feasible(trial):
-        return 2, value
-    return int(trial.state != TrialState.COMPLETE), value
+def _as_measured(trial: FrozenTrial) -> FrozenTrial:
+    """A pruned trial with an estimated loss as a complete one of that loss; others unchanged."""
+    if trial.state != TrialState.PRUNED or trial.value is None or not is_feasible(trial):
+        return trial
+    shown = copy.copy(trial)
+    shown.state = TrialState.COMPLETE
+    return shown
+
+
+def _rank(trial: FrozenTrial) -> tuple[bool, float]:
+    """Best first; what broke a constraint comes last."""
+    return not is_feasible(trial), trial.value if trial.value is not None else float("inf")
 
 
 def make_pruner(pruner: config.Pruner) -> optuna.pruners.BasePruner:
     """The pruner that the study asks for; its steps are numbers of instances."""
+    if pruner.name == "racing":
+        return RacingPruner(pruner.alpha)
     if pruner.name == "none":
         return optuna.pruners.NopPruner()
     percentile = 50.0 if pruner.name == "median" else pruner.percentile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from finetune.adapt import AdaptationError, Adapted, Progress
 from finetune.data import Split
 from finetune.recipe import Recipe
 from hpo import objective as objective_module
-from hpo.config import Budget, Recovery, StudyConfig
+from hpo.config import Budget, Pruner, Recovery, StudyConfig
 from hpo.instances import Instance
 from hpo.loop import Loop, WorkerFailedError
 from hpo.objective import Objective
@@ -27,7 +28,7 @@ from hpo.space import recipe_of
 from hpo.storage import load_study, open_storage
 from hpo.strategy import make_pruner
 
-Fake = Callable[[Recipe], tuple[float, float]]
+Fake = Callable[..., Any]
 
 
 class Offset(nn.Module):
@@ -67,8 +68,10 @@ def instances() -> list[Instance]:
 def run(
     config: StudyConfig, instances: list[Instance], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Fake, list[float]], list[FrozenTrial]]:
-    """Runs trials with these learning rates, in this order; ``fake`` gives the constant that a
-    call ends with and its seconds."""
+    """Runs trials with these learning rates, in this order.
+
+    ``fake`` gives the constant that a recipe's call ends with and its seconds, or is `adapt`.
+    """
 
     def run(fake: Fake, lrs: list[float]) -> list[FrozenTrial]:
         def adapt(pretrained: nn.Module, drawings: Tensor, recipe: Recipe, on_step: Any) -> Adapted:
@@ -76,7 +79,8 @@ def run(
             on_step(Progress(step=1, share=0.5, loss=1.0, elapsed_s=seconds))
             return Adapted(Offset(constant), recipe.steps, seconds, stopped=False)
 
-        monkeypatch.setattr(objective_module, "adapt", adapt)
+        whole_call = len(signature(fake).parameters) > 1
+        monkeypatch.setattr(objective_module, "adapt", fake if whole_call else adapt)
         storage = open_storage(config.storage, worker="me")
         storage.create_study("s", {}, [{"lr": lr} for lr in lrs])
         study = load_study(storage, "s", pruner=make_pruner(config.pruner))
@@ -126,6 +130,36 @@ def test_a_weak_trial_is_pruned_before_its_last_instance(run: Run) -> None:
     assert "weak after 1 of 3" in weak.user_attrs["reason"]
     assert weak.value == weak.intermediate_values[1]
     assert weak.constraints["seconds over the limit"] == pytest.approx(-9.0)
+
+
+def test_a_trial_that_is_raced_out_gets_the_loss_that_it_probably_has(
+    run: Run, config: StudyConfig
+) -> None:
+    object.__setattr__(config, "pruner", Pruner(name="racing", alpha=0.2))
+    lrs = [0.001, 0.002, 0.0015, 0.0012, 0.09]
+    weak = run(lambda r: (10 * r.lr * (1 + 0.1 * r.seed), 1.0), lrs)[-1]
+    assert weak.user_attrs["outcome"] == "pruned"
+    seen = weak.user_attrs["instances"]
+    assert 0 < len(seen) < 3
+    assert f"weak after {len(seen)} of 3 instances: 1." in weak.user_attrs["reason"]
+    # Later instances are harder, by a factor that the earlier trials' losses tell.
+    assert weak.value != weak.intermediate_values[len(seen)]
+    assert weak.value == pytest.approx(seen[0]["loss"], rel=0.05)
+
+
+def test_a_run_far_above_all_known_curves_is_hopeless(run: Run) -> None:
+    def adapt(pretrained: nn.Module, drawings: Tensor, recipe: Recipe, on_step: Any) -> Adapted:
+        for step in range(1, 33):
+            on_step(Progress(step, step / 32, 10 * recipe.lr + 1 / step, elapsed_s=1.0))
+        return Adapted(Offset(0.0), 32, 1.0, stopped=False)
+
+    lrs = [0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.1]
+    *fine, bad = run(adapt, lrs)
+    assert [t.state for t in fine] == [TrialState.COMPLETE] * 6
+    assert bad.user_attrs["outcome"] == "hopeless"
+    assert bad.constraints["failed"] > 0
+    assert "on r0/0: training loss 1.0" in bad.user_attrs["reason"]
+    assert "far above 6 earlier ones" in bad.user_attrs["reason"]
 
 
 def test_a_call_near_the_limit_is_infeasible_and_never_best(run: Run, config: StudyConfig) -> None:

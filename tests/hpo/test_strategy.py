@@ -48,14 +48,27 @@ def test_a_history_is_bounded_and_holds_the_best_and_all_that_run(
     assert [t.number for t in part] == sorted({t.number for t in part})
     useful = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     if len(useful) <= size:
-        assert part == trials
+        assert [t.number for t in part] == [t.number for t in trials]
         return
     kept = {t.number for t in part}
     assert len(part) == size + n_running
     assert {t.number for t in trials if t.state == TrialState.RUNNING} <= kept
-    good = [t for t in useful if t.state == TrialState.COMPLETE and not any(t.constraints.values())]
+    good = [t for t in useful if not any(t.constraints.values())]
     best = sorted(good, key=lambda t: (t.value, t.number))[: round(size / 4)]
     assert {t.number for t in best} <= kept
+
+
+@settings(max_examples=30, deadline=None)
+@given(drawn=_TRIALS)
+def test_estimates_of_pruned_trials_are_shown_as_losses(
+    drawn: list[tuple[float, TrialState, bool]],
+) -> None:
+    trials = [trial(i, *facts) for i, facts in enumerate(drawn)]
+    for before, shown in zip(trials, History(200, seed=1).part_of(trials), strict=True):
+        estimated = before.state == TrialState.PRUNED and not any(before.constraints.values())
+        assert shown.state == (TrialState.COMPLETE if estimated else before.state)
+        assert (shown.values, shown.number) == (before.values, before.number)
+    assert [t.state for t in trials] == [state for _, state, _ in drawn], "left as they were"
 
 
 def test_a_history_that_grows_stays_as_it_would_be_made_anew() -> None:

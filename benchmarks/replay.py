@@ -1,0 +1,316 @@
+"""``python -m benchmarks.replay``: samplers, pruners and orders of instances on recorded trials.
+
+Each strategy searches a table of real trials (`benchmarks.replay_table`) as if it ran them: a
+proposed recipe becomes the nearest one that it has not tried, a call's loss is looked up.  What a
+strategy costs is counted in calls.  The baseline is random search that measures every trial in
+full; beside it stands Optuna's default, TPE with its MedianPruner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState, create_trial
+from tqdm import tqdm
+
+from finetune.errors import UserError, run_command
+from hpo.config import Pruner, Sampler
+from hpo.pruner import Race
+from hpo.strategy import make_pruner, make_sampler
+
+from .replay_table import DEFAULT_FILE, Array, Table, read_table
+
+TARGET_TRIALS = 100  # of random search, whose best loss is the target
+N_PICKS = 3  # a pick among this many best recipes is a good one
+BASELINE, DEFAULT = "random, in full", "Optuna's TPE, MedianPruner"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How to search; ``estimates`` gives pruned trials the loss that they probably have."""
+
+    sampler: Callable[[int], optuna.samplers.BaseSampler]
+    pruner: Callable[[], optuna.pruners.BasePruner]
+    estimates: bool = True
+
+
+def strategies(alphas: Sequence[float]) -> dict[str, Strategy]:
+    """By name: the baselines, ours, and ours with parts left out."""
+
+    def ours(name: str) -> Callable[[int], optuna.samplers.BaseSampler]:
+        return lambda seed: make_sampler(Sampler.model_validate({"name": name}), seed)
+
+    def racing(alpha: float) -> Callable[[], optuna.pruners.BasePruner]:
+        return lambda: make_pruner(Pruner(alpha=alpha))
+
+    middle = alphas[len(alphas) // 2]
+    found = {
+        BASELINE: Strategy(ours("random"), optuna.pruners.NopPruner),
+        DEFAULT: Strategy(
+            lambda seed: optuna.samplers.TPESampler(seed=seed),
+            optuna.pruners.MedianPruner,
+            estimates=False,
+        ),
+        "TPE, in full": Strategy(ours("tpe"), optuna.pruners.NopPruner),
+        f"random, racing {middle:g}": Strategy(ours("random"), racing(middle)),
+        f"TPE told partial means, racing {middle:g}": Strategy(
+            lambda seed: optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed),
+            racing(middle),
+            estimates=False,
+        ),
+        f"GP, racing {middle:g}": Strategy(ours("gp"), racing(middle)),
+    }
+    return found | {f"TPE, racing {a:g}": Strategy(ours("tpe"), racing(a)) for a in alphas}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One trial of a replay: the recipe's row, and all calls made up to its end."""
+
+    row: int
+    calls: int
+    complete: bool
+
+
+def replay(table: Table, strategy: Strategy, seed: int, max_calls: int) -> list[Step]:
+    """One search of the table, until it is used up or so many calls are made."""
+    study = optuna.create_study(sampler=strategy.sampler(seed), pruner=strategy.pruner())
+    race = Race()
+    left = list(range(len(table)))
+    places = np.array([table.coordinates(p) for p in table.params])
+    n_instances = len(table.instances)
+    steps: list[Step] = []
+    calls = 0
+    while left and calls < max_calls:
+        asked = study.ask(table.distributions)
+        # Failed trials teach samplers nothing: what is proposed and what is run may differ.
+        study.tell(asked, state=TrialState.FAIL)
+        distances = np.linalg.norm(places[left] - table.coordinates(asked.params), axis=1)
+        row = left.pop(int(distances.argmin()))
+        means: dict[int, float] = {}
+        dropped = False
+        for k in range(n_instances):
+            calls += 1
+            means[k + 1] = float(table.losses[row, : k + 1].mean())
+            running = create_trial(state=TrialState.RUNNING, intermediate_values=means)
+            if k + 1 < n_instances and study.pruner.prune(study, running):
+                dropped = True
+                break
+        value = means[len(means)]
+        standings = race.standings(study)
+        if dropped and strategy.estimates and standings is not None:
+            value = standings.full_loss(table.losses[row, : len(means)].tolist())
+        study.add_trial(
+            create_trial(
+                state=TrialState.PRUNED if dropped else TrialState.COMPLETE,
+                value=value,
+                params=table.params[row],
+                distributions=table.distributions,
+                intermediate_values=means,
+            )
+        )
+        steps.append(Step(row, calls, not dropped))
+    return steps
+
+
+def calls_to(steps: Sequence[Step], quality: Array, target: float) -> float:
+    """Calls until a complete trial is as good as ``target``; infinite if none ever is."""
+    good = (s.calls for s in steps if s.complete and quality[s.row] <= target)
+    return float(next(good, math.inf))
+
+
+def pick(steps: Sequence[Step], quality: Array, max_calls: float) -> int | None:
+    """The row of the best trial that was complete within so many calls."""
+    rows = [s.row for s in steps if s.complete and s.calls <= max_calls]
+    return min(rows, key=lambda row: quality[row], default=None)
+
+
+def random_target(quality: Array, n_trials: int, seeds: int) -> float:
+    """The median, over seeds, of the best of so many rows drawn without replacement."""
+    n = min(n_trials, len(quality))
+    rng = np.random.default_rng(0)
+    return float(
+        np.median([rng.choice(quality, n, replace=False).min() for _ in range(200 * seeds)])
+    )
+
+
+def in_order(table: Table, order: Sequence[int]) -> Table:
+    """The table with its instances in another order."""
+    o = list(order)
+    return Table(
+        params=table.params,
+        distributions=table.distributions,
+        instances=[table.instances[k] for k in o],
+        losses=table.losses[:, o],
+        seconds=table.seconds[:, o],
+        curves=table.curves[:, o],
+    )
+
+
+def suggest_order(losses: Array) -> list[int]:
+    """Instances in the order in which the first ones rank the better recipes best.
+
+    Greedy: each next instance is the one with which the mean of log losses so far correlates
+    best with that of all instances, over the better half of the rows of ``losses`` (n, K).
+    """
+    logs = np.log(losses)
+    total = logs.mean(1)
+    good = logs[total <= np.median(total)]
+    total = good.mean(1)
+    order: list[int] = []
+    while len(order) < losses.shape[1]:
+        rest = [k for k in range(losses.shape[1]) if k not in order]
+        order.append(max(rest, key=lambda k: _correlation(good[:, [*order, k]].mean(1), total)))
+    return order
+
+
+def prefix_correlations(losses: Array, order: Sequence[int]) -> list[float]:
+    """How well the mean over the first 1, 2, ... instances correlates with the whole mean."""
+    logs = np.log(losses)
+    total = logs.mean(1)
+    good = total <= np.median(total)
+    return [
+        _correlation(logs[good][:, list(order[: k + 1])].mean(1), total[good])
+        for k in range(len(order))
+    ]
+
+
+def _correlation(a: Array, b: Array) -> float:
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def report_orders(table: Table) -> None:
+    """Print the suggested order, judged on the recipes that did not suggest it."""
+    n = len(table)
+    given = list(range(len(table.instances)))
+    halves = [np.arange(n) % 2 == 0, np.arange(n) % 2 == 1]
+    print("correlation of the first instances' mean with that of all, better half of recipes:")
+    before = np.mean([prefix_correlations(table.losses[h], given) for h in halves], axis=0)
+    after = np.mean(
+        [
+            prefix_correlations(table.losses[h], suggest_order(table.losses[other]))
+            for h, other in (halves, halves[::-1])
+        ],
+        axis=0,
+    )
+    for name, values in (("as given", before), ("suggested by the other half", after)):
+        print(f"  {name:<28}" + " ".join(f"{v:.3f}" for v in values))
+    names = [table.instances[k] for k in suggest_order(table.losses)]
+    print(f"  suggested by all: {', '.join(names)}\n")
+
+
+@dataclass
+class Runs:
+    """All replays of one strategy."""
+
+    name: str
+    to_target: list[float]
+    picks: list[bool]  # whether the pick within the budget is among the best
+    met: int = 0  # how often the table's best recipe was tried
+    dropped: int = 0  # and pruned
+
+    def line(self, baseline: float, default: float) -> str:
+        """One row of the table."""
+        median = float(np.median(self.to_target))
+        low, high = _median_interval(self.to_target)
+        share = float(np.mean(self.picks))
+        error = math.sqrt(share * (1 - share) / len(self.picks))
+        lost = f"{self.dropped}/{self.met}"
+        interval = f"[{low:.0f}, {high:.0f}]"
+        return (
+            f"{self.name:<38}{median:>7.0f} {interval:<14}{median / baseline:>7.2f}"
+            f"{median / default:>8.2f}{share:>8.0%} ± {error:<5.0%}{lost:>8}"
+        )
+
+
+def _median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """About 95 %, by the binomial distribution of order statistics."""
+    ordered = sorted(values)
+    n = len(ordered)
+    reach = math.ceil(0.98 * math.sqrt(n))
+    return ordered[max(0, n // 2 - reach)], ordered[min(n - 1, n // 2 + reach)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.replay", description=__doc__)
+    parser.add_argument("--table", type=Path, default=DEFAULT_FILE)
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--alpha", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.3, 0.4])
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="strategies with such a word")
+    parser.add_argument("--order", choices=("given", "suggested"), default="given")
+    parser.add_argument(
+        "--with-first", action="store_true", help="keep the first recipe, the default one"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.seeds < 2:
+        raise UserError(f"--seeds is {arguments.seeds}; write 2 or more")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    table = read_table(arguments.table)
+    report_orders(table)
+    if arguments.order == "suggested":
+        table = in_order(table, suggest_order(table.losses))
+    if not arguments.with_first:
+        table = without_first(table)
+    print_races(table, strategies(arguments.alpha), arguments.seeds, arguments.only or [""])
+    return 0
+
+
+def without_first(table: Table) -> Table:
+    """The table without its first recipe: the default one, chosen by hand, is hard to beat."""
+    return Table(
+        params=table.params[1:],
+        distributions=table.distributions,
+        instances=table.instances,
+        losses=table.losses[1:],
+        seconds=table.seconds[1:],
+        curves=table.curves[1:],
+    )
+
+
+def print_races(
+    table: Table, chosen: dict[str, Strategy], seeds: int, words: Sequence[str]
+) -> list[Runs]:
+    """Replay all strategies whose names hold one of the words, and the two baselines."""
+    quality = table.quality
+    target = random_target(quality, TARGET_TRIALS, seeds)
+    best = set(np.argsort(quality)[:N_PICKS].tolist())
+    whole = TARGET_TRIALS * len(table.instances)
+    budget = whole / 4
+    names = [n for n in chosen if n in (BASELINE, DEFAULT) or any(w in n for w in words)]
+    found = []
+    for name in names:
+        runs = Runs(name, [], [])
+        for seed in tqdm(range(seeds), desc=name, leave=False):
+            steps = replay(table, chosen[name], seed, max_calls=table.losses.size)
+            runs.to_target.append(calls_to(steps, quality, target))
+            runs.picks.append(pick(steps, quality, budget) in best)
+            winner = [s for s in steps if s.row == int(quality.argmin())]
+            runs.met += len(winner)
+            runs.dropped += sum(not s.complete for s in winner)
+        found.append(runs)
+    baseline, default = (
+        float(np.median(found[names.index(n)].to_target)) for n in (BASELINE, DEFAULT)
+    )
+    print(
+        f"{len(table)} recipes on {len(table.instances)} instances; {seeds} seeds; target "
+        f"{target:.4f}, the median best of {TARGET_TRIALS} random recipes"
+    )
+    print(
+        f"{'':<38}{'calls to it':<22}{'/random':>7}{'/Optuna':>8}"
+        f"{f'best {N_PICKS} in {budget:.0f}':>16}{'dropped':>8}"
+    )
+    for runs in found:
+        print(runs.line(baseline, default))
+    return found
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,176 @@
+"""Full tables of real trials, recipe by instance, as a small file; made from a study.
+
+``python -m benchmarks.replay_table --storage sqlite:///replay.db --out FILE.csv.gz`` writes the
+complete trials of the study ``replay`` (``studies/replay.toml``: random recipes, nothing pruned).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+from finetune.errors import UserError, run_command
+from hpo.results import is_feasible
+from hpo.storage import load_study, open_existing
+
+Array = NDArray[np.float64]
+
+DEFAULT_FILE = Path(__file__).parent / "results" / "replay.csv.gz"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Recipes (n) by instances (K), each pair measured once.
+
+    ``params`` are the recipes' sampled values; ``losses`` and ``seconds`` are (n, K), ``curves``
+    (n, K, parts); ``seconds`` is of the call alone.
+    """
+
+    params: list[dict[str, Any]]
+    distributions: dict[str, BaseDistribution]
+    instances: list[str]
+    losses: Array
+    seconds: Array
+    curves: Array
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    @property
+    def quality(self) -> Array:
+        """What a recipe is worth: its mean loss over all instances, (n,)."""
+        means: Array = self.losses.mean(1)
+        return means
+
+    def coordinates(self, params: dict[str, Any]) -> Array:
+        """Where a recipe lies, with numbers in [0, 1] and one axis a choice, for distances."""
+        axes: list[float] = []
+        for name, distribution in self.distributions.items():
+            value = params[name]
+            if isinstance(distribution, CategoricalDistribution):
+                # Two different choices are at distance 1.
+                axes += [float(value == c) / 2**0.5 for c in distribution.choices]
+            else:
+                assert isinstance(distribution, FloatDistribution)
+                log = np.log if distribution.log else (lambda v: v)
+                low, high = log(distribution.low), log(distribution.high)
+                axes.append(float((log(value) - low) / (high - low)))
+        return np.array(axes, dtype=np.float64)
+
+
+def from_trials(trials: Sequence[FrozenTrial]) -> Table:
+    """The table of the complete, feasible trials; they must have the same instances.
+
+    Raises:
+        UserError: there are none, or one lacks an instance.
+    """
+    whole = [t for t in trials if t.state == TrialState.COMPLETE and is_feasible(t)]
+    if not whole:
+        raise UserError(
+            "no trial is complete; let `python -m hpo.worker --study replay` finish some"
+        )
+    measured = [t.user_attrs["instances"] for t in whole]
+    names = [m["instance"] for m in measured[0]]
+    for trial, found in zip(whole, measured, strict=True):
+        if [m["instance"] for m in found] != names:
+            raise UserError(
+                f"trial {trial.number} has other instances than trial {whole[0].number}"
+            )
+
+    def column(key: str) -> Array:
+        return np.array([[m[key] for m in found] for found in measured], dtype=np.float64)
+
+    return Table(
+        params=[t.params for t in whole],
+        distributions=dict(whole[0].distributions),
+        instances=names,
+        losses=column("loss"),
+        seconds=column("seconds"),
+        curves=column("curve"),
+    )
+
+
+def write_table(table: Table, path: Path) -> None:
+    """As compressed CSV, one row a call; the first line is a comment with the distributions."""
+    text = io.StringIO()
+    spaces = {name: distribution_to_json(d) for name, d in table.distributions.items()}
+    text.write(f"# {json.dumps(spaces)}\n")
+    names = list(table.distributions)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["recipe", "instance", "loss", "seconds", "curve", *names])
+    for i, params in enumerate(table.params):
+        for k, instance in enumerate(table.instances):
+            curve = " ".join(f"{v:.4g}" for v in table.curves[i, k])
+            values = [json.dumps(params[name]) for name in names]
+            writer.writerow(
+                [i, instance, repr(float(table.losses[i, k])), table.seconds[i, k], curve, *values]
+            )
+    # Without a time in it: equal tables are equal files.
+    path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def read_table(path: Path = DEFAULT_FILE) -> Table:
+    """Inverse of `write_table`.
+
+    Raises:
+        UserError: no such file, or no such table.
+    """
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        spaces = json.loads(lines[0].removeprefix("# "))
+        rows = list(csv.DictReader(lines[1:]))
+        distributions = {name: json_to_distribution(d) for name, d in spaces.items()}
+        instances = list(dict.fromkeys(row["instance"] for row in rows))
+        shape = (len(rows) // len(instances), len(instances))
+        return Table(
+            params=[
+                {name: json.loads(row[name]) for name in distributions}
+                for row in rows[:: len(instances)]
+            ],
+            distributions=distributions,
+            instances=instances,
+            losses=np.array([float(row["loss"]) for row in rows]).reshape(shape),
+            seconds=np.array([float(row["seconds"]) for row in rows]).reshape(shape),
+            curves=np.array([[float(v) for v in row["curve"].split()] for row in rows]).reshape(
+                (*shape, -1)
+            ),
+        )
+    except (OSError, ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+        raise UserError(f"{path} is no table of trials: {error}") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.replay_table", description=__doc__)
+    parser.add_argument("--study", default="replay")
+    parser.add_argument("--storage", default="sqlite:///replay.db")
+    parser.add_argument("--out", type=Path, default=DEFAULT_FILE)
+    arguments = parser.parse_args(argv)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = load_study(open_existing(arguments.storage, arguments.study), arguments.study)
+    table = from_trials(study.get_trials(deepcopy=False))
+    write_table(table, arguments.out)
+    print(f"{arguments.out}: {len(table)} recipes on {len(table.instances)} instances")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,201 @@
+"""The statistics of a race: which trial is worse than the best, from few instances.
+
+Losses are compared as logarithms, because hard instances are hard for every recipe by about the
+same factor.  Rows are trials that have met all instances, columns are instances in their order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special, stats
+
+Array = NDArray[np.float64]
+
+_POINTS = 120  # at which a density is integrated
+_WIDTH = 8.0  # standard deviations below the mean where it is cut off
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a comparison with the incumbent says.
+
+    ``p_value`` is the probability of a difference at least this bad if the candidate were as
+    good; ``ratio`` is the candidate's loss over the incumbent's, as far as seen.
+    """
+
+    drop: bool
+    p_value: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class VariancePrior:
+    """A scaled inverse chi-squared distribution: ``scale`` is a variance, ``dof`` its weight."""
+
+    scale: float
+    dof: float
+
+
+class Standings:
+    """What the complete trials of a study say about instances, noise and the incumbent.
+
+    Args:
+        losses: (n, K), positive and finite; each row is a complete trial, n >= 1.
+
+    Raises:
+        ValueError: another shape, or a loss that is not positive.
+    """
+
+    def __init__(self, losses: Array) -> None:
+        losses = np.asarray(losses, dtype=np.float64)
+        if losses.ndim != 2 or not losses.size or not (np.isfinite(losses) & (losses > 0)).all():
+            raise ValueError("losses are one row a trial, of positive numbers")
+        logs = np.log(losses)
+        means = logs.mean(1)
+        best = int(losses.mean(1).argmin())
+        self.n_trials, self.n_instances = logs.shape
+        self.incumbent = logs[best]  # (K,)
+        self._difficulty = logs.mean(0)  # (K,)
+        others = np.delete(logs, best, axis=0) - self.incumbent
+        self.prior = variance_prior(others.var(1, ddof=1), self.n_instances - 1)
+        self.optimism = _optimism(logs, means, best)
+
+    def judge(self, losses: Sequence[float], alpha: float) -> Verdict:
+        """Whether a candidate's first losses, on the first instances, show it to be worse.
+
+        A one-sided paired t-test on logarithms.  Three things make it honest and strong:
+
+        - it is looked at after each instance but the last, each time at the level at which all
+          looks together drop an equal with probability ``alpha`` (`nominal_level`);
+        - the variance is moderated by that of earlier trials (Smyth, "Linear models and empirical
+          Bayes methods" (2004), section 4), so that one or two instances can suffice;
+        - the incumbent is the best of many and therefore lucky; its expected luck is taken off
+          (`optimism`).
+        """
+        k = len(losses)
+        if not 0 < k <= self.n_instances:
+            raise ValueError(f"{k} losses; the race has {self.n_instances} instances")
+        differences = np.log(np.asarray(losses, dtype=np.float64)) - self.incumbent[:k]
+        mean = float(differences.mean())
+        own_dof = k - 1
+        dof = own_dof + self.prior.dof
+        if dof <= 0:
+            return Verdict(False, 1.0, math.exp(mean))
+        own = float(differences.var(ddof=1)) if own_dof else 0.0
+        if math.isinf(dof):
+            variance, p_of = self.prior.scale, stats.norm.sf
+        else:
+            variance = (own_dof * own + self.prior.dof * self.prior.scale) / dof
+            p_of = stats.t(dof).sf
+        if variance <= 0:
+            return Verdict(False, 1.0, math.exp(mean))
+        p_value = float(p_of((mean - self.optimism) / math.sqrt(variance / k)))
+        level = nominal_level(alpha, max(1, self.n_instances - 1))
+        return Verdict(p_value < level, p_value, math.exp(mean))
+
+    def full_loss(self, losses: Sequence[float]) -> float:
+        """The mean loss over all instances of a trial that has met the first ones only.
+
+        Each instance's difficulty is that which the complete trials found: a trial that met
+        easy ones is not taken for a good one.
+        """
+        ratios = np.log(np.asarray(losses, dtype=np.float64)) - self._difficulty[: len(losses)]
+        return float(np.exp(self._difficulty).mean() * np.exp(ratios.mean()))
+
+
+def variance_prior(variances: Array, dof: int) -> VariancePrior:
+    """The distribution from which sample variances of ``dof`` degrees of freedom come.
+
+    Smyth (2004), section 6.2: moments of log variances.  Fewer than three say nothing: the
+    prior then has weight 0.
+    """
+    variances = variances[variances > 0]
+    if len(variances) < 3 or dof < 1:
+        return VariancePrior(0.0, 0.0)
+    half = dof / 2
+    e = np.log(variances) - special.digamma(half) + math.log(half)
+    excess = float(e.var(ddof=1) - special.polygamma(1, half))
+    if excess <= 0:  # no more spread than chance makes: one variance for all
+        return VariancePrior(float(np.exp(e.mean())), math.inf)
+    prior_half = _trigamma_inverse(excess)
+    shift = special.digamma(prior_half) - math.log(prior_half)
+    return VariancePrior(float(np.exp(e.mean() + shift)), 2 * prior_half)
+
+
+def _trigamma_inverse(value: float) -> float:
+    """x with trigamma(x) = value, for value > 0."""
+
+    def excess(log_x: float) -> float:
+        return float(np.log(special.polygamma(1, math.exp(log_x))) - math.log(value))
+
+    return math.exp(optimize.brentq(excess, -20.0, 20.0))
+
+
+def _optimism(logs: Array, means: Array, best: int) -> float:
+    """How much better than it is the best trial looks, on average, in log loss, >= 0.
+
+    Trials' means are true values plus noise, both taken as normal: the expected true value of
+    the best lies between its mean and the mean of all (empirical Bayes; Efron and Morris,
+    "Data analysis using Stein's estimator" (1975)).  The noise is what is left of the table when
+    trials' and instances' means are taken out.
+    """
+    n, k = logs.shape
+    if n < 3 or k < 2:
+        return 0.0
+    residuals = logs - means[:, None] - logs.mean(0) + logs.mean()
+    noise = float((residuals**2).sum()) / ((n - 1) * (k - 1)) / k  # variance of a trial's mean
+    spread = float(means.var(ddof=1))
+    share_of_noise = min(1.0, noise / spread) if spread > 0 else 1.0
+    return max(0.0, share_of_noise * float(means.mean() - means[best]))
+
+
+@cache
+def nominal_level(alpha: float, looks: int) -> float:
+    """The level of each of ``looks`` equally spaced looks so that all together have ``alpha``.
+
+    Pocock, "Group sequential methods in the design and analysis of clinical trials" (1977): a
+    constant boundary for the standardised sum of normal differences, by the recursive
+    integration of Armitage, McPherson and Rowe (1969).
+
+    Raises:
+        ValueError: ``alpha`` is not in (0, 1), or no look.
+    """
+    if not 0 < alpha < 1 or looks < 1:
+        raise ValueError(f"alpha is {alpha} and looks {looks}; write 0 < alpha < 1 and looks >= 1")
+    if looks == 1:
+        return alpha
+    boundary = optimize.brentq(
+        lambda c: _crossing_probability(c, looks) - alpha,
+        stats.norm.isf(alpha) - 1e-6,
+        stats.norm.isf(alpha / looks) + 1e-6,
+        xtol=1e-6,
+    )
+    return float(stats.norm.sf(boundary))
+
+
+def _crossing_probability(boundary: float, looks: int) -> float:
+    """Probability that S_k > boundary sqrt(k) for some k <= looks; S is a standard random walk."""
+    low = -_WIDTH * math.sqrt(looks)
+    points, weights = _quadrature(low, boundary)
+    mass = stats.norm.pdf(points) * weights  # of S_1, where it has not crossed
+    crossed = float(stats.norm.sf(boundary))
+    for k in range(2, looks + 1):
+        edge = boundary * math.sqrt(k)
+        crossed += float(mass @ stats.norm.sf(edge - points))
+        after, weights = _quadrature(low, edge)
+        mass = weights * (stats.norm.pdf(after[:, None] - points) @ mass)
+        points = after
+    return crossed
+
+
+def _quadrature(low: float, high: float) -> tuple[Array, Array]:
+    """Gauss-Legendre points and weights for [low, high]."""
+    points, weights = np.polynomial.legendre.leggauss(_POINTS)
+    half = (high - low) / 2
+    return low + half * (points + 1), half * weights
