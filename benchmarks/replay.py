@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 import optuna
 from optuna.trial import TrialState, create_trial
+from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from finetune.errors import UserError, run_command
 from hpo.config import Pruner, Sampler
+from hpo.curve import LearningCurve
 from hpo.pruner import Race
 from hpo.strategy import make_pruner, make_sampler
 
@@ -206,6 +208,45 @@ def report_orders(table: Table) -> None:
     print(f"  suggested by all: {', '.join(names)}\n")
 
 
+def report_curves(table: Table) -> None:
+    """Print what training losses inside a call say about its end, and whom they would end."""
+    n, k, parts = table.curves.shape
+    asked = [parts // 4 - 1, parts // 2 - 1, 3 * parts // 4 - 1, parts - 1]
+    good = table.quality <= np.median(table.quality)
+    print("rank correlation of training loss with the loss on unseen drawings, recipes of one")
+    print("instance, mean over instances:")
+    for name, rows in (("all recipes", np.full(n, True)), ("better half", good)):
+        values = [
+            np.mean(
+                [
+                    spearmanr(table.curves[rows, i, part], table.losses[rows, i]).statistic
+                    for i in range(k)
+                ]
+            )
+            for part in asked
+        ]
+        shown = ", ".join(
+            f"{v:.2f} at {(part + 1) / parts:.0%}" for part, v in zip(asked, values, strict=True)
+        )
+        print(f"  {name:<12} {shown}")
+    ended = [row for row in range(n) if _is_ended(table, row)]
+    ranks = np.argsort(np.argsort(table.quality))
+    best = f"the best of them is {min(ranks[ended]) + 1}th of {n}" if ended else ""
+    print(f"  beyond hope by all other recipes' curves: {len(ended)} recipes; {best}\n")
+
+
+def _is_ended(table: Table, row: int) -> bool:
+    """Whether the other recipes' curves would end the recipe's first call."""
+    known = [c.tolist() for c in np.delete(table.curves[:, 0], row, axis=0)]
+    curve = LearningCurve()
+    n_parts = table.curves.shape[-1]
+    for part, loss in enumerate(table.curves[row, 0]):
+        curve.add((part + 0.5) / n_parts, float(loss))
+        if curve.is_hopeless(known):
+            return True
+    return False
+
+
 @dataclass
 class Runs:
     """All replays of one strategy."""
@@ -255,6 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     table = read_table(arguments.table)
     report_orders(table)
+    report_curves(table)
     if arguments.order == "suggested":
         table = in_order(table, suggest_order(table.losses))
     if not arguments.with_first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from benchmarks.replay import (
     print_races,
     random_target,
     replay,
+    report_curves,
     strategies,
     suggest_order,
 )
@@ -161,6 +163,22 @@ def test_an_order_puts_the_telling_instances_first() -> None:
     assert suggested[-1] == pytest.approx(1.0)
     t = table()
     assert np.array_equal(in_order(t, [2, 0, 1, 3]).losses[:, 0], t.losses[:, 2])
+
+
+def test_curves_that_tell_the_end_are_reported_and_a_wild_one_is_beyond_hope(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    t = table(30)
+    curves = np.repeat(t.losses[:, :, None], 16, axis=2)
+    report_curves(replace(t, curves=curves))
+    text = capsys.readouterr().out
+    assert text.count("1.00 at 25%") == text.count("1.00 at 100%") == 2
+    assert "0 recipes;" in text
+    curves[7] *= 5
+    report_curves(replace(t, curves=curves))
+    text = capsys.readouterr().out
+    rank = sorted(t.quality).index(t.quality[7]) + 1
+    assert f"1 recipes; the best of them is {rank}th of 30" in text
 
 
 def test_the_report_names_the_baselines_and_ratios(capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,7 +115,7 @@ def test_a_mistake_is_one_line_that_names_it(
 
 
 def test_an_unknown_study_lists_those_there_are() -> None:
-    with pytest.raises(UserError, match=r"no study 'rune'; write one of .*quickstart, runes"):
+    with pytest.raises(UserError, match=r"no study 'rune'; write one of .*quickstart, replay, runes"):
         load_study_file("rune")
 
 
