@@ -12,35 +12,26 @@ import importlib.util
 import json
 import math
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
-from .adapt import finetune_model
-from .data import (
-    NEW_LABEL,
-    DrawingDataset,
-    RuneSource,
-    choose_runes,
-    open_source,
-    split_drawings,
-)
 from .errors import UserError, run_command
-from .layers import with_mean_class
-from .networks import list_networks, load_network
-from .pictures import draw_samples, save_sheet
 from .resizes import RESIZES, Resize
-from .validation import author_estimate
 
-FinetuneModel = Callable[[nn.Module, Any], nn.Module]
+# Torch takes seconds to import, and `--help` needs none of it.
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from .data import RuneSource
+
+FinetuneModel = Callable[["nn.Module", Any], "nn.Module"]
 TIME_LIMIT_S = 150.0
 FIRST_SEED = 42
 N_CALLS = 5
@@ -72,6 +63,9 @@ def points(loss: float) -> int:
 
 def set_seed(seed: int) -> None:
     """Seed every global random stream, as the author does before each call."""
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -89,6 +83,10 @@ def run_call(
     Raises:
         ChallengeFailure: the call raised, passed the limit, or returned what can't be scored.
     """
+    from torch import nn
+
+    from .data import DrawingDataset
+
     set_seed(seed)
     start = time.perf_counter()
     try:
@@ -109,6 +107,9 @@ def score_call(model: nn.Module, test: Tensor, t_samples: int) -> tuple[float, f
     Raises:
         ChallengeFailure: the model does not run under label 10, or its loss is not finite.
     """
+    from .data import NEW_LABEL
+    from .validation import author_estimate
+
     try:
         estimate = author_estimate(model.eval(), test, NEW_LABEL, passes=t_samples)
     except Exception as error:
@@ -136,6 +137,11 @@ def run_challenge(
     Raises:
         ChallengeFailure: as `run_call` and `score_call`, with the rune's name.
     """
+    from .data import NEW_LABEL, split_drawings
+    from .layers import with_mean_class
+    from .networks import load_network
+    from .pictures import draw_samples, save_sheet
+
     scores, rows = [], []
     for i, rune in enumerate(tqdm(runes, desc="challenge", unit="rune"), start=1):
         split = split_drawings(source.drawings(rune, resize), split_seed)
@@ -172,7 +178,7 @@ def table(scores: Sequence[CallScore]) -> str:
             f"{s.seconds:>8.1f}{points(s.loss):>8}"
         )
     mean, standard_error = mean_loss(scores)
-    spread = float(np.std([s.loss for s in scores]))
+    spread = statistics.pstdev(s.loss for s in scores)
     lines.append(
         f"{'mean':<24}{mean:>8.4f} ± {standard_error:<8.4f}"
         f"{max(s.seconds for s in scores):>8.1f}{points(mean):>8}"
@@ -228,6 +234,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.t_samples < 2:
         raise UserError(f"--t-samples is {arguments.t_samples}; write 2 or more")
+    from .adapt import finetune_model
+    from .data import choose_runes, open_source
+    from .networks import list_networks
 
     finetune = load_submission(arguments.submission) if arguments.submission else finetune_model
     source = open_source(arguments.source, arguments.data)

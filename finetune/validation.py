@@ -15,11 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .flow import image_losses
+from .flow import VelocityModel, image_losses
+from .fused import FusedUNet, can_fuse
 
 AUTHOR_TIMES = 1000  # t is drawn from {0, 1, ..., 999} / 1000
 T_BINS = 10
-_BATCH = 250  # network evaluations at once: past this, CPUs gain nothing
+# Network evaluations at once: what lies between layers should stay in a CPU's caches, and
+# should fill a GPU.
+_BATCH, _GPU_BATCH = 100, 2500
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,16 @@ def author_estimate(
     """
     n = len(x)
     batches = torch.arange(n) // batch_size
-    at_once = max(1, _BATCH // n)
     means = []
-    with _evaluating(model) as device:
+    with _evaluating(model) as (call, device, batch):
+        at_once = max(1, batch // n)
         for first in range(0, passes, at_once):
             k = min(at_once, passes - first)
             images = x.to(device).repeat(k, 1, 1, 1)
             t = torch.randint(0, AUTHOR_TIMES, (k * n, 1, 1, 1), device=device) / AUTHOR_TIMES
             e = torch.randn_like(images)
             c = torch.full((k * n,), label, device=device)
-            losses = image_losses(model, images, e, t, c).view(k, n).cpu().double()
+            losses = image_losses(call, images, e, t, c).view(k, n).cpu().double()
             by_batch = [losses[:, batches == b].mean(1) for b in range(int(batches[-1]) + 1)]
             means.append(torch.stack(by_batch).mean(0))
     pass_means = torch.cat(means)
@@ -118,10 +121,10 @@ def estimate(model: nn.Module, x: Tensor, label: int, table: NoiseTable | None =
         raise ValueError(f"the table is for {table.n_images} images, not {len(x)}")
     replicates, per_image = [], []
     bin_sums, bin_counts = torch.zeros(2, T_BINS, dtype=torch.float64)
-    with _evaluating(model) as device:
+    with _evaluating(model) as (call, device, batch):
         for r in range(table.n_replicates):
             t, e = table.replicate(r)
-            losses = _table_losses(model, x, label, t, e, device)  # (n, n_strata)
+            losses = _table_losses(call, x, label, t, e, device, batch)  # (n, n_strata)
             replicates.append(losses.mean())
             per_image.append(losses.mean(1))
             bins = (t * T_BINS).long().flatten()
@@ -157,31 +160,43 @@ def paired_difference(a: LossTable, b: LossTable) -> LossEstimate:
 
 
 def _table_losses(
-    model: nn.Module, x: Tensor, label: int, t: Tensor, e: Tensor, device: torch.device
+    call: VelocityModel,
+    x: Tensor,
+    label: int,
+    t: Tensor,
+    e: Tensor,
+    device: torch.device,
+    batch: int,
 ) -> Tensor:
     """Losses of every (image, stratum), (n, n_strata) float64."""
     n, s = t.shape
     images = x[:, None].expand(n, s, *x.shape[1:]).flatten(0, 1)
     times, noises = t.flatten()[:, None, None, None], e.flatten(0, 1)
     chunks = []
-    for i in range(0, n * s, _BATCH):
-        part = slice(i, i + _BATCH)
+    for i in range(0, n * s, batch):
+        part = slice(i, i + batch)
         c = torch.full((len(images[part]),), label, device=device)
         losses = image_losses(
-            model, images[part].to(device), noises[part].to(device), times[part].to(device), c
+            call, images[part].to(device), noises[part].to(device), times[part].to(device), c
         )
         chunks.append(losses.cpu().double())
     return torch.cat(chunks).view(n, s)
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Evaluation mode without gradients; the model's own mode is put back."""
+def _evaluating(model: nn.Module) -> Iterator[tuple[VelocityModel, torch.device, int]]:
+    """Evaluation mode without gradients; the model's own mode is put back.
+
+    Yields how to call the model, where, and on how many images at once.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.inference_mode():
-            yield next(model.parameters()).device
+            device = next(model.parameters()).device
+            fused = device.type == "cpu" and can_fuse(model)
+            call = FusedUNet(model, torch.float32) if fused else model
+            yield call, device, _GPU_BATCH if device.type == "cuda" else _BATCH
     finally:
         for module, training in modes:
             module.training = training
