@@ -2,6 +2,7 @@
 
 ``python -m benchmarks.replay_table --storage sqlite:///replay.db --out FILE.csv.gz`` writes the
 complete trials of the study ``replay`` (``studies/replay.toml``: random recipes, nothing pruned).
+With ``--add`` a table grows by the trials of a second study, with another seed.
 """
 
 from __future__ import annotations
@@ -109,6 +110,25 @@ def from_trials(trials: Sequence[FrozenTrial]) -> Table:
     )
 
 
+def joined(first: Table, second: Table) -> Table:
+    """Both tables' recipes; one that is in both counts once.
+
+    Raises:
+        UserError: they differ in their instances or in what varies.
+    """
+    if first.instances != second.instances or first.distributions != second.distributions:
+        raise UserError("the two tables differ in their instances or their search space")
+    new = [i for i, params in enumerate(second.params) if params not in first.params]
+    return Table(
+        params=first.params + [second.params[i] for i in new],
+        distributions=first.distributions,
+        instances=first.instances,
+        losses=np.concatenate([first.losses, second.losses[new]]),
+        seconds=np.concatenate([first.seconds, second.seconds[new]]),
+        curves=np.concatenate([first.curves, second.curves[new]]),
+    )
+
+
 def write_table(table: Table, path: Path) -> None:
     """As compressed CSV, one row a call; the first line is a comment with the distributions."""
     text = io.StringIO()
@@ -163,10 +183,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--study", default="replay")
     parser.add_argument("--storage", default="sqlite:///replay.db")
     parser.add_argument("--out", type=Path, default=DEFAULT_FILE)
+    parser.add_argument("--add", action="store_true", help="to what the file holds already")
     arguments = parser.parse_args(argv)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = load_study(open_existing(arguments.storage, arguments.study), arguments.study)
     table = from_trials(study.get_trials(deepcopy=False))
+    if arguments.add and arguments.out.exists():
+        table = joined(read_table(arguments.out), table)
     write_table(table, arguments.out)
     print(f"{arguments.out}: {len(table)} recipes on {len(table.instances)} instances")
     return 0

@@ -28,7 +28,7 @@ from benchmarks.replay import (
     strategies,
     suggest_order,
 )
-from benchmarks.replay_table import Table, from_trials, read_table, write_table
+from benchmarks.replay_table import Table, from_trials, joined, read_table, write_table
 from finetune.errors import UserError
 
 K = 4
@@ -68,6 +68,17 @@ def test_a_table_survives_its_file(tmp_path: Path) -> None:
     assert np.array_equal(after.losses, before.losses)
     assert np.array_equal(after.seconds, before.seconds)
     assert np.allclose(after.curves, before.curves, rtol=1e-3)
+
+
+def test_tables_are_joined_without_repeats() -> None:
+    a, b = table(5, seed=1), table(4, seed=2)
+    both = joined(a, b)
+    assert both.params == a.params + b.params
+    assert np.array_equal(both.losses, np.concatenate([a.losses, b.losses]))
+    again = joined(both, b)
+    assert len(again) == 9
+    with pytest.raises(UserError, match="differ in their instances"):
+        joined(a, in_order(b, [1, 0, 2, 3]))
 
 
 @pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b""), gzip.compress(b"# {}\n")])
