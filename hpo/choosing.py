@@ -18,6 +18,7 @@ from .results import best_trial
 from .space import recipe_of
 
 CONFIRMED_KEY = "confirmed"
+BASELINE = "default"  # the default recipe's name among those that are confirmed
 _WIDTH = 98
 
 
@@ -34,16 +35,18 @@ class Chosen:
 
 
 def choose(study: optuna.Study, number: int | None) -> Chosen:
-    """The trial that was asked for, else the confirmed one, else the best.
+    """The trial that was asked for, else what was confirmed, else the best trial.
 
-    A confirmed trial is the study's attribute ``confirmed``: an object with ``trial``, ``loss``
-    and ``standard_error``.
+    What was confirmed is the study's attribute ``confirmed``: an object with ``trial``, ``loss``
+    and ``standard_error``; if ``trial`` is null, no trial ran the ``recipe`` that is there.
 
     Raises:
         UserError: there is none, or it has measured nothing.
     """
     confirmed: dict[str, Any] = study.user_attrs.get(CONFIRMED_KEY, {})
     if number is None:
+        if confirmed and confirmed.get("trial") is None:
+            return _confirmed_recipe(study, confirmed)
         number = confirmed.get("trial")
     if number is None:
         trial = best_trial(study)
@@ -78,6 +81,25 @@ def choose(study: optuna.Study, number: int | None) -> Chosen:
     )
 
 
+def _confirmed_recipe(study: optuna.Study, confirmed: dict[str, Any]) -> Chosen:
+    """What won against the trials although it is none of them."""
+    try:
+        recipe = Recipe.from_dict(confirmed["recipe"])
+    except (KeyError, TypeError, RecipeError) as error:
+        raise UserError(
+            f"what study {study.study_name} has confirmed can't be read ({error}); confirm again "
+            "by python -m hpo.confirm, or name a trial by --trial"
+        ) from error
+    return Chosen(
+        recipe=recipe,
+        name=f"the recipe {confirmed.get('name', recipe.digest)!r} of no trial, "
+        f"confirmed in study {study.study_name}",
+        loss=confirmed["loss"],
+        standard_error=confirmed.get("standard_error"),
+        confirmed=True,
+    )
+
+
 def read_recipe(path: Path) -> Chosen:
     """The recipe in a JSON file.
 
@@ -101,14 +123,13 @@ def describe_origin(chosen: Chosen, study: str, code: str, file: str) -> str:
         code: digest of the code that trials run.
         file: the name that the file gets.
     """
-    if chosen.trial is None:
+    if chosen.trial is None and not chosen.confirmed:
         which = f"--recipe {chosen.name}"
         came = f"From the recipe {chosen.name}, of no trial; its digest is {chosen.recipe.digest}."
     else:
-        which = f"--trial {chosen.trial.number}"
+        which = "--confirmed" if chosen.trial is None else f"--trial {chosen.trial.number}"
         came = (
-            f"From {chosen.name}: {_loss(chosen, chosen.trial)}.  The recipe's digest is "
-            f"{chosen.recipe.digest}."
+            f"From {chosen.name}: {_loss(chosen)}.  The recipe's digest is {chosen.recipe.digest}."
         )
     made = (
         f"Made from runes {version('runes')}, code {code}, by joining the modules that trials run; "
@@ -119,9 +140,10 @@ def describe_origin(chosen: Chosen, study: str, code: str, file: str) -> str:
     return "\n\n".join([*(textwrap.fill(t, _WIDTH) for t in (came, made)), command])
 
 
-def _loss(chosen: Chosen, trial: FrozenTrial) -> str:
+def _loss(chosen: Chosen) -> str:
     error = "" if chosen.standard_error is None else f" ± {chosen.standard_error:.4f}"
-    if chosen.confirmed:
+    trial = chosen.trial
+    if chosen.confirmed or trial is None:
         return f"confirmed loss {chosen.loss:.4f}{error}"
     n = len(trial.user_attrs["instances"])
     ended = (

@@ -10,20 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import optuna
-
 from finetune.errors import UserError, run_command
 
-from .choosing import Chosen, choose, describe_origin, read_recipe
-from .config import StudyConfig, load_study_file
 from .devices import check_device, choose_device, n_cores
-from .manifest import MANIFEST_KEY, check_manifest
-from .storage import load_study, open_existing
 
-# Torch takes seconds to import, and `--help` and `--format json` need none of it.
+# Torch takes seconds to import, and `--help` and `--format json` need none of it; `--help` needs
+# no Optuna either.
 if TYPE_CHECKING:
+    import optuna
+
     from finetune.data import RuneSource
 
+    from .choosing import Chosen
+    from .config import StudyConfig
     from .instances import Instance, Measuring
     from .proof import Claim
 
@@ -34,9 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     _check_options(options)
     choose_device(options.device)
+    import optuna
+
+    from .choosing import CONFIRMED_KEY, choose, read_recipe
+    from .config import load_study_file
+
     config = load_study_file(options.study)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = None if options.recipe else _open_study(config, options)
+    if study is not None and options.confirmed and CONFIRMED_KEY not in study.user_attrs:
+        raise UserError(
+            f"study {config.name} has no confirmed result; measure its best trials again by "
+            f"python -m hpo.confirm --study {options.study}"
+        )
     chosen = read_recipe(options.recipe) if study is None else choose(study, options.trial)
     if options.format == "json":
         _write(options.out, chosen.recipe.to_json() + "\n", options.force)
@@ -59,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         "--trial", type=int, metavar="N", help="default: the confirmed one, else the best"
     )
     which.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe in JSON, of no trial")
+    which.add_argument(
+        "--confirmed", action="store_true", help="what hpo.confirm named, and nothing else"
+    )
     add("--out", type=Path, metavar="FILE", help="the file to write (json: default is to print)")
     add("--format", choices=("python", "json"), default="python", help="json: the recipe alone")
     add("--force", action="store_true", help="replace a file that is there")
@@ -93,6 +105,8 @@ def _check_free(path: Path, force: bool) -> None:
 
 
 def _open_study(config: StudyConfig, options: argparse.Namespace) -> optuna.Study:
+    from .storage import load_study, open_existing
+
     storage = open_existing(config.storage_url(options.storage), options.study)
     try:
         study = load_study(storage, config.name)
@@ -109,6 +123,7 @@ def _export(
 
     from finetune.challenge import ChallengeFailure
 
+    from .choosing import describe_origin
     from .instances import load_measuring
     from .joining import JoinError
     from .onefile import one_file
@@ -151,6 +166,8 @@ def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
     Raises:
         UserError: something differs; says what.
     """
+    from .manifest import MANIFEST_KEY, check_manifest
+
     theirs = study.user_attrs.get(MANIFEST_KEY, {}).get("code")
     if theirs is not None and theirs != mine["code"]:
         raise UserError(

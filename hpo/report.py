@@ -12,7 +12,6 @@ from finetune.recipe import Recipe
 from .config import StudyConfig
 from .results import best_trial, describe_loss
 from .space import recipe_of
-from .storage import shown
 
 
 def changed_values(recipe: Recipe) -> dict[str, Any]:
@@ -21,7 +20,7 @@ def changed_values(recipe: Recipe) -> dict[str, Any]:
     return {k: v for k, v in recipe.to_dict().items() if v != default[k]}
 
 
-def print_summary(study: optuna.Study, config: StudyConfig, url: str, asked: str) -> None:
+def print_summary(study: optuna.Study, config: StudyConfig, asked: str) -> None:
     """What came out, and what to do next; ``asked`` is the study as the person named it."""
     trials = study.get_trials(deepcopy=False)
     counts = {state: sum(t.state == state for t in trials) for state in TrialState}
@@ -51,5 +50,6 @@ def print_summary(study: optuna.Study, config: StudyConfig, url: str, asked: str
     print("next:")
     print(f"  python -m hpo.worker --study {asked}   # more trials; --workers 2 for two")
     print(f"  python -m hpo.status --study {asked}   # counts, best trials, pace")
+    print(f"  python -m hpo.confirm --study {asked}   # the best few again, on unseen runes")
     print(f"  python -m hpo.export --study {asked} --out finetune.py   # the best as one file")
-    print(f"  optuna-dashboard {shown(url)}   # the trials in a browser")
+    print(f"  python -m hpo.dashboard --study {asked} --open   # the trials in a browser")

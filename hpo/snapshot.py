@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from .budget import compute_seconds, why_stop
+from .choosing import BASELINE
 from .config import Budget, StudyConfig
 from .importance import Importance, ImportanceError, importances
 from .lifecycle import Beat
@@ -46,6 +47,24 @@ class Best:
 
 
 @dataclass(frozen=True)
+class Confirmed:
+    """What `hpo.confirm` named, on instances that no trial was measured on."""
+
+    name: str  # "default", "best 3" (of the search), or a recipe's file
+    trial: int | None  # its number; null: no trial ran this recipe
+    loss: float
+    standard_error: float | None  # over runes
+    difference: float | None  # to the default recipe's loss; null: it is the default
+    low: float | None  # the difference's 95 % interval
+    high: float | None
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing was found that is better than the default recipe."""
+        return self.name == BASELINE
+
+
+@dataclass(frozen=True)
 class Pace:
     """Finished trials per time in which at least one trial ran; pauses do not count."""
 
@@ -76,6 +95,7 @@ class Status:
     time_left_unknown: str | None  # why it is null
     importances: tuple[Importance, ...]  # highest share first
     importances_unknown: str | None  # why there are none
+    confirmed: Confirmed | None = None  # null: nothing is
 
 
 def status_of(
@@ -85,6 +105,7 @@ def status_of(
     beats: Sequence[Beat],
     now: datetime,
     best: int = 5,
+    confirmed: Mapping[str, Any] | None = None,
 ) -> Status:
     """What is known of a study.
 
@@ -92,6 +113,7 @@ def status_of(
         url: where the study is.
         now: aware, or naive local time as Optuna's trials have it.
         best: at most so many of the best trials.
+        confirmed: the study's attribute of that name, if it has one.
 
     Raises:
         UserError: the URL is none.
@@ -131,6 +153,7 @@ def status_of(
         time_left_unknown=left if isinstance(left, str) else None,
         importances=mattered,
         importances_unknown=why_not,
+        confirmed=None if confirmed is None else _confirmed(confirmed),
     )
 
 
@@ -211,3 +234,16 @@ def _changed(trial: FrozenTrial) -> dict[str, Any] | None:
         return changed_values(recipe_of(trial))
     except (KeyError, TypeError, ValueError):  # not stored, or of a release with other fields
         return None
+
+
+def _confirmed(stored: Mapping[str, Any]) -> Confirmed:
+    against = stored.get("against", {}).get("default", {})
+    return Confirmed(
+        name=stored.get("name", "trial"),
+        trial=stored.get("trial"),
+        loss=stored["loss"],
+        standard_error=stored.get("standard_error"),
+        difference=against.get("difference"),
+        low=against.get("low"),
+        high=against.get("high"),
+    )

@@ -9,15 +9,13 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
-
-import optuna
+from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError, run_command
 
-from .config import load_study_file
-from .snapshot import Best, Pace, Status, status_of
-from .storage import load_study, open_existing
+# Optuna takes half a second to import, and `--help` needs none of it.
+if TYPE_CHECKING:
+    from .snapshot import Best, Confirmed, Pace, Status
 
 _WIDTH = 100
 _MOST_IMPORTANT = 10
@@ -40,6 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.best < 0:
         raise UserError(f"--best is {options.best}; write 0 or more")
+    import optuna
+
+    from .choosing import CONFIRMED_KEY
+    from .config import load_study_file
+    from .snapshot import status_of
+    from .storage import load_study, open_existing
+
     config = load_study_file(options.study)
     url = config.storage_url(options.storage)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -47,10 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         study = load_study(storage, config.name)
         trials = study.get_trials(deepcopy=False)
+        confirmed = study.user_attrs.get(CONFIRMED_KEY)
         beats = storage.database.patience.call(lambda: storage.beats(study._study_id))
     finally:
         storage.database.engine.dispose()
-    status = status_of(config, url, trials, beats, datetime.now(UTC), options.best)
+    now = datetime.now(UTC)
+    status = status_of(config, url, trials, beats, now, options.best, confirmed)
     print(to_json(status) if options.json else to_text(status))
     return 0
 
@@ -99,6 +106,8 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
     width = max((len(str(b.trial)) for b in status.best), default=0)
     for best in status.best:
         yield from _best_lines(best, width)
+    if status.confirmed is not None:
+        yield "confirmed", _confirmed(status.confirmed)
     yield from _importance_lines(status)
 
 
@@ -131,6 +140,20 @@ def _best_lines(best: Best, width: int) -> Iterator[tuple[str, str]]:
         words, _WIDTH - _KEY_WIDTH - 3, break_long_words=False, break_on_hyphens=False
     ):
         yield "", f"  {line}"
+
+
+def _confirmed(confirmed: Confirmed) -> str:
+    error = "" if confirmed.standard_error is None else f" ± {confirmed.standard_error:.4f}"
+    who = confirmed.name if confirmed.trial is None else f"trial {confirmed.trial}"
+    if confirmed.is_default:
+        who += ", the default recipe" if confirmed.trial is not None else " recipe"
+    text = f"{who}  loss {confirmed.loss:.4f}{error}"
+    if confirmed.difference is None:
+        return text
+    interval = ""
+    if confirmed.low is not None and confirmed.high is not None:
+        interval = f" (95 % {confirmed.low:+.4f} to {confirmed.high:+.4f})"
+    return f"{text}  {confirmed.difference:+.4f}{interval} to the default's"
 
 
 def _importance_lines(status: Status) -> Iterator[tuple[str, str]]:

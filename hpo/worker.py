@@ -101,7 +101,7 @@ def run_worker(options: Options) -> int:
             warn(str(error))
             return EXIT_FAILED
     if not options.under_fleet:
-        print_summary(study, config, url, options.study)
+        print_summary(study, config, options.study)
     return 0
 
 

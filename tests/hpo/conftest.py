@@ -1,10 +1,17 @@
-"""Both kinds of databases, real ones, for every test that asks for a ``url``."""
+"""Both kinds of databases, real ones, for every test that asks for a ``url``; a WSGI client."""
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
+from wsgiref.types import WSGIApplication
+from wsgiref.util import setup_testing_defaults
 
 import optuna
 import pytest
@@ -43,3 +50,69 @@ def url(request: pytest.FixtureRequest, new_database: Callable[[str], str]) -> s
 def _quiet_optuna() -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     yield
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a WSGI application said."""
+
+    status: int
+    headers: dict[str, str]  # by their names in lower case
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@pytest.fixture
+def ask() -> Callable[..., Answer]:
+    """Asks a WSGI application, as a server would that has parsed the request."""
+
+    def ask(
+        app: WSGIApplication,
+        path: str,
+        method: str = "GET",
+        content: object = None,
+        **environ: str,
+    ) -> Answer:
+        """``content``: a form if it is text, else JSON."""
+        path, _, query = path.partition("?")
+        full: dict[str, Any] = {
+            "REQUEST_METHOD": method,
+            "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
+            "QUERY_STRING": query,
+            "HTTP_HOST": "127.0.0.1:8080",
+            "REMOTE_ADDR": "127.0.0.1",
+        }
+        if content is not None:
+            is_form = isinstance(content, str)
+            sent = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+            full["CONTENT_TYPE"] = (
+                "application/x-www-form-urlencoded" if is_form else "application/json"
+            )
+            full["CONTENT_LENGTH"] = str(len(sent))
+            full["wsgi.input"] = io.BytesIO(sent)
+        full.update(environ)
+        setup_testing_defaults(full)
+        started: list[Any] = []
+
+        def start(status: str, headers: list[tuple[str, str]], _: object = None) -> object:
+            started[:] = [status, headers]
+            return None
+
+        chunks = app(full, start)  # type: ignore[arg-type]
+        try:
+            body = b"".join(chunks)
+        finally:
+            getattr(chunks, "close", lambda: None)()
+        status, headers = started
+        names = [name.lower() for name, _ in headers]
+        assert len(set(names)) == len(names), headers
+        return Answer(int(status.split()[0]), {k.lower(): v for k, v in headers}, body)
+
+    return ask

@@ -73,6 +73,17 @@ def test_the_search_starts_from_the_default_recipe() -> None:
     assert sample_recipe(study.ask(), config.space, config.fixed) == Recipe()
 
 
+@pytest.mark.parametrize("name", ["runes", "runes-short"])
+def test_the_runes_that_are_kept_out_of_the_search_are_those_to_confirm_on(name: str) -> None:
+    config = load_study_file(name)
+    head = (Path(__file__).parents[2] / "studies" / "runes.toml").read_text().partition("\n\n")[0]
+    kept_out = head.partition("kept out")[2]
+    for rune in config.confirm.runes:
+        assert rune.removeprefix("character") in kept_out
+        assert rune not in config.instances.runes
+    assert len(config.confirm.runes) == 6
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
@@ -102,6 +113,9 @@ def test_the_search_starts_from_the_default_recipe() -> None:
         ("[fixed]", "[recovery]\ngrace_s = 20\n[fixed]", "at least three heartbeats"),
         ("[fixed]", "[sampler]\nhistory = 3\n[fixed]", "sampler.history is 3"),
         ("[fixed]", "[start_from]\nbest = 3\n[fixed]", "start_from.study is missing"),
+        ("[fixed]", "[confirm]\nresizes = ['big']\n[fixed]", "confirm.resizes.0 is 'big'"),
+        ("[fixed]", "[confirm]\nsplits = [2, 2]\n[fixed]", "confirm: splits names 2 twice"),
+        ("[fixed]", "[confirm]\nrune = ['os']\n[fixed]", "unknown key confirm.rune"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(
@@ -115,7 +129,9 @@ def test_a_mistake_is_one_line_that_names_it(
 
 
 def test_an_unknown_study_lists_those_there_are() -> None:
-    with pytest.raises(UserError, match=r"no study 'rune'; write one of .*quickstart, replay, runes"):
+    with pytest.raises(
+        UserError, match=r"no study 'rune'; write one of .*quickstart, replay, runes"
+    ):
         load_study_file("rune")
 
 

@@ -66,11 +66,15 @@ def test_another_study_file_is_refused(
         check_manifest(study, manifest(drawn, **changes))
 
 
-def test_budget_sampler_and_starting_recipes_may_change(drawn: RuneSource) -> None:
-    changed = manifest(
-        drawn, budget={"trials": 3}, sampler={"name": "random"}, start=[{"lr": 1e-3}]
-    )
-    assert changed == manifest(drawn)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"budget": {"trials": 3}, "sampler": {"name": "random"}, "start": [{"lr": 1e-3}]},
+        {"confirm": {"runes": ["os"], "splits": [1]}},
+    ],
+)
+def test_what_no_loss_depends_on_may_change(drawn: RuneSource, changes: dict[str, Any]) -> None:
+    assert manifest(drawn, **changes) == manifest(drawn)
 
 
 def test_one_pixel_of_the_data_counts(drawn: RuneSource) -> None:

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from finetune.errors import UserError
 from hpo.config import StudyConfig, load_study_file
 from hpo.importance import Importance
-from hpo.snapshot import Best, Pace, Status, Worker
+from hpo.snapshot import Best, Confirmed, Pace, Status, Worker
 from hpo.status import main, to_json, to_text
 from hpo.storage import load_study, open_existing, open_storage
 from hpo.study_storage import StudyStorage
@@ -102,6 +102,23 @@ def test_a_pace_without_workers_is_one_for_later_and_a_spent_budget_is_told() ->
     text = to_text(replace(STATUS, workers=(), spent="trial 11 reached 0.0090"))
     assert "time left   2.0 h at this pace, once a worker runs" in text
     assert "budget      trials 30, target 0.01; spent: trial 11 reached 0.0090" in text
+
+
+@pytest.mark.parametrize(
+    ("confirmed", "line"),
+    [
+        (
+            Confirmed("best 2", 17, 0.0812, 0.0031, -0.0031, -0.0047, -0.0015),
+            "trial 17  loss 0.0812 ± 0.0031  -0.0031 (95 % -0.0047 to -0.0015) to the default's",
+        ),
+        (Confirmed("default", 0, 0.08, None, None, None, None), "trial 0, the default recipe"),
+        (Confirmed("mine.json", None, 0.08, None, -0.1, None, None), "mine.json  loss 0.0800  -0."),
+    ],
+)
+def test_a_confirmed_result_is_a_line(confirmed: Confirmed, line: str) -> None:
+    text = to_text(replace(STATUS, confirmed=confirmed))
+    (found,) = [x for x in text.splitlines() if x.startswith("confirmed   ")]
+    assert found.removeprefix("confirmed   ").startswith(line)
 
 
 def test_many_values_are_wrapped_and_many_parameters_cut_short() -> None:
