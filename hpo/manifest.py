@@ -31,7 +31,7 @@ _MEASURING = (
     *(f"finetune/{m}" for m in ("adapt", "augment", "data", "drawn", "flow", "fused", "futhorc")),
     *(f"finetune/{m}" for m in ("layers", "precision", "rebuild", "recipe", "resizes", "unet")),
     "finetune/validation",
-    *(f"hpo/{m}" for m in ("instances", "objective", "space")),
+    *(f"hpo/{m}" for m in ("call", "instances", "objective", "space")),
 )
 _LIBRARIES = ("torch", "optuna", "numpy", "scipy", "sqlalchemy")
 _REMEDY = {

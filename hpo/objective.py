@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import optuna
-import torch
 
-from finetune.adapt import AdaptationError, Progress, adapt
-from finetune.data import NEW_LABEL
+from finetune.adapt import Progress
 from finetune.recipe import Recipe, RecipeError
-from finetune.validation import NoiseTable, estimate
 
+from .call import machine, timed_call
 from .config import StudyConfig
 from .curve import KnownCurves, LearningCurve
 from .instances import Instance
@@ -23,12 +20,6 @@ from .loop import Watch
 from .outcome import Outcome, TrialEndedError
 from .pruner import Race, RacingPruner
 from .space import sample_recipe
-
-
-def _machine() -> dict[str, Any]:
-    """What losses depend on beside the recipe, to the last bit."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"device": gpu or "cpu", "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 @dataclass(frozen=True)
@@ -105,7 +96,7 @@ class Objective:
                 impossible = error
             else:
                 trial.set_user_attr("recipe", json.dumps(recipe.to_dict()))
-                trial.set_user_attr("machine", _machine())
+                trial.set_user_attr("machine", machine())
                 return recipe
         raise TrialEndedError(Outcome.PRUNED, f"impossible: {impossible}")
 
@@ -113,20 +104,12 @@ class Objective:
         self, trial: optuna.Trial, watch: Watch, recipe: Recipe, instance: Instance, number: int
     ) -> Measured:
         title = f"trial {trial.number}, {instance.label} ({number}/{len(self.instances)})"
-        limit_s = self.config.limit_s
-
         curve, known = LearningCurve(), self._curves.on(trial.study, instance.label)
 
         def on_step(progress: Progress) -> None:
             watch.check()
             curve.add(progress.share, progress.loss)
             watch.display.show_trial(title, progress.share, progress.loss)
-            if progress.elapsed_s > limit_s:
-                raise TrialEndedError(
-                    Outcome.OUT_OF_TIME,
-                    f"stopped on {instance.label} after {progress.elapsed_s:.1f} s, "
-                    f"at step {progress.step} of {recipe.steps}; the limit is {limit_s:g} s",
-                )
             if curve.is_hopeless(known):
                 raise TrialEndedError(
                     Outcome.HOPELESS,
@@ -135,23 +118,12 @@ class Objective:
                 )
 
         watch.display.show_trial(title)
-        recipe = replace(recipe, seed=instance.seed)
-        try:
-            adapted = adapt(instance.pretrained, instance.split.train, recipe, on_step)
-        except AdaptationError as error:
-            raise TrialEndedError(Outcome.NOT_FINITE, f"{instance.label}: {error}") from error
-        e = self.config.estimator
-        test = instance.split.test
-        table = NoiseTable(len(test), e.strata, e.replicates, e.seed)
-        losses = estimate(adapted.model, test, NEW_LABEL, table)
-        if not math.isfinite(losses.mean):
-            reason = f"{instance.label}: the loss on unseen drawings is {losses.mean}"
-            raise TrialEndedError(Outcome.NOT_FINITE, reason)
+        called = timed_call(self.config, recipe, instance, self.config.estimator.seed, on_step)
         return Measured(
             instance=instance.label,
-            loss=losses.mean,
-            standard_error=losses.standard_error,
-            seconds=round(adapted.seconds, 3),
-            steps=adapted.steps,
+            loss=called.losses.mean,
+            standard_error=called.losses.standard_error,
+            seconds=called.seconds,
+            steps=called.steps,
             curve=curve.means(),
         )

@@ -7,16 +7,17 @@ same factor.  Rows are trials that have met all instances, columns are instances
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special, stats
+from scipy import special
 
 Array = NDArray[np.float64]
 
+_ROOT_WITHIN = 1e-7
 _POINTS = 120  # at which a density is integrated
 _WIDTH = 8.0  # standard deviations below the mean where it is cut off
 
@@ -89,13 +90,13 @@ class Standings:
             return Verdict(False, 1.0, math.exp(mean))
         own = float(differences.var(ddof=1)) if own_dof else 0.0
         if math.isinf(dof):
-            variance, p_of = self.prior.scale, stats.norm.sf
+            variance = self.prior.scale
         else:
             variance = (own_dof * own + self.prior.dof * self.prior.scale) / dof
-            p_of = stats.t(dof).sf
         if variance <= 0:
             return Verdict(False, 1.0, math.exp(mean))
-        p_value = float(p_of((mean - self.optimism) / math.sqrt(variance / k)))
+        t = (mean - self.optimism) / math.sqrt(variance / k)
+        p_value = float(special.ndtr(-t) if math.isinf(dof) else special.stdtr(dof, -t))
         level = nominal_level(alpha, max(1, self.n_instances - 1))
         return Verdict(p_value < level, p_value, math.exp(mean))
 
@@ -134,7 +135,7 @@ def _trigamma_inverse(value: float) -> float:
     def excess(log_x: float) -> float:
         return float(np.log(special.polygamma(1, math.exp(log_x))) - math.log(value))
 
-    return math.exp(optimize.brentq(excess, -20.0, 20.0))
+    return math.exp(_root(excess, -20.0, 20.0))
 
 
 def _optimism(logs: Array, means: Array, best: int) -> float:
@@ -170,28 +171,40 @@ def nominal_level(alpha: float, looks: int) -> float:
         raise ValueError(f"alpha is {alpha} and looks {looks}; write 0 < alpha < 1 and looks >= 1")
     if looks == 1:
         return alpha
-    boundary = optimize.brentq(
+    boundary = _root(
         lambda c: _crossing_probability(c, looks) - alpha,
-        stats.norm.isf(alpha) - 1e-6,
-        stats.norm.isf(alpha / looks) + 1e-6,
-        xtol=1e-6,
+        -float(special.ndtri(alpha)) - 1e-6,
+        -float(special.ndtri(alpha / looks)) + 1e-6,
     )
-    return float(stats.norm.sf(boundary))
+    return float(special.ndtr(-boundary))
 
 
 def _crossing_probability(boundary: float, looks: int) -> float:
     """Probability that S_k > boundary sqrt(k) for some k <= looks; S is a standard random walk."""
     low = -_WIDTH * math.sqrt(looks)
     points, weights = _quadrature(low, boundary)
-    mass = stats.norm.pdf(points) * weights  # of S_1, where it has not crossed
-    crossed = float(stats.norm.sf(boundary))
+    mass = _normal_density(points) * weights  # of S_1, where it has not crossed
+    crossed = float(special.ndtr(-boundary))
     for k in range(2, looks + 1):
         edge = boundary * math.sqrt(k)
-        crossed += float(mass @ stats.norm.sf(edge - points))
+        crossed += float(mass @ special.ndtr(points - edge))
         after, weights = _quadrature(low, edge)
-        mass = weights * (stats.norm.pdf(after[:, None] - points) @ mass)
+        mass = weights * (_normal_density(after[:, None] - points) @ mass)
         points = after
     return crossed
+
+
+def _normal_density(x: Array) -> Array:
+    density: Array = np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    return density
+
+
+def _root(f: Callable[[float], float], low: float, high: float) -> float:
+    """Where a decreasing ``f`` is zero, by bisection: SciPy's solvers take long to import."""
+    while high - low > _ROOT_WITHIN:
+        middle = (low + high) / 2
+        low, high = (middle, high) if f(middle) > 0 else (low, middle)
+    return (low + high) / 2
 
 
 def _quadrature(low: float, high: float) -> tuple[Array, Array]:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import optuna
 
-from finetune.adapt import AdaptationError, Progress, adapt
-from finetune.data import NEW_LABEL
+from finetune.adapt import Progress
 from finetune.networks import network_digest
 from finetune.recipe import Recipe
-from finetune.validation import NoiseTable, estimate
 
+from .call import timed_call
 from .config import StudyConfig
-from .outcome import Outcome, TrialEndedError, ending_of
+from .outcome import ending_of
 from .unseen import Unseen
 
 PREFIX = "confirm:"
@@ -37,38 +34,25 @@ def measure(
     A call that is stopped at the limit, lacks memory or whose loss is not finite has the loss
     None, and a reason.
     """
-    instance, seconds = unseen.instance, 0.0
+    seconds = 0.0
 
     def step(progress: Progress) -> None:
         nonlocal seconds
         seconds = progress.elapsed_s
-        if seconds > config.limit_s:
-            reason = f"stopped after {seconds:.1f} s at step {progress.step} of {recipe.steps}"
-            raise TrialEndedError(Outcome.OUT_OF_TIME, reason)
         on_step(progress)
 
-    e, test = config.estimator, instance.split.test
     try:
-        try:
-            seeded = replace(recipe, seed=instance.seed)
-            adapted = adapt(instance.pretrained, instance.split.train, seeded, step)
-            seconds = adapted.seconds
-            table = NoiseTable(len(test), e.strata, e.replicates, table_seed(config))
-            losses = estimate(adapted.model, test, NEW_LABEL, table)
-        except AdaptationError as error:
-            raise TrialEndedError(Outcome.NOT_FINITE, str(error)) from error
-        if not math.isfinite(losses.mean):
-            raise TrialEndedError(Outcome.NOT_FINITE, f"the loss is {losses.mean}")
+        called = timed_call(config, recipe, unseen.instance, table_seed(config), step)
     except Exception as error:
         ending = ending_of(error)
         if not ending.outcome.is_recipes_fault:
             raise
         return {"loss": None, "seconds": round(seconds, 3), "reason": ending.reason}
     return {
-        "loss": losses.mean,
-        "standard_error": losses.standard_error,
-        "seconds": round(seconds, 3),
-        "steps": adapted.steps,
+        "loss": called.losses.mean,
+        "standard_error": called.losses.standard_error,
+        "seconds": called.seconds,
+        "steps": called.steps,
     }
 
 

@@ -15,11 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from finetune import pretrain as pretrain_module
+from finetune import data as data_module
+from finetune import pretraining as pretrain_module
 from finetune.errors import UserError
 from finetune.mnist import digits_digest
 from finetune.networks import load_network, network_digest, save_network
-from finetune.pretrain import PretrainConfig, main, pretrain, validation_loss
+from finetune.pretrain import main
+from finetune.pretraining import PretrainConfig, pretrain, validation_loss
 from finetune.unet import ConditionalDiffusionUNet
 
 CPU = torch.device("cpu")
@@ -44,7 +46,7 @@ def tiny() -> ConditionalDiffusionUNet:
 def small(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Few digits, a tiny network, a short warm-up, and no signal handler left behind."""
     monkeypatch.setattr(pretrain_module, "load_mnist", digits)
-    monkeypatch.setattr(pretrain_module, "find_mnist", lambda data: data)
+    monkeypatch.setattr(data_module, "find_mnist", lambda data: data)
     monkeypatch.setattr(pretrain_module, "ConditionalDiffusionUNet", tiny)
     monkeypatch.setattr(pretrain_module, "WARMUP_STEPS", 3)
     monkeypatch.setattr(signal, "signal", lambda *_: None)

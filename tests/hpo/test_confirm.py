@@ -20,7 +20,7 @@ from finetune.adapt import AdaptationError, Adapted, Progress
 from finetune.data import RuneSource, open_drawn
 from finetune.errors import UserError
 from finetune.recipe import Recipe
-from hpo import remeasure
+from hpo import call
 from hpo.choosing import CONFIRMED_KEY, choose
 from hpo.config import StudyConfig, load_study_file
 from hpo.confirm import main
@@ -141,7 +141,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fake], list[float]]:
             on_step(Progress(step=1, share=0.5, loss=1.0, elapsed_s=took))
             return Adapted(Offset(100 * recipe.lr), recipe.steps, took, stopped=False)
 
-        monkeypatch.setattr(remeasure, "adapt", adapt)
+        monkeypatch.setattr(call, "adapt", adapt)
         return made
 
     return put

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from finetune.adapt import AdaptationError, Adapted, Progress
 from finetune.data import Split
 from finetune.recipe import Recipe
+from hpo import call
 from hpo import objective as objective_module
 from hpo.config import Budget, Pruner, Recovery, StudyConfig
 from hpo.instances import Instance
@@ -80,7 +81,7 @@ def run(
             return Adapted(Offset(constant), recipe.steps, seconds, stopped=False)
 
         whole_call = len(signature(fake).parameters) > 1
-        monkeypatch.setattr(objective_module, "adapt", fake if whole_call else adapt)
+        monkeypatch.setattr(call, "adapt", fake if whole_call else adapt)
         storage = open_storage(config.storage, worker="me")
         storage.create_study("s", {}, [{"lr": lr} for lr in lrs])
         study = load_study(storage, "s", pruner=make_pruner(config.pruner))

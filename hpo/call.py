@@ -1,0 +1,77 @@
+"""The timed call on one instance, as trials and confirmations make it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from finetune.adapt import AdaptationError, Progress, adapt
+from finetune.data import NEW_LABEL
+from finetune.precision import training_device
+from finetune.recipe import Recipe
+from finetune.validation import LossTable, NoiseTable, estimate
+
+from .config import StudyConfig
+from .instances import Instance
+from .outcome import Outcome, TrialEndedError
+
+
+@dataclass(frozen=True)
+class Called:
+    """What came out of a call: losses on unseen drawings, and what it took."""
+
+    losses: LossTable
+    seconds: float  # of adapting alone
+    steps: int
+
+
+def timed_call(
+    config: StudyConfig,
+    recipe: Recipe,
+    instance: Instance,
+    table_seed: int,
+    on_step: Callable[[Progress], None],
+) -> Called:
+    """Adapt the instance's network to its drawings and score it on its other drawings.
+
+    Args:
+        table_seed: of the table of times and noises.
+        on_step: called after each step; may raise.
+
+    Raises:
+        TrialEndedError: it was stopped at the limit, or a loss is not finite.
+    """
+
+    def step(progress: Progress) -> None:
+        on_step(progress)
+        if progress.elapsed_s > config.limit_s:
+            raise TrialEndedError(
+                Outcome.OUT_OF_TIME,
+                f"stopped on {instance.label} after {progress.elapsed_s:.1f} s, at step "
+                f"{progress.step} of {recipe.steps}; the limit is {config.limit_s:g} s",
+            )
+
+    recipe = replace(recipe, seed=instance.seed)
+    try:
+        adapted = adapt(instance.pretrained, instance.split.train, recipe, step)
+    except AdaptationError as error:
+        raise TrialEndedError(Outcome.NOT_FINITE, f"{instance.label}: {error}") from error
+    e, test = config.estimator, instance.split.test
+    table = NoiseTable(len(test), e.strata, e.replicates, table_seed)
+    # Evaluated where it was trained: it comes back to where the pretrained network is.
+    home = next(adapted.model.parameters()).device
+    model = adapted.model.to(training_device(home))
+    losses = estimate(model, test, NEW_LABEL, table)
+    if not math.isfinite(losses.mean):
+        reason = f"{instance.label}: the loss on unseen drawings is {losses.mean}"
+        raise TrialEndedError(Outcome.NOT_FINITE, reason)
+    return Called(losses, round(adapted.seconds, 3), adapted.steps)
+
+
+def machine() -> dict[str, object]:
+    """What losses depend on beside the recipe, to the last bit."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"device": gpu or "cpu", "threads": torch.get_num_threads(), "torch": torch.__version__}
