@@ -377,7 +377,7 @@ def test_a_call_that_is_too_long_is_out_like_a_trials(
     assert run("--rounds", "1") == 0
     out = capsys.readouterr().out
     assert "a call took 11.0 s; 10 are allowed" in out
-    assert "stopped after 13.0 s at step 1 of 3" in out
+    assert "after 13.0 s, at step 1 of 3" in out
     assert made.count(1e-3) == made.count(2e-3) == 1
     found = confirmed()
     assert (found["name"], found["trial"]) == ("default", 2)
