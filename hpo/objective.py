@@ -104,7 +104,9 @@ class Objective:
         self, trial: optuna.Trial, watch: Watch, recipe: Recipe, instance: Instance, number: int
     ) -> Measured:
         title = f"trial {trial.number}, {instance.label} ({number}/{len(self.instances)})"
-        curve, known = LearningCurve(), self._curves.on(trial.study, instance.label)
+        curve = LearningCurve()
+        prunes = not isinstance(trial.study.pruner, optuna.pruners.NopPruner)
+        known = self._curves.on(trial.study, instance.label) if prunes else []
 
         def on_step(progress: Progress) -> None:
             watch.check()
