@@ -13,7 +13,7 @@ import gzip
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,17 @@ class Table:
         """What a recipe is worth: its mean loss over all instances, (n,)."""
         means: Array = self.losses.mean(1)
         return means
+
+    def rows(self, chosen: Sequence[int]) -> Table:
+        """The table of these recipes alone, in this order."""
+        rows = list(chosen)
+        return replace(
+            self,
+            params=[self.params[i] for i in rows],
+            losses=self.losses[rows],
+            seconds=self.seconds[rows],
+            curves=self.curves[rows],
+        )
 
     def coordinates(self, params: dict[str, Any]) -> Array:
         """Where a recipe lies, with numbers in [0, 1] and one axis a choice, for distances."""
@@ -118,14 +129,13 @@ def joined(first: Table, second: Table) -> Table:
     """
     if first.instances != second.instances or first.distributions != second.distributions:
         raise UserError("the two tables differ in their instances or their search space")
-    new = [i for i, params in enumerate(second.params) if params not in first.params]
-    return Table(
-        params=first.params + [second.params[i] for i in new],
-        distributions=first.distributions,
-        instances=first.instances,
-        losses=np.concatenate([first.losses, second.losses[new]]),
-        seconds=np.concatenate([first.seconds, second.seconds[new]]),
-        curves=np.concatenate([first.curves, second.curves[new]]),
+    new = second.rows([i for i, params in enumerate(second.params) if params not in first.params])
+    return replace(
+        first,
+        params=first.params + new.params,
+        losses=np.concatenate([first.losses, new.losses]),
+        seconds=np.concatenate([first.seconds, new.seconds]),
+        curves=np.concatenate([first.curves, new.curves]),
     )
 
 

@@ -20,6 +20,11 @@ from .results import best_trials
 from .space import recipe_of
 
 
+def title(name: str, number: int | None) -> str:
+    """A candidate's name with the number of its trial, if it has one."""
+    return name if number is None else f"{name} (trial {number})"
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A recipe that is measured again, and the trial that ran it, if one did."""
@@ -40,7 +45,7 @@ class Candidate:
     @property
     def title(self) -> str:
         """Its name with its trial, for people."""
-        return self.name if self.trial is None else f"{self.name} (trial {self.trial.number})"
+        return title(self.name, self.number)
 
     @property
     def search_losses(self) -> dict[str, float]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .candidates import Candidate, search_difference
+from .candidates import Candidate, search_difference, title
 from .halving import CONFIDENCE, Halved, Interval, Left, Standing
 
 
@@ -130,9 +130,8 @@ def _with_error(value: float | None, error: float | None, sign: str = "") -> str
 
 
 def title_of(identity: Mapping[str, Any]) -> str:
-    """A candidate's name with its trial, as `Candidate.title`."""
-    trial = identity["trial"]
-    return str(identity["name"]) + ("" if trial is None else f" (trial {trial})")
+    """`Candidate.title` of one that was stored."""
+    return title(identity["name"], identity["trial"])
 
 
 def _verdict(result: Mapping[str, Any]) -> list[str]:

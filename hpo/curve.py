@@ -7,9 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import optuna
-from optuna.trial import TrialState
 
-from .results import is_feasible
+from .results import NewlyComplete
 
 N_PARTS = 16
 _DIGITS = 4  # that are kept, of a number whose noise is larger
@@ -24,12 +23,12 @@ class LearningCurve:
         self._sums = [0.0] * N_PARTS
         self._counts = [0] * N_PARTS
         self._part = 0
-        self.has_grown = False  # by a whole part, with the last loss
+        self._has_grown = False  # by a whole part, with the last loss
 
     def add(self, share: float, loss: float) -> None:
         """The loss of the step that ended at ``share`` of the schedule, in (0, 1]."""
         part = min(max(math.ceil(share * N_PARTS) - 1, 0), N_PARTS - 1)
-        self.has_grown = part > self._part
+        self._has_grown = part > self._part
         self._part = part
         self._sums[part] += loss
         self._counts[part] += 1
@@ -55,7 +54,7 @@ class LearningCurve:
         lower, so only what is far out counts: runs that diverge, or do not learn at all.
         """
         part = self._part - 1
-        if not self.has_grown or part < _FIRST_PART or len(known) < _MIN_KNOWN:
+        if not self._has_grown or part < _FIRST_PART or len(known) < _MIN_KNOWN:
             return False
         losses = [curve[part] for curve in known]
         highest = max(losses)
@@ -66,17 +65,13 @@ class KnownCurves:
     """The curves of a study's complete trials, read once each."""
 
     def __init__(self) -> None:
-        self._seen: set[int] = set()
+        self._newly_complete = NewlyComplete()
         self._curves: dict[str, list[Sequence[float]]] = defaultdict(list)
 
     def on(self, study: optuna.Study, instance: str) -> list[Sequence[float]]:
         """Those on one instance, by its label."""
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            if trial.number in self._seen:
-                continue
-            self._seen.add(trial.number)
-            if is_feasible(trial):
-                for measured in trial.user_attrs.get("instances", ()):
-                    if len(measured.get("curve", ())) == N_PARTS:
-                        self._curves[measured["instance"]].append(measured["curve"])
+        for trial in self._newly_complete.of(study):
+            for measured in trial.user_attrs.get("instances", ()):
+                if len(measured.get("curve", ())) == N_PARTS:
+                    self._curves[measured["instance"]].append(measured["curve"])
         return self._curves[instance]

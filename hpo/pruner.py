@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from .racing import Standings, Verdict
-from .results import is_feasible
+from .results import NewlyComplete
 
 
 class Race:
@@ -26,8 +26,8 @@ class Race:
 
     def __init__(self, running_means: bool = True) -> None:
         self._running_means = running_means
-        self._rows: dict[int, list[float]] = {}  # losses by trial number
-        self._seen: set[int] = set()
+        self._newly_complete = NewlyComplete()
+        self._rows: list[list[float]] = []  # losses of a trial each
         self._standings: Standings | None = None
 
     def losses(self, trial: FrozenTrial) -> list[float] | None:
@@ -42,15 +42,10 @@ class Race:
 
     def standings(self, study: optuna.Study) -> Standings | None:
         """Of the complete, feasible trials that met the most instances; None without any."""
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        new = [t for t in complete if t.number not in self._seen]
-        if new:
-            for trial in new:
-                self._seen.add(trial.number)
-                losses = self.losses(trial) if is_feasible(trial) else None
-                if losses is not None:
-                    self._rows[trial.number] = losses
-            self._standings = _standings(list(self._rows.values()))
+        rows = [self.losses(trial) for trial in self._newly_complete.of(study)]
+        if new := [row for row in rows if row is not None]:
+            self._rows += new
+            self._standings = _standings(self._rows)
         return self._standings
 
 

@@ -29,6 +29,20 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
     return next(iter(best_trials(complete, 1)), None)
 
 
+class NewlyComplete:
+    """Gives each complete, feasible trial of a study once, as they finish."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def of(self, study: optuna.Study) -> list[FrozenTrial]:
+        """Those that were not given before, by their numbers."""
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        new = [t for t in complete if t.number not in self._seen]
+        self._seen.update(t.number for t in new)
+        return [t for t in new if is_feasible(t)]
+
+
 def describe_loss(trial: FrozenTrial) -> str:
     """A trial's loss with its standard error, where that is known."""
     error = trial.user_attrs.get("standard_error")
