@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     add_data_options(parser)
     parser.add_argument("--rune", help="default: the first")
     parser.add_argument("--steps", type=int, default=300, help="of the recipe that is evaluated")
+    parser.add_argument("--output", choices=("levels", "velocity"), default="levels")
     parser.add_argument("--replicates", type=int, default=32, help="of 25 strata")
     parser.add_argument("--passes", type=int, default=1000, help="of the author's estimator")
     arguments = parser.parse_args(argv)
@@ -59,9 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     rune = choose_runes(source, [arguments.rune] if arguments.rune else None, 1)[0]
     split = split_drawings(source.drawings(rune, arguments.resize), arguments.split_seed)
     pretrained = load_network(list_networks(arguments.pretrained)[0])
-    steps = arguments.steps
-    model = adapt(pretrained, split.train, Recipe(steps=steps, deadline_s=1e4)).model
-    other = adapt(pretrained, split.train, Recipe(steps=steps, deadline_s=1e4, lr=2e-3)).model
+    recipe = Recipe(steps=arguments.steps, deadline_s=1e4, output=arguments.output)
+    model = adapt(pretrained, split.train, recipe).model
+    other = adapt(pretrained, split.train, replace(recipe, lr=2e-3)).model
     before = with_mean_class(pretrained)
 
     x, r = split.test, arguments.replicates

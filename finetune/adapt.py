@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,8 @@ from .augment import Augmenter
 from .flow import VelocityModel, image_losses, stratified_times
 from .fused import FusedUNet, can_fuse
 from .layers import add_class, add_lora, embedding_of, freeze_all_but, merge_lora, trainable
+from .levels import grey_levels
+from .posterior import Features, LevelPosterior, last_features
 from .precision import (
     autocast,
     channels_last,
@@ -26,6 +28,7 @@ from .precision import (
     training_device,
 )
 from .recipe import Recipe
+from .threads import fastest_threads
 
 IMAGE_SHAPE = (1, 28, 28)
 # The clock has a say in the schedule only after this share of the deadline.  Without it
@@ -35,6 +38,7 @@ _CLOCK_GRACE = 0.1
 _STEP_MARGIN = 1.5
 # Drawing 256 images takes hardly longer than drawing 32.
 _DRAWN_AT_ONCE = 256
+_LEVEL_SAMPLES = 512  # augmented drawings in which the levels are counted
 
 
 class AdaptationError(RuntimeError):
@@ -117,7 +121,7 @@ def adapt(
     start = time.perf_counter()
     device = training_device(next(pretrained_model.parameters()).device)
     try:
-        with standard_settings(device):
+        with standard_settings(device), fastest_threads(device):
             return _adapt_on(device, start, pretrained_model, drawings, recipe, on_step)
     except RuntimeError as error:
         if device.type == "cpu" or isinstance(error, AdaptationError) or not is_gpu_failure(error):
@@ -125,7 +129,7 @@ def adapt(
     with suppress(RuntimeError):  # of a device that is out of order
         torch.cuda.empty_cache()
     device = torch.device("cpu")
-    with standard_settings(device):
+    with standard_settings(device), fastest_threads(device):
         return _adapt_on(device, start, pretrained_model, drawings, recipe, on_step)
 
 
@@ -144,26 +148,33 @@ def _adapt_on(
     # Of the new class's own stream, so that nothing depends on the global one.
     generator = torch.Generator(device).manual_seed(recipe.seed)
     drawings = drawings.to(device)
-    velocity = _velocity_model(model, device, resolve_precision(recipe.precision, device))
+    precision = resolve_precision(recipe.precision, device)
     label = embedding_of(model).num_embeddings
     add_class(model, _first_embedding(model, drawings, recipe, generator))
     freeze_all_but(model, recipe.train_groups)
     if recipe.lora_rank:
         add_lora(model, recipe.lora_groups, recipe.lora_rank, recipe.lora_scale, generator)
 
-    batches = _batches(Augmenter(drawings, recipe, generator), recipe.batch_size)
-    weights = _Weights(model, recipe)
-    labels = torch.full((recipe.batch_size,), label, device=device)
+    augment = Augmenter(drawings, recipe, generator)
+    batches = _batches(augment, recipe.batch_size)
+    c = torch.full((recipe.batch_size,), label, device=device)
+    learner: _LearnsVelocity | _LearnsLevels
+    if recipe.output == "velocity":
+        learner = _LearnsVelocity(model, device, precision)
+    else:
+        learner = _LearnsLevels(model, device, precision, augment, label, recipe)
+    weights = _Weights(model, learner.head, recipe)
     clock = _Clock(start, recipe.steps, recipe.deadline_s)
     stopped = False
     while clock.share < 1 and not stopped:
         x = next(batches)  # (B, 1, 28, 28)
         t = _draw_times(recipe, generator)[:, None, None, None]
         e = torch.randn(x.shape, generator=generator, device=device)
-        loss = image_losses(velocity, x, e, t, labels).mean()
+        objective, loss = learner.losses(x, e, t, c)
         share = clock.share
         clock.tick()
-        value = weights.step(loss, share, clock.share - share)
+        weights.step(objective, share, clock.share - share)
+        value = loss.item()
         if not math.isfinite(value):
             raise AdaptationError(
                 f"loss is {value} at step {clock.step} of {recipe.steps}; "
@@ -175,20 +186,62 @@ def _adapt_on(
         weights.use_averages()
     if recipe.lora_rank:
         merge_lora(model)
-    for parameter in model.parameters():
+    adapted = learner.model
+    for parameter in adapted.parameters():
         parameter.requires_grad_(True)
     return Adapted(
-        model=model.to(home, dtype).eval(),
+        model=adapted.to(home, dtype).eval(),
         steps=clock.step,
         seconds=time.perf_counter() - start,
         stopped=stopped and clock.share < 1,
     )
 
 
+class _LearnsVelocity:
+    """Trains the network's own output."""
+
+    head: tuple[nn.Parameter, ...] = ()
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
+        self.model = model
+        self._velocity = _velocity_model(model, device, precision)
+
+    def losses(self, x: Tensor, e: Tensor, t: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """What is lowered and the flow loss, both means over the batch."""
+        loss = image_losses(self._velocity, x, e, t, c).mean()
+        return loss, loss.detach()
+
+
+class _LearnsLevels:
+    """Trains the posterior over grey levels; see `finetune.posterior`."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        precision: str,
+        augment: Augmenter,
+        label: int,
+        recipe: Recipe,
+    ) -> None:
+        self._levels = grey_levels(augment.drawings, augment(_LEVEL_SAMPLES), augment.operator)
+        self.model = LevelPosterior(network, self._levels, label, recipe.views)
+        self.head = tuple(self.model.head.parameters())
+        self._features = _feature_model(network, device, precision)
+        self._weight = recipe.level_weight
+
+    def losses(self, x: Tensor, e: Tensor, t: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """What is lowered and the flow loss, both means over the batch."""
+        levels = self._levels.nearest(x)
+        losses, entropies = self.model.losses(self._features, levels, x, e, t, c)
+        loss = losses.mean()
+        return loss + self._weight * entropies.mean(), loss.detach()
+
+
 def _velocity_model(model: nn.Module, device: torch.device, precision: str) -> VelocityModel:
     """``model`` as it is called in training: where it is, and in which precision, fastest."""
     if device.type == "cpu" and can_fuse(model):
-        return FusedUNet(model, torch.bfloat16 if precision == "bf16" else torch.float32)
+        return FusedUNet(model, _product_type(precision))
 
     def call(x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         with autocast(device, precision):
@@ -196,6 +249,22 @@ def _velocity_model(model: nn.Module, device: torch.device, precision: str) -> V
         return velocity
 
     return call
+
+
+def _feature_model(model: nn.Module, device: torch.device, precision: str) -> Features:
+    """The same of what the model's last convolution is given."""
+    if device.type == "cpu" and can_fuse(model):
+        return FusedUNet(model, _product_type(precision)).features
+
+    def call(x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        with autocast(device, precision):
+            return last_features(model, x_t, t, c)
+
+    return call
+
+
+def _product_type(precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def _batches(augment: Augmenter, batch_size: int) -> Iterator[Tensor]:
@@ -234,9 +303,9 @@ class _Clock:
 
 
 class _Weights:
-    """The trained parameters with everything that moves them."""
+    """The trained parameters, those of a head among them, with everything that moves them."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, model: nn.Module, head: Sequence[nn.Parameter], recipe: Recipe) -> None:
         self.recipe = recipe
         embedding, vectors, matrices = [], [], []
         for name, parameter in trainable(model):
@@ -246,7 +315,9 @@ class _Weights:
                 vectors.append(parameter)
             else:
                 matrices.append(parameter)
-        self.parameters = matrices + vectors + embedding
+        self.head = list(head)
+        self.trunk = matrices + vectors + embedding
+        self.parameters = self.trunk + self.head
         if recipe.l2_sp:
             # Toward pretrained values: the new embedding and low-rank factors have none.
             self.anchored = [
@@ -261,13 +332,14 @@ class _Weights:
             {"params": matrices, "factor": 1.0, "weight_decay": recipe.weight_decay},
             {"params": vectors, "factor": 1.0, "weight_decay": 0.0},
             {"params": embedding, "factor": recipe.embedding_lr_factor, "weight_decay": 0.0},
+            {"params": self.head, "factor": recipe.head_lr_factor, "weight_decay": 0.0},
         ]
         self.optimizer = _adamw([g for g in groups if g["params"]], recipe)
         if recipe.ema_half_life:
             self.averages = [p.detach().clone() for p in self.parameters]
 
-    def step(self, loss: Tensor, share: float, advance: float) -> float:
-        """Move the weights down the gradient at ``share`` of the schedule; returns the loss.
+    def step(self, loss: Tensor, share: float, advance: float) -> None:
+        """Move the weights down the gradient at ``share`` of the schedule.
 
         ``advance`` is the share of the schedule that this step covers.
         """
@@ -275,7 +347,9 @@ class _Weights:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if r.clip_norm:
-            nn.utils.clip_grad_norm_(self.parameters, r.clip_norm)
+            # Apart: the head's gradient is the larger one, and would slow down the rest.
+            nn.utils.clip_grad_norm_(self.trunk, r.clip_norm)
+            nn.utils.clip_grad_norm_(self.head, r.clip_norm)
         lr = r.lr * lr_factor(r, share, advance)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
@@ -288,7 +362,6 @@ class _Weights:
                 keep = 0.5 ** (advance / r.ema_half_life)
                 for average, parameter in zip(self.averages, self.parameters, strict=True):
                     average.lerp_(parameter, 1 - keep)
-        return loss.item()
 
     def use_averages(self) -> None:
         """Put the averaged weights into the model."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .correspond import blur, correspondences, spline_matrix
 from .rebuild import BITMAP_SIZE, Rebuilt, rebuild, resize_with, signed_distance
 from .recipe import Recipe
 
@@ -51,6 +52,7 @@ class Augmenter:
         if recipe.render == "rebuilt":
             rebuilt = rebuild(drawings[:, 0])
             self.rebuilt = rebuilt if rebuilt.error <= _MAX_REBUILD_ERROR else None
+        self.operator: Tensor | None = None  # (28, m), that made the drawings, if it is known
         if recipe.render == "direct" or self.rebuilt is None:
             self._positions = _pixel_centres(drawings.shape[-1]).to(drawings)
         else:
@@ -61,7 +63,7 @@ class Augmenter:
         device = self.drawings.device
         index = torch.randint(len(self.drawings), (n,), generator=self.generator, device=device)
         plain = self._uniform(n) < self.recipe.plain_share
-        warp = self.draw_warp(n)
+        warp = self.draw_warp(index)
         if self.recipe.render == "direct" or self.rebuilt is None:
             warped = F.grid_sample(
                 self.drawings[index], warp.grid, mode="bilinear", align_corners=False
@@ -71,9 +73,9 @@ class Augmenter:
             warped = self._render(index, warp, width * BITMAP_SIZE / self.drawings.shape[-1])
         return torch.where(plain[:, None, None, None], self.drawings[index], warped)
 
-    def draw_warp(self, n: int) -> Warp:
-        """Random affine and elastic maps, as looked up at the positions that are drawn."""
-        r = self.recipe
+    def draw_warp(self, index: Tensor) -> Warp:
+        """Random maps for the drawings ``index`` (n,), as looked up at the positions drawn."""
+        r, n = self.recipe, len(index)
         half_canvas_px = self.drawings.shape[-1] / 2
         angle = self._symmetric(n) * math.radians(r.rotation_deg)
         scale = 1 + self._symmetric(n) * r.scale
@@ -97,15 +99,33 @@ class Augmenter:
             spread = _cubic_matrix(r.elastic_grid, p)  # (k, g)
             field = spread @ (offsets * (r.elastic_px / half_canvas_px)) @ spread.T
             grid = grid + field.movedim(1, -1)
+        if r.blend and self.rebuilt is not None:
+            grid = grid + self._blended(index)
         return Warp(grid=grid.view(n, k, k, 2), scale=scale)
+
+    def _blended(self, index: Tensor) -> Tensor:
+        """Displacements (n, k, k, 2) that turn drawings toward new ones of their kind.
+
+        Toward a draw from the normal distribution that has the mean and the covariance of all
+        the drawings' maps, by a random part of the way.
+        """
+        r, n, kinds = self.recipe, len(index), len(self.drawings)
+        variety = self._normal(n, kinds) * (r.blend_spread / math.sqrt(max(kinds - 1, 1)))
+        way = self._uniform(n, 1) * r.blend
+        weights = way * (1 / kinds + variety - variety.mean(1, keepdim=True))
+        maps = (weights[:, None] @ self._maps[index].flatten(2)).view(n, *self._maps.shape[2:])
+        return (self._map_spread @ maps @ self._map_spread.T).movedim(1, -1)
 
     def _prepare_strokes(self, rebuilt: Rebuilt) -> None:
         # Only the bitmap's rows and columns that the resize looks at are ever drawn: for
         # plain bilinear and nearest that is a quarter of the pixels or less.
         used = rebuilt.operator.abs().sum(0) > 0
-        self._operator = rebuilt.operator[:, used].contiguous()
+        self.operator = self._operator = rebuilt.operator[:, used].contiguous()
         self._positions = _pixel_centres(BITMAP_SIZE).to(self.drawings)[used]
-        self._distance = _smoothed(signed_distance(rebuilt.bitmaps), _EDGE_SMOOTH_PX)[:, None]
+        self._distance = blur(signed_distance(rebuilt.bitmaps)[:, None], _EDGE_SMOOTH_PX)
+        if self.recipe.blend:
+            self._maps = correspondences(rebuilt.bitmaps)
+            self._map_spread = spline_matrix(self._positions)  # (k, GRID)
         # A strip of half-width r and length l has area 2 r l and an edge of length 2 l.
         edge = (self._distance.abs() < 0.5).sum().clamp(min=1)
         self._half_width = (rebuilt.bitmaps.sum() / edge).item()
@@ -139,7 +159,7 @@ class Augmenter:
         state = self.generator.get_state()
         n = _CALIBRATION_BATCH
         index = torch.arange(n, device=self.drawings.device) % len(self.drawings)
-        warp = self.draw_warp(n)
+        warp = self.draw_warp(index)
         self.generator.set_state(state)
         none = torch.zeros(n, device=self.drawings.device)
         target = self.drawings.mean()
@@ -178,14 +198,3 @@ def _cubic_matrix(n_points: int, positions: Tensor) -> Tensor:
     far = (2 - u).clamp(min=0) ** 3 / 6
     weights = torch.where(u < 1, near, far)
     return weights / weights.square().sum(1, keepdim=True).sqrt()
-
-
-def _smoothed(fields: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (n, H, W), borders repeated."""
-    radius = math.ceil(3 * sigma)
-    i = torch.arange(-radius, radius + 1, device=fields.device, dtype=fields.dtype)
-    kernel = torch.exp(-0.5 * (i / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    padded = F.pad(fields[:, None], (radius,) * 4, mode="replicate")
-    rows = F.conv2d(padded, kernel.view(1, 1, 1, -1))
-    return F.conv2d(rows, kernel.view(1, 1, -1, 1))[:, 0]

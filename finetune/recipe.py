@@ -45,8 +45,8 @@ class Recipe:
     """
 
     # Optimisation
-    steps: int = _number(640, 1, 1_000_000, "steps", "optimizer steps when time allows")
-    batch_size: int = _number(32, 1, 4096, "images", "augmented drawings per step")
+    steps: int = _number(4000, 1, 1_000_000, "steps", "optimizer steps when time allows")
+    batch_size: int = _number(16, 1, 4096, "images", "augmented drawings per step")
     lr: float = _number(4e-3, 1e-7, 1.0, "1", "peak learning rate of AdamW")
     schedule: str = _choice(
         "cosine", ("cosine", "linear", "constant"), "learning rate after the warm-up"
@@ -76,7 +76,19 @@ class Recipe:
         1.0, 0.0, 1000.0, "1", "learning rate of the new embedding over that of the rest"
     )
 
-    # Objective
+    # What is learnt
+    output: str = _choice(
+        "levels",
+        ("levels", "velocity"),
+        "a posterior over each pixel's grey level, or the velocity as the network has it",
+    )
+    level_weight: float = _number(
+        0.3, 0.0, 100.0, "1", "of the levels' cross entropy beside the flow loss"
+    )
+    head_lr_factor: float = _number(
+        3.0, 0.0, 1000.0, "1", "learning rate of the levels' head over that of the rest"
+    )
+    views: int = _number(5, 1, 5, "1", "shifted views over which levels are averaged, at noise")
     time_sampling: str = _choice(
         "stratified", ("stratified", "uniform", "logit_normal"), "how t is drawn in training"
     )
@@ -96,6 +108,12 @@ class Recipe:
     elastic_px: float = _number(0.4, 0.0, 10.0, "px", "deviation of the elastic grid's offsets")
     elastic_grid: int = _number(5, 2, 14, "points", "elastic control points along each axis")
     stroke_px: float = _number(0.0, 0.0, 2.0, "px", "change of the stroke's width")
+    blend: float = _number(
+        0.0, 0.0, 2.0, "1", "deformation into each other: how far a drawing may turn into others"
+    )
+    blend_spread: float = _number(
+        1.0, 0.0, 3.0, "1", "variety of what it turns into, over that of the drawings"
+    )
 
     # The call
     seed: int = _number(0, 0, 2**63 - 1, "1", "of every random number in the call")

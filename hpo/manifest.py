@@ -28,9 +28,10 @@ MANIFEST_KEY = "manifest"
 MADE_BY_KEY = "made_by"
 # The modules that have a say in a loss.
 _MEASURING = (
-    *(f"finetune/{m}" for m in ("adapt", "augment", "data", "drawn", "flow", "fused", "futhorc")),
-    *(f"finetune/{m}" for m in ("layers", "precision", "rebuild", "recipe", "resizes", "unet")),
-    "finetune/validation",
+    *(f"finetune/{m}" for m in ("adapt", "augment", "correspond", "data", "drawn", "flow")),
+    *(f"finetune/{m}" for m in ("fused", "futhorc", "layers", "levels", "posterior")),
+    *(f"finetune/{m}" for m in ("precision", "rebuild", "recipe", "resizes", "threads")),
+    *(f"finetune/{m}" for m in ("unet", "validation")),
     *(f"hpo/{m}" for m in ("call", "instances", "objective", "space")),
 )
 _LIBRARIES = ("torch", "optuna", "numpy", "scipy", "sqlalchemy")

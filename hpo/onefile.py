@@ -21,7 +21,20 @@ from .joining import Joined, join
 
 # What `finetune_model` is made of; the modules import nothing but these, torch and the
 # standard library.
-MODULES = ("adapt", "augment", "flow", "fused", "layers", "precision", "rebuild", "recipe")
+MODULES = (
+    "adapt",
+    "augment",
+    "correspond",
+    "flow",
+    "fused",
+    "layers",
+    "levels",
+    "posterior",
+    "precision",
+    "rebuild",
+    "recipe",
+    "threads",
+)
 _ENTRY = ("adapt", "finetune_model")
 _FIRST = (("recipe", "Recipe"), _ENTRY)
 _WIDTH = 100
@@ -83,11 +96,10 @@ def recipe_module(source: str, recipe: Recipe, shown: Iterable[str], decided: It
     text += textwrap.indent(f'"""{docstring}\n"""', "    ").splitlines()
     if decided:
         text += ["", "    # These are decided, and built into the code below:"]
-        text += [
-            f"    # {f.name} = {_literal(getattr(recipe, f.name))}: {f.metadata['meaning']}"
-            for f in fields(Recipe)
-            if f.name in decided
-        ]
+        for f in (f for f in fields(Recipe) if f.name in decided):
+            told = f"{f.name} = {_literal(getattr(recipe, f.name))}: {f.metadata['meaning']}"
+            first, later = "    # ", "    #   "
+            text += textwrap.wrap(told, _WIDTH, initial_indent=first, subsequent_indent=later)
     title: list[str] = []
     for statement in node.body:
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):

@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from finetune.data import NEW_LABEL
+from finetune.levels import GreyLevels
+from finetune.posterior import LevelPosterior
 from finetune.recipe import Recipe
 from finetune.unet import ConditionalDiffusionUNet
 from finetune.validation import LossTable, NoiseTable, estimate
@@ -88,7 +90,7 @@ def check_same_source(submission: Path, recipe: Recipe, instance: Instance) -> N
     """
     # A short run must not depend on the clock, nor on a measurement of speed.
     short = {"steps": min(recipe.steps, _SHORT_STEPS), "deadline_s": 1e6, "precision": "fp32"}
-    case = _case(recipe, instance, torch.get_num_threads(), short)
+    case = _case(recipe, instance, 1, short)
     on_cpu = {"CUDA_VISIBLE_DEVICES": ""}
     limit_s = _START_S + 10 * recipe.deadline_s
     with tempfile.TemporaryDirectory() as directory:
@@ -130,7 +132,7 @@ def check_call(
         ran = _run(submission, case, Path(directory), _START_S + limit_s, what, {})
     if ran["seconds"] > limit_s:
         raise ProofError(f"the call took {ran['seconds']:.1f} s; the limit is {limit_s:g} s")
-    loss = estimate(_network(ran["state"]), instance.split.test, NEW_LABEL, table)
+    loss = estimate(_returned(ran["state"], recipe), instance.split.test, NEW_LABEL, table)
     exact = claim is not None and loss.mean == claim.loss
     if not math.isfinite(loss.mean):
         raise ProofError(f"the loss on {instance.label} is {loss.mean}")
@@ -207,12 +209,20 @@ def _run(
     return report
 
 
-def _network(state: Mapping[str, Tensor]) -> ConditionalDiffusionUNet:
-    model = ConditionalDiffusionUNet(n_classes=len(state["class_embedding.weight"]))
+def _returned(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
+    """What the call returned, rebuilt of the project's own classes."""
+    prefix = "network."
+    inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     try:
+        label = len((inner or state)["class_embedding.weight"]) - 1
+        model: nn.Module = ConditionalDiffusionUNet(n_classes=label + 1)
         # With the memory format that the call chose, which rounding depends on.
-        model.load_state_dict(dict(state), strict=True, assign=True)
-    except RuntimeError as error:
+        model.load_state_dict(inner or dict(state), strict=True, assign=True)
+        if inner:
+            levels = GreyLevels(state["means"], state["variances"], state["log_prior"])
+            model = LevelPosterior(model, levels, label, recipe.views)
+            model.load_state_dict(dict(state), strict=True, assign=True)
+    except (KeyError, RuntimeError) as error:
         first = " ".join(str(error).split())[:200]
         raise ProofError(f"what the file returns is not the course's network: {first}") from error
     return model.eval()

@@ -34,6 +34,7 @@ from finetune.validation import NoiseTable, estimate
 QUICK: dict[str, Any] = {
     "steps": 6,
     "batch_size": 4,
+    "output": "velocity",
     "render": "direct",
     "precision": "fp32",
     "deadline_s": 1000.0,

@@ -158,7 +158,7 @@ def test_drawings_are_fixed_by_the_seed_alone(augment_drawn: Augment, render: st
 
 def maps(draw: Augmenter, n: int = 200) -> tuple[Tensor, Tensor]:
     """The linear part (n, 2, 2) and the shift (n, 2) of warps that are affine, to the source."""
-    grid = draw.draw_warp(n).grid.double()
+    grid = draw.draw_warp(torch.zeros(n, dtype=torch.long)).grid.double()
     k = grid.shape[1]
     p = (torch.arange(k, dtype=torch.float64) + 0.5) * 2 / k - 1
     y, x = torch.meshgrid(p, p, indexing="ij")
@@ -197,7 +197,9 @@ def test_scale_grows_and_shrinks_alike() -> None:
     assert torch.allclose(linear[:, 0, 0], linear[:, 1, 1], atol=1e-5)
     assert linear[:, 0, 1].abs().max() < 1e-5 and linear[:, 1, 0].abs().max() < 1e-5
     assert_covers(size, 0.7, 1.3)
-    warp = draw.draw_warp(5)  # the centre of the last pixel lies at 27/28
+    warp = draw.draw_warp(
+        torch.zeros(5, dtype=torch.long)
+    )  # the centre of the last pixel lies at 27/28
     assert torch.allclose(warp.grid[:, -1, -1, 0] * warp.scale, torch.tensor(27 / 28))
 
 
@@ -219,7 +221,8 @@ def test_elastic_offsets_have_their_deviation() -> None:
     draw = direct(elastic_px=0.8, elastic_grid=5)
     p = (torch.arange(28) + 0.5) / 14 - 1
     y, x = torch.meshgrid(p, p, indexing="ij")
-    offset = (draw.draw_warp(2000).grid - torch.stack([x, y], -1)) * 14  # pixels
+    grid = draw.draw_warp(torch.zeros(2000, dtype=torch.long)).grid
+    offset = (grid - torch.stack([x, y], -1)) * 14  # pixels
     deviation = offset.std(0)  # at each place
     assert deviation.min() > 0.75 and deviation.max() < 0.85
     neighbours = (offset[:, :, 1:] - offset[:, :, :-1]).abs().max()

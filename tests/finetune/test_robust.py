@@ -42,7 +42,7 @@ def test_an_optimizer_that_can_not_be_fused_is_made_anew(monkeypatch: pytest.Mon
     # By the median: Adam's first steps are signs, which rounding can turn where gradients vanish.
     differences = torch.cat([(adapted[k] - v).abs().flatten() for k, v in expected.items()])
     assert differences.median() < 1e-6
-    moved = (adapted["middle.0.0.weight"] - tiny().middle[0][0].weight).abs()  # type: ignore[index]
+    moved = (adapted["network.middle.0.0.weight"] - tiny().middle[0][0].weight).abs()  # type: ignore[index]
     assert moved.median() > 1e-4
 
 
@@ -78,7 +78,12 @@ def test_bf16_steps_use_the_weights_of_their_own_step(outside: bool) -> None:
 
     def change(precision: str) -> Tensor:
         recipe = Recipe(
-            steps=20, batch_size=8, render="direct", precision=precision, ema_half_life=0.0
+            steps=20,
+            batch_size=8,
+            output="velocity",
+            render="direct",
+            precision=precision,
+            ema_half_life=0.0,
         )
         with torch.autocast("cpu", torch.bfloat16, enabled=outside):
             adapted = adapt(pretrained, drawings, recipe).model.state_dict()

@@ -264,7 +264,8 @@ def test_the_courses_own_class(exported: ModuleType) -> None:
     before = {k: v.clone() for k, v in course.state_dict().items()}
     adapted = exported.finetune_model(course, DrawingDataset(DRAWINGS))
     reference = exported.finetune_model(ours, DrawingDataset(DRAWINGS))
-    assert type(adapted) is CourseUNet and adapted.n_classes == 11
+    assert type(adapted.network) is CourseUNet
+    assert adapted.n_classes == 11 and adapted.n_channels_img == 1
     assert all(torch.equal(v, before[k]) for k, v in course.state_dict().items())
     states = adapted.state_dict(), reference.state_dict()
     # By the median: Adam's first steps are signs, which rounding can turn where gradients vanish.
@@ -292,10 +293,14 @@ def test_a_machine_ten_times_slower_returns_in_time_with_a_sensible_network(
     assert time.perf_counter() - start < 5.0
     quick = tiny(CourseUNet)
     quick.class_embedding = nn.Embedding(11, 16)
+    quick.load_state_dict(model.network.state_dict())
+    model.network = quick
     table = NoiseTable(len(DRAWINGS), n_strata=5, n_replicates=2)
-    untrained = estimate(quick, DRAWINGS, 10, table).mean
-    quick.load_state_dict(model.state_dict())
-    assert estimate(quick, DRAWINGS, 10, table).mean < 0.7 * untrained
+    # A single step leaves the levels' posterior as the pixels alone tell it.
+    untrained = exported.finetune_model(tiny(), DRAWINGS, exported.Recipe(steps=1))
+    before = estimate(untrained, DRAWINGS, 10, table).mean
+    after = estimate(model, DRAWINGS, 10, table).mean
+    assert after < 0.9 * before, (after, before)
 
 
 @contextlib.contextmanager
