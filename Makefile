@@ -1,6 +1,8 @@
 # `make quickstart` and `make test` are all the set-up there is.
 PYTHON ?= python3
 VENV ?= .venv
+# Of pyproject.toml: dev,browser,s3 runs the tests that need a browser or boto3, too.
+EXTRAS ?= dev
 BIN := $(VENV)/bin
 
 .PHONY: quickstart test install clean
@@ -21,8 +23,8 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than Python 3.11; write make PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build quickstart.db quickstart.db-shm quickstart.db-wal
+	rm -rf $(VENV) build quickstart-artifacts quickstart.db quickstart.db-shm quickstart.db-wal

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, json_to_distribution
@@ -43,6 +43,7 @@ VALUES = table(models.TrialValueModel)
 INTERMEDIATE = table(models.TrialIntermediateValueModel)
 HEARTBEATS = table(models.TrialHeartbeatModel)
 
+STATE_INDEX = "ix_hpo_trials_study_id_state"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 _READ_AT_ONCE = 2000  # ids in a statement; SQLite takes 32,766 variables
 
@@ -65,9 +66,15 @@ _PATIENT = (
 class Database(RDBStorage):
     """`optuna.storages.RDBStorage`, patient and quick."""
 
+    _usable: ClassVar[set[str]] = set()  # releases of tables that were checked in this process
+
     def __init__(self, url: str, patience: Patience, **options: Any) -> None:
         self.patience = patience
-        super().__init__(url, **options)
+        super().__init__(url, skip_compatibility_check=True, **options)
+        release = self._version_manager.get_current_version()
+        if release not in self._usable:  # the check reads all of Optuna's migrations
+            self._version_manager.check_table_schema_compatibility()
+            self._usable.add(release)
         self._reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         for name in _PATIENT:
             setattr(self, name, partial(self._patiently, getattr(super(), name)))
@@ -150,6 +157,26 @@ class Database(RDBStorage):
             some = TRIALS.c.trial_id.in_(ordered[start : start + _READ_AT_ONCE])
             trials += self.look(lambda c, some=some: read_trials(c, some))  # type: ignore[misc]
         return trials
+
+
+def hasten(engine: sa.Engine) -> None:
+    """Add the index by which queued and running trials are found among all the finished ones.
+
+    Optuna's tables have none; with 50,000 finished trials a claim takes ten times as long.
+    Without the right to add one, or while another process has the table, all works as well.
+    """
+    try:
+        known = sa.inspect(engine).get_indexes(TRIALS.name)
+        if any(index["name"] == STATE_INDEX for index in known):
+            return
+        with engine.begin() as c:
+            if c.dialect.name == "postgresql":
+                c.exec_driver_sql("SET LOCAL lock_timeout = 2000")  # ms
+            c.exec_driver_sql(
+                f"CREATE INDEX IF NOT EXISTS {STATE_INDEX} ON trials (study_id, state, trial_id)"
+            )
+    except sa.exc.DBAPIError:
+        return
 
 
 def read_trials(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[FrozenTrial]:

@@ -57,8 +57,8 @@ def run_fleet(options: Options) -> int:
 
     from .instances import load_measuring
     from .progress import Display
-    from .report import print_summary
     from .start import create
+    from .summary import print_summary
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     check_device(options.device)
@@ -117,7 +117,7 @@ def _devices(options: Options, n_gpus: int) -> list[str | None]:
 
 def _arguments(options: Options) -> list[str]:
     arguments = ["--study", options.study, "--workers", "1", "--under-fleet"]
-    for name in ("storage", "data", "trials", "seconds"):
+    for name in ("storage", "artifacts", "data", "trials", "seconds"):
         value = getattr(options, name)
         if value is not None:
             arguments += [f"--{name}", str(value)]
@@ -148,7 +148,8 @@ def _start(index: int, arguments: Sequence[str], environment: Mapping[str, str])
 def _stop(workers: Sequence[_Worker]) -> None:
     for worker in workers:
         if worker.process.poll() is None:
-            worker.process.send_signal(signal.SIGTERM)
+            # A batch system may have sent each of them SIGTERM too: a second would be the end.
+            worker.process.send_signal(signal.SIGUSR1)
     deadline = time.monotonic() + _STOP_S
     for worker in workers:
         try:
@@ -163,6 +164,6 @@ def stop_with_parent() -> None:
 
     def wait() -> None:
         sys.stdin.read()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
 
     threading.Thread(target=wait, name="parent", daemon=True).start()

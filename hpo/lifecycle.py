@@ -100,26 +100,30 @@ def join_study(c: sa.Connection, study_id: int) -> int:
     return ordinal
 
 
-def claim(c: sa.Connection, study_id: int, worker: str, budget: int | None) -> int | NoTrial:
+def claim(
+    c: sa.Connection, study_id: int, worker: str, budget: int | None, again: bool = False
+) -> int | NoTrial:
     """The id of a trial that is now this worker's: a queued one, else a new one.
 
     Never are more trials finished and running together than ``budget``, so that exactly that
-    many finish, however many workers there are.
+    many finish, however many workers there are.  All workers pass here one after another, so no
+    statement may look at all trials of the study.
+
+    Args:
+        again: an earlier claim of this worker's may have succeeded, its answer got lost.
     """
     _lock_study(c, study_id)
-    running = sa.select(db.TRIALS.c.trial_id).where(
-        db.TRIALS.c.study_id == study_id, db.TRIALS.c.state == TrialState.RUNNING
-    )
-    mine = c.execute(running.where(_is_claimed_by(worker))).scalar()
-    if mine is not None:  # an earlier claim whose answer got lost
-        return int(mine)
-    per_state = c.execute(
-        sa.select(db.TRIALS.c.state, sa.func.count())
-        .where(db.TRIALS.c.study_id == study_id)
-        .group_by(db.TRIALS.c.state)
-    )
-    counts: dict[TrialState, int] = {state: n for state, n in per_state}
-    finished = sum(counts.get(s, 0) for s in db.FINISHED)
+    if again:
+        mine = sa.select(db.TRIALS.c.trial_id).where(
+            db.TRIALS.c.study_id == study_id,
+            db.TRIALS.c.state == TrialState.RUNNING,
+            _is_claimed_by(worker),
+        )
+        if (held := c.execute(mine).scalar()) is not None:
+            return int(held)
+    counts = unfinished(c, study_id)
+    total = _count_trials(c, study_id)
+    finished = total - sum(counts.values())
     if budget is not None and finished >= budget:
         return NoTrial.SPENT
     if budget is not None and finished + counts.get(TrialState.RUNNING, 0) >= budget:
@@ -135,9 +139,31 @@ def claim(c: sa.Connection, study_id: int, worker: str, budget: int | None) -> i
             .values(state=TrialState.RUNNING, datetime_start=db.utc_now())
         )
     else:
-        trial_id = _insert_trial(c, study_id, sum(counts.values()), TrialState.RUNNING)
+        trial_id = _insert_trial(c, study_id, total, TrialState.RUNNING)
     mark_claimed(c, trial_id, worker)
     return trial_id
+
+
+def unfinished(c: sa.Connection, study_id: int) -> dict[TrialState, int]:
+    """How many trials run and how many wait, if any do."""
+    rows = c.execute(
+        sa.select(db.TRIALS.c.state, sa.func.count())
+        .where(
+            db.TRIALS.c.study_id == study_id,
+            db.TRIALS.c.state.in_((TrialState.RUNNING, TrialState.WAITING)),
+        )
+        .group_by(db.TRIALS.c.state)
+    )
+    return {state: n for state, n in rows}
+
+
+def _count_trials(c: sa.Connection, study_id: int) -> int:
+    # By the number of the newest: numbers are given out one after another, and none goes away.
+    newest = sa.select(sa.func.max(db.TRIALS.c.trial_id)).where(db.TRIALS.c.study_id == study_id)
+    number = c.execute(
+        sa.select(db.TRIALS.c.number).where(db.TRIALS.c.trial_id == newest.scalar_subquery())
+    ).scalar()
+    return 0 if number is None else int(number) + 1
 
 
 def mark_claimed(c: sa.Connection, trial_id: int, worker: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -51,6 +52,15 @@ class Watch:
 
 
 Run = Callable[[optuna.Trial, Watch], float]
+Show = Callable[[optuna.Trial, Ending], Mapping[str, Any]]
+
+
+def _show_nothing(trial: optuna.Trial, ending: Ending) -> Mapping[str, Any]:
+    return {}
+
+
+def _do_nothing() -> None:
+    pass
 
 
 class WorkerFailedError(Exception):
@@ -64,6 +74,8 @@ class Loop:
     Args:
         run: the objective: runs a trial and returns its value.
         feasible_s: a trial whose attribute ``longest_call_s`` is above this is infeasible.
+        show: system attributes for a trial that ends, for people to look at.
+        after: called after each trial that ended here.
     """
 
     study: optuna.Study
@@ -73,6 +85,8 @@ class Loop:
     recovery: Recovery
     display: Display
     feasible_s: float = float("inf")
+    show: Show = _show_nothing
+    after: Callable[[], object] = _do_nothing
     _poll_s: float = field(init=False, default=_FIRST_POLL_S)
 
     def __post_init__(self) -> None:
@@ -105,6 +119,7 @@ class Loop:
                     pulse.attend(trial_id)
                     outcome = self._run_one(trial_id, Watch(self.storage, pulse, self.display))
                     pulse.attend(None)
+                    self.after()
                     failures = failures + 1 if outcome and outcome.is_workers_trouble else 0
                     if failures >= self.recovery.failures:
                         raise WorkerFailedError(
@@ -178,6 +193,7 @@ class Loop:
             constraints[FAILED] = _WORSE_THAN_SLOW
         frozen = trial._cached_frozen_trial
         self.study.sampler.after_trial(self.study, frozen, state, values)
+        to_see = self.show(trial, ending)
         with self.storage.together(trial._trial_id) as writes:
             trial.set_user_attr("outcome", ending.outcome.value)
             trial.set_user_attr("worker", self.storage.worker)
@@ -190,6 +206,7 @@ class Loop:
             if constraints:
                 # The dashboard reads only this older form.
                 writes.system_attrs["constraints"] = list(constraints.values())
+            writes.system_attrs.update(to_see)
             writes.state, writes.values = state, values
 
     def _hand_back(self, why: str) -> None:

@@ -20,6 +20,7 @@ class Options:
 
     study: str
     storage: str | None = None
+    artifacts: str | None = None
     data: Path | None = None
     trials: int | None = None
     seconds: float | None = None
@@ -34,6 +35,7 @@ class Options:
 _HELP: dict[str, tuple[Callable[[str], Any], str]] = {
     "study": (str, "name in studies/, or path of a study file"),
     "storage": (str, "database URL (default: the study file's)"),
+    "artifacts": (str, "pictures of trials: a directory, s3://BUCKET or none (the study file's)"),
     "data": (Path, "directory of omniglot-py"),
     "trials": (int, "stop when the study has this many finished"),
     "seconds": (float, "start no trial after this many seconds"),

@@ -24,8 +24,9 @@ _QUIET_S = 1.0  # shorter troubles are not worth a line
 # Another process holds the file, or was about to start its log.
 _SQLITE_PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 # PostgreSQL's classes (appendix A of its manual): connection exception, transaction rollback,
-# too many connections, operator intervention (shutdown, crash, starting up).
-_POSTGRES_PASSING = ("08", "40", "53300", "57P")
+# too many connections, operator intervention (shutdown, crash, starting up), a transaction that
+# was ended because its process had been halted in it.
+_POSTGRES_PASSING = ("08", "40", "53300", "57P", "25P03")
 _SQLITE_REMEDY = {
     sqlite3.SQLITE_FULL: "free space on its disk",
     sqlite3.SQLITE_IOERR: "check its disk, and the limits on file sizes",
@@ -39,6 +40,18 @@ _POSTGRES_REMEDY = {
     "42501": "grant the user its rights",
     "53100": "free space on the server's disk",
     "25006": "connect to the primary, which takes writes",
+}
+# Of a connection that is refused, which comes without a class: words, and what to do about it.
+_REFUSALS = {
+    "no encryption": "the server wants TLS: add ?sslmode=verify-full and sslrootcert to the URL",
+    "certificate": "check sslrootcert and the name of the server in the URL",
+    "password": "check user and password",
+    "no pg_hba.conf entry": "check user and password",
+    "is not permitted to log in": "check user and password",
+    "permission denied for database": "grant the user CONNECT on that database",
+    "does not exist": "create that database, or name another",
+    "does not support SSL": "set up TLS on the server, or leave sslmode out of the URL",
+    "invalid sslmode value": "write sslmode=verify-full, or leave it out",
 }
 
 
@@ -60,8 +73,10 @@ def is_passing(error: BaseException) -> bool:
     state = getattr(cause, "sqlstate", None)
     if state is not None:
         return str(state).startswith(_POSTGRES_PASSING)
-    # Without a state the server gave no answer at all.
-    return type(cause).__name__ in ("OperationalError", "InterfaceError")
+    # Without a state there is no connection: the server gave no answer, or it refused.
+    if type(cause).__name__ not in ("OperationalError", "InterfaceError"):
+        return False
+    return not any(words in str(cause) for words in _REFUSALS)
 
 
 def is_database_trouble(error: BaseException) -> bool:
@@ -95,11 +110,8 @@ def _remedy(cause: BaseException) -> str | None:
     if state:
         return next((r for s, r in _POSTGRES_REMEDY.items() if state.startswith(s)), None)
     if type(cause).__name__ == "OperationalError":
-        if "password" in str(cause) or "no pg_hba.conf entry" in str(cause):
-            return "check user and password"
-        if "does not exist" in str(cause):
-            return "create that database, or name another"
-        return "check host and port, and that the server runs"
+        away = "check host and port, and that the server runs"
+        return next((r for words, r in _REFUSALS.items() if words in str(cause)), away)
     return None
 
 

@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT end a process properly; a second one ends it at once."""
+"""SIGTERM, SIGINT and SIGUSR1 end a process properly; a second SIGTERM or SIGINT ends it at once.
+
+SIGUSR1 is what batch systems send before they take a machine away.  It only ever asks: whoever
+passes on a signal that may have come to the process as well sends SIGUSR1.
+"""
 
 from __future__ import annotations
 
@@ -21,30 +25,32 @@ class StopError(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """0 for SIGTERM, which a scheduler sends on purpose; 130 for SIGINT, as shells expect."""
-        return 0 if self.number == signal.SIGTERM else EXIT_INTERRUPTED
+        """0 for what a scheduler sends on purpose; 130 for SIGINT, as shells expect."""
+        return EXIT_INTERRUPTED if self.number == signal.SIGINT else 0
 
 
 def raise_on_signals() -> None:
-    """Turn the first SIGTERM or SIGINT into a `StopError` in the main thread."""
-    stopping = False
+    """Turn the first SIGTERM, SIGINT or SIGUSR1 into a `StopError` in the main thread."""
+    stopping, told = False, False
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal stopping
+        nonlocal stopping, told
         global _pending
-        if stopping:
+        if told and number != signal.SIGUSR1:
             os._exit(128 + number)
-        stopping = True
-        _pending = StopError(number)
-        raise _pending
+        told = told or number != signal.SIGUSR1
+        if not stopping:
+            stopping = True
+            _pending = StopError(number)
+            raise _pending
 
     def report(unraisable: sys.UnraisableHookArgs) -> None:
         if not isinstance(unraisable.exc_value, StopError):
             sys.__unraisablehook__(unraisable)
 
     sys.unraisablehook = report
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, handle)
 
 
 def raise_if_stopped() -> None:

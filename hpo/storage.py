@@ -9,7 +9,7 @@ import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from sqlalchemy.engine import make_url
 
 from finetune.errors import UserError
 
-from .database import STUDIES, Database
+from .database import STUDIES, Database, hasten
 from .patience import Patience, explain
+from .published import is_published, unpacked
 from .study_storage import StudyStorage
 
 PATIENCE_S = 3600.0
@@ -30,17 +31,33 @@ _SQLITE_BUSY_S = 10
 _CONNECT_S = 10
 # The worker's own statements and its pulse's; one more for the moment when both hold on.
 _POOL_SIZE = 2
+# A worker's settings of its PostgreSQL session.
+_SESSION = {
+    # Heartbeats are compared with now() of whichever connection asks.
+    "timezone": "UTC",
+    # The server lets go of the locks of a machine that vanished, or of a process that was halted,
+    # in the middle of a transaction; by its own defaults it would keep them for two hours, or ever.
+    "tcp_keepalives_idle": 15,  # s
+    "tcp_keepalives_interval": 5,  # s
+    "tcp_keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # ms
+    "idle_in_transaction_session_timeout": 120_000,  # ms
+}
 _LOCK_KEY = 0x72756E6573  # of PostgreSQL's advisory lock while tables are made
 
 
 def shown(url: str) -> str:
-    """The URL as it may be printed: without its password.
+    """The URL as it may be printed: without its passwords; a compressed file's as it is.
 
     Raises:
         UserError: it is no database URL.
     """
+    if is_published(url):
+        return url
     parse_url(url)
-    return make_url(url).render_as_string(hide_password=True)
+    parsed = make_url(url)
+    secret = [name for name in parsed.query if "password" in name]
+    return parsed.difference_update_query(secret).render_as_string(hide_password=True)
 
 
 def parse_url(url: str) -> sa.URL:
@@ -49,6 +66,11 @@ def parse_url(url: str) -> sa.URL:
     Raises:
         UserError: it is no URL, or of a database that is not supported.
     """
+    if is_published(url):
+        raise UserError(
+            f"{url} is compressed, which is for status, dashboard and report alone; "
+            "unpack it by gunzip --keep, and write sqlite:///FILE.db"
+        )
     try:
         parsed = make_url(url)
     except (sa.exc.ArgumentError, ValueError) as error:
@@ -76,18 +98,30 @@ def open_storage(url: str, worker: str = "", patience_s: float = PATIENCE_S) -> 
         UserError: the URL is malformed or the database can't be opened; no password is shown.
     """
     parsed = parse_url(url)
-    patience = Patience(shown(url), patience_s)
-    with _explained(url), _made_by_one(parsed), warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        database = Database(
-            parsed.render_as_string(hide_password=False),
-            patience,
-            engine_kwargs=_engine_options(parsed),
-        )
+    with _explained(url), _made_by_one(parsed):
+        database = _open(url, patience_s)
     if parsed.get_backend_name() == "sqlite":
         sa.event.listen(database.engine, "connect", _relax_sync)
         database.engine.dispose()  # connections from before the listener
+    hasten(database.engine)
     return StudyStorage(database, worker or f"{socket.gethostname()}:{os.getpid()}")
+
+
+def wait_for_server(url: str, limit_s: float) -> None:
+    """Return once the database's server lets this user in; a SQLite file has none to wait for.
+
+    Raises:
+        UserError: it did not within ``limit_s``, or waiting would not help.
+    """
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return
+    with _explained(url):
+        engine = sa.create_engine(parsed, **_engine_options(parsed))
+        try:
+            Patience(shown(url), limit_s).call(lambda: engine.connect().close())
+        finally:
+            engine.dispose()
 
 
 def open_existing(url: str, study: str) -> StudyStorage:
@@ -101,11 +135,7 @@ def open_existing(url: str, study: str) -> StudyStorage:
     """
     parsed = parse_url(url)
     advice = f"start a worker first: python -m hpo.worker --study {study}"
-    if parsed.get_backend_name() == "sqlite":
-        # `sqlite://` is in memory: a new one for each process.
-        path = (parsed.database or ":memory:").removeprefix("file:")
-        if not Path(path).is_file():
-            raise UserError(f"{shown(url)}: no such database; {advice}")
+    _check_file(url, advice)
     with _explained(url):
         engine = sa.create_engine(parsed, **_engine_options(parsed))
         try:
@@ -115,6 +145,74 @@ def open_existing(url: str, study: str) -> StudyStorage:
     if not has_studies:
         raise UserError(f"{shown(url)} has no studies; {advice}")
     return open_storage(url, patience_s=_BRIEF_PATIENCE_S)
+
+
+@contextmanager
+def looked_at(url: str, study: str) -> Iterator[StudyStorage]:
+    """What `open_existing` opens, closed afterwards; of a compressed file a copy.
+
+    Raises:
+        UserError: as `open_existing`, or the file can't be unpacked.
+    """
+    with unpacked(url) as plain:
+        try:
+            storage = open_existing(plain, study)
+        except UserError as error:
+            if plain == url:
+                raise
+            raise UserError(str(error).replace(shown(plain), url)) from error
+        storage.database.patience.what = shown(url)
+        try:
+            yield storage
+        finally:
+            storage.database.engine.dispose()
+
+
+@contextmanager
+def reading(url: str) -> Iterator[sa.Connection]:
+    """A database as it is at this moment, however long one looks at it; it takes no writes.
+
+    Rights to read are enough, and nothing in the database is changed.
+
+    Raises:
+        UserError: there is no such database, no study was ever made in it, it can't be opened,
+            or it failed while it was read.
+    """
+    parsed = parse_url(url)
+    _check_file(url, "write the URL of a database that is there")
+    is_sqlite = parsed.get_backend_name() == "sqlite"
+    with ExitStack() as stack:
+        with _explained(url):
+            engine = sa.create_engine(parsed, **{**_engine_options(parsed), "pool_size": 1})
+            stack.callback(engine.dispose)
+            if is_sqlite:
+                sa.event.listen(engine, "connect", lambda c, _: c.execute("PRAGMA query_only=ON"))
+                options: dict[str, Any] = {
+                    "isolation_level": "AUTOCOMMIT"
+                }  # its driver begins none to read
+            else:
+                options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+            with engine.connect() as connection:
+                if not _has_tables(connection):
+                    raise UserError(f"{shown(url)} has no studies; write another database's URL")
+            _open(url, _BRIEF_PATIENCE_S).engine.dispose()  # it checks the tables' release
+            connection = stack.enter_context(engine.connect().execution_options(**options))
+            if is_sqlite:
+                connection.exec_driver_sql("BEGIN")
+            never_idle(connection)
+
+        def explain_failure(context: sa.engine.ExceptionContext) -> None:
+            words = explain(context.sqlalchemy_exception or context.original_exception)
+            raise UserError(f"can't read {shown(url)}: {_hidden(words, parsed)}")
+
+        sa.event.listen(engine, "handle_error", explain_failure)
+        yield connection
+
+
+def never_idle(connection: sa.Connection) -> None:
+    """Let this transaction be idle for as long as it takes, while another database is busy."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
 
 
 @contextmanager
@@ -129,6 +227,28 @@ def _explained(url: str) -> Iterator[None]:
         raise UserError(f"can't open {shown(url)}: {_version_advice(str(error))}") from error
 
 
+def _open(url: str, patience_s: float) -> Database:
+    parsed = parse_url(url)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return Database(
+            parsed.render_as_string(hide_password=False),
+            Patience(shown(url), patience_s),
+            engine_kwargs=_engine_options(parsed),
+        )
+
+
+def _check_file(url: str, advice: str) -> None:
+    """Raises UserError if this is SQLite and there is no such file, which opening would make."""
+    parsed = parse_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return
+    # `sqlite://` is in memory: a new one for each process.
+    path = (parsed.database or ":memory:").removeprefix("file:")
+    if not Path(path).is_file():
+        raise UserError(f"{shown(url)}: no such database; {advice}")
+
+
 def _engine_options(url: sa.URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": _SQLITE_BUSY_S}}
@@ -137,9 +257,9 @@ def _engine_options(url: sa.URL) -> dict[str, Any]:
         "pool_size": _POOL_SIZE,
         "max_overflow": 1,
         "connect_args": {
+            **_prepared(url),
             "connect_timeout": _CONNECT_S,
-            # Heartbeats are compared with now() of whichever connection asks.
-            "options": "-c timezone=UTC",
+            "options": " ".join(f"-c {name}={value}" for name, value in _SESSION.items()),
             # A link that was cut without a word is noticed in half a minute.
             "keepalives_idle": 15,
             "keepalives_interval": 5,
@@ -147,6 +267,23 @@ def _engine_options(url: sa.URL) -> dict[str, Any]:
             "tcp_user_timeout": 30_000,
         },
     }
+
+
+def _prepared(url: sa.URL) -> dict[str, int | None]:
+    """After how often a statement is prepared, if the URL says so; None: never.
+
+    Older poolers of transactions do not know which connection has prepared what.
+    """
+    given = url.query.get("prepare_threshold")
+    if given is None:
+        return {}
+    if given == "none":
+        return {"prepare_threshold": None}
+    if not isinstance(given, str) or not given.isdecimal():
+        raise UserError(
+            f"prepare_threshold in the database URL is {given!r}; write none, or a number"
+        )
+    return {"prepare_threshold": int(given)}
 
 
 @contextmanager
@@ -158,14 +295,18 @@ def _made_by_one(url: sa.URL) -> Iterator[None]:
             if url.get_backend_name() == "sqlite":
                 _prepare_sqlite(connection, Patience(str(url), _SQLITE_BUSY_S))
             if _has_tables(connection):
+                # Ended, because a pooler's connections are few: those of many workers that open
+                # the database would each wait for another's.
+                connection.rollback()
                 yield
                 return
             if url.get_backend_name() == "sqlite":
                 with FileLock(_lock_path(url)) if url.database else nullcontext():
                     yield
             else:
-                # Held until the connection is closed, however this process ends.
-                connection.execute(sa.select(sa.func.pg_advisory_lock(_LOCK_KEY)))
+                # Held until the connection is closed, however this process ends; of the
+                # transaction and not of the session, which behind a pooler is not ours.
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
                 yield
     finally:
         engine.dispose()
@@ -204,8 +345,10 @@ def _relax_sync(connection: Any, _record: object) -> None:
 
 
 def _hidden(words: str, url: sa.URL) -> str:
-    password = str(url.password or "")
-    return words.replace(password, "***") if password else words
+    given = [url.password, *(value for name, value in url.query.items() if "password" in name)]
+    for password in map(str, filter(None, given)):
+        words = words.replace(password, "***")
+    return words
 
 
 def _version_advice(message: str) -> str:

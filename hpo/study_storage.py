@@ -54,9 +54,14 @@ class StudyStorage(BaseStorage):
 
     def claim(self, study_id: int, budget: int | None) -> int | NoTrial:
         """The id of a trial for this worker to run; see `lifecycle.claim`."""
-        claimed = self.database.transact(
-            lambda c: lifecycle.claim(c, study_id, self.worker, budget)
-        )
+        again = False
+
+        def work(c: sa.Connection) -> int | NoTrial:
+            nonlocal again
+            tried, again = again, True
+            return lifecycle.claim(c, study_id, self.worker, budget, again=tried)
+
+        claimed = self.database.transact(work)
         if isinstance(claimed, int):
             self._study_of[claimed] = study_id
         return claimed

@@ -54,8 +54,11 @@ def run_worker(options: Options) -> int:
     from .objective import Objective
     from .preview import print_preview
     from .progress import Display
-    from .report import print_summary
+    from .seeing.gallery import Gallery
+    from .seeing.refresh import Story
+    from .seeing.showing import Showing
     from .start import join
+    from .summary import print_summary
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs tracebacks as warnings
     check_device(options.device)
@@ -63,6 +66,8 @@ def run_worker(options: Options) -> int:
     torch.set_num_threads(threads)
     measuring = load_measuring(config, options.data)
     url = config.storage_url(options.storage)
+    place = config.artifacts_place(options.storage, options.artifacts)
+    showing = Showing(Gallery(place), config.feasible_s)
     if options.dry_run:
         print_preview(config, measuring.instances, url, measuring.manifest)
         return 0
@@ -85,18 +90,22 @@ def run_worker(options: Options) -> int:
         f"{'' if len(measuring.instances) == 1 else 's'}, {finished} trials finished, "
         f"{threads} thread{'' if threads == 1 else 's'}"
     )
+    story = Story(config, options.study, url, study, storage)
     with Display(config.name, budget.trials, finished) as display:
         loop = Loop(
             study=study,
             storage=storage,
-            run=Objective(config, measuring.instances),
+            run=Objective(config, measuring.instances, showing),
             budget=budget,
             recovery=config.recovery,
             display=display,
             feasible_s=config.feasible_s,
+            show=showing.of_trial,
+            after=story.refresh,
         )
         try:
             info(f"done: {loop.work()}")
+            story.refresh(every_s=0.0)  # nobody may finish a trial after this one
         except WorkerFailedError as error:
             warn(str(error))
             return EXIT_FAILED

@@ -23,7 +23,7 @@ _NUMBERS = itertools.count()
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    with Postgres() as server:
+    with Postgres(quick=True) as server:
         yield server
 
 

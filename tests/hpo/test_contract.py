@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from finetune.errors import UserError
-from hpo.database import HEARTBEATS
+from hpo.database import HEARTBEATS, STATE_INDEX
 from hpo.lifecycle import NoTrial, TrialTakenError
 from hpo.storage import load_study, open_storage, parse_url
 from hpo.study_storage import StudyStorage
@@ -160,6 +160,56 @@ def test_a_budget_that_the_running_trials_may_spend_is_full_and_then_spent(
     finish(storage, first)
     assert other.claim(study._study_id, 1) is NoTrial.SPENT
     assert isinstance(other.claim(study._study_id, 2), int)
+
+
+def test_claims_are_counted_right_beside_another_study_and_optunas_own_queue(
+    url: str, storage: StudyStorage, study: optuna.Study
+) -> None:
+    other = open_storage(url, worker="other")
+    assert other.create_study("t", {}, [{"x": 0.5}] * 4)
+    finish(storage, claim(storage, study, 4))  # two were queued
+    plain(url).enqueue_trial({"x": 0.75})
+    other_study = load_study(other, "t", optuna.samplers.RandomSampler(seed=0))
+    finish(other, claim(other, other_study))
+    xs = []
+    while not isinstance(claimed := storage.claim(study._study_id, 4), NoTrial):
+        xs.append(optuna.Trial(study, claimed).suggest_float("x", 0, 1))
+        storage.set_trial_state_values(claimed, TrialState.COMPLETE, [0.0])
+    assert claimed is NoTrial.SPENT
+    assert xs[:2] == [0.5, 0.75]
+    assert [t.number for t in plain(url).trials] == [0, 1, 2, 3]
+
+
+def test_a_claim_looks_at_no_more_trials_when_more_are_finished(
+    storage: StudyStorage, study: optuna.Study
+) -> None:
+    trial = optuna.trial.create_trial(value=1.0)
+    for _ in range(300):
+        storage.database.create_new_trial(study._study_id, trial)
+    said: list[tuple[str, Any]] = []
+    engine = storage.database.engine
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
+        c.exec_driver_sql("ANALYZE")
+    listen = engine, "before_cursor_execute", lambda *a: said.append((a[2], a[3]))
+    sa.event.listen(*listen)
+    finish(storage, claim(storage, study, 400))  # of a queue, of which one is left
+    claim(storage, study, 400)
+    storage.worker = "another"
+    claim(storage, study, 400)
+    sa.event.remove(*listen)
+    looks = [s for s in said if s[0].startswith("SELECT") and "trials" in s[0]]
+    assert len(looks) >= 3
+    is_sqlite = engine.dialect.name == "sqlite"
+    with engine.connect() as c:
+        if not is_sqlite:  # which reads a small table whole, as that is quicker
+            c.exec_driver_sql("SET enable_seqscan = off")
+        for statement, values in looks:
+            explain = "EXPLAIN QUERY PLAN " if is_sqlite else "EXPLAIN "
+            plan = str(c.exec_driver_sql(explain + statement, values).all())
+            assert "SCAN trials" not in plan.replace("SCAN trials USING", ""), plan
+            assert "Seq Scan" not in plan, plan
+            if "state" in statement.partition("WHERE")[2]:
+                assert STATE_INDEX in plan
 
 
 # -- writes ----------------------------------------------------------------------------------

@@ -6,13 +6,16 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import optuna
 import pytest
 import sqlalchemy as sa
 
 from benchmarks.postgres import PASSWORD, Postgres
 from finetune.errors import UserError
+from hpo.database import STATE_INDEX
 from hpo.storage import open_storage, parse_url, shown
 
 REPO = Path(__file__).parents[2]
@@ -20,6 +23,10 @@ REPO = Path(__file__).parents[2]
 
 def test_passwords_are_never_shown() -> None:
     assert shown("postgresql://me:secret@host/runes") == "postgresql://me:***@host/runes"
+    query = "sslmode=require&user=me&password=secret&sslpassword=secret"
+    assert shown(f"postgresql://host/runes?{query}") == (
+        "postgresql://host/runes?sslmode=require&user=me"
+    )
     with pytest.raises(UserError) as error:
         shown("me:secret@host")
     assert "secret" not in str(error.value)
@@ -80,6 +87,7 @@ def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path) -> None:
     script = """
 import sys
 from finetune.errors import UserError
+from hpo.database import STATE_INDEX
 from hpo.storage import open_storage
 try:
     storage = open_storage(sys.argv[1])
@@ -136,7 +144,62 @@ def test_a_server_that_does_not_let_in_is_one_line(
     assert ":wrong@" not in message
 
 
+def test_how_often_before_a_statement_is_prepared_may_be_said_in_the_url(
+    postgres: Postgres,
+) -> None:
+    url = postgres.create("prepared")
+    for words, threshold in [("", 5), ("?prepare_threshold=none", None)]:
+        with open_storage(url + words).database.engine.connect() as c:
+            assert c.connection.dbapi_connection.prepare_threshold == threshold  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"prepare_threshold .* is 'off'; write none, or a number"):
+        open_storage(url + "?prepare_threshold=off")
+
+
 def test_a_port_where_nobody_listens_is_one_line(postgres: Postgres) -> None:
     url = postgres.url("runes").replace(str(postgres.port), "9")
     with pytest.raises(UserError, match=r"Connection refused.*check host and port"):
         open_storage(url)
+
+
+def test_a_transaction_that_the_server_ended_as_idle_is_run_again(postgres: Postgres) -> None:
+    storage = open_storage(postgres.create("idle"))
+    runs = []
+
+    def work(c: sa.Connection) -> object:
+        limit = c.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar()
+        runs.append(limit)
+        if len(runs) == 1:
+            c.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 100")
+            time.sleep(1)  # as a process does that is halted
+        return c.exec_driver_sql("SELECT 1").scalar()
+
+    assert storage.database.transact(work) == 1
+    assert runs == ["2min", "2min"]
+
+
+def indexes(url: str) -> set[str | None]:
+    engine = sa.create_engine(parse_url(url))
+    found = {index["name"] for index in sa.inspect(engine).get_indexes("trials")}
+    engine.dispose()
+    return found
+
+
+def test_older_databases_get_the_index_that_claims_need(url: str) -> None:
+    optuna.storages.RDBStorage(parse_url(url).render_as_string(hide_password=False))
+    assert STATE_INDEX not in indexes(url)
+    for _ in range(2):
+        open_storage(url)
+        assert STATE_INDEX in indexes(url)
+
+
+def test_a_user_without_the_right_to_add_an_index_may_work(postgres: Postgres) -> None:
+    url = postgres.create("no_index")
+    optuna.storages.RDBStorage(parse_url(url).render_as_string(hide_password=False))
+    postgres.sql(f"CREATE ROLE hand LOGIN PASSWORD '{PASSWORD}'")
+    grant = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO hand"
+    postgres.sql(grant, "no_index")
+    postgres.sql("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO hand", "no_index")
+    storage = open_storage(url.replace("//runes:", "//hand:"), worker="me")
+    assert STATE_INDEX not in indexes(url)
+    assert storage.create_study("s", {}, [])
+    assert isinstance(storage.claim(storage.get_study_id_from_name("s"), 1), int)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 from optuna.trial import TrialState
 
@@ -90,6 +91,19 @@ def test_a_fleet_stops_as_one_and_hands_back_its_trials(tmp_path: Path) -> None:
     _, err = fleet.communicate(timeout=30)
     assert fleet.returncode == 0, err
     assert "Traceback" not in err
+    assert [t.state for t in trials(tmp_path)] == [TrialState.WAITING] * 2
+
+
+def test_a_fleet_whose_every_process_gets_sigterm_hands_back_its_trials(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(STUDY.format(steps=100_000))
+    fleet = start(tmp_path, "--study", "tiny.toml", "--workers", "2")
+    _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 2)
+    workers = psutil.Process(fleet.pid).children()
+    assert len(workers) == 2
+    for process in (fleet, *workers):  # as systemd and Slurm do
+        process.send_signal(signal.SIGTERM)
+    _, err = fleet.communicate(timeout=30)
+    assert fleet.returncode == 0, err
     assert [t.state for t in trials(tmp_path)] == [TrialState.WAITING] * 2
 
 

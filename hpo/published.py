@@ -1,0 +1,52 @@
+"""Databases of finished studies as they are published: a SQLite file, compressed by gzip."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from finetune.errors import UserError
+
+_SUFFIX = ".gz"
+_SCHEME = "sqlite:///"
+
+
+def is_published(storage: str) -> bool:
+    """Whether a storage is a compressed file, ``FILE.db.gz`` or ``sqlite:///FILE.db.gz``."""
+    return storage.endswith(_SUFFIX) and ("://" not in storage or storage.startswith(_SCHEME))
+
+
+def plain_url(storage: str) -> str:
+    """The URL of the database that ``storage`` would be, unpacked where it lies."""
+    if not is_published(storage):
+        return storage
+    return _SCHEME + storage.removeprefix(_SCHEME).removesuffix(_SUFFIX)
+
+
+@contextmanager
+def unpacked(storage: str) -> Iterator[str]:
+    """The URL to look at: of a compressed file that of a copy, which is gone afterwards.
+
+    Any other storage is given back as it is.
+
+    Raises:
+        UserError: there is no such file, or it can't be unpacked.
+    """
+    if not is_published(storage):
+        yield storage
+        return
+    path = Path(storage.removeprefix(_SCHEME))
+    with tempfile.TemporaryDirectory(prefix="hpo-") as directory:
+        copy = Path(directory) / path.name.removesuffix(_SUFFIX)
+        try:
+            with gzip.open(path) as packed, copy.open("wb") as plain:
+                shutil.copyfileobj(packed, plain)
+        except (OSError, EOFError, zlib.error) as error:
+            reason = getattr(error, "strerror", None) or "it is no whole gzip file"
+            raise UserError(f"{storage} can't be unpacked: {reason}") from error
+        yield f"{_SCHEME}{copy}"

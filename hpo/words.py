@@ -1,0 +1,28 @@
+"""Numbers and values as commands print them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit of which there are two or more."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def setting(value: Any) -> str:
+    """A value of a recipe or a parameter; lists joined by plus signs."""
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(str, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def with_error(value: float | None, error: float | None, sign: str = "") -> str:
+    """A loss with its standard error, or a difference (its ``sign`` is ``+``); empty: unknown."""
+    if value is None:
+        return ""
+    known = error is not None and error == error
+    return f"{value:{sign}.4f}" + (f" ± {error:.4f}" if known else "")

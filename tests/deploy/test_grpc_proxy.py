@@ -1,0 +1,54 @@
+"""Why docs/operations.md says no to Optuna's gRPC proxy: what would have to be different."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
+from optuna.storages._heartbeat import BaseHeartbeat
+
+from hpo.database import HEARTBEATS
+from hpo.study_storage import StudyStorage
+
+DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
+
+
+def test_it_knows_neither_our_operations_nor_heartbeats() -> None:
+    ours = {name for name in vars(StudyStorage) if name[0] != "_"} - set(dir(BaseStorage))
+    assert not ours & set(dir(GrpcStorageProxy))
+    assert not issubclass(GrpcStorageProxy, BaseHeartbeat)
+    (said,) = re.findall(r"database's clock \((.*?) of `hpo/study_storage", DOCS.read_text(), re.S)
+    assert set(re.findall(r"`(\w+)`", said)) == ours
+
+
+@pytest.mark.filterwarnings("ignore")  # experimental
+def test_a_trial_that_runs_through_it_shows_no_sign_of_life(tmp_path: Path) -> None:
+    pytest.importorskip("grpc", reason="needs grpcio and protobuf")
+    from optuna.storages._grpc.server import make_server
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    direct = RDBStorage(f"sqlite:///{tmp_path}/s.db", heartbeat_interval=1, grace_period=2)
+    server = make_server(direct, "localhost", port)
+    server.start()
+    signs = []
+
+    def look(trial: optuna.Trial) -> float:
+        time.sleep(1.5)
+        with direct.engine.connect() as c:
+            query = sa.select(sa.func.count()).where(HEARTBEATS.c.trial_id == trial._trial_id)
+            signs.append(c.execute(query).scalar())
+        return 0.0
+
+    proxy = GrpcStorageProxy(host="localhost", port=port)
+    for name, storage in (("direct", direct), ("proxy", proxy)):
+        optuna.create_study(study_name=name, storage=storage).optimize(look, n_trials=1)
+    server.stop(None)
+    assert signs == [1, 0]
