@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--network", type=Path, help="a network's file; default: the embedded one")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--change", nargs="+", default=[], help="JSON with fields of a recipe")
+    parser.add_argument("--replicates", type=int, default=8, help="noises for each drawing and t")
     parser.add_argument("--samples", type=int, default=16_000, help="of the posterior mean")
     arguments = parser.parse_args(argv)
     recipes = _recipes({"steps": arguments.steps}, arguments.change)
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     bound: list[LossTable] = []
     for rune, seed in tqdm(work, unit="split"):
         split = split_drawings(source.drawings(rune, arguments.resize), seed)
-        table = NoiseTable(len(split.test))
+        table = NoiseTable(len(split.test), n_replicates=arguments.replicates)
         for name, recipe in tqdm(recipes.items(), unit="recipe", leave=False):
             model = adapt(network, split.train, recipe).model
             losses[name].append(estimate(model, split.test, NEW_LABEL, table))

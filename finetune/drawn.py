@@ -153,8 +153,8 @@ def _fit(points: Points, centre: tuple[float, float]) -> Points:
 def _ink(bitmap: NDArray[np.uint8], points: Points) -> None:
     """Stamp the pen, a disc, on ``bitmap`` (H, W) at each of ``points`` (P, 2), in place."""
     reach = np.arange(-3, 4)  # a disc of the pen's radius, wherever in its pixel it stands
-    offsets = np.stack(np.meshgrid(reach, reach), -1).reshape(-1, 2)
-    pixels = np.rint(points).astype(int)[:, None] + offsets  # (P, 49, 2)
-    inside = ((pixels - points[:, None]) ** 2).sum(-1) <= PEN_RADIUS_PX**2
-    x, y = pixels[inside].T
-    bitmap[y, x] = 1
+    pixels = np.rint(points).astype(int)[:, :, None] + reach  # (P, 2, 7): columns and rows
+    x_squared, y_squared = ((pixels - points[:, :, None]) ** 2).transpose(1, 0, 2)
+    inside = x_squared[:, None, :] + y_squared[:, :, None] <= PEN_RADIUS_PX**2  # (P, 7, 7)
+    position, row, column = inside.nonzero()
+    bitmap[pixels[position, 1, row], pixels[position, 0, column]] = 1

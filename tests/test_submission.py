@@ -64,7 +64,7 @@ def test_it_says_where_it_comes_from() -> None:
 def test_a_few_of_its_steps_teach_a_rune(
     submission: ModuleType, network: nn.Module, split: Split
 ) -> None:
-    recipe = dataclasses.replace(submission.Recipe(), steps=80, deadline_s=1000.0)
+    recipe = dataclasses.replace(submission.Recipe(), steps=40, deadline_s=1000.0)
     model = submission.finetune_model(network, DrawingDataset(split.train), recipe)
     table = NoiseTable(len(split.test), n_strata=10, n_replicates=2)
     before = estimate(with_mean_class(network), split.test, NEW_LABEL, table).mean

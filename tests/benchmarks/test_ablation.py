@@ -34,6 +34,7 @@ def test_of_one_drawing_the_posterior_mean_knows_the_noise() -> None:
 
 def test_a_tiny_run_prints_every_recipe_and_the_bound(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--source", "drawn", "--runes", "thorn", "--steps", "1", "--samples", "100"]
+    options += ["--replicates", "1"]
     assert main([*options, "--change", '{"views": 1}', '{"output": "velocity"}']) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[:20].strip() for line in lines[1:]] == [

@@ -78,8 +78,8 @@ def test_bf16_steps_use_the_weights_of_their_own_step(outside: bool) -> None:
 
     def change(precision: str) -> Tensor:
         recipe = Recipe(
-            steps=20,
-            batch_size=8,
+            steps=12,
+            batch_size=4,
             output="velocity",
             render="direct",
             precision=precision,
@@ -92,4 +92,4 @@ def test_bf16_steps_use_the_weights_of_their_own_step(outside: bool) -> None:
         return torch.cat([(adapted[k] - before[k]).flatten() for k in same])
 
     fp32, bf16 = change("fp32"), change("bf16")
-    assert (bf16 - fp32).norm() < 0.4 * fp32.norm()  # with old weights: 0.7
+    assert (bf16 - fp32).norm() < 0.4 * fp32.norm()  # with old weights: 0.5
