@@ -174,6 +174,7 @@ def make_cases(arguments: argparse.Namespace) -> tuple[list[Case], Row]:
             steps=arguments.steps,
             batch_size=arguments.batch_size,
             precision=arguments.precision,
+            output="velocity",  # as the naive script learns it
             deadline_s=_NO_DEADLINE_S,
         )
     except RecipeError as error:

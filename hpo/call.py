@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from finetune.adapt import AdaptationError, Progress, adapt
 from finetune.data import NEW_LABEL
@@ -26,6 +27,7 @@ class Called:
     losses: LossTable
     seconds: float  # of adapting alone
     steps: int
+    model: nn.Module  # the adapted network, where it was scored
 
 
 def timed_call(
@@ -68,7 +70,7 @@ def timed_call(
     if not math.isfinite(losses.mean):
         reason = f"{instance.label}: the loss on unseen drawings is {losses.mean}"
         raise TrialEndedError(Outcome.NOT_FINITE, reason)
-    return Called(losses, round(adapted.seconds, 3), adapted.steps)
+    return Called(losses, round(adapted.seconds, 3), adapted.steps, model)
 
 
 def machine() -> dict[str, object]:

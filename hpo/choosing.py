@@ -18,6 +18,7 @@ from .results import best_trial
 from .space import recipe_of
 
 CONFIRMED_KEY = "confirmed"
+CALLS_PREFIX = "confirm:"  # of study attributes that hold one call of a confirmation each
 BASELINE = "default"  # the default recipe's name among those that are confirmed
 _WIDTH = 98
 

@@ -7,12 +7,21 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 from finetune.resizes import Resize
 
+from .seeing.store import ARTIFACTS_VARIABLE, check_place, default_place
 from .space import Parameter, check_space
 
 STUDIES_DIR = Path("studies")
@@ -126,12 +135,19 @@ class StartFrom(_Table):
     storage: str | None = None  # none: where this study is
 
 
+def _place(artifacts: str) -> str:
+    check_place(artifacts)
+    return artifacts
+
+
 class StudyConfig(_Table):
     """A study file, whole."""
 
     name: Annotated[str, Field(min_length=1, max_length=512)]
     about: str = ""
     storage: Annotated[str, Field(min_length=1)]  # a SQLAlchemy URL
+    # Of pictures: a directory, s3://BUCKET or "none".  No part of the manifest.
+    artifacts: Annotated[str, AfterValidator(_place)] | None = None  # none: beside the database
     limit_s: PositiveFloat = 150.0  # a call that takes this long is stopped
     margin_s: Annotated[float, Field(ge=0)] = 30.0  # a call this near it is infeasible
     instances: Instances
@@ -169,6 +185,15 @@ class StudyConfig(_Table):
     def storage_url(self, option: str | None = None) -> str:
         """Where the study is: the command line's word, else the environment's, else the file's."""
         return option or os.environ.get(STORAGE_VARIABLE) or self.storage
+
+    def artifacts_place(self, storage: str | None = None, option: str | None = None) -> str:
+        """Where files of trials are kept; the command line's words are ``storage`` and ``option``.
+
+        Raises:
+            UserError: the database's URL is none.
+        """
+        named = option or os.environ.get(ARTIFACTS_VARIABLE) or self.artifacts
+        return named or default_place(self.name, self.storage_url(storage))
 
 
 def find_study(study: str) -> Path:

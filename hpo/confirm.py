@@ -47,7 +47,13 @@ def _run(options: argparse.Namespace) -> int:
         study = load_study(storage, config.name)
         from .confirming import confirm
 
-        return confirm(config, study, options)
+        code = confirm(config, study, options)
+        if code == 0:
+            from .seeing.refresh import Story
+
+            url = config.storage_url(options.storage)
+            Story(config, options.study, url, study, storage).refresh(every_s=0.0)
+        return code
     finally:
         storage.database.engine.dispose()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from .candidates import Candidate, search_difference, title
 from .halving import CONFIDENCE, Halved, Interval, Left, Standing
+from .words import with_error
 
 
 def result_of(
@@ -114,19 +115,13 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         row["name"],
         "-" if row["trial"] is None else str(row["trial"]),
-        _with_error(row["loss"], row["standard_error"]),
-        _with_error(row["difference"], row["difference_error"], "+"),
-        _with_error(row["search_difference"], row["search_difference_error"], "+"),
+        with_error(row["loss"], row["standard_error"]),
+        with_error(row["difference"], row["difference_error"], "+"),
+        with_error(row["search_difference"], row["search_difference_error"], "+"),
         f"{row['longest_call_s']:.1f} s",
         str(row["rounds"]),
         "" if row["left"] == Left.FINALIST else row["left"],
     )
-
-
-def _with_error(value: float | None, error: float | None, sign: str = "") -> str:
-    if value is None:
-        return ""
-    return f"{value:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def title_of(identity: Mapping[str, Any]) -> str:
@@ -138,7 +133,7 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
     n = len(result["instances"])
     lines = [
         f"winner: {title_of(result)}, loss "
-        f"{_with_error(result['loss'], result['standard_error'])} "
+        f"{with_error(result['loss'], result['standard_error'])} "
         f"on {n} unseen instance{'' if n == 1 else 's'}"
     ]
     default, other = result["against"].get("default"), result["against"].get("runner_up")
@@ -151,7 +146,7 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"  in the search: loss {row['search_loss']:.4f}")
         if row["search_difference"] is not None:
             error = row["search_difference_error"]
-            lines[-1] += f", {_with_error(row['search_difference'], error, '+')} to the default's"
+            lines[-1] += f", {with_error(row['search_difference'], error, '+')} to the default's"
     return lines
 
 

@@ -11,12 +11,14 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from wsgiref.types import WSGIApplication
 
 from finetune.errors import UserError, run_command
 
+from .seeing.store import check_directory, open_store
 from .signals import StopError, raise_on_signals
 
 TOKEN_VARIABLE = "RUNES_DASHBOARD_TOKEN"
@@ -66,7 +68,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hpo.dashboard", description=__doc__)
     parser.add_argument("--study", required=True, help="name in studies/, or path of a study file")
     parser.add_argument(
-        "--storage", help="database URL (default: the study file's); also $RUNES_STORAGE"
+        "--storage",
+        help="database URL, or FILE.db.gz (default: the study file's); also $RUNES_STORAGE",
     )
     parser.add_argument("--host", default="127.0.0.1", help="listen there (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8080, help="default: 8080; 0: a free one")
@@ -75,7 +78,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--allow-writes", action="store_true", help="let the dashboard change and delete studies"
     )
     parser.add_argument(
-        "--artifacts", type=Path, metavar="DIR", help="directory of files that belong to trials"
+        "--artifacts",
+        metavar="PLACE",
+        help="pictures of trials: a directory, s3://BUCKET or none (default: the study file's); "
+        "also $RUNES_ARTIFACTS",
     )
     parser.add_argument(
         "--token-file",
@@ -104,8 +110,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if not 0 <= options.port <= 65535:
         raise UserError(f"--port is {options.port}; write one from 1 to 65535, or 0 for a free one")
-    if options.artifacts is not None and not options.artifacts.is_dir():
-        raise UserError(f"--artifacts: {options.artifacts} is no directory; write one that exists")
+    check_directory(options.artifacts)
     if options.proxy is not None and not _is_address(options.proxy):
         raise UserError(f"--proxy is {options.proxy}; write the IP address that it connects from")
     return options
@@ -122,19 +127,24 @@ def _is_address(text: str) -> bool:
 def _serve(options: argparse.Namespace) -> int:
     token = read_token(options.token_file, options.no_token)
     address, listener = listen(options.host, options.port)
-    with listener:
+    with listener, ExitStack() as opened:
         check_exposure(address, token, options.no_token, options.proxy)
         # These take seconds to import; mistakes above are told before.
         import waitress
 
         from .config import load_study_file
+        from .published import is_published, unpacked
         from .storage import shown
         from .web.live import LiveDashboard
 
         config = load_study_file(options.study)
         url = config.storage_url(options.storage)
+        if options.allow_writes and is_published(url):
+            raise UserError(f"--allow-writes: {url} is compressed, and only a copy of it is shown")
         start = f"python -m hpo.worker --study {options.study}"
-        live = LiveDashboard(url, config.name, start, options.artifacts)
+        artifacts = open_store(config.artifacts_place(options.storage, options.artifacts))
+        shown_url = opened.enter_context(unpacked(url))
+        live = LiveDashboard(shown_url, config.name, start, artifacts)
         try:
             app = guard(
                 live,
@@ -157,10 +167,11 @@ def _serve(options: argparse.Namespace) -> int:
             if not live.study_is_there:
                 print(f"it does not exist yet; this waits for its first worker: {start}")
             print(address.url(), flush=True)
+            threading.Thread(target=live.prepare, daemon=True).start()
             if options.open:
                 # Some browsers of terminals return only when they are left.
-                opened = (address.url(here=True),)
-                threading.Thread(target=webbrowser.open, args=opened, daemon=True).start()
+                where = (address.url(here=True),)
+                threading.Thread(target=webbrowser.open, args=where, daemon=True).start()
             server.run()
         finally:
             live.close()

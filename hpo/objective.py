@@ -19,7 +19,11 @@ from .instances import Instance
 from .loop import Watch
 from .outcome import Outcome, TrialEndedError
 from .pruner import Race, RacingPruner
+from .seeing.gallery import Artifact, Gallery
+from .seeing.showing import Showing
 from .space import sample_recipe
+
+_DIGITS = 4  # that are kept of losses by t, whose noise is larger
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Measured:
     seconds: float
     steps: int
     curve: tuple[float, ...]  # training loss, by share of the schedule; see `LearningCurve`
+    per_t_bin: tuple[float | None, ...]  # loss by t, of `finetune.validation.T_BINS` bins
+    picture: str | None = None  # id of the artifact that shows it
 
 
 class Objective:
@@ -39,11 +45,17 @@ class Objective:
 
     After each instance the mean so far is reported under the number of instances, so that a
     pruner compares trials on the same ones.  A call over the limit ends the trial.
+
+    Args:
+        showing: makes each call's picture; none by default.
     """
 
-    def __init__(self, config: StudyConfig, instances: Sequence[Instance]) -> None:
+    def __init__(
+        self, config: StudyConfig, instances: Sequence[Instance], showing: Showing | None = None
+    ) -> None:
         self.config = config
         self.instances = instances
+        self._showing = showing or Showing(Gallery(), config.feasible_s)
         self._race = Race()
         self._curves = KnownCurves()
 
@@ -57,12 +69,15 @@ class Objective:
         recipe = self._sample(trial, watch)
         measured: list[Measured] = []
         for number, instance in enumerate(self.instances, start=1):
-            measured.append(self._measure(trial, watch, recipe, instance, number))
+            one, picture = self._measure(trial, watch, recipe, instance, number)
+            measured.append(one)
             mean = sum(m.loss for m in measured) / number
             variance = sum(m.standard_error**2 for m in measured)
             longest_s = max(m.seconds for m in measured)
             # At once, so that a worker that is lost here leaves nothing by halves.
-            with watch.storage.together(trial._trial_id):
+            with watch.storage.together(trial._trial_id) as writes:
+                if picture is not None:
+                    writes.system_attrs.update(picture.link)
                 trial.report(mean, number)
                 trial.set_user_attr("instances", [asdict(m) for m in measured])
                 trial.set_user_attr("standard_error", math.sqrt(variance) / number)
@@ -102,7 +117,7 @@ class Objective:
 
     def _measure(
         self, trial: optuna.Trial, watch: Watch, recipe: Recipe, instance: Instance, number: int
-    ) -> Measured:
+    ) -> tuple[Measured, Artifact | None]:
         title = f"trial {trial.number}, {instance.label} ({number}/{len(self.instances)})"
         curve = LearningCurve()
         prunes = not isinstance(trial.study.pruner, optuna.pruners.NopPruner)
@@ -121,6 +136,7 @@ class Objective:
 
         watch.display.show_trial(title)
         called = timed_call(self.config, recipe, instance, self.config.estimator.seed, on_step)
+        picture = self._showing.of_call(instance, called.model)
         return Measured(
             instance=instance.label,
             loss=called.losses.mean,
@@ -128,4 +144,11 @@ class Objective:
             seconds=called.seconds,
             steps=called.steps,
             curve=curve.means(),
-        )
+            per_t_bin=tuple(_short(loss) for loss in called.losses.per_t_bin),
+            picture=picture.id if picture else None,
+        ), picture
+
+
+def _short(loss: float) -> float | None:
+    """A loss to store; None for that of a bin into which no time fell."""
+    return float(f"{loss:.{_DIGITS}g}") if math.isfinite(loss) else None

@@ -14,11 +14,10 @@ from finetune.networks import network_digest
 from finetune.recipe import Recipe
 
 from .call import timed_call
+from .choosing import CALLS_PREFIX
 from .config import StudyConfig
 from .outcome import ending_of
 from .unseen import Unseen
-
-PREFIX = "confirm:"
 
 
 def table_seed(config: StudyConfig) -> int:
@@ -98,7 +97,7 @@ class Kept:
 
 
 def _key(recipe: Recipe, label: str) -> str:
-    return f"{PREFIX}{recipe.digest}:{label}"
+    return f"{CALLS_PREFIX}{recipe.digest}:{label}"
 
 
 def _digest(parts: Sequence[str]) -> str:

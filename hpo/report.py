@@ -1,55 +1,123 @@
-"""What a worker tells the person who started it, at the end."""
+"""Write the story of a study as one HTML page that needs no network, to send to somebody."""
 
 from __future__ import annotations
 
-from typing import Any
+import argparse
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import optuna
-from optuna.trial import TrialState
+from finetune.errors import UserError, run_command
 
-from finetune.recipe import Recipe
+from .seeing.store import check_directory, open_store
 
-from .config import StudyConfig
-from .results import best_trial, describe_loss
-from .space import recipe_of
-
-
-def changed_values(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe has otherwise than the default."""
-    default = Recipe().to_dict()
-    return {k: v for k, v in recipe.to_dict().items() if v != default[k]}
+# Optuna takes half a second to import, and `--help` needs none of it.
+if TYPE_CHECKING:
+    from .page.given import Given
 
 
-def print_summary(study: optuna.Study, config: StudyConfig, asked: str) -> None:
-    """What came out, and what to do next; ``asked`` is the study as the person named it."""
-    trials = study.get_trials(deepcopy=False)
-    counts = {state: sum(t.state == state for t in trials) for state in TrialState}
-    print(
-        f"\n{config.name}: {counts[TrialState.COMPLETE]} trials complete, "
-        f"{counts[TrialState.PRUNED]} pruned, {counts[TrialState.FAIL]} failed"
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parse(argv)
+    _check(options)
+    import optuna
+
+    from .page.render import render
+    from .page.story import story_of
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    page = render(story_of(_read(options))).encode("utf-8")
+    _write(options.out, page)
+    print(f"{options.out}: {len(page) / 1000:.0f} kB")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m hpo.report",
+        description=f"{__doc__} It writes nothing to the study.",
     )
-    best = best_trial(study)
-    if best is None:
-        print(f"no trial is complete with every call within {config.feasible_s:g} s")
-    else:
-        n = len(best.user_attrs["instances"])
-        print(
-            f"best: trial {best.number}, mean loss {describe_loss(best)} "
-            f"over {n} instance{'' if n == 1 else 's'}, "
-            f"longest call {best.user_attrs['longest_call_s']:.1f} s"
+    add = parser.add_argument
+    add("--study", required=True, help="name in studies/, or path of a study file")
+    add(
+        "--storage",
+        help="database URL, or FILE.db.gz (default: the study file's); also $RUNES_STORAGE",
+    )
+    add("--out", required=True, type=Path, metavar="FILE", help="the page, such as report.html")
+    add(
+        "--artifacts",
+        metavar="PLACE",
+        help="pictures of trials: a directory, s3://BUCKET or none (default: the study file's); "
+        "also $RUNES_ARTIFACTS",
+    )
+    add(
+        "--references",
+        type=Path,
+        metavar="FILE",
+        help="what benchmarks.references wrote (default: the rows that come with this project)",
+    )
+    return parser.parse_args(argv)
+
+
+def _check(options: argparse.Namespace) -> None:
+    check_directory(options.artifacts)
+    try:
+        if not options.out.parent.is_dir():
+            raise UserError(f"--out: {options.out.parent} is no directory; make it first")
+        if options.out.exists() and not options.out.is_file():
+            raise UserError(f"--out: {options.out} is no file; write the name of one")
+    except OSError as error:
+        raise UserError(f"--out: {options.out} can't be written: {error.strerror}") from error
+
+
+def _read(options: argparse.Namespace) -> Given:
+    from .config import load_study_file
+    from .page.given import Given
+    from .page.pictures import read_pictures
+    from .page.references import read_references
+    from .page.runs import runs_of
+    from .storage import load_study, looked_at
+
+    config = load_study_file(options.study)
+    references = read_references(options.references)
+    url = config.storage_url(options.storage)
+    artifacts = open_store(config.artifacts_place(options.storage, options.artifacts))
+    with looked_at(url, options.study) as storage:
+        study = load_study(storage, config.name)
+        trials = study.get_trials(deepcopy=False)
+        found = read_pictures(study, trials, artifacts)
+        return Given(
+            config=config,
+            asked=options.study,
+            url=url,
+            attrs=study.user_attrs,
+            runs=runs_of(trials),
+            beats=storage.database.patience.call(lambda: storage.beats(study._study_id)),
+            now=datetime.now(UTC),
+            references=references,
+            pictures=found.pictures,
+            picture_remarks=found.remarks,
         )
-        first = trials[0]
-        if first.state == TrialState.COMPLETE and first.number != best.number and first.value:
-            print(
-                f"  {100 * (1 - (best.value or 0.0) / first.value):.1f} % below the first recipe, "
-                f"trial 0 ({first.value:.4f})"
-            )
-        for name, value in changed_values(recipe_of(best)).items():
-            text = f"{value:.4g}" if isinstance(value, float) else value
-            print(f"  {name:<22}{text}")
-    print("next:")
-    print(f"  python -m hpo.worker --study {asked}   # more trials; --workers 2 for two")
-    print(f"  python -m hpo.status --study {asked}   # counts, best trials, pace")
-    print(f"  python -m hpo.confirm --study {asked}   # the best few again, on unseen runes")
-    print(f"  python -m hpo.export --study {asked} --out finetune.py   # the best as one file")
-    print(f"  python -m hpo.dashboard --study {asked} --open   # the trials in a browser")
+
+
+def _write(path: Path, page: bytes) -> None:
+    """Beside it first, so that nobody ever reads half a page.
+
+    Raises:
+        UserError: it can't be written there.
+    """
+    there = path.resolve()  # a link stays one
+    beside = there.with_name(f".{there.name}.{os.getpid()}.part")
+    try:
+        beside.write_bytes(page)
+        beside.replace(there)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise UserError(f"--out: {path} can't be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -15,10 +15,10 @@ from .choosing import BASELINE
 from .config import Budget, StudyConfig
 from .importance import Importance, ImportanceError, importances
 from .lifecycle import Beat
-from .report import changed_values
 from .results import best_trials
 from .space import recipe_of
 from .storage import shown
+from .summary import changed_values
 
 PACE_WINDOW_S = 3600.0
 NO_OUTCOME = "not recorded"

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError, run_command
 
+from .words import duration, setting
+
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:
     from .snapshot import Best, Confirmed, Pace, Status
@@ -29,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--study", required=True, help="name in studies/, or path of a study file")
     parser.add_argument(
-        "--storage", help="database URL (default: the study file's); also $RUNES_STORAGE"
+        "--storage",
+        help="database URL, or FILE.db.gz (default: the study file's); also $RUNES_STORAGE",
     )
     parser.add_argument(
         "--json", action="store_true", help="one JSON object; its keys are in hpo/snapshot.py"
@@ -43,19 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .choosing import CONFIRMED_KEY
     from .config import load_study_file
     from .snapshot import status_of
-    from .storage import load_study, open_existing
+    from .storage import load_study, looked_at
 
     config = load_study_file(options.study)
     url = config.storage_url(options.storage)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = open_existing(url, options.study)
-    try:
+    with looked_at(url, options.study) as storage:
         study = load_study(storage, config.name)
         trials = study.get_trials(deepcopy=False)
         confirmed = study.user_attrs.get(CONFIRMED_KEY)
         beats = storage.database.patience.call(lambda: storage.beats(study._study_id))
-    finally:
-        storage.database.engine.dispose()
     now = datetime.now(UTC)
     status = status_of(config, url, trials, beats, now, options.best, confirmed)
     print(to_json(status) if options.json else to_text(status))
@@ -93,12 +93,12 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
         state = f"alive, {age}" if w.alive else f"silent for {w.silent_s:.0f} s"
         yield "worker", f"{w.worker}  trial {w.trial}  {state}"
     yield "pace", _pace(status.pace)
-    yield "compute", f"{_duration(status.compute_s)} in finished trials"
+    yield "compute", f"{duration(status.compute_s)} in finished trials"
     if status.time_left_s is None:
         yield "time left", f"unknown: {status.time_left_unknown}"
     else:
         idle = ", once a worker runs" if status.time_left_s > 0 and not alive else ""
-        yield "time left", f"{_duration(status.time_left_s)} at this pace{idle}"
+        yield "time left", f"{duration(status.time_left_s)} at this pace{idle}"
     parts = ", ".join(f"{name} {value:g}" for name, value in status.budget.items())
     yield "budget", (parts or "none") + (f"; spent: {status.spent}" if status.spent else "")
     if not status.best:
@@ -120,7 +120,7 @@ def _unheard(status: Status) -> str:
 def _pace(pace: Pace | None) -> str:
     if pace is None:
         return "unknown: no trial has run yet"
-    span = _duration(pace.active_s)
+    span = duration(pace.active_s)
     window = f"since the start, {span}" if pace.since_start else f"in the last {span}"
     return (
         f"{pace.trials_per_hour:.1f} trials/h ({pace.finished} finished {window} "
@@ -133,7 +133,7 @@ def _best_lines(best: Best, width: int) -> Iterator[tuple[str, str]]:
     call = "" if best.longest_call_s is None else f"  longest call {best.longest_call_s:.1f} s"
     yield "best", f"trial {best.trial:>{width}}  loss {best.loss:.4f}{error}{call}"
     values = best.params if best.changed is None else best.changed
-    words = "  ".join(f"{name}={_value(v)}" for name, v in values.items())
+    words = "  ".join(f"{name}={setting(v)}" for name, v in values.items())
     if best.changed == {}:
         words = "the default recipe"
     for line in textwrap.wrap(
@@ -169,20 +169,6 @@ def _importance_lines(status: Status) -> Iterator[tuple[str, str]]:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "+".join(map(str, value)) or "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    """In the largest unit of which there are two or more."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 if __name__ == "__main__":

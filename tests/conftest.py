@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is imported: tests run in a process for each core, which share the cores.
+# Before torch is imported: tests run in a process for each core, which share the cores.  So do the
+# workers that they start.
 _PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _PROCESSES)))
+_THREADS = str(max(1, (os.cpu_count() or 1) // _PROCESSES))
+os.environ.setdefault("OMP_NUM_THREADS", _THREADS)
+os.environ.setdefault("RUNES_THREADS", _THREADS)
 
 
 @pytest.fixture(scope="session")

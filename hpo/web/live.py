@@ -5,21 +5,24 @@ from __future__ import annotations
 import html
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from wsgiref.util import setup_testing_defaults
 
 import bottle
 import optuna_dashboard
-from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from finetune.errors import UserError
 
+from ..seeing.store import Store
 from ..storage import open_storage, parse_url, shown
+from .prepared import Prepared
 from .replies import page, redirect, reply
-from .watched import WatchedStorage, without_infeasible
+from .watched import WatchedStorage, with_notes, without_infeasible
 
 _START = "/dashboard"
 _LOOK_AGAIN_S = 5
@@ -34,13 +37,13 @@ class LiveDashboard:
     Args:
         study: the study's name in the database.
         start: the command that would begin it, for the advice.
-        artifacts: the directory of files that belong to trials.
+        artifacts: the store of files that belong to trials.
 
     Raises:
         UserError: the database can't be opened.
     """
 
-    def __init__(self, url: str, study: str, start: str, artifacts: Path | None = None) -> None:
+    def __init__(self, url: str, study: str, start: str, artifacts: Store | None = None) -> None:
         self._url = url
         self._study = study
         self._start = start
@@ -56,6 +59,16 @@ class LiveDashboard:
         except (KeyError, bottle.HTTPError):
             return False
         return True
+
+    def prepare(self) -> None:
+        """Read the study, so that the first page is as quick as the next; errors are the page's."""
+        with suppress(Exception):
+            study_id = self.storage.get_study_id_from_name(self._study)
+            for _ in range(2):  # the first reads, the second keeps
+                environ: dict[str, Any] = {"PATH_INFO": f"/api/studies/{study_id}"}
+                setup_testing_defaults(environ)
+                for _ in self.app(environ, lambda *_: lambda _: None):
+                    pass
 
     def close(self) -> None:
         """Let go of the database."""
@@ -104,9 +117,10 @@ class LiveDashboard:
         opened.get_all_studies()
         self.storage = WatchedStorage(opened)
         self._there = _identity(self._url)
-        store = FileSystemArtifactStore(self._artifacts) if self._artifacts else None
-        app = optuna_dashboard.wsgi(self.storage, artifact_store=store)
+        app = optuna_dashboard.wsgi(self.storage, artifact_store=self._artifacts)
+        app.install(Prepared(app, self.storage))
         app.install(without_infeasible)
+        app.install(with_notes(self.storage.note_of))
         app.install(_what_is_missing)
         self.app: WSGIApplication = app
 
@@ -131,5 +145,8 @@ def _what_is_missing(view: Callable[..., Any]) -> Callable[..., Any]:
             return view(*args, **kwargs)
         except (ArtifactNotFound, KeyError) as error:
             raise bottle.HTTPError(HTTPStatus.NOT_FOUND.value, "Not found.") from error
+        except OSError as error:
+            words = f"The store of artifacts does not answer: {error.strerror or error}"
+            raise bottle.HTTPError(HTTPStatus.SERVICE_UNAVAILABLE.value, words) from error
 
     return answering

@@ -6,6 +6,7 @@ import copy
 import threading
 import time
 from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -18,20 +19,33 @@ from finetune.errors import UserError
 
 from ..patience import Patience
 from ..results import is_feasible
+from ..seeing.attrs import NOTE_KEY, NOTE_TEXT, NOTE_VERSION, PLOT
 from ..study_storage import StudyStorage
 
 T = TypeVar("T")
 
 _PATIENCE_S = 3.0  # someone waits for the page
-# Reading takes at most one part in six of a core's time, however large the study.
-_REST = 5.0
+# Reading whole studies takes at most one part in forty of a core's time, however large they are.
+# In between, what runs and what is new is read.
+_REST = 40.0
+_DASHBOARDS = "dashboard:"
+_OF_STUDY = (NOTE_VERSION, NOTE_TEXT, PLOT)
+
+
+@dataclass
+class _Known:
+    """A study's trials as they were read."""
+
+    best_before: float  # after it all are read anew: attributes of finished trials may change
+    by_id: dict[int, FrozenTrial]
+    listed: list[FrozenTrial]  # by their numbers
 
 
 class WatchedStorage(StudyStorage):
     """`StudyStorage` for the threads of a server that stays up: nothing is kept for long.
 
-    A worker's storage keeps what is finished, and is for one thread.  A dashboard outlives
-    studies whose ids are given out again, and attributes of finished trials that change.
+    A worker's storage keeps what is finished for good, and is for one thread.  A dashboard
+    outlives studies whose ids are given out again, and attributes of finished trials that change.
 
     When the database is away, every method raises a `bottle.HTTPError` that says so.
     """
@@ -40,7 +54,8 @@ class WatchedStorage(StudyStorage):
         opened.database.patience = _Answering(opened.database.patience.what, _PATIENCE_S)
         super().__init__(opened.database, opened.worker)
         self._lock = threading.Lock()
-        self._read: dict[int, tuple[float, list[FrozenTrial]]] = {}  # by study, with best before
+        self._known: dict[int, _Known] = {}  # by study
+        self._notes: dict[int, str] = {}  # by trial, as last read
 
     def get_all_trials(
         self,
@@ -49,17 +64,55 @@ class WatchedStorage(StudyStorage):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         with self._lock:
-            best_before, trials = self._read.get(study_id, (0.0, []))
-            if time.monotonic() >= best_before:
-                started = time.monotonic()
-                ids = [trial_id for trial_id, _ in self.database.states_of(study_id, (), -1)]
-                trials = sorted(self.database.whole_trials(ids), key=lambda t: t.number)
-                for trial in trials:
-                    _show_constraints(trial)
-                ended = time.monotonic()
-                self._read[study_id] = ended + _REST * (ended - started), trials
+            trials = self._look(study_id)
         chosen = [t for t in trials if states is None or t.state in states]
         return copy.deepcopy(chosen) if deepcopy else chosen
+
+    def _look(self, study_id: int) -> list[FrozenTrial]:
+        """All trials by their numbers; those that have not changed are the same objects."""
+        known = self._known.get(study_id)
+        if known is None or time.monotonic() >= known.best_before:
+            started = time.monotonic()
+            ids = [trial_id for trial_id, _ in self.database.states_of(study_id, (), -1)]
+            fresh = self.database.whole_trials(ids)
+            ended = time.monotonic()
+            before = known.by_id if known else {}
+            known = _Known(ended + _REST * (ended - started), {}, [])
+        else:
+            running = [i for i, t in known.by_id.items() if not t.state.is_finished()]
+            highest = max(known.by_id, default=-1)
+            ids = [i for i, _ in self.database.states_of(study_id, running, highest)]
+            fresh = self.database.whole_trials(ids)
+            before = known.by_id
+        for trial in fresh:
+            _show_constraints(trial)
+            trial_id = trial._trial_id
+            if before.get(trial_id) != trial:
+                known.by_id[trial_id] = trial
+                self._notes[trial_id] = str(trial.system_attrs.get(NOTE_KEY, ""))
+            else:
+                known.by_id[trial_id] = before[trial_id]
+        if fresh or not known.listed:
+            known.listed = sorted(known.by_id.values(), key=lambda t: t.number)
+        self._known[study_id] = known
+        return known.listed
+
+    def note_of(self, trial_id: int) -> str:
+        """What a worker wrote about a trial, in Markdown; empty where it wrote nothing."""
+        return self._notes.get(trial_id, "")
+
+    def kept_of_trials(self, study_id: int) -> dict[str, Any]:
+        """What the dashboard keeps of trials among the study's attributes: notes that people wrote.
+
+        Raises:
+            KeyError: there is no such study.
+        """
+        attrs = self.get_study_system_attrs(study_id)
+        return {
+            key: value
+            for key, value in attrs.items()
+            if key.startswith(_DASHBOARDS) and not key.startswith(_OF_STUDY)
+        }
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         """The best feasible trial; if none is feasible the best one, which see `without_slow`."""
@@ -129,3 +182,25 @@ def without_infeasible(view: Callable[..., Any]) -> Callable[..., Any]:
         return answer
 
     return filtered
+
+
+def with_notes(note_of: Callable[[int], str]) -> Callable[..., Callable[..., Any]]:
+    """A plug-in for the dashboard: it shows the notes that workers keep with their trials.
+
+    One that a person wrote in the dashboard is shown instead.
+    """
+
+    def plug_in(view: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            answer = view(*args, **kwargs)
+            if isinstance(answer, dict) and "best_trials" in answer:
+                for trial in (*answer["trials"], *answer["best_trials"]):
+                    if not trial["note"]["body"]:
+                        trial["note"]["body"] = note_of(trial["trial_id"])
+                # Which the dashboard gives in the order of a set.
+                answer["plotly_graph_objects"].sort(key=lambda plot: plot["id"])
+            return answer
+
+        return noted
+
+    return plug_in

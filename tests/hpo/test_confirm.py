@@ -21,14 +21,14 @@ from finetune.data import RuneSource, open_drawn
 from finetune.errors import UserError
 from finetune.recipe import Recipe
 from hpo import call
-from hpo.choosing import CONFIRMED_KEY, choose
+from hpo.choosing import CALLS_PREFIX, CONFIRMED_KEY, choose
 from hpo.config import StudyConfig, load_study_file
 from hpo.confirm import main
 from hpo.confirmed import describe_difference, to_text
 from hpo.export import main as export
 from hpo.instances import load_measuring
 from hpo.manifest import MANIFEST_KEY
-from hpo.remeasure import PREFIX, Kept, table_seed
+from hpo.remeasure import Kept, table_seed
 from hpo.start import create
 from hpo.status import main as status
 from hpo.storage import load_study, open_storage
@@ -162,7 +162,7 @@ def confirmed() -> dict[str, Any]:
 
 
 def kept(study: optuna.Study) -> dict[str, Any]:
-    return {k: v for k, v in study.user_attrs.items() if k.startswith(PREFIX)}
+    return {k: v for k, v in study.user_attrs.items() if k.startswith(CALLS_PREFIX)}
 
 
 # The command

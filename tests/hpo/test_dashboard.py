@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from optuna.trial import TrialState
 from finetune.errors import UserError
 from hpo.dashboard import Address, check_exposure, guard, listen, main, read_token
 from hpo.patience import Patience
+from hpo.seeing.store import open_store
 from hpo.storage import load_study, open_storage
 from hpo.study_storage import StudyStorage
 from hpo.web.live import LiveDashboard
@@ -158,7 +158,9 @@ def serve(path: Path, store: Path) -> Iterator[Serve]:
     opened = []
 
     def serve(url: str = f"sqlite:///{path}") -> LiveDashboard:
-        opened.append(LiveDashboard(url, "s", "python -m hpo.worker --study s", store))
+        opened.append(
+            LiveDashboard(url, "s", "python -m hpo.worker --study s", open_store(str(store)))
+        )
         return opened[-1]
 
     yield serve
@@ -319,7 +321,7 @@ class TestStudies:
         trials = ask(app, f"/api/studies/{study.id}").json["trials"]
         assert [t["values"] for t in trials] == [[0.2], [0.3]]
 
-    def test_what_changes_in_finished_trials_is_shown(
+    def test_what_a_trial_gets_while_it_runs_and_as_it_ends_is_shown_at_once(
         self, path: Path, serve: Serve, ask: Ask, store: Path
     ) -> None:
         study = Study(f"sqlite:///{path}")
@@ -328,7 +330,6 @@ class TestStudies:
         assert len(live.storage.get_all_trials(study.id)) == 1
         study.attach(trial_id, store, "a.png", "image/png", b"x")
         study.storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
-        time.sleep(0.5)
         (trial,) = live.storage.get_all_trials(study.id)
         assert trial.state == TrialState.COMPLETE
         assert [key for key in trial.system_attrs if key.startswith("artifacts:")]
@@ -387,9 +388,12 @@ class TestStudies:
 
 
 class TestArtifacts:
-    @pytest.mark.parametrize(
-        ("name", "kind", "is_picture"),
-        [
+    def test_they_never_run(self, path: Path, store: Path, serve: Serve, ask: Ask) -> None:
+        study = Study(f"sqlite:///{path}")
+        trial_id = study.begin()
+        app = guard(serve(), HERE)
+        content = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+        for name, kind, is_picture in (
             ("a.png", "image/png", True),
             ("a.png", "text/html", False),
             ("a.html", "text/html", False),
@@ -399,33 +403,19 @@ class TestArtifacts:
             ("a\r\nX: y", "image/png, text/html", False),
             ("ᚱ.xhtml", "application/xhtml+xml", False),
             ("a.js", "text/javascript", False),
-        ],
-    )
-    def test_they_never_run(
-        self,
-        path: Path,
-        store: Path,
-        serve: Serve,
-        ask: Ask,
-        name: str,
-        kind: str,
-        is_picture: bool,
-    ) -> None:
-        study = Study(f"sqlite:///{path}")
-        content = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
-        url = study.attach(study.begin(), store, name, kind, content)
-        answer = ask(guard(serve(), HERE), url)
-        assert (answer.status, answer.body) == (200, content)
-        headers = answer.headers
-        assert headers["x-content-type-options"] == "nosniff"
-        assert headers["content-security-policy"].startswith("sandbox; default-src 'none'")
-        assert "access-control-allow-origin" not in headers
-        if is_picture:
-            assert headers["content-type"] == kind
-            assert "content-disposition" not in headers
-        else:
-            assert headers["content-type"] == "application/octet-stream"
-            assert headers["content-disposition"] == "attachment"
+        ):
+            answer = ask(app, study.attach(trial_id, store, name, kind, content))
+            assert (answer.status, answer.body) == (200, content), (name, kind)
+            headers = answer.headers
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+            assert "access-control-allow-origin" not in headers
+            if is_picture:
+                assert headers["content-type"] == kind
+                assert "content-disposition" not in headers
+            else:
+                assert headers["content-type"] == "application/octet-stream", (name, kind)
+                assert headers["content-disposition"] == "attachment"
 
     def test_a_type_that_would_split_the_headers_is_an_error(
         self, path: Path, store: Path, serve: Serve, ask: Ask
@@ -457,14 +447,11 @@ class TestArtifacts:
         next(store.glob("0000*")).unlink()
         assert ask(app, url).status == 404
 
-    @pytest.mark.parametrize(
-        "path_of", ["/static/../_app.py", "/static/%2e%2e/_app.py", "/static/..%2f_app.py"]
-    )
-    def test_files_beside_the_static_ones_stay_hidden(
-        self, serve: Serve, ask: Ask, path_of: str
-    ) -> None:
-        assert ask(guard(serve(), HERE), path_of).status == 400
-        assert ask(serve().app, path_of).status in (403, 404)
+    def test_files_beside_the_static_ones_stay_hidden(self, serve: Serve, ask: Ask) -> None:
+        live = serve()
+        for path_of in ("/static/../_app.py", "/static/%2e%2e/_app.py", "/static/..%2f_app.py"):
+            assert ask(guard(live, HERE), path_of).status == 400, path_of
+            assert ask(live.app, path_of).status in (403, 404), path_of
 
 
 class TestGuards:

@@ -1,0 +1,54 @@
+"""A plot of one trial: its learning curves, and its losses by the time t."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INCHES = (9.0, 3.4)
+_DPI = 100
+_COLOURS = 128  # a third of the bytes of all that there are
+_MOST_NAMED = 8  # lines; of more, none has a name
+
+
+def plot_trial(calls: Sequence[Mapping[str, Any]]) -> bytes:
+    """A PNG of a trial's calls, as they are stored in its attribute ``instances``."""
+    # Half a second to import; no pyplot, which keeps figures and looks for a screen.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    learning, by_time = figure.subplots(1, 2)
+    for call in calls:
+        _line(learning, call, call.get("curve") or ())
+        _line(by_time, call, call.get("per_t_bin") or ())
+    learning.set(title="Learning curve", xlabel="share of the run", ylabel="training loss")
+    by_time.set(
+        title="Loss by time", xlabel="t (0: data, 1: noise)", ylabel="loss, unseen drawings"
+    )
+    for axes in (learning, by_time):
+        axes.set_xlim(0, 1)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    if 1 <= len(calls) <= _MOST_NAMED:
+        figure.legend(*by_time.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    drawn, out = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    few = Image.open(drawn).convert("RGB").quantize(_COLOURS)
+    few.save(out, format="PNG", optimize=True)
+    return out.getvalue()
+
+
+def _line(axes: Axes, call: Mapping[str, Any], values: Sequence[float | None]) -> None:
+    # Each value is a mean over its part of the axis, and stands in the part's middle.
+    middles = [(i + 0.5) / len(values) for i in range(len(values))]
+    known = [math.nan if value is None else value for value in values]
+    axes.plot(middles, known, marker=".", markersize=4, linewidth=1.2, label=call["instance"])
