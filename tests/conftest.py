@@ -7,12 +7,19 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is imported: tests run in a process for each core, which share the cores.  So do the
-# workers that they start.
-_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-_THREADS = str(max(1, (os.cpu_count() or 1) // _PROCESSES))
-os.environ.setdefault("OMP_NUM_THREADS", _THREADS)
-os.environ.setdefault("RUNES_THREADS", _THREADS)
+# Before torch is imported: tests run in several processes, which share the cores; so do the workers
+# that they start.  The process that only hands out tests must set nothing, as others inherit it.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    _PROCESSES = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    _THREADS = str(max(1, (os.cpu_count() or 1) // _PROCESSES))
+    os.environ.setdefault("OMP_NUM_THREADS", _THREADS)
+    os.environ.setdefault("RUNES_THREADS", _THREADS)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """A process more for two cores: half of the time goes into waiting for other processes."""
+    cores = os.cpu_count() or 1
+    return cores + cores // 2
 
 
 @pytest.fixture(scope="session")

@@ -129,3 +129,34 @@ def variables(tmp_path: Path) -> dict[str, str]:
     assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
     lines = (tmp_path / ".env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and line[0] != "#")
+
+
+@pytest.fixture(scope="session")
+def study_text() -> Callable[..., str]:
+    """A study of calls that cost next to nothing, as a file: its name, budget and steps a call."""
+
+    def text(name: str, trials: int = 1, steps: int = 2) -> str:
+        return f"""
+name = "{name}"
+storage = "sqlite:///unused.db"
+[instances]
+source = "drawn"
+runes = ["thorn"]
+[budget]
+trials = {trials}
+[estimator]
+strata = 2
+replicates = 2
+[fixed]
+steps = {steps}
+batch_size = 2
+render = "direct"
+output = "velocity"
+precision = "fp32"
+[space.lr]
+type = "float"
+low = 1e-4
+high = 1e-2
+"""
+
+    return text

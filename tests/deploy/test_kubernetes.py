@@ -19,28 +19,6 @@ from hpo.storage import load_study, open_storage
 
 REPO = Path(__file__).parents[2]
 FILES = sorted((REPO / "deploy" / "kubernetes").glob("*.yaml"))
-STUDY = """
-name = "tiny"
-storage = "sqlite:///unused.db"
-[instances]
-source = "drawn"
-runes = ["thorn"]
-[budget]
-trials = 1
-[estimator]
-strata = 2
-replicates = 2
-[fixed]
-steps = 2
-batch_size = 2
-render = "direct"
-output = "velocity"
-precision = "fp32"
-[space.lr]
-type = "float"
-low = 1e-4
-high = 1e-2
-"""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -93,10 +71,11 @@ def test_a_job_makes_the_study_and_a_pod_finishes_it(
     database: str,
     url: Callable[[str], str],
     roles: Mapping[str, str],
+    study_text: Callable[..., str],
     tmp_path: Path,
 ) -> None:
     (tmp_path / "studies").mkdir()
-    (tmp_path / "studies" / "runes.toml").write_text(STUDY)
+    (tmp_path / "studies" / "runes.toml").write_text(study_text("tiny"))
     secrets = {user.removeprefix("runes_"): word for user, word in roles.items()}
     for name in ("init", "worker"):
         (container,) = read(name)["spec"]["template"]["spec"]["containers"]

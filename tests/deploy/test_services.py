@@ -23,28 +23,6 @@ from benchmarks.postgres import Postgres
 from hpo.storage import load_study, open_storage
 
 REPO = Path(__file__).parents[2]
-STUDY = """
-name = "{name}"
-storage = "sqlite:///unused.db"
-[instances]
-source = "drawn"
-runes = ["thorn"]
-[estimator]
-strata = 2
-replicates = 2
-[budget]
-trials = 3
-[fixed]
-steps = {steps}
-batch_size = 2
-render = "direct"
-output = "velocity"
-precision = "fp32"
-[space.lr]
-type = "float"
-low = 1e-4
-high = 1e-2
-"""
 
 
 @dataclass(frozen=True)
@@ -102,12 +80,13 @@ def compose(
     variables: dict[str, str],
     read_compose: Callable[[Mapping[str, str]], dict[str, Any]],
     make_roles: Callable[[str, Mapping[str, str]], None],
+    study_text: Callable[..., str],
 ) -> Compose:
     """The services, in a directory with studies, beside a server as the image sets it up."""
     for name in ("studies", "backups", "artifacts"):
         (tmp_path / name).mkdir()
-    (tmp_path / "studies" / "tiny.toml").write_text(STUDY.format(name="tiny", steps=2))
-    (tmp_path / "studies" / "slow.toml").write_text(STUDY.format(name="slow", steps=100_000))
+    (tmp_path / "studies" / "tiny.toml").write_text(study_text("tiny", trials=3))
+    (tmp_path / "studies" / "slow.toml").write_text(study_text("slow", trials=3, steps=100_000))
     postgres.sql("DROP DATABASE IF EXISTS runes WITH (FORCE)")
     postgres.sql("CREATE DATABASE runes")
     roles = ("owner", "worker", "reader")

@@ -19,35 +19,12 @@ from hpo.storage import load_study, open_storage
 
 REPO = Path(__file__).parents[2]
 SCRIPT = REPO / "deploy" / "slurm" / "worker.sbatch"
-STUDY = """
-name = "slow"
-storage = "sqlite:///unused.db"
-artifacts = "none"
-[instances]
-source = "drawn"
-runes = ["thorn"]
-[budget]
-trials = 1
-[estimator]
-strata = 2
-replicates = 2
-[fixed]
-steps = {steps}
-batch_size = 2
-render = "direct"
-output = "velocity"
-precision = "fp32"
-[space.lr]
-type = "float"
-low = 1e-4
-high = 1e-2
-"""
 
 Start = Callable[[int], subprocess.Popen[str]]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path, study_text: Callable[..., str]) -> Iterator[Start]:
     """Starts the script on a study whose calls take so many steps."""
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -60,7 +37,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     started = []
 
     def start(steps: int) -> subprocess.Popen[str]:
-        (tmp_path / "slow.toml").write_text(STUDY.format(steps=steps))
+        (tmp_path / "slow.toml").write_text(study_text("slow", steps=steps))
         process = subprocess.Popen(
             ["bash", str(SCRIPT)],
             cwd=tmp_path,

@@ -16,8 +16,11 @@ from wsgiref.util import setup_testing_defaults
 import optuna
 import pytest
 
+from benchmarks.browser import chromium, find_chromium
 from benchmarks.postgres import Postgres
+from finetune.errors import UserError
 
+SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 _NUMBERS = itertools.count()
 
 
@@ -116,3 +119,16 @@ def ask() -> Callable[..., Answer]:
         return Answer(int(status.split()[0]), {k.lower(): v for k, v in headers}, body)
 
     return ask
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium; pictures may go to ``build/screenshots``, which is there."""
+    pytest.importorskip("playwright", reason="needs Playwright: pip install -e '.[browser]'")
+    try:
+        find_chromium()
+    except UserError as error:
+        pytest.skip(str(error))
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with chromium() as opened:
+        yield opened

@@ -18,8 +18,7 @@ import pytest
 from optuna.trial import TrialState
 from PIL import Image
 
-from benchmarks.browser import chromium, dashboard, find_chromium
-from finetune.errors import UserError
+from benchmarks.browser import dashboard
 from hpo.config import load_study_file
 from hpo.outcome import Ending, Outcome
 from hpo.seeing.gallery import Gallery
@@ -91,18 +90,6 @@ def grey() -> bytes:
     out = io.BytesIO()
     Image.new("L", (300, 90), 128).save(out, format="PNG")
     return out.getvalue()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    pytest.importorskip("playwright", reason="needs Playwright: pip install -e '.[browser]'")
-    try:
-        find_chromium()
-    except UserError as error:
-        pytest.skip(str(error))
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

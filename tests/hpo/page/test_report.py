@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import pytest
 from optuna.trial import FrozenTrial
 from PIL import Image
 
-from benchmarks.browser import chromium, find_chromium
 from finetune.errors import UserError
 from hpo import importance
 from hpo.choosing import CONFIRMED_KEY
@@ -225,18 +224,6 @@ def test_two_thousand_trials_make_a_page_of_reasonable_size(
     assert time.process_time() - began < 20  # s; a few, but for a machine that is busy
     assert len(page.encode()) < 500_000
     assert "1950 trials finished" in page  # without those that failed, which have no value
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    pytest.importorskip("playwright", reason="needs Playwright: pip install -e '.[browser]'")
-    try:
-        find_chromium()
-    except UserError as error:
-        pytest.skip(str(error))
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
