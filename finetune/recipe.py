@@ -45,7 +45,7 @@ class Recipe:
     """
 
     # Optimisation
-    steps: int = _number(4000, 1, 1_000_000, "steps", "optimizer steps when time allows")
+    steps: int = _number(6000, 1, 1_000_000, "steps", "optimizer steps when time allows")
     batch_size: int = _number(16, 1, 4096, "images", "augmented drawings per step")
     lr: float = _number(4e-3, 1e-7, 1.0, "1", "peak learning rate of AdamW")
     schedule: str = _choice(
@@ -118,7 +118,7 @@ class Recipe:
     # The call
     seed: int = _number(0, 0, 2**63 - 1, "1", "of every random number in the call")
     precision: str = _choice("auto", ("auto", "fp32", "bf16"), "number format of a step")
-    deadline_s: float = _number(110.0, 1.0, 1e6, "s", "wall clock after which the call returns")
+    deadline_s: float = _number(117.0, 1.0, 1e6, "s", "wall clock after which the call returns")
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

@@ -1,25 +1,27 @@
 """Adapt a pretrained rectified-flow network to a new class from ten drawings.
 
-From trial 1 of study runes: loss 0.0850 ± 0.0003, the mean of 8 instances.  The recipe's digest
-is 48ceb7106f02.
+From trial 0 of study runes: loss 0.0766 ± 0.0002, the mean of 8 instances.  The recipe's digest
+is cca7d63588f3.
 
-Made from runes 0.1.0, code d22a66d5e3e2, by joining the modules that trials run; branches that
+Made from runes 0.1.0, code 0df8988dc553, by joining the modules that trials run; branches that
 this recipe does not take are left out.  It needs Python 3.10 and torch 2.2 or newer, no file and
 no network; it uses a GPU where there is one.  To make it again:
 
-    python -m hpo.export --study runes --trial 1 --out finetune.py
+    python -m hpo.export --study runes --trial 0 --out finetune.py
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -41,12 +43,14 @@ class Recipe:
     # l2_sp = 0.0: decay toward the pretrained weights (L2-SP)
     # lora_rank = 0: rank of the low-rank updates; 0 is full training
     # embedding_init = "mean": start of the new class's embedding
+    # output = "levels": a posterior over each pixel's grey level, or the velocity as the network
+    #   has it
     # time_sampling = "stratified": how t is drawn in training
 
     # Optimisation
-    steps: int = 4000  # optimizer steps when time allows
-    batch_size: int = 32  # augmented drawings per step (images)
-    lr: float = 0.003  # peak learning rate of AdamW
+    steps: int = 6000  # optimizer steps when time allows
+    batch_size: int = 16  # augmented drawings per step (images)
+    lr: float = 0.004  # peak learning rate of AdamW
     warmup: float = 0.05  # linear warm-up of the learning rate (share)
     beta2: float = 0.99  # AdamW's decay of squared gradients
     weight_decay: float = 0.0  # AdamW's decay toward zero
@@ -66,6 +70,11 @@ class Recipe:
     )
     embedding_lr_factor: float = 1.0  # learning rate of the new embedding over that of the rest
 
+    # What is learnt
+    level_weight: float = 0.3  # of the levels' cross entropy beside the flow loss
+    head_lr_factor: float = 3.0  # learning rate of the levels' head over that of the rest
+    views: int = 5  # shifted views over which levels are averaged, at noise
+
     # Augmentation mix
     render: str = "rebuilt"  # warp rebuilt strokes, or the 28x28 drawing itself
     plain_share: float = 0.0  # drawings left as they are (share)
@@ -77,11 +86,13 @@ class Recipe:
     elastic_px: float = 0.4  # deviation of the elastic grid's offsets (px)
     elastic_grid: int = 5  # elastic control points along each axis (points)
     stroke_px: float = 0.0  # change of the stroke's width (px)
+    blend: float = 0.0  # deformation into each other: how far a drawing may turn into others
+    blend_spread: float = 1.0  # variety of what it turns into, over that of the drawings
 
     # The call
     seed: int = 0  # of every random number in the call
     precision: str = "auto"  # number format of a step
-    deadline_s: float = 110.0  # wall clock after which the call returns (s)
+    deadline_s: float = 117.0  # wall clock after which the call returns (s)
 
 
 def finetune_model(
@@ -109,6 +120,7 @@ _CLOCK_GRACE = 0.1
 _STEP_MARGIN = 1.5
 # Drawing 256 images takes hardly longer than drawing 32.
 _DRAWN_AT_ONCE = 256
+_LEVEL_SAMPLES = 512  # augmented drawings in which the levels are counted
 
 
 class AdaptationError(RuntimeError):
@@ -174,7 +186,7 @@ def adapt(
     start = time.perf_counter()
     device = training_device(next(pretrained_model.parameters()).device)
     try:
-        with standard_settings(device):
+        with standard_settings(device), fastest_threads(device):
             return _adapt_on(device, start, pretrained_model, drawings, recipe, on_step)
     except RuntimeError as error:
         if device.type == "cpu" or isinstance(error, AdaptationError) or not is_gpu_failure(error):
@@ -182,7 +194,7 @@ def adapt(
     with suppress(RuntimeError):  # of a device that is out of order
         torch.cuda.empty_cache()
     device = torch.device("cpu")
-    with standard_settings(device):
+    with standard_settings(device), fastest_threads(device):
         return _adapt_on(device, start, pretrained_model, drawings, recipe, on_step)
 
 
@@ -201,24 +213,28 @@ def _adapt_on(
     # Of the new class's own stream, so that nothing depends on the global one.
     generator = torch.Generator(device).manual_seed(recipe.seed)
     drawings = drawings.to(device)
-    velocity = _velocity_model(model, device, resolve_precision(recipe.precision, device))
+    precision = resolve_precision(recipe.precision, device)
     label = embedding_of(model).num_embeddings
     add_class(model, _first_embedding(model, drawings, recipe, generator))
     freeze_all_but(model, recipe.train_groups)
 
-    batches = _batches(Augmenter(drawings, recipe, generator), recipe.batch_size)
-    weights = _Weights(model, recipe)
-    labels = torch.full((recipe.batch_size,), label, device=device)
+    augment = Augmenter(drawings, recipe, generator)
+    batches = _batches(augment, recipe.batch_size)
+    c = torch.full((recipe.batch_size,), label, device=device)
+    learner: _LearnsVelocity | _LearnsLevels
+    learner = _LearnsLevels(model, device, precision, augment, label, recipe)
+    weights = _Weights(model, learner.head, recipe)
     clock = _Clock(start, recipe.steps, recipe.deadline_s)
     stopped = False
     while clock.share < 1 and not stopped:
         x = next(batches)  # (B, 1, 28, 28)
         t = _draw_times(recipe, generator)[:, None, None, None]
         e = torch.randn(x.shape, generator=generator, device=device)
-        loss = image_losses(velocity, x, e, t, labels).mean()
+        objective, loss = learner.losses(x, e, t, c)
         share = clock.share
         clock.tick()
-        value = weights.step(loss, share, clock.share - share)
+        weights.step(objective, share, clock.share - share)
+        value = loss.item()
         if not math.isfinite(value):
             raise AdaptationError(
                 f"loss is {value} at step {clock.step} of {recipe.steps}; "
@@ -228,20 +244,62 @@ def _adapt_on(
             stopped = bool(on_step(Progress(clock.step, clock.share, value, clock.elapsed_s)))
     if recipe.ema_half_life:
         weights.use_averages()
-    for parameter in model.parameters():
+    adapted = learner.model
+    for parameter in adapted.parameters():
         parameter.requires_grad_(True)
     return Adapted(
-        model=model.to(home, dtype).eval(),
+        model=adapted.to(home, dtype).eval(),
         steps=clock.step,
         seconds=time.perf_counter() - start,
         stopped=stopped and clock.share < 1,
     )
 
 
+class _LearnsVelocity:
+    """Trains the network's own output."""
+
+    head: tuple[nn.Parameter, ...] = ()
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
+        self.model = model
+        self._velocity = _velocity_model(model, device, precision)
+
+    def losses(self, x: Tensor, e: Tensor, t: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """What is lowered and the flow loss, both means over the batch."""
+        loss = image_losses(self._velocity, x, e, t, c).mean()
+        return loss, loss.detach()
+
+
+class _LearnsLevels:
+    """Trains the posterior over grey levels; see `finetune.posterior`."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        precision: str,
+        augment: Augmenter,
+        label: int,
+        recipe: Recipe,
+    ) -> None:
+        self._levels = grey_levels(augment.drawings, augment(_LEVEL_SAMPLES), augment.operator)
+        self.model = LevelPosterior(network, self._levels, label, recipe.views)
+        self.head = tuple(self.model.head.parameters())
+        self._features = _feature_model(network, device, precision)
+        self._weight = recipe.level_weight
+
+    def losses(self, x: Tensor, e: Tensor, t: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """What is lowered and the flow loss, both means over the batch."""
+        levels = self._levels.nearest(x)
+        losses, entropies = self.model.losses(self._features, levels, x, e, t, c)
+        loss = losses.mean()
+        return loss + self._weight * entropies.mean(), loss.detach()
+
+
 def _velocity_model(model: nn.Module, device: torch.device, precision: str) -> VelocityModel:
     """``model`` as it is called in training: where it is, and in which precision, fastest."""
     if device.type == "cpu" and can_fuse(model):
-        return FusedUNet(model, torch.bfloat16 if precision == "bf16" else torch.float32)
+        return FusedUNet(model, _product_type(precision))
 
     def call(x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         with autocast(device, precision):
@@ -249,6 +307,22 @@ def _velocity_model(model: nn.Module, device: torch.device, precision: str) -> V
         return velocity
 
     return call
+
+
+def _feature_model(model: nn.Module, device: torch.device, precision: str) -> Features:
+    """The same of what the model's last convolution is given."""
+    if device.type == "cpu" and can_fuse(model):
+        return FusedUNet(model, _product_type(precision)).features
+
+    def call(x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        with autocast(device, precision):
+            return last_features(model, x_t, t, c)
+
+    return call
+
+
+def _product_type(precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def _batches(augment: Augmenter, batch_size: int) -> Iterator[Tensor]:
@@ -287,9 +361,9 @@ class _Clock:
 
 
 class _Weights:
-    """The trained parameters with everything that moves them."""
+    """The trained parameters, those of a head among them, with everything that moves them."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, model: nn.Module, head: Sequence[nn.Parameter], recipe: Recipe) -> None:
         self.recipe = recipe
         embedding, vectors, matrices = [], [], []
         for name, parameter in trainable(model):
@@ -299,20 +373,23 @@ class _Weights:
                 vectors.append(parameter)
             else:
                 matrices.append(parameter)
-        self.parameters = matrices + vectors + embedding
+        self.head = list(head)
+        self.trunk = matrices + vectors + embedding
+        self.parameters = self.trunk + self.head
         # Digits' rows get no gradient, and must not decay either; vectors are not decayed,
         # as is usual.
         groups: list[dict[str, Any]] = [
             {"params": matrices, "factor": 1.0, "weight_decay": recipe.weight_decay},
             {"params": vectors, "factor": 1.0, "weight_decay": 0.0},
             {"params": embedding, "factor": recipe.embedding_lr_factor, "weight_decay": 0.0},
+            {"params": self.head, "factor": recipe.head_lr_factor, "weight_decay": 0.0},
         ]
         self.optimizer = _adamw([g for g in groups if g["params"]], recipe)
         if recipe.ema_half_life:
             self.averages = [p.detach().clone() for p in self.parameters]
 
-    def step(self, loss: Tensor, share: float, advance: float) -> float:
-        """Move the weights down the gradient at ``share`` of the schedule; returns the loss.
+    def step(self, loss: Tensor, share: float, advance: float) -> None:
+        """Move the weights down the gradient at ``share`` of the schedule.
 
         ``advance`` is the share of the schedule that this step covers.
         """
@@ -320,7 +397,9 @@ class _Weights:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if r.clip_norm:
-            nn.utils.clip_grad_norm_(self.parameters, r.clip_norm)
+            # Apart: the head's gradient is the larger one, and would slow down the rest.
+            nn.utils.clip_grad_norm_(self.trunk, r.clip_norm)
+            nn.utils.clip_grad_norm_(self.head, r.clip_norm)
         lr = r.lr * lr_factor(r, share, advance)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
@@ -330,7 +409,6 @@ class _Weights:
                 keep = 0.5 ** (advance / r.ema_half_life)
                 for average, parameter in zip(self.averages, self.parameters, strict=True):
                     average.lerp_(parameter, 1 - keep)
-        return loss.item()
 
     def use_averages(self) -> None:
         """Put the averaged weights into the model."""
@@ -414,6 +492,7 @@ class Augmenter:
         if recipe.render == "rebuilt":
             rebuilt = rebuild(drawings[:, 0])
             self.rebuilt = rebuilt if rebuilt.error <= _MAX_REBUILD_ERROR else None
+        self.operator: Tensor | None = None  # (28, m), that made the drawings, if it is known
         if recipe.render == "direct" or self.rebuilt is None:
             self._positions = _pixel_centres(drawings.shape[-1]).to(drawings)
         else:
@@ -424,7 +503,7 @@ class Augmenter:
         device = self.drawings.device
         index = torch.randint(len(self.drawings), (n,), generator=self.generator, device=device)
         plain = self._uniform(n) < self.recipe.plain_share
-        warp = self.draw_warp(n)
+        warp = self.draw_warp(index)
         if self.recipe.render == "direct" or self.rebuilt is None:
             warped = F.grid_sample(
                 self.drawings[index], warp.grid, mode="bilinear", align_corners=False
@@ -434,9 +513,9 @@ class Augmenter:
             warped = self._render(index, warp, width * BITMAP_SIZE / self.drawings.shape[-1])
         return torch.where(plain[:, None, None, None], self.drawings[index], warped)
 
-    def draw_warp(self, n: int) -> Warp:
-        """Random affine and elastic maps, as looked up at the positions that are drawn."""
-        r = self.recipe
+    def draw_warp(self, index: Tensor) -> Warp:
+        """Random maps for the drawings ``index`` (n,), as looked up at the positions drawn."""
+        r, n = self.recipe, len(index)
         half_canvas_px = self.drawings.shape[-1] / 2
         angle = self._symmetric(n) * math.radians(r.rotation_deg)
         scale = 1 + self._symmetric(n) * r.scale
@@ -460,15 +539,33 @@ class Augmenter:
             spread = _cubic_matrix(r.elastic_grid, p)  # (k, g)
             field = spread @ (offsets * (r.elastic_px / half_canvas_px)) @ spread.T
             grid = grid + field.movedim(1, -1)
+        if r.blend and self.rebuilt is not None:
+            grid = grid + self._blended(index)
         return Warp(grid=grid.view(n, k, k, 2), scale=scale)
+
+    def _blended(self, index: Tensor) -> Tensor:
+        """Displacements (n, k, k, 2) that turn drawings toward new ones of their kind.
+
+        Toward a draw from the normal distribution that has the mean and the covariance of all
+        the drawings' maps, by a random part of the way.
+        """
+        r, n, kinds = self.recipe, len(index), len(self.drawings)
+        variety = self._normal(n, kinds) * (r.blend_spread / math.sqrt(max(kinds - 1, 1)))
+        way = self._uniform(n, 1) * r.blend
+        weights = way * (1 / kinds + variety - variety.mean(1, keepdim=True))
+        maps = (weights[:, None] @ self._maps[index].flatten(2)).view(n, *self._maps.shape[2:])
+        return (self._map_spread @ maps @ self._map_spread.T).movedim(1, -1)
 
     def _prepare_strokes(self, rebuilt: Rebuilt) -> None:
         # Only the bitmap's rows and columns that the resize looks at are ever drawn: for
         # plain bilinear and nearest that is a quarter of the pixels or less.
         used = rebuilt.operator.abs().sum(0) > 0
-        self._operator = rebuilt.operator[:, used].contiguous()
+        self.operator = self._operator = rebuilt.operator[:, used].contiguous()
         self._positions = _pixel_centres(BITMAP_SIZE).to(self.drawings)[used]
-        self._distance = _smoothed(signed_distance(rebuilt.bitmaps), _EDGE_SMOOTH_PX)[:, None]
+        self._distance = blur(signed_distance(rebuilt.bitmaps)[:, None], _EDGE_SMOOTH_PX)
+        if self.recipe.blend:
+            self._maps = correspondences(rebuilt.bitmaps)
+            self._map_spread = spline_matrix(self._positions)  # (k, GRID)
         # A strip of half-width r and length l has area 2 r l and an edge of length 2 l.
         edge = (self._distance.abs() < 0.5).sum().clamp(min=1)
         self._half_width = (rebuilt.bitmaps.sum() / edge).item()
@@ -502,7 +599,7 @@ class Augmenter:
         state = self.generator.get_state()
         n = _CALIBRATION_BATCH
         index = torch.arange(n, device=self.drawings.device) % len(self.drawings)
-        warp = self.draw_warp(n)
+        warp = self.draw_warp(index)
         self.generator.set_state(state)
         none = torch.zeros(n, device=self.drawings.device)
         target = self.drawings.mean()
@@ -543,15 +640,102 @@ def _cubic_matrix(n_points: int, positions: Tensor) -> Tensor:
     return weights / weights.square().sum(1, keepdim=True).sqrt()
 
 
-def _smoothed(fields: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (n, H, W), borders repeated."""
+# ------------------------------------------------------------------------------
+# Where the strokes of one drawing lie in another: smooth maps between all pairs of drawings.
+#
+# Ten people drew one rune, and the maps between their drawings say how runes of a kind differ:
+# more than any jitter does.  Each map is a field of displacements on a coarse grid, spread by
+# cubic B-splines (Rueckert et al. 1999, "Nonrigid registration using free-form deformations"),
+# and found by gradient descent on blurred drawings, from coarse to fine.
+
+GRID = 8  # control points along each axis
+_SIZE = 48  # of the images that are compared, pixels along each axis
+_BLURS_PX = (4.0, 2.0, 1.2)
+_STEPS = 40  # for each blur
+_LR = 0.02  # of displacements; the canvas spans 2
+_BENDING_WEIGHT = 0.02
+
+
+def correspondences(bitmaps: Tensor) -> Tensor:
+    """Maps between all pairs of ``bitmaps`` (n, 105, 105), 1 is ink: (n, n, 2, GRID, GRID).
+
+    Entry (i, j) holds control displacements, x then y, on a canvas that spans [-1, 1]: what
+    lies at p in drawing j lies at p plus the displacement there in drawing i.  Draws no random
+    numbers.  About a second and a half for ten drawings on one core.
+    """
+    n = len(bitmaps)
+    images = F.interpolate(bitmaps[:, None], size=(_SIZE, _SIZE), mode="area")
+    i, j = (~torch.eye(n, dtype=torch.bool, device=bitmaps.device)).nonzero().T
+    p = (torch.arange(_SIZE, dtype=torch.float32, device=bitmaps.device) + 0.5) * (2 / _SIZE) - 1
+    spread = spline_matrix(p)  # (_SIZE, GRID)
+    places = torch.stack(torch.meshgrid(p, p, indexing="xy"), -1)  # (_SIZE, _SIZE, 2)
+    with torch.enable_grad():
+        maps = _boxes_onto_boxes(images, p, i, j).requires_grad_()  # (n (n - 1), 2, GRID, GRID)
+        optimizer = torch.optim.Adam([maps], lr=_LR)
+        for blur_px in _BLURS_PX if len(i) else ():
+            # The blur lowers the contrast; this gives all scales about the same say.
+            blurred = blur_px * blur(images, blur_px)
+            for step in range(_STEPS):
+                optimizer.param_groups[0]["lr"] = _LR * (1 - 0.7 * step / _STEPS)
+                field = (spread @ maps @ spread.T).movedim(1, -1)
+                moved = F.grid_sample(blurred[i], places + field, align_corners=False)
+                error = (moved - blurred[j]).square().mean((1, 2, 3))
+                loss = (error + _BENDING_WEIGHT * blur_px**2 * _bending(maps)).sum()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    found = bitmaps.new_zeros(n, n, 2, GRID, GRID)
+    found[i, j] = maps.detach()
+    return found
+
+
+def spline_matrix(positions: Tensor) -> Tensor:
+    """Uniform cubic B-spline weights (k, GRID) at ``positions`` (k,) in [-1, 1]; rows sum to 1."""
+    knots, step = _knots(positions.device)
+    u = (positions[:, None] - knots).abs() / step
+    near = 2 / 3 - u**2 + u**3 / 2
+    far = (2 - u).clamp(min=0) ** 3 / 6
+    return torch.where(u < 1, near, far)
+
+
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (n, 1, H, W), borders repeated."""
     radius = math.ceil(3 * sigma)
-    i = torch.arange(-radius, radius + 1, device=fields.device, dtype=fields.dtype)
-    kernel = torch.exp(-0.5 * (i / sigma) ** 2)
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    padded = F.pad(fields[:, None], (radius,) * 4, mode="replicate")
+    padded = F.pad(images, (radius,) * 4, mode="replicate")
     rows = F.conv2d(padded, kernel.view(1, 1, 1, -1))
-    return F.conv2d(rows, kernel.view(1, 1, -1, 1))[:, 0]
+    return F.conv2d(rows, kernel.view(1, 1, -1, 1))
+
+
+def _knots(device: torch.device) -> tuple[Tensor, float]:
+    """Control points' places, (GRID,), one step beyond the canvas on either side."""
+    step = 2 / (GRID - 3)
+    return torch.linspace(-1 - step, 1 + step, GRID, device=device), step
+
+
+def _boxes_onto_boxes(images: Tensor, p: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Maps that bring means and deviations of the ink together, along each axis."""
+    knots, _ = _knots(images.device)
+    maps = []
+    for axis in (3, 2):  # x, y
+        ink = images.sum((1, 5 - axis))  # (n, _SIZE)
+        ink = ink / ink.sum(1, keepdim=True).clamp(min=1e-6)
+        mean = (ink * p).sum(1, keepdim=True)
+        deviation = (ink * (p - mean).square()).sum(1, keepdim=True).sqrt().clamp(min=0.05)
+        line = mean[i] + deviation[i] / deviation[j] * (knots - mean[j]) - knots  # (pairs, GRID)
+        maps.append((line[:, None, :] if axis == 3 else line[:, :, None]).expand(-1, GRID, GRID))
+    return torch.stack(maps, 1).contiguous()
+
+
+def _bending(maps: Tensor) -> Tensor:
+    """Mean squared second differences of each map, (pairs,)."""
+    along_x = maps[..., 2:] - 2 * maps[..., 1:-1] + maps[..., :-2]
+    along_y = maps[..., 2:, :] - 2 * maps[..., 1:-1, :] + maps[..., :-2, :]
+    across = maps[..., 1:, 1:] - maps[..., 1:, :-1] - maps[..., :-1, 1:] + maps[..., :-1, :-1]
+    parts = (along_x, along_y, across, across)
+    return torch.stack([part.square().flatten(1).mean(1) for part in parts]).sum(0)
 
 
 # ------------------------------------------------------------------------------
@@ -678,6 +862,147 @@ def _distance_to(mask: Tensor, limit: int) -> Tensor:
 
 
 # ------------------------------------------------------------------------------
+# A velocity network that answers with a posterior over each pixel's grey level.
+#
+# With x_t = (1 - t) x + t e the velocity of least error is (x_t - E[x | x_t]) / t.  A network that
+# gives it as a number must learn to divide by t, and the grey levels besides.  Here it only says
+# which level each pixel probably has, given all the others; what the pixel itself tells is
+# Bayes' rule, exact at any t.
+
+Features = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Shifts over which the levels' logits are averaged.  Strides make the network see a shifted
+# image a little differently; at low noise there is nothing to gain from that.
+_SHIFTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
+_SHIFT_FROM_T = 0.25
+# Below this t an error of the drawing would be multiplied out of all proportion in training;
+# at t = 0 itself the noise can't be seen, and its mean, 0, is the best guess.
+_LEAST_T_IN_TRAINING = 0.01
+_LEAST_T = 1e-6
+
+
+class LevelPosterior(nn.Module):
+    """The course's network with a head for the levels of its newest class.
+
+    Args:
+        network: its last layer is a convolution called ``conv_out``.
+        levels: of the pixels of the new class's drawings.
+        label: the new class; others get the network's own velocity.
+        views: over how many shifts of at most one pixel logits are averaged outside of
+            training, 1 to 5.
+    """
+
+    means: Tensor  # (K, 28, 28) or (K, 1, 1), as the two below
+    variances: Tensor
+    log_prior: Tensor
+
+    def __init__(self, network: nn.Module, levels: GreyLevels, label: int, views: int) -> None:
+        super().__init__()
+        self.network = network
+        conv: Any = network.conv_out
+        # Without its own initialisation, which would draw from the process's random numbers.
+        self.head = nn.utils.skip_init(
+            nn.Conv2d, conv.in_channels, len(levels.means), 3, padding=1, device=conv.weight.device
+        )
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
+        self.register_buffer("means", levels.means)
+        self.register_buffer("variances", levels.variances)
+        self.register_buffer("log_prior", levels.log_prior)
+        self.label = label
+        self.n_channels_img = network.n_channels_img
+        self.n_classes = network.n_classes
+        self.shifts = _SHIFTS[:views]
+        self.fuses = conv.weight.device.type == "cpu" and can_fuse(network)
+
+    def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """The velocity at ``x_t`` (B, 1, 28, 28) for times t (B, 1, 1, 1) and labels c (B,)."""
+        learnt = c == self.label
+        if not learnt.any():
+            velocity: Tensor = self.network(x_t, t, c)
+            return velocity
+        t = t.to(x_t)
+        x = self.mean(self.log_posterior(self._shifted_logits(x_t, t, c), x_t, t), x_t, t)
+        velocity = torch.where(t < _LEAST_T, -x, (x_t - x) / t.clamp(min=_LEAST_T))
+        if learnt.all():
+            return velocity
+        return torch.where(learnt[:, None, None, None], velocity, self.network(x_t, t, c))
+
+    def log_posterior(self, logits: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Log-probability of each pixel's levels up to a constant, (B, K, 28, 28).
+
+        A level N(m, s^2) gives x_t the density N((1 - t) m, (1 - t)^2 s^2 + t^2).
+        """
+        variance = ((1 - t).square() * self.variances + t.square()).clamp(min=_LEAST_T**2)
+        error = x_t - (1 - t) * self.means
+        return logits + self.log_prior - 0.5 * (error.square() / variance + variance.log())
+
+    def mean(self, log_posterior: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """E[x | x_t], (B, 1, 28, 28): the mean of each level's own, by their probabilities."""
+        variance = ((1 - t).square() * self.variances + t.square()).clamp(min=_LEAST_T**2)
+        gain = (1 - t) * self.variances / variance
+        means = self.means + gain * (x_t - (1 - t) * self.means)
+        return (log_posterior.softmax(1) * means).sum(1, keepdim=True)
+
+    def losses(
+        self, features: Features, labels: Tensor, x: Tensor, e: Tensor, t: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What training lowers, for images x (B, 1, 28, 28) with noises e, times t, labels c.
+
+        Args:
+            features: what ``conv_out`` is given, as the network computes it in training.
+            labels: the levels of the images' pixels, (B, 28, 28).
+
+        Returns:
+            The flow loss of each image, with less weight where t is nearly 0, and the cross
+            entropy of its pixels' levels, each (B,).
+        """
+        x_t = interpolate(x, e, t)
+        log_posterior = self.log_posterior(self.logits(features(x_t, t, c)), x_t, t)
+        # velocity - (e - x) is this, exactly
+        error = (x - self.mean(log_posterior, x_t, t)) / t.clamp(min=_LEAST_T_IN_TRAINING)
+        entropy = F.cross_entropy(log_posterior, labels, reduction="none")
+        return error.square().flatten(1).mean(1), entropy.flatten(1).mean(1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, K, 28, 28) float32 from features of any float type."""
+        head, bias = self.head, self.head.bias
+        assert bias is not None
+        weight = head.weight.to(features.dtype)
+        return F.conv2d(features, weight, bias.to(features.dtype), padding=head.padding).float()
+
+    def _shifted_logits(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        logits = self.logits(self._features(x_t, t, c))
+        noisy = (t > _SHIFT_FROM_T).flatten()
+        if len(self.shifts) == 1 or not noisy.any():
+            return logits.to(x_t.dtype)
+        some = [a[noisy] for a in (x_t, t, c)]
+        total = logits[noisy]
+        for shift in self.shifts[1:]:
+            back = (-shift[0], -shift[1])
+            features = self._features(some[0].roll(shift, (2, 3)), some[1], some[2])
+            total = total + self.logits(features).roll(back, (2, 3))
+        logits[noisy] = total / len(self.shifts)
+        return logits.to(x_t.dtype)
+
+    def _features(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        if self.fuses and x_t.device.type == "cpu" and self.head.weight.dtype == torch.float32:
+            return FusedUNet(self.network, torch.float32).features(x_t, t, c)
+        return last_features(self.network, x_t, t, c)
+
+
+def last_features(network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+    """What the network's last convolution is given, (B, C, 28, 28), whatever its forward does."""
+    seen: list[Tensor] = []
+    conv: Any = network.conv_out
+    hook = conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    try:
+        network(x_t, t, c)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+# ------------------------------------------------------------------------------
 # Rectified flow: straight lines from data (t=0) to noise (t=1).
 #
 # Liu, Gong and Liu, "Flow Straight and Fast" (2022), equation 1; here with time running
@@ -761,6 +1086,13 @@ class FusedUNet:
 
     def __call__(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """The velocity, (B, 1, 28, 28) float32, as ``model(x_t, t, c)`` gives it."""
+        x = self.features(x_t, t, c)
+        head = self._model.conv_out  # of its channels only the image's is used
+        weight, bias = head.weight[:1].to(x.dtype), head.bias[:1].to(x.dtype)
+        return F.conv2d(x, weight, bias, head.stride, head.padding).float()
+
+    def features(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """What the last convolution is given, (B, 64, 28, 28) in the products' type."""
         model = self._model
         b, _, h, w = x_t.shape
         c_map = model.class_embedding(c)[:, None, None, :].expand(b, h, w, -1)
@@ -776,10 +1108,7 @@ class FusedUNet:
             x = x + _block(middle, x)  # (B, 128, 7, 7)
         for up, skip in zip(reversed(model.up_blocks), reversed(skips), strict=True):
             x = _block(up, torch.cat([x, skip], dim=1))  # (B, 64, 14, 14), (B, 32, 28, 28)
-        x = torch.cat([x, stem], dim=1)
-        head = model.conv_out  # of its channels only the image's is used
-        weight, bias = head.weight[:1].to(x.dtype), head.bias[:1].to(x.dtype)
-        return F.conv2d(x, weight, bias, head.stride, head.padding).float()
+        return torch.cat([x, stem], dim=1)
 
 
 @torch.no_grad()
@@ -789,8 +1118,9 @@ def can_fuse(model: nn.Module) -> bool:
     Tried on two images: whoever wrote the model, it either agrees or is called as it is.
     """
     x_t = torch.linspace(-1.5, 1.5, 2 * 28 * 28).view(2, 1, 28, 28)
-    t, c = torch.tensor([0.25, 0.75]).view(2, 1, 1, 1), torch.tensor([0, 1])
+    t = torch.tensor([0.25, 0.75]).view(2, 1, 1, 1)
     with suppress(AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        c = torch.tensor([0, embedding_of(model).num_embeddings - 1])
         fused = FusedUNet(model, torch.float32)(x_t, t, c)
         expected = model(x_t, t, c)
         error = (fused - expected).abs().max()
@@ -959,10 +1289,104 @@ def freeze_all_but(model: nn.Module, groups: tuple[str, ...]) -> None:
 
 
 # ------------------------------------------------------------------------------
+# The grey levels that a pixel can have: what resizing makes of ink and paper.
+#
+# A pixel of a plainly resized bitmap looks at up to 2x2 bits, so it has one of 16 values, and
+# which ones depends on where it lies; after other resizes it is ink, paper or something between.
+# Either way a grey value is a mixture of few narrow normals, and what noise leaves of it has a
+# posterior that can be written down.
+
+_MOST_BITS = 2  # along each axis: pixels that look at more have too many values to list
+_N_BINS = 16  # of values that can't be listed: paper, ink and equal steps between
+_EDGE = 1e-3  # values this near to 0 and 1 are paper and ink
+_LEAST_VARIANCE = 1e-8
+_LEAST_SHARE = 1e-5  # of pixels at a level; keeps its logarithm finite
+_PERIOD = 4  # plain resizing from 105 to 28 looks at bits alike every so many pixels
+
+
+@dataclass(frozen=True)
+class GreyLevels:
+    """A pixel's grey value is N(mean, variance) of one of K levels; the prior says how often.
+
+    Each (K, H, W) in order of grey, or (K, 1, 1) where all pixels are alike.
+    """
+
+    means: Tensor
+    variances: Tensor
+    log_prior: Tensor
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """The likeliest level of each pixel of ``x`` (n, 1, H, W), by itself: (n, H, W) long."""
+        return _nearest(x, self.means, self.variances)
+
+
+def grey_levels(drawings: Tensor, samples: Tensor, operator: Tensor | None) -> GreyLevels:
+    """The levels of drawings like these.
+
+    Args:
+        drawings: real ones, (n, 1, 28, 28) in [0, 1].
+        samples: many augmented ones, (N, 1, 28, 28); they tell how common each level is.
+        operator: the matrix (28, m) that made the drawings out of bitmaps, if it is known.
+    """
+    if operator is not None and int((operator != 0).sum(1).max()) <= _MOST_BITS:
+        means = _listed(operator)
+        # What the list leaves unexplained, such as a file format's rounding, widens every level.
+        floor = torch.full_like(means, _LEAST_VARIANCE)
+        residual = drawings - _values(means, _nearest(drawings, means, floor))
+        variances = floor + residual.square().mean()
+    else:
+        means, variances = _binned(torch.cat([drawings, samples]).flatten())
+    labels = _nearest(samples, means, variances)
+    shares = F.one_hot(labels, len(means)).float().mean(0).permute(2, 0, 1)  # (K, 28, 28)
+    if len(means[0].flatten()) == 1:
+        shares = shares.mean((1, 2), keepdim=True)
+    else:
+        k, h, w = shares.shape
+        tiles = (k, h // _PERIOD, _PERIOD, w // _PERIOD, _PERIOD)
+        shares = shares.view(tiles).mean((1, 3), keepdim=True).expand(tiles).reshape(k, h, w)
+    return GreyLevels(means, variances, torch.log(shares + _LEAST_SHARE))
+
+
+def _listed(operator: Tensor) -> Tensor:
+    """Every value that each pixel of ``D bits D^T`` can have, (K, H, W), from dark to bright."""
+    weights = operator.topk(min(_MOST_BITS, operator.shape[1]), dim=1).values  # (28, bits)
+    n = weights.shape[1]
+    patterns = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * (n * n)).view(-1, n, n)
+    values = torch.einsum("ia,jb,kab->kij", weights, weights, patterns.to(weights))
+    # Where some weights are zero, as after `nearest`, patterns have their values in common.
+    listed: Tensor = torch.unique_consecutive(values.sort(0).values, dim=0)
+    return listed
+
+
+def _binned(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances, (K, 1, 1), of ``values`` in bins: paper, equal steps, ink."""
+    steps = torch.linspace(_EDGE, 1 - _EDGE, _N_BINS - 1, device=values.device)
+    bins = torch.bucketize(values, steps)
+    centres = torch.cat([values.new_zeros(1), (steps[1:] + steps[:-1]) / 2, values.new_ones(1)])
+    counts = bins.bincount(minlength=_N_BINS).to(values)
+    means = torch.zeros_like(counts).index_add(0, bins, values) / counts.clamp(min=1)
+    means = torch.where(counts > 0, means, centres)
+    squares = torch.zeros_like(counts).index_add(0, bins, (values - means[bins]).square())
+    variances = squares / counts.clamp(min=1) + _LEAST_VARIANCE
+    return means[:, None, None], variances[:, None, None]
+
+
+def _nearest(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+    return ((x - means).square() / variances + variances.log()).argmin(1)
+
+
+def _values(means: Tensor, labels: Tensor) -> Tensor:
+    """The mean of each pixel's level, (n, 1, H, W)."""
+    every = means.expand(len(means), *labels.shape[1:])
+    return every[None].expand(len(labels), -1, -1, -1).gather(1, labels[:, None])
+
+
+# ------------------------------------------------------------------------------
 # The machine at hand: on which device to train, in which number format, in whose settings.
 
 # bf16 must win by this much, so that timing noise can't flip the choice between two runs.
 _BF16_MIN_SPEEDUP = 1.3
+_HOPELESS = 5
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -1030,7 +1454,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def _fastest_precision(device_type: str) -> str:
     """bf16 without hardware for it is several times slower than fp32: measured, not assumed.
 
-    Takes about 0.2 s on two cores.  Draws no random numbers.
+    Takes 0.2 s on two cores with bf16 units, about 1 s without.  Draws no random numbers.
     """
     device = torch.device(device_type)
     if device_type == "cuda" and not torch.cuda.is_bf16_supported():
@@ -1039,9 +1463,11 @@ def _fastest_precision(device_type: str) -> str:
     x = torch.ones(16, 128, 7, 7, device=device, dtype=torch.float32)
     weight = torch.ones(128, 128, 3, 3, device=device, dtype=torch.float32, requires_grad=True)
 
-    def seconds(precision: str) -> float:
-        best = float("inf")
-        for _ in range(4):
+    def seconds(precision: str, hopeless: float = math.inf) -> float:
+        best = math.inf
+        for run in range(4):
+            if run == 2 and best > hopeless:
+                break  # of the two runs the first alone may have been slow for other reasons
             start = time.perf_counter()
             with torch.enable_grad(), autocast(device, precision):
                 y = F.conv2d(F.conv2d(x, weight, padding=1), weight, padding=1)
@@ -1051,4 +1477,72 @@ def _fastest_precision(device_type: str) -> str:
             best = min(best, time.perf_counter() - start)
         return best
 
-    return "bf16" if seconds("fp32") > _BF16_MIN_SPEEDUP * seconds("bf16") else "fp32"
+    fp32 = seconds("fp32")
+    bf16 = seconds("bf16", hopeless=_HOPELESS * fp32)
+    return "bf16" if fp32 > _BF16_MIN_SPEEDUP * bf16 else "fp32"
+
+
+# ------------------------------------------------------------------------------
+# How many threads to compute with on a CPU that may not be ours alone.
+#
+# Torch's threads meet after every operation, and wait for each other by spinning.  Where other
+# programs want the same cores, or a container gets less time than its cores could give, two threads
+# can be several times slower than one.
+
+# Fewer threads must win by this much, so that timing noise can't flip the choice between two runs.
+_LEAST_SPEEDUP = 1.3
+_RUNS = 7
+_QUOTA_FILES = (  # of control groups, version 2 and 1
+    ("/sys/fs/cgroup/cpu.max",),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)
+
+
+@contextmanager
+def fastest_threads(device: torch.device) -> Iterator[None]:
+    """Compute with torch's threads, or with fewer where that is faster; they are put back.
+
+    Two choices take 0.2 s on two idle cores, and 1 s on two busy ones.  Draws no random numbers.
+    """
+    most = torch.get_num_threads()
+    if device.type != "cpu" or most == 1:
+        yield
+        return
+    try:
+        threads = min(most, cpu_quota() or most)
+        took_s = _seconds(threads)
+        while threads > 1 and _LEAST_SPEEDUP * (fewer_s := _seconds(threads // 2)) < took_s:
+            threads, took_s = threads // 2, fewer_s
+        torch.set_num_threads(threads)
+        yield
+    finally:
+        torch.set_num_threads(most)
+
+
+def cpu_quota() -> int | None:
+    """Cores' worth of time that the process's container is given, at least 1; None: no limit.
+
+    Torch counts cores without a look at it.
+    """
+    for files in _QUOTA_FILES:
+        try:
+            words = " ".join(Path(file).read_text() for file in files).split()
+            quota, period = float(words[0]), float(words[1])
+        except (OSError, ValueError, IndexError):  # there is none, or it is "max"
+            continue
+        if quota > 0 and period > 0:
+            return max(1, round(quota / period))
+    return None
+
+
+def _seconds(threads: int) -> float:
+    """Median time of a convolution of the network's own bulk and its gradients."""
+    torch.set_num_threads(threads)
+    x = torch.ones(16, 128, 7, 7).to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.ones(128, 128, 3, 3, requires_grad=True)
+    seconds = []
+    for _ in range(_RUNS):
+        start = time.perf_counter()
+        torch.autograd.grad(F.conv2d(x, weight, padding=1).sum(), (x, weight))
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
