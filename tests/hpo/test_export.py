@@ -35,6 +35,7 @@ from hpo.study_storage import StudyStorage
 ROOT = Path(__file__).parents[2]
 STUDY = """
 name = "tiny"
+artifacts = "none"
 storage = "sqlite:///tiny.db"
 [instances]
 source = "drawn"

@@ -54,10 +54,10 @@ def manifest_of(config: StudyConfig) -> dict[str, str]:
 
 
 def loss_of(recipe: Recipe, label: str, noise: random.Random) -> float:
-    """Least for a learning rate of 3e-3, some rotation and many steps; some runes are harder."""
-    far = math.log(recipe.lr / 3e-3)
+    """Least for a learning rate of 2e-3, some rotation and many steps; some runes are harder."""
+    far = math.log(recipe.lr / 2e-3)
     level = 0.085 * (1 + 0.06 * far * far + 0.003 * abs(recipe.rotation_deg - 6))
-    level *= (4000 / recipe.steps) ** 0.05
+    level *= (Recipe().steps / recipe.steps) ** 0.05
     rune = label.partition("/")[0]
     return level * _HARDNESS.get(rune, 1.0) * noise.lognormvariate(0, 0.01)
 
