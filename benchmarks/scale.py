@@ -239,7 +239,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stored", type=int, default=50_000, help="trials, before any is played")
     parser.add_argument("--seconds", type=float, default=120.0, help="of a case, once all play")
     parser.add_argument(
-        "--call-s", type=float, default=110.0, help="mean of a call (default: the deadline, 110 s)"
+        "--call-s", type=float, default=110.0, help="mean of a call (default: 110 s)"
     )
     parser.add_argument("--compress", type=float, default=1.0, help="time runs so much quicker")
     parser.add_argument("--label", default="", help="written into the rows")
