@@ -1,10 +1,12 @@
-"""Both kinds of databases, real ones, for every test that asks for a ``url``; a WSGI client."""
+"""For tests that ask: databases of both kinds, processes, a browser, a WSGI client."""
 
 from __future__ import annotations
 
 import io
 import itertools
 import json
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,8 @@ from benchmarks.browser import chromium, find_chromium
 from benchmarks.postgres import Postgres
 from finetune.errors import UserError
 
-SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+REPO = Path(__file__).parents[2]
+SHOTS = REPO / "build" / "screenshots"
 _NUMBERS = itertools.count()
 
 
@@ -119,6 +122,34 @@ def ask() -> Callable[..., Answer]:
         return Answer(int(status.split()[0]), {k.lower(): v for k, v in headers}, body)
 
     return ask
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command that computes on one thread, and ends it in the end if it has not.
+
+    What it says as errors goes to a file, the process's ``log_path``; so does its standard
+    output if ``all_of_it``, else that goes nowhere.
+    """
+    started: list[subprocess.Popen[str]] = []
+
+    def launch(command: list[str], all_of_it: bool = False) -> subprocess.Popen[str]:
+        log = (tmp_path / f"process{len(started)}.log").open("w")
+        process = subprocess.Popen(
+            command,
+            stderr=log,
+            stdout=log if all_of_it else subprocess.DEVNULL,
+            env=dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS="1"),
+            text=True,
+        )
+        process.log_path = Path(log.name)  # type: ignore[attr-defined]
+        started.append(process)
+        return process
+
+    yield launch
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="session")

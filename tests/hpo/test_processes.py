@@ -11,7 +11,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,28 +27,14 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(launch: Start) -> Start:
     """Starts a cheap worker; its lines go to a file of its own."""
-    started: list[subprocess.Popen[str]] = []
+    script = str(Path(__file__).with_name("cheap_worker.py"))
 
     def start(url: str, trials: int, *options: str) -> subprocess.Popen[str]:
-        log = (tmp_path / f"worker{len(started)}.log").open("w")
-        script = str(Path(__file__).with_name("cheap_worker.py"))
-        process = subprocess.Popen(
-            [sys.executable, script, url, str(trials), *options],
-            stderr=log,
-            stdout=subprocess.DEVNULL,
-            env=dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS="1"),
-            text=True,
-        )
-        process.log_path = Path(log.name)  # type: ignore[attr-defined]
-        started.append(process)
-        return process
+        return launch([sys.executable, script, url, str(trials), *options])
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    return start
 
 
 def lines_of(process: subprocess.Popen[str]) -> str:

@@ -6,7 +6,6 @@ with the reason.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -47,27 +46,13 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def start(switch: Switch, tmp_path: Path) -> Iterator[Start]:
+def start(switch: Switch, launch: Start) -> Start:
     """Starts Python on a host; what it says goes to a file of its own."""
-    started: list[subprocess.Popen[str]] = []
 
     def start(host: int, *arguments: str) -> subprocess.Popen[str]:
-        log = (tmp_path / f"{len(started)}.log").open("w")
-        process = subprocess.Popen(
-            [*switch.within(host), sys.executable, *arguments],
-            stderr=log,
-            stdout=log,
-            env=dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS="1"),
-            text=True,
-        )
-        process.log_path = Path(log.name)  # type: ignore[attr-defined]
-        started.append(process)
-        return process
+        return launch([*switch.within(host), sys.executable, *arguments], all_of_it=True)
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    return start
 
 
 def said(process: subprocess.Popen[str]) -> str:
