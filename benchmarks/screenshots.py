@@ -93,7 +93,8 @@ def _pictures(page: Page, url: str) -> dict[str, bytes]:
 def _shot(page: Page) -> bytes:
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(_SETTLES_MS)
-    return page.screenshot(animations="disabled")
+    picture: bytes = page.screenshot(animations="disabled")  # of no known type without Playwright
+    return picture
 
 
 def _write_small(path: Path, png: bytes) -> None:
