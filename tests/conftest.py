@@ -16,12 +16,6 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("RUNES_THREADS", _THREADS)
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """A process more for two cores: half of the time goes into waiting for other processes."""
-    cores = os.cpu_count() or 1
-    return cores + cores // 2
-
-
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The directory with real Omniglot and MNIST; a test that asks for it skips without."""
