@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from finetune.adapt import adapt
 from finetune.augment import Augmenter
+from finetune.bank import posterior_mean
 from finetune.challenge import add_data_options
 from finetune.data import NEW_LABEL, choose_runes, open_source, split_drawings
 from finetune.errors import UserError, run_command
@@ -33,10 +34,7 @@ _BATCH = 2000
 
 
 class PosteriorMean(nn.Module):
-    """The velocity of least error if these drawings (m, 1, 28, 28) were all there are.
-
-    E[x | x_t] = sum_i w_i a_i with w = softmax(-|x_t - (1 - t) a_i|^2 / (2 t^2)).
-    """
+    """The velocity of least error if these drawings (m, 1, 28, 28) were all there are."""
 
     def __init__(self, drawings: Tensor) -> None:
         super().__init__()
@@ -44,12 +42,8 @@ class PosteriorMean(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """As networks are called; labels are not looked at."""
-        y, times = x_t.flatten(1), t.view(-1, 1)
-        squares = self.drawings.square().sum(1)
-        exponent = (1 - times) * (2 * y @ self.drawings.T - (1 - times) * squares)
-        weights = (exponent / (2 * times.square()).clamp(min=1e-12)).softmax(1)
-        mean = (weights @ self.drawings).view_as(x_t)
-        return (x_t - mean) / t.clamp(min=1e-6)
+        t = t.clamp(min=1e-6)
+        return (x_t - posterior_mean(self.drawings, x_t, t)[0]) / t
 
 
 def _recipes(base: dict[str, Any], texts: list[str]) -> dict[str, Recipe]:

@@ -2,12 +2,9 @@
 
 At high noise the best possible velocity follows from the posterior mean of the drawing,
 E[x | x_t], under the distribution of augmented drawings (a network that matches it is at its
-limit).  With many augmented drawings a_i of ten, that mean is
-
-    sum_i w_i a_i,   w_i = softmax_i( -|x_t - (1 - t) a_i|^2 / (2 t^2) ),
-
-and its loss on the *other* ten drawings, |E[x | x_t] - x|^2 / t^2, judges a mix of
-augmentations without any training.  The baseline is the default recipe's mix.
+limit).  With many augmented drawings of ten (`finetune.bank.posterior_mean`), its loss on the
+*other* ten drawings, |E[x | x_t] - x|^2 / t^2, judges a mix of augmentations without any
+training.  The baseline is the default recipe's mix.
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from finetune.augment import Augmenter
+from finetune.bank import posterior_mean
 from finetune.challenge import add_data_options
 from finetune.data import RuneSource, choose_runes, open_source, split_drawings
 from finetune.errors import UserError, run_command
@@ -38,15 +36,12 @@ def posterior_mean_losses(augmented: Tensor, test: Tensor, seed: int) -> list[fl
 
     ``augmented`` (m, 1, 28, 28) stands for the distribution, ``test`` (n, 1, 28, 28) is judged.
     """
-    a, x = augmented.flatten(1), test.flatten(1).repeat(_NOISES, 1)
-    squares = a.square().sum(1)
+    x = test.repeat(_NOISES, 1, 1, 1)
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for t in TIMES:
         x_t = (1 - t) * x + t * torch.randn(x.shape, generator=generator)
-        # |x_t|^2 is the same for all i and falls out of the softmax.
-        exponent = (1 - t) * (2 * x_t @ a.T - (1 - t) * squares) / (2 * t * t)
-        mean = exponent.softmax(1) @ a
+        mean, _ = posterior_mean(augmented.flatten(1), x_t, torch.full((len(x), 1, 1, 1), t))
         losses.append(((mean - x).square().mean() / t**2).item())
     return losses
 

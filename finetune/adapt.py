@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .augment import Augmenter
+from .bank import BANK_SIZE, ImageBank
 from .flow import VelocityModel, image_losses, stratified_times
 from .fused import FusedUNet, can_fuse
 from .layers import add_class, add_lora, embedding_of, freeze_all_but, merge_lora, trainable
@@ -186,7 +187,7 @@ def _adapt_on(
         weights.use_averages()
     if recipe.lora_rank:
         merge_lora(model)
-    adapted = learner.model
+    adapted = learner.finished()
     for parameter in adapted.parameters():
         parameter.requires_grad_(True)
     return Adapted(
@@ -211,6 +212,10 @@ class _LearnsVelocity:
         loss = image_losses(self._velocity, x, e, t, c).mean()
         return loss, loss.detach()
 
+    def finished(self) -> nn.Module:
+        """What has learnt."""
+        return self.model
+
 
 class _LearnsLevels:
     """Trains the posterior over grey levels; see `finetune.posterior`."""
@@ -229,13 +234,23 @@ class _LearnsLevels:
         self.head = tuple(self.model.head.parameters())
         self._features = _feature_model(network, device, precision)
         self._weight = recipe.level_weight
+        self._bank_limit = recipe.bank_limit
+        self._drawn: list[Tensor] = []
 
     def losses(self, x: Tensor, e: Tensor, t: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """What is lowered and the flow loss, both means over the batch."""
+        if self._bank_limit and len(self._drawn) * len(x) < BANK_SIZE:
+            self._drawn.append(x)
         levels = self._levels.nearest(x)
         losses, entropies = self.model.losses(self._features, levels, x, e, t, c)
         loss = losses.mean()
         return loss + self._weight * entropies.mean(), loss.detach()
+
+    def finished(self) -> nn.Module:
+        """What has learnt, with the drawn images beside it."""
+        if self._bank_limit:
+            self.model.bank = ImageBank(torch.cat(self._drawn)[:BANK_SIZE], self._bank_limit)
+        return self.model
 
 
 def _velocity_model(model: nn.Module, device: torch.device, precision: str) -> VelocityModel:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bank import ImageBank
 from .flow import interpolate
 from .fused import FusedUNet, can_fuse
 from .levels import GreyLevels
@@ -62,6 +63,7 @@ class LevelPosterior(nn.Module):
         self.n_channels_img = network.n_channels_img
         self.n_classes = network.n_classes
         self.shifts = _SHIFTS[:views]
+        self.bank: ImageBank | None = None  # a second opinion outside of training
         self.fuses = conv.weight.device.type == "cpu" and can_fuse(network)
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
@@ -72,6 +74,8 @@ class LevelPosterior(nn.Module):
             return velocity
         t = t.to(x_t)
         x = self.mean(self.log_posterior(self._shifted_logits(x_t, t, c), x_t, t), x_t, t)
+        if self.bank is not None:
+            x = self.bank(x, x_t, t)
         velocity = torch.where(t < _LEAST_T, -x, (x_t - x) / t.clamp(min=_LEAST_T))
         if learnt.all():
             return velocity

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from torch import nn
 
 # bf16 must win by this much, so that timing noise can't flip the choice between two runs.
 _BF16_MIN_SPEEDUP = 1.3
+# Where bf16 takes this many times as long, two runs tell, and no more are made: without hardware
+# for it each is a large part of what the choice costs.
 _HOPELESS = 5
 
 M = TypeVar("M", bound=nn.Module)
@@ -89,24 +90,28 @@ def _fastest_precision(device_type: str) -> str:
     device = torch.device(device_type)
     if device_type == "cuda" and not torch.cuda.is_bf16_supported():
         return "fp32"
-    # The network's own bulk: 128 channels at 7x7.
-    x = torch.ones(16, 128, 7, 7, device=device, dtype=torch.float32)
-    weight = torch.ones(128, 128, 3, 3, device=device, dtype=torch.float32, requires_grad=True)
-
-    def seconds(precision: str, hopeless: float = math.inf) -> float:
-        best = math.inf
-        for run in range(4):
-            if run == 2 and best > hopeless:
-                break  # of the two runs the first alone may have been slow for other reasons
-            start = time.perf_counter()
-            with torch.enable_grad(), autocast(device, precision):
-                y = F.conv2d(F.conv2d(x, weight, padding=1), weight, padding=1)
-            torch.autograd.grad(y.float().sum(), weight)
-            if device_type == "cuda":
-                torch.cuda.synchronize(device)
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    fp32 = seconds("fp32")
-    bf16 = seconds("bf16", hopeless=_HOPELESS * fp32)
+    fp32 = min(bulk_seconds(device, "fp32", runs=4))
+    bf16 = min(bulk_seconds(device, "bf16", runs=2))  # the first may be slow for other reasons
+    if bf16 < _HOPELESS * fp32:
+        bf16 = min(bf16, *bulk_seconds(device, "bf16", runs=2))
     return "bf16" if fp32 > _BF16_MIN_SPEEDUP * bf16 else "fp32"
+
+
+def bulk_seconds(device: torch.device, precision: str, runs: int) -> list[float]:
+    """How long a layer of the network's bulk takes, forward and backward, in each of so many runs.
+
+    The bulk is eight layers of 128 channels at 7x7.
+    """
+    x = torch.ones(16, 128, 7, 7, device=device, dtype=torch.float32)
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.ones(128, 128, 3, 3, device=device, dtype=torch.float32, requires_grad=True)
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        with torch.enable_grad(), autocast(device, precision):
+            y = F.conv2d(x, weight, padding=1)
+        torch.autograd.grad(y.float().sum(), (x, weight))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return seconds

@@ -89,6 +89,9 @@ class Recipe:
         3.0, 0.0, 1000.0, "1", "learning rate of the levels' head over that of the rest"
     )
     views: int = _number(5, 1, 5, "1", "shifted views over which levels are averaged, at noise")
+    bank_limit: float = _number(
+        0.5, 0.0, 1.0, "1", "most that the posterior mean over drawn images counts, at noise"
+    )
     time_sampling: str = _choice(
         "stratified", ("stratified", "uniform", "logit_normal"), "how t is drawn in training"
     )

@@ -8,13 +8,13 @@ can be several times slower than one.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+
+from .precision import bulk_seconds
 
 # Fewer threads must win by this much, so that timing noise can't flip the choice between two runs.
 _LEAST_SPEEDUP = 1.3
@@ -63,13 +63,6 @@ def cpu_quota() -> int | None:
 
 
 def _seconds(threads: int) -> float:
-    """Median time of a convolution of the network's own bulk and its gradients."""
+    """Median time of a layer of the network's bulk."""
     torch.set_num_threads(threads)
-    x = torch.ones(16, 128, 7, 7).to(memory_format=torch.channels_last).requires_grad_()
-    weight = torch.ones(128, 128, 3, 3, requires_grad=True)
-    seconds = []
-    for _ in range(_RUNS):
-        start = time.perf_counter()
-        torch.autograd.grad(F.conv2d(x, weight, padding=1).sum(), (x, weight))
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(bulk_seconds(torch.device("cpu"), "fp32", _RUNS))

@@ -5,9 +5,12 @@ Losses of two data sets, two networks or two versions of the code must never mee
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import io
 import json
 import platform
+import tokenize
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.metadata import version
@@ -28,12 +31,13 @@ MANIFEST_KEY = "manifest"
 MADE_BY_KEY = "made_by"
 # The modules that have a say in a loss.
 _MEASURING = (
-    *(f"finetune/{m}" for m in ("adapt", "augment", "correspond", "data", "drawn", "flow")),
-    *(f"finetune/{m}" for m in ("fused", "futhorc", "layers", "levels", "posterior")),
+    *(f"finetune/{m}" for m in ("adapt", "augment", "bank", "correspond", "data", "drawn")),
+    *(f"finetune/{m}" for m in ("flow", "fused", "futhorc", "layers", "levels", "posterior")),
     *(f"finetune/{m}" for m in ("precision", "rebuild", "recipe", "resizes", "threads")),
     *(f"finetune/{m}" for m in ("unet", "validation")),
     *(f"hpo/{m}" for m in ("call", "instances", "objective", "space")),
 )
+_WITH_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _LIBRARIES = ("torch", "optuna", "numpy", "scipy", "sqlalchemy")
 _REMEDY = {
     "code": "run the version that made it",
@@ -98,8 +102,23 @@ def _code_digest() -> str:
     texts = []
     for path in _MEASURING:
         package, module = path.split("/")
-        texts.append((resources.files(package) / f"{module}.py").read_text("utf-8"))
+        texts.append(_without_words((resources.files(package) / f"{module}.py").read_text("utf-8")))
     return _digest("".join(texts))
+
+
+def _without_words(source: str) -> str:
+    """The source without comments, docstrings and blank lines, which have no say in a loss."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, _WITH_DOCSTRINGS) and ast.get_docstring(node) is not None:
+            docstring = node.body[0]
+            first, end = docstring.lineno - 1, docstring.end_lineno or docstring.lineno
+            lines[first:end] = [""] * (end - first)
+    return "".join(f"{line.rstrip()}\n" for line in lines if line.strip())
 
 
 def _digest(text: str) -> str:

@@ -24,6 +24,7 @@ from .joining import Joined, join
 MODULES = (
     "adapt",
     "augment",
+    "bank",
     "correspond",
     "flow",
     "fused",

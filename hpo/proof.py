@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from finetune.bank import ImageBank
 from finetune.data import NEW_LABEL
 from finetune.levels import GreyLevels
 from finetune.posterior import LevelPosterior
@@ -221,6 +222,8 @@ def _returned(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
         if inner:
             levels = GreyLevels(state["means"], state["variances"], state["log_prior"])
             model = LevelPosterior(model, levels, label, recipe.views)
+            if recipe.bank_limit:
+                model.bank = ImageBank(state["bank.images"], recipe.bank_limit)
             model.load_state_dict(dict(state), strict=True, assign=True)
     except (KeyError, RuntimeError) as error:
         first = " ".join(str(error).split())[:200]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -22,11 +23,6 @@ BASE: dict[str, Any] = {
     "instances": {"source": "drawn", "runes": ["thorn", "os"]},
     "space": {"lr": {"type": "float", "low": 1e-4, "high": 1e-2}},
 }
-
-
-@pytest.fixture(scope="module")
-def drawn() -> RuneSource:
-    return open_drawn()
 
 
 def manifest(source: RuneSource, **changes: Any) -> dict[str, str]:
@@ -101,3 +97,43 @@ def test_the_code_that_measures_counts(drawn: RuneSource, monkeypatch: pytest.Mo
 def test_a_study_of_unknown_origin_is_not_joined(drawn: RuneSource) -> None:
     with pytest.raises(UserError, match="has no manifest"):
         check_manifest(optuna.create_study(), manifest(drawn))
+
+
+def test_words_do_not_count_and_everything_else_does(
+    drawn: RuneSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study goes on after a comment is mended, and not after a number is."""
+    source = (
+        '"""What it is."""\n\n'
+        "RATE = 0.1  # a share\n\n\n"
+        "class Thing:\n"
+        '    """A thing.\n\n    Of two lines.\n    """\n\n'
+        "    def give(self) -> str:\n"
+        '        """What it gives."""\n'
+        '        return "#1"\n'
+    )
+    config = StudyConfig.model_validate(BASE)
+    instances = load_instances(config.instances, drawn)
+    (tmp_path / "finetune").mkdir()
+    module = tmp_path / "finetune" / "thing.py"
+    monkeypatch.setattr(manifest_module, "_MEASURING", ("finetune/thing",))
+    monkeypatch.setattr(manifest_module.resources, "files", lambda package: tmp_path / package)
+
+    def code(text: str) -> str:
+        module.write_text(text)
+        return make_manifest(config, drawn, instances)["code"]
+
+    original = code(source)
+    for old, new in (
+        ("a share", "in percent"),
+        ("What it is.", "Another\nstory."),
+        ("    Of two lines.\n", ""),
+        ("What it gives.", "It gives."),
+        ("\n\n\n", "\n\n# A class.\n\n"),
+    ):
+        assert old in source
+        assert code(source.replace(old, new)) == original
+    for old, new in (("0.1", "0.2"), ('"#1"', '"#2"'), ("give(self)", "gives(self)")):
+        assert old in source
+        assert code(source.replace(old, new)) != original
+    assert code(source + '"a string that is no docstring"\n') != original

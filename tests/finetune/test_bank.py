@@ -1,0 +1,128 @@
+"""The posterior mean over drawn images, in closed forms, and what it does beside a network."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from finetune.adapt import adapt
+from finetune.bank import BANK_SIZE, ImageBank, posterior_mean
+from finetune.data import resize_bitmaps
+from finetune.drawn import draw_rune
+from finetune.posterior import LevelPosterior
+from finetune.recipe import Recipe
+from finetune.unet import ConditionalDiffusionUNet
+from finetune.validation import NoiseTable, estimate
+
+NEW = 10
+DRAWINGS = resize_bitmaps(draw_rune("ing", 12, seed=0), "bilinear")
+
+
+def images(n: int, seed: int = 0) -> Tensor:
+    return torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
+
+
+def at(t: float, n: int) -> Tensor:
+    return torch.full((n, 1, 1, 1), t)
+
+
+@given(t=st.floats(0.1, 0.99), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_two_images_follow_bayes_rule(t: float, seed: int) -> None:
+    a = images(2, seed).double() * 0.1
+    x_t = (1 - t) * a[:1] + t * torch.randn(
+        (1, 1, 28, 28), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    errors = [(x_t - (1 - t) * one).square().sum().item() for one in a]
+    share = 1 / (1 + math.exp((errors[0] - errors[1]) / (2 * t * t)))  # of the first
+    mean, effective = posterior_mean(a.flatten(1), x_t, at(t, 1).double())
+    torch.testing.assert_close(mean[0], share * a[0] + (1 - share) * a[1])
+    assert effective.item() == pytest.approx(1 / (share**2 + (1 - share) ** 2))
+
+
+def test_it_is_the_nearest_image_at_little_noise_and_the_average_at_much() -> None:
+    a = images(5)
+    for t, expected, effective in ((0.02, a, 1.0), (0.9999, a.mean(0).expand_as(a), 5.0)):
+        x_t = (1 - t) * a
+        mean, count = posterior_mean(a.flatten(1), x_t, at(t, 5))
+        torch.testing.assert_close(mean, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(count, torch.full_like(count, effective), rtol=1e-4, atol=0)
+
+
+def test_equal_images_share_the_weight() -> None:
+    """n equal images are n with a say: the share of their mean is known."""
+    one, mean, x_t = images(1), images(1, 1), images(1, 2)
+    for n, limit in ((1, 0.5), (2, 0.5), (10, 0.5), (10, 1.0)):
+        found = ImageBank(one.repeat(n, 1, 1, 1), limit)(mean, x_t, at(0.8, 1))
+        share = limit * (1 - 1 / n) ** 4
+        torch.testing.assert_close(found, mean + share * (one - mean))
+
+
+def test_it_has_no_say_at_little_noise_and_leaves_its_input_alone() -> None:
+    bank = ImageBank(images(50), 0.5)
+    mean, x_t = images(4, 1), images(4, 2)
+    before = mean.clone()
+    t = torch.tensor([0.0, 0.29, 0.6, 0.99]).view(-1, 1, 1, 1)
+    found = bank(mean, x_t, t)
+    assert torch.equal(mean, before)
+    assert torch.equal(found[:2], mean[:2])
+    assert not torch.isclose(found[3], mean[3]).all()
+    assert torch.isfinite(found).all()
+
+
+def test_many_rows_are_each_as_if_alone() -> None:
+    bank = ImageBank(images(30), 0.5)
+    mean, x_t, t = images(600, 1), images(600, 2), at(0.7, 600)
+    together = bank(mean, x_t, t)
+    for row in (0, 255, 256, 599):
+        alone = bank(mean[row : row + 1], x_t[row : row + 1], t[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone)
+
+
+# As `adapt` makes it
+
+
+def taught(**values: Any) -> LevelPosterior:
+    torch.manual_seed(0)
+    network = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
+    fields = {"steps": 30, "batch_size": 8, "deadline_s": 1e4, "precision": "fp32", "views": 1}
+    model = adapt(network, DRAWINGS[:6], Recipe(**{**fields, **values})).model
+    assert isinstance(model, LevelPosterior)
+    return model
+
+
+def test_it_keeps_what_training_drew() -> None:
+    model = taught(steps=3, plain_share=1.0)
+    assert model.bank is not None
+    assert model.bank.images.shape == (24, 784)
+    originals = DRAWINGS[:6].flatten(1)
+    assert all((image == originals).all(1).any() for image in model.bank.images)
+
+
+def test_it_keeps_so_many_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert BANK_SIZE > 24
+    monkeypatch.setattr("finetune.adapt.BANK_SIZE", 20)
+    model = taught(steps=4)
+    assert model.bank is not None
+    assert model.bank.images.shape == (20, 784)
+
+
+def test_a_recipe_can_do_without() -> None:
+    assert taught(steps=2, bank_limit=0.0).bank is None
+
+
+def test_it_changes_nothing_in_training_and_lowers_the_loss_at_noise() -> None:
+    with_bank, without = taught(), taught(bank_limit=0.0)
+    state = with_bank.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in without.state_dict().items())
+    table = NoiseTable(6, 20, 4)
+    helped, alone = (estimate(m, DRAWINGS[6:], NEW, table) for m in (with_bank, without))
+    pairs = list(zip(helped.per_t_bin, alone.per_t_bin, strict=True))
+    assert all(a == b for a, b in pairs[:3])
+    assert all(a < b for a, b in pairs[6:])
