@@ -19,6 +19,8 @@ Array = NDArray[np.float64]
 
 _ROOT_WITHIN = 1e-7
 _POINTS = 120  # at which a density is integrated
+_LEAST_PRIOR_TRIALS = 4
+_POOLED_DOF = 4.0
 _WIDTH = 8.0  # standard deviations below the mean where it is cut off
 
 
@@ -61,41 +63,50 @@ class Standings:
         means = logs.mean(1)
         best = int(losses.mean(1).argmin())
         self.n_trials, self.n_instances = logs.shape
-        self.incumbent = logs[best]  # (K,)
         self._difficulty = logs.mean(0)  # (K,)
-        others = np.delete(logs, best, axis=0) - self.incumbent
-        self.prior = variance_prior(others.var(1, ddof=1), self.n_instances - 1)
-        self.optimism = _optimism(logs, means, best)
+        # What the incumbent would have, were no instance kinder to it than to the others, (K,).
+        self.reference = self._difficulty + means[best] - logs.mean()
+        residuals = logs - means[:, None] - self._difficulty + logs.mean()
+        self.prior = _noise_prior(residuals)
+        self.optimism = _optimism(residuals, means, best)
 
     def judge(self, losses: Sequence[float], alpha: float) -> Verdict:
         """Whether a candidate's first losses, on the first instances, show it to be worse.
 
-        A one-sided paired t-test on logarithms.  Three things make it honest and strong:
+        A one-sided t-test on logarithms, of the differences to what the incumbent would have on
+        each instance by its mean and the instance's difficulty for all complete trials.  (Its own
+        loss there has twice the noise: that of one trial on one instance.)  Three things make
+        the test honest and strong:
 
         - it is looked at after each instance but the last, each time at the level at which all
           looks together drop an equal with probability ``alpha`` (`nominal_level`);
-        - the variance is moderated by that of earlier trials (Smyth, "Linear models and empirical
-          Bayes methods" (2004), section 4), so that one or two instances can suffice;
+        - the variance of what is left is moderated by that of earlier trials (Smyth, "Linear
+          models and empirical Bayes methods" (2004), section 4), so that one or two instances can
+          suffice;
         - the incumbent is the best of many and therefore lucky; its expected luck is taken off
           (`optimism`).
         """
         k = len(losses)
         if not 0 < k <= self.n_instances:
             raise ValueError(f"{k} losses; the race has {self.n_instances} instances")
-        differences = np.log(np.asarray(losses, dtype=np.float64)) - self.incumbent[:k]
+        differences = np.log(np.asarray(losses, dtype=np.float64)) - self.reference[:k]
         mean = float(differences.mean())
+        n, share = self.n_trials, k / self.n_instances
         own_dof = k - 1
         dof = own_dof + self.prior.dof
         if dof <= 0:
             return Verdict(False, 1.0, math.exp(mean))
-        own = float(differences.var(ddof=1)) if own_dof else 0.0
+        # Difficulties are means over n trials, and have an nth of their noise.
+        own = float(differences.var(ddof=1)) / (1 + 1 / n) if own_dof else 0.0
         if math.isinf(dof):
             variance = self.prior.scale
         else:
             variance = (own_dof * own + self.prior.dof * self.prior.scale) / dof
         if variance <= 0:
             return Verdict(False, 1.0, math.exp(mean))
-        t = (mean - self.optimism) / math.sqrt(variance / k)
+        # Of the candidate's mean, the incumbent's, and the difference of both in difficulty.
+        error = math.sqrt(variance / k * (1 + share + (1 - share) / n))
+        t = (mean - self.optimism) / error
         p_value = float(special.ndtr(-t) if math.isinf(dof) else special.stdtr(dof, -t))
         level = nominal_level(alpha, max(1, self.n_instances - 1))
         return Verdict(p_value < level, p_value, math.exp(mean))
@@ -108,6 +119,22 @@ class Standings:
         """
         ratios = np.log(np.asarray(losses, dtype=np.float64)) - self._difficulty[: len(losses)]
         return float(np.exp(self._difficulty).mean() * np.exp(ratios.mean()))
+
+
+def _noise_prior(residuals: Array) -> VariancePrior:
+    """What is known of a trial's noise from those of complete trials (n, K), additive effects out.
+
+    Two or three do not tell how much trials differ in their noise: they are pooled, at the weight
+    that such a prior has in practice.
+    """
+    n, k = residuals.shape
+    if n < 2 or k < 2:
+        return VariancePrior(0.0, 0.0)
+    variances = (residuals**2).sum(1) / ((k - 1) * (1 - 1 / n))
+    if n < _LEAST_PRIOR_TRIALS:
+        scale = float(variances.mean())
+        return VariancePrior(scale, _POOLED_DOF if scale > 0 else 0.0)
+    return variance_prior(variances, k - 1)
 
 
 def variance_prior(variances: Array, dof: int) -> VariancePrior:
@@ -138,18 +165,17 @@ def _trigamma_inverse(value: float) -> float:
     return math.exp(_root(excess, -20.0, 20.0))
 
 
-def _optimism(logs: Array, means: Array, best: int) -> float:
+def _optimism(residuals: Array, means: Array, best: int) -> float:
     """How much better than it is the best trial looks, on average, in log loss, >= 0.
 
     Trials' means are true values plus noise, both taken as normal: the expected true value of
     the best lies between its mean and the mean of all (empirical Bayes; Efron and Morris,
     "Data analysis using Stein's estimator" (1975)).  The noise is what is left of the table when
-    trials' and instances' means are taken out.
+    trials' and instances' means are taken out (``residuals``).
     """
-    n, k = logs.shape
+    n, k = residuals.shape
     if n < 3 or k < 2:
         return 0.0
-    residuals = logs - means[:, None] - logs.mean(0) + logs.mean()
     noise = float((residuals**2).sum()) / ((n - 1) * (k - 1)) / k  # variance of a trial's mean
     spread = float(means.var(ddof=1))
     share_of_noise = min(1.0, noise / spread) if spread > 0 else 1.0

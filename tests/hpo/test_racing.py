@@ -84,9 +84,9 @@ def test_nothing_is_dropped_on_one_instance_without_experience() -> None:
     assert not Standings(np.full((1, K), 0.1)).judge([0.1, 0.1], 0.4).drop  # no variance at all
 
 
-@pytest.mark.parametrize("alpha", [0.05, 0.2])
+@pytest.mark.parametrize("alpha", [0.05, 0.2, 0.4])
 @pytest.mark.parametrize("tails", [math.inf, 5.0])
-@pytest.mark.parametrize(("n", "spread"), [(4, 0.02), (30, 0.02), (30, 0.0), (12, 0.1)])
+@pytest.mark.parametrize(("n", "spread"), [(2, 0.02), (4, 0.02), (30, 0.02), (30, 0.0), (12, 0.1)])
 def test_an_equal_of_the_incumbent_is_dropped_no_more_often_than_stated(
     alpha: float, tails: float, n: int, spread: float
 ) -> None:
@@ -114,6 +114,25 @@ def test_a_worse_recipe_is_dropped_soon() -> None:
         drops = [standings.judge(worse[:k].tolist(), 0.1).drop for k in range(1, K)]
         looks.append(drops.index(True) + 1 if any(drops) else K)
     assert np.mean(looks) < 2
+
+
+def test_the_incumbents_luck_with_one_instance_is_not_held_against_others() -> None:
+    """Its mean and the instance's difficulty are compared with, and have less noise than it has."""
+    noise, ahead, alpha, runs = 0.02, 0.05, 0.1, 400
+    rng = np.random.default_rng(7)
+    dropped = paired = 0
+    level = nominal_level(alpha, K - 1)
+    for _ in range(runs):
+        losses, quality = table(21, rng, 0.03, noise)
+        best = int(losses[:20].mean(1).argmin())
+        worse = losses[20] * np.exp(quality[best] + ahead - quality[20])
+        dropped += Standings(losses[:20]).judge(worse[:1].tolist(), alpha).drop
+        z = np.log(worse[0] / losses[best, 0]) / (noise * math.sqrt(2))
+        paired += stats.norm.sf(z) < level
+    # With k = 1, n = 20 the error is noise * sqrt(1 + 1/8 + 7/160), and luck is a little less.
+    z = ahead / (noise * math.sqrt(1 + 1 / K + (1 - 1 / K) / 20)) - stats.norm.isf(level)
+    assert dropped / runs == pytest.approx(stats.norm.cdf(z), abs=0.12)
+    assert dropped > 1.2 * paired
 
 
 def test_a_part_is_judged_by_how_hard_its_instances_were() -> None:
