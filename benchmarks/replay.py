@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from scipy.stats import spearmanr
 from tqdm import tqdm
@@ -24,12 +30,14 @@ from tqdm import tqdm
 from finetune.errors import UserError, run_command
 from hpo.config import Pruner, Sampler
 from hpo.curve import LearningCurve
+from hpo.importance import importances
 from hpo.pruner import Race
 from hpo.strategy import make_pruner, make_sampler
 
 from .replay_table import DEFAULT_FILE, Array, Table, read_table
 
 TARGET_TRIALS = 100  # of random search, whose best loss is the target
+_N_GOOD = 15  # recipes, in how much instances disagree about them
 N_PICKS = 3  # a pick among this many best recipes is a good one
 BASELINE, DEFAULT = "random, in full", "Optuna's TPE, MedianPruner"
 
@@ -81,8 +89,17 @@ class Step:
     complete: bool
 
 
-def replay(table: Table, strategy: Strategy, seed: int, max_calls: int) -> list[Step]:
-    """One search of the table, until it is used up or so many calls are made."""
+def replay(
+    table: Table,
+    strategy: Strategy,
+    seed: int,
+    min_calls: float = math.inf,
+    target: float = -math.inf,
+) -> list[Step]:
+    """One search of the table, until it is used up.
+
+    It ends earlier when a complete trial is as good as ``target`` and ``min_calls`` are made.
+    """
     study = optuna.create_study(sampler=strategy.sampler(seed), pruner=strategy.pruner())
     race = Race()
     left = list(range(len(table)))
@@ -90,7 +107,8 @@ def replay(table: Table, strategy: Strategy, seed: int, max_calls: int) -> list[
     n_instances = len(table.instances)
     steps: list[Step] = []
     calls = 0
-    while left and calls < max_calls:
+    best = math.inf
+    while left and (calls < min_calls or best > target):
         asked = study.ask(table.distributions)
         # Failed trials teach samplers nothing: what is proposed and what is run may differ.
         study.tell(asked, state=TrialState.FAIL)
@@ -119,6 +137,8 @@ def replay(table: Table, strategy: Strategy, seed: int, max_calls: int) -> list[
             )
         )
         steps.append(Step(row, calls, not dropped))
+        if not dropped:
+            best = min(best, float(table.quality[row]))
     return steps
 
 
@@ -234,6 +254,38 @@ def report_curves(table: Table) -> None:
     print(f"  beyond hope by all other recipes' curves: {len(ended)} recipes; {best}\n")
 
 
+def report_recipes(table: Table) -> None:
+    """Print the first recipe against the best other one, and which parameters matter."""
+    logs = np.log(table.losses)
+    best = 1 + int(table.quality[1:].argmin())
+    differences = logs[0] - logs[best]
+    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    better = int((table.quality[1:] < table.quality[0]).sum())
+    print(f"the first recipe: {table.quality[0]:.4f}, and {better} of the others are better")
+    ratio = f"{math.exp(differences.mean()):.3f} ± {error:.3f}"
+    print(f"the best other: {table.quality[best]:.4f}; the first one's ratio to it is {ratio}")
+    good = np.argsort(table.quality)[:_N_GOOD]
+    pairs = [logs[i] - logs[j] for n, i in enumerate(good) for j in good[:n]]
+    spread = float(np.mean([pair.std(ddof=1) for pair in pairs]))
+    print(f"deviation over instances of the ratio of two of the best {_N_GOOD}: {spread:.1%}")
+    for name, distribution in table.distributions.items():
+        if isinstance(distribution, CategoricalDistribution):
+            for choice in distribution.choices:
+                losses = table.quality[1:][[p[name] == choice for p in table.params[1:]]]
+                if len(losses):
+                    found = f"median {np.median(losses):.4f}, best {losses.min():.4f}"
+                    print(f"  {name} = {choice}: {len(losses)} recipes, {found}")
+    print("importance for being among the best tenth, with its error:")
+    study = optuna.create_study()  # gives trials their numbers, by which Optuna knows them
+    study.add_trials(
+        create_trial(value=float(q), params=p, distributions=table.distributions)
+        for q, p in zip(table.quality[1:], table.params[1:], strict=True)
+    )
+    for one in importances(study.trials):
+        print(f"  {one.name:<22}{one.share:>5.0%} ± {one.standard_error:.0%}")
+    print()
+
+
 def _is_ended(table: Table, row: int) -> bool:
     """Whether the other recipes' curves would end the recipe's first call."""
     known = [c.tolist() for c in np.delete(table.curves[:, 0], row, axis=0)]
@@ -282,18 +334,21 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.replay", description=__doc__)
     parser.add_argument("--table", type=Path, default=DEFAULT_FILE)
     parser.add_argument("--seeds", type=int, default=30)
-    parser.add_argument("--alpha", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.3, 0.4])
+    parser.add_argument("--alpha", type=float, nargs="+", default=[0.1, 0.2, 0.4, 0.6, 0.8])
     parser.add_argument("--only", nargs="+", metavar="WORD", help="strategies with such a word")
     parser.add_argument("--order", choices=("given", "suggested"), default="given")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(default: cores)")
     parser.add_argument(
         "--with-first", action="store_true", help="keep the first recipe, the default one"
     )
     arguments = parser.parse_args(argv)
-    if arguments.seeds < 2:
-        raise UserError(f"--seeds is {arguments.seeds}; write 2 or more")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    for option, least in (("seeds", 2), ("processes", 1)):
+        value = getattr(arguments, option)
+        if value < least:
+            raise UserError(f"--{option} is {value}; write {least} or more")
+    _keep_quiet()
     table = read_table(arguments.table)
+    report_recipes(table)
     report_orders(table)
     report_curves(table)
     if arguments.order == "suggested":
@@ -301,12 +356,47 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.with_first:
         # It was chosen by hand and is hard to beat.
         table = table.rows(range(1, len(table)))
-    print_races(table, strategies(arguments.alpha), arguments.seeds, arguments.only or [""])
+    words = arguments.only or [""]
+    print_races(table, arguments.alpha, arguments.seeds, words, arguments.processes)
     return 0
 
 
+def _replays(
+    table: Table,
+    alphas: Sequence[float],
+    names: Sequence[str],
+    seeds: int,
+    processes: int,
+    budget: float,
+    target: float,
+) -> Iterator[list[Step]]:
+    """All seeds of the first name, then of the next, and so on."""
+    work = [(name, seed) for name in names for seed in range(seeds)]
+    one = partial(_replay_named, table, tuple(alphas), budget, target)
+    if processes == 1:
+        yield from map(one, work)
+        return
+    # Started anew: a fork would take over locks of torch's and numpy's threads.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(one, work)
+
+
+def _replay_named(
+    table: Table, alphas: Sequence[float], budget: float, target: float, work: tuple[str, int]
+) -> list[Step]:
+    """In a process of its own: strategies can't be sent there, but their names can."""
+    _keep_quiet()
+    name, seed = work
+    return replay(table, strategies(alphas)[name], seed, budget, target)
+
+
+def _keep_quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+
 def print_races(
-    table: Table, chosen: dict[str, Strategy], seeds: int, words: Sequence[str]
+    table: Table, alphas: Sequence[float], seeds: int, words: Sequence[str], processes: int = 1
 ) -> list[Runs]:
     """Replay all strategies whose names hold one of the words, and the two baselines."""
     quality = table.quality
@@ -314,12 +404,21 @@ def print_races(
     best = set(np.argsort(quality)[:N_PICKS].tolist())
     whole = TARGET_TRIALS * len(table.instances)
     budget = whole / 4
-    names = [n for n in chosen if n in (BASELINE, DEFAULT) or any(w in n for w in words)]
+    names = [
+        n for n in strategies(alphas) if n in (BASELINE, DEFAULT) or any(w in n for w in words)
+    ]
+    replays = iter(
+        tqdm(
+            _replays(table, alphas, names, seeds, processes, budget, target),
+            total=len(names) * seeds,
+            unit="replay",
+            leave=False,
+        )
+    )
     found = []
     for name in names:
         runs = Runs(name, [], [])
-        for seed in tqdm(range(seeds), desc=name, leave=False):
-            steps = replay(table, chosen[name], seed, max_calls=table.losses.size)
+        for steps in islice(replays, seeds):
             runs.to_target.append(calls_to(steps, quality, target))
             runs.picks.append(pick(steps, quality, budget) in best)
             winner = [s for s in steps if s.row == int(quality.argmin())]

@@ -52,7 +52,7 @@ class Pruner(_Table):
 
     name: Literal["racing", "median", "percentile", "none"] = "racing"
     # Racing: probability, at most, of dropping a recipe that is as good as the best.
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.4
     # Percentile and median, of Optuna:
     percentile: Annotated[float, Field(gt=0, lt=100)] = 40.0  # of known trials that may go on
     startup_trials: PositiveInt = 5  # complete trials before any is pruned

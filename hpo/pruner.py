@@ -69,7 +69,7 @@ class RacingPruner(optuna.pruners.BasePruner):
         ValueError: ``alpha`` is not in (0, 1).
     """
 
-    def __init__(self, alpha: float = 0.1, running_means: bool = True) -> None:
+    def __init__(self, alpha: float = 0.4, running_means: bool = True) -> None:
         if not 0 < alpha < 1:
             raise ValueError(f"alpha is {alpha}; write a number between 0 and 1")
         self._alpha = alpha

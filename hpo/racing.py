@@ -19,8 +19,8 @@ Array = NDArray[np.float64]
 
 _ROOT_WITHIN = 1e-7
 _POINTS = 120  # at which a density is integrated
-_LEAST_PRIOR_TRIALS = 4
-_POOLED_DOF = 4.0
+_LEAST_PRIOR_TRIALS = 4  # whose variances tell how much trials differ in their noise
+_POOLED_DOF = 4.0  # of the prior before that; recorded trials give 4.6 (benchmarks/replay.py)
 _WIDTH = 8.0  # standard deviations below the mean where it is cut off
 
 
@@ -75,7 +75,7 @@ class Standings:
 
         A one-sided t-test on logarithms, of the differences to what the incumbent would have on
         each instance by its mean and the instance's difficulty for all complete trials.  (Its own
-        loss there has twice the noise: that of one trial on one instance.)  Three things make
+        loss there has as much noise as the candidate's.)  Three things make
         the test honest and strong:
 
         - it is looked at after each instance but the last, each time at the level at which all
@@ -124,8 +124,7 @@ class Standings:
 def _noise_prior(residuals: Array) -> VariancePrior:
     """What is known of a trial's noise from those of complete trials (n, K), additive effects out.
 
-    Two or three do not tell how much trials differ in their noise: they are pooled, at the weight
-    that such a prior has in practice.
+    Two or three do not tell how much trials differ in their noise: they are pooled.
     """
     n, k = residuals.shape
     if n < 2 or k < 2:

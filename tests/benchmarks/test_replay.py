@@ -25,6 +25,7 @@ from benchmarks.replay import (
     random_target,
     replay,
     report_curves,
+    report_recipes,
     strategies,
     suggest_order,
 )
@@ -130,18 +131,20 @@ def test_distances_are_in_units_of_the_space() -> None:
 
 def test_random_search_in_full_pays_every_call_once() -> None:
     t = table()
-    steps = replay(t, strategies([0.2])[BASELINE], seed=1, max_calls=10**6)
+    steps = replay(t, strategies([0.2])[BASELINE], seed=1)
     assert sorted(s.row for s in steps) == list(range(len(t)))
     assert [s.calls for s in steps] == [K * (i + 1) for i in range(len(t))]
     assert all(s.complete for s in steps)
-    short = replay(t, strategies([0.2])[BASELINE], seed=1, max_calls=10)
-    assert short == steps[:3]
+    target = t.quality[steps[6].row]
+    first = next(i for i, s in enumerate(steps) if t.quality[s.row] <= target)
+    assert replay(t, strategies([0.2])[BASELINE], 1, 0, target) == steps[: first + 1]
+    assert replay(t, strategies([0.2])[BASELINE], 1, 10 * K, target) == steps[:10]
 
 
 def test_racing_pays_for_losers_little_and_finds_the_best() -> None:
     t = table()
-    raced = replay(t, strategies([0.2])["TPE, racing 0.2"], seed=0, max_calls=10**6)
-    assert raced == replay(t, strategies([0.2])["TPE, racing 0.2"], seed=0, max_calls=10**6)
+    raced = replay(t, strategies([0.2])["TPE, racing 0.2"], seed=0)
+    assert raced == replay(t, strategies([0.2])["TPE, racing 0.2"], seed=0)
     assert raced[-1].calls < 0.6 * t.losses.size
     best = int(t.quality.argmin())
     assert next(s for s in raced if s.row == best).complete
@@ -194,8 +197,33 @@ def test_curves_that_tell_the_end_are_reported_and_a_wild_one_is_beyond_hope(
     assert f"1 recipes; the best of them is {rank}th of 30" in text
 
 
+def test_the_first_recipe_is_set_against_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    t = table(60)
+    ordered = t.rows(np.argsort(-t.quality).tolist())
+    report_recipes(ordered)
+    text = capsys.readouterr().out
+    assert f"the first recipe: {t.quality.max():.4f}, and 59 of the others are better" in text
+    assert f"the best other: {t.quality.min():.4f}" in text
+    ratios = np.log(ordered.losses[0] / ordered.losses[-1])
+    assert f"ratio to it is {math.exp(ratios.mean()):.3f}" in text
+    for choice in "xyz":
+        losses = [q for q, p in zip(t.quality, t.params, strict=True) if p["c"] == choice]
+        losses = [q for q in losses if q < t.quality.max()]  # but for the first one
+        assert f"  c = {choice}: {len(losses)} recipes, median {np.median(losses):.4f}" in text
+    assert {line.split()[0] for line in text.splitlines()[-4:-1]} == {"a", "b", "c"}
+    assert text.splitlines()[-2].split()[0] == "c", "it plays no part"
+
+
+def test_processes_share_the_replays_and_change_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    alone = print_races(table(12), [0.2], 2, [BASELINE])
+    shared = print_races(table(12), [0.2], 2, [BASELINE], processes=2)
+    assert alone == shared
+
+
 def test_the_report_names_the_baselines_and_ratios(capsys: pytest.CaptureFixture[str]) -> None:
-    runs = print_races(table(12), strategies([0.2]), 3, ["random"])
+    runs = print_races(table(12), [0.2], 3, ["random"])
     text = capsys.readouterr().out
     assert [r.name for r in runs[:2]] == list(strategies([0.2]))[:2]
     assert all(r.met == 3 for r in runs), "the whole table was searched"
