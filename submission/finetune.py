@@ -1,9 +1,9 @@
 """Adapt a pretrained rectified-flow network to a new class from ten drawings.
 
-From trial 0 of study runes: loss 0.0766 ± 0.0002, the mean of 8 instances.  The recipe's digest
-is cca7d63588f3.
+From trial 0 of study runes: loss 0.0762 ± 0.0002, the mean of 8 instances.  The recipe's digest
+is c6049344432d.
 
-Made from runes 0.1.0, code 0df8988dc553, by joining the modules that trials run; branches that
+Made from runes 0.1.0, code ebfa0cbc6a70, by joining the modules that trials run; branches that
 this recipe does not take are left out.  It needs Python 3.10 and torch 2.2 or newer, no file and
 no network; it uses a GPU where there is one.  To make it again:
 
@@ -74,6 +74,7 @@ class Recipe:
     level_weight: float = 0.3  # of the levels' cross entropy beside the flow loss
     head_lr_factor: float = 3.0  # learning rate of the levels' head over that of the rest
     views: int = 5  # shifted views over which levels are averaged, at noise
+    bank_limit: float = 0.5  # most that the posterior mean over drawn images counts, at noise
 
     # Augmentation mix
     render: str = "rebuilt"  # warp rebuilt strokes, or the 28x28 drawing itself
@@ -244,7 +245,7 @@ def _adapt_on(
             stopped = bool(on_step(Progress(clock.step, clock.share, value, clock.elapsed_s)))
     if recipe.ema_half_life:
         weights.use_averages()
-    adapted = learner.model
+    adapted = learner.finished()
     for parameter in adapted.parameters():
         parameter.requires_grad_(True)
     return Adapted(
@@ -269,6 +270,10 @@ class _LearnsVelocity:
         loss = image_losses(self._velocity, x, e, t, c).mean()
         return loss, loss.detach()
 
+    def finished(self) -> nn.Module:
+        """What has learnt."""
+        return self.model
+
 
 class _LearnsLevels:
     """Trains the posterior over grey levels; see `finetune.posterior`."""
@@ -287,13 +292,23 @@ class _LearnsLevels:
         self.head = tuple(self.model.head.parameters())
         self._features = _feature_model(network, device, precision)
         self._weight = recipe.level_weight
+        self._bank_limit = recipe.bank_limit
+        self._drawn: list[Tensor] = []
 
     def losses(self, x: Tensor, e: Tensor, t: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """What is lowered and the flow loss, both means over the batch."""
+        if self._bank_limit and len(self._drawn) * len(x) < BANK_SIZE:
+            self._drawn.append(x)
         levels = self._levels.nearest(x)
         losses, entropies = self.model.losses(self._features, levels, x, e, t, c)
         loss = losses.mean()
         return loss + self._weight * entropies.mean(), loss.detach()
+
+    def finished(self) -> nn.Module:
+        """What has learnt, with the drawn images beside it."""
+        if self._bank_limit:
+            self.model.bank = ImageBank(torch.cat(self._drawn)[:BANK_SIZE], self._bank_limit)
+        return self.model
 
 
 def _velocity_model(model: nn.Module, device: torch.device, precision: str) -> VelocityModel:
@@ -912,6 +927,7 @@ class LevelPosterior(nn.Module):
         self.n_channels_img = network.n_channels_img
         self.n_classes = network.n_classes
         self.shifts = _SHIFTS[:views]
+        self.bank: ImageBank | None = None  # a second opinion outside of training
         self.fuses = conv.weight.device.type == "cpu" and can_fuse(network)
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
@@ -922,6 +938,8 @@ class LevelPosterior(nn.Module):
             return velocity
         t = t.to(x_t)
         x = self.mean(self.log_posterior(self._shifted_logits(x_t, t, c), x_t, t), x_t, t)
+        if self.bank is not None:
+            x = self.bank(x, x_t, t)
         velocity = torch.where(t < _LEAST_T, -x, (x_t - x) / t.clamp(min=_LEAST_T))
         if learnt.all():
             return velocity
@@ -1000,6 +1018,64 @@ def last_features(network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor) -> Tens
     finally:
         hook.remove()
     return seen[0]
+
+
+# ------------------------------------------------------------------------------
+# A second opinion at high noise: the posterior mean over the images that training drew.
+#
+# If the drawn images a_i were all there are, the image behind x_t = (1 - t) x + t e would be
+#
+#     E[x | x_t] = sum_i w_i a_i,   w = softmax_i( -|x_t - (1 - t) a_i|^2 / (2 t^2) ).
+#
+# That errs for other reasons than a network does (it knows few images, but has nothing to learn),
+# so a mean of both is better than either, where enough images have a say.
+
+BANK_SIZE = 16_384  # images; four times as many lower the loss by another 0.1 %
+# Below it one image has nearly all the weight, and no say.
+_FROM_T = 0.3
+# The share rises with the number of images that have a say: 0 for one, half of its limit for six.
+_SHARPNESS = 4
+_ROWS = 256  # of x_t that are compared at once: bounds the memory
+
+
+def posterior_mean(images: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """E[x | x_t] over ``images`` (n, 784), and how many of them it rests on.
+
+    Args:
+        x_t: (B, 1, 28, 28).
+        t: (B, 1, 1, 1), above 0.
+
+    Returns:
+        The mean (B, 1, 28, 28), and the effective number of images 1 / sum w_i^2 (B, 1, 1, 1)
+        (Kish, Survey Sampling (1965), section 11.7), from 1 to n.
+    """
+    y, times = x_t.flatten(1), t.flatten()[:, None]
+    # |x_t|^2 is the same for all images and falls out of the softmax.
+    exponent = (1 - times) * (2 * y @ images.T - (1 - times) * images.square().sum(1))
+    weights = (exponent / (2 * times.square())).softmax(1)
+    effective = 1 / weights.square().sum(1)
+    return (weights @ images).view_as(x_t), effective[:, None, None, None]
+
+
+class ImageBank(nn.Module):
+    """Images (n, 1, 28, 28) and how much their posterior mean counts, at most (``limit``)."""
+
+    images: Tensor  # (n, 784)
+
+    def __init__(self, images: Tensor, limit: float) -> None:
+        super().__init__()
+        self.register_buffer("images", images.flatten(1))
+        self.limit = limit
+
+    def forward(self, mean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """``mean``, a network's E[x | x_t] (B, 1, 28, 28), with the images' own mixed in."""
+        noisy = (t > _FROM_T).flatten().nonzero()[:, 0]
+        mean = mean.clone()
+        for rows in noisy.split(_ROWS):
+            own, effective = posterior_mean(self.images, x_t[rows], t[rows])
+            share = self.limit * (1 - 1 / effective) ** _SHARPNESS
+            mean[rows] += share * (own - mean[rows])
+        return mean
 
 
 # ------------------------------------------------------------------------------
@@ -1382,10 +1458,71 @@ def _values(means: Tensor, labels: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------
+# How many threads to compute with on a CPU that may not be ours alone.
+#
+# Torch's threads meet after every operation, and wait for each other by spinning.  Where other
+# programs want the same cores, or a container gets less time than its cores could give, two threads
+# can be several times slower than one.
+
+# Fewer threads must win by this much, so that timing noise can't flip the choice between two runs.
+_LEAST_SPEEDUP = 1.3
+_RUNS = 7
+_QUOTA_FILES = (  # of control groups, version 2 and 1
+    ("/sys/fs/cgroup/cpu.max",),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)
+
+
+@contextmanager
+def fastest_threads(device: torch.device) -> Iterator[None]:
+    """Compute with torch's threads, or with fewer where that is faster; they are put back.
+
+    Two choices take 0.2 s on two idle cores, and 1 s on two busy ones.  Draws no random numbers.
+    """
+    most = torch.get_num_threads()
+    if device.type != "cpu" or most == 1:
+        yield
+        return
+    try:
+        threads = min(most, cpu_quota() or most)
+        took_s = _seconds(threads)
+        while threads > 1 and _LEAST_SPEEDUP * (fewer_s := _seconds(threads // 2)) < took_s:
+            threads, took_s = threads // 2, fewer_s
+        torch.set_num_threads(threads)
+        yield
+    finally:
+        torch.set_num_threads(most)
+
+
+def cpu_quota() -> int | None:
+    """Cores' worth of time that the process's container is given, at least 1; None: no limit.
+
+    Torch counts cores without a look at it.
+    """
+    for files in _QUOTA_FILES:
+        try:
+            words = " ".join(Path(file).read_text() for file in files).split()
+            quota, period = float(words[0]), float(words[1])
+        except (OSError, ValueError, IndexError):  # there is none, or it is "max"
+            continue
+        if quota > 0 and period > 0:
+            return max(1, round(quota / period))
+    return None
+
+
+def _seconds(threads: int) -> float:
+    """Median time of a layer of the network's bulk."""
+    torch.set_num_threads(threads)
+    return statistics.median(bulk_seconds(torch.device("cpu"), "fp32", _RUNS))
+
+
+# ------------------------------------------------------------------------------
 # The machine at hand: on which device to train, in which number format, in whose settings.
 
 # bf16 must win by this much, so that timing noise can't flip the choice between two runs.
 _BF16_MIN_SPEEDUP = 1.3
+# Where bf16 takes this many times as long, two runs tell, and no more are made: without hardware
+# for it each is a large part of what the choice costs.
 _HOPELESS = 5
 
 M = TypeVar("M", bound=nn.Module)
@@ -1459,90 +1596,28 @@ def _fastest_precision(device_type: str) -> str:
     device = torch.device(device_type)
     if device_type == "cuda" and not torch.cuda.is_bf16_supported():
         return "fp32"
-    # The network's own bulk: 128 channels at 7x7.
-    x = torch.ones(16, 128, 7, 7, device=device, dtype=torch.float32)
-    weight = torch.ones(128, 128, 3, 3, device=device, dtype=torch.float32, requires_grad=True)
-
-    def seconds(precision: str, hopeless: float = math.inf) -> float:
-        best = math.inf
-        for run in range(4):
-            if run == 2 and best > hopeless:
-                break  # of the two runs the first alone may have been slow for other reasons
-            start = time.perf_counter()
-            with torch.enable_grad(), autocast(device, precision):
-                y = F.conv2d(F.conv2d(x, weight, padding=1), weight, padding=1)
-            torch.autograd.grad(y.float().sum(), weight)
-            if device_type == "cuda":
-                torch.cuda.synchronize(device)
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    fp32 = seconds("fp32")
-    bf16 = seconds("bf16", hopeless=_HOPELESS * fp32)
+    fp32 = min(bulk_seconds(device, "fp32", runs=4))
+    bf16 = min(bulk_seconds(device, "bf16", runs=2))  # the first may be slow for other reasons
+    if bf16 < _HOPELESS * fp32:
+        bf16 = min(bf16, *bulk_seconds(device, "bf16", runs=2))
     return "bf16" if fp32 > _BF16_MIN_SPEEDUP * bf16 else "fp32"
 
 
-# ------------------------------------------------------------------------------
-# How many threads to compute with on a CPU that may not be ours alone.
-#
-# Torch's threads meet after every operation, and wait for each other by spinning.  Where other
-# programs want the same cores, or a container gets less time than its cores could give, two threads
-# can be several times slower than one.
+def bulk_seconds(device: torch.device, precision: str, runs: int) -> list[float]:
+    """How long a layer of the network's bulk takes, forward and backward, in each of so many runs.
 
-# Fewer threads must win by this much, so that timing noise can't flip the choice between two runs.
-_LEAST_SPEEDUP = 1.3
-_RUNS = 7
-_QUOTA_FILES = (  # of control groups, version 2 and 1
-    ("/sys/fs/cgroup/cpu.max",),
-    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
-)
-
-
-@contextmanager
-def fastest_threads(device: torch.device) -> Iterator[None]:
-    """Compute with torch's threads, or with fewer where that is faster; they are put back.
-
-    Two choices take 0.2 s on two idle cores, and 1 s on two busy ones.  Draws no random numbers.
+    The bulk is eight layers of 128 channels at 7x7.
     """
-    most = torch.get_num_threads()
-    if device.type != "cpu" or most == 1:
-        yield
-        return
-    try:
-        threads = min(most, cpu_quota() or most)
-        took_s = _seconds(threads)
-        while threads > 1 and _LEAST_SPEEDUP * (fewer_s := _seconds(threads // 2)) < took_s:
-            threads, took_s = threads // 2, fewer_s
-        torch.set_num_threads(threads)
-        yield
-    finally:
-        torch.set_num_threads(most)
-
-
-def cpu_quota() -> int | None:
-    """Cores' worth of time that the process's container is given, at least 1; None: no limit.
-
-    Torch counts cores without a look at it.
-    """
-    for files in _QUOTA_FILES:
-        try:
-            words = " ".join(Path(file).read_text() for file in files).split()
-            quota, period = float(words[0]), float(words[1])
-        except (OSError, ValueError, IndexError):  # there is none, or it is "max"
-            continue
-        if quota > 0 and period > 0:
-            return max(1, round(quota / period))
-    return None
-
-
-def _seconds(threads: int) -> float:
-    """Median time of a convolution of the network's own bulk and its gradients."""
-    torch.set_num_threads(threads)
-    x = torch.ones(16, 128, 7, 7).to(memory_format=torch.channels_last).requires_grad_()
-    weight = torch.ones(128, 128, 3, 3, requires_grad=True)
+    x = torch.ones(16, 128, 7, 7, device=device, dtype=torch.float32)
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.ones(128, 128, 3, 3, device=device, dtype=torch.float32, requires_grad=True)
     seconds = []
-    for _ in range(_RUNS):
+    for _ in range(runs):
         start = time.perf_counter()
-        torch.autograd.grad(F.conv2d(x, weight, padding=1).sum(), (x, weight))
+        with torch.enable_grad(), autocast(device, precision):
+            y = F.conv2d(x, weight, padding=1)
+        torch.autograd.grad(y.float().sum(), (x, weight))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return seconds
