@@ -10,17 +10,36 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).parents[1] / "docs" / "runes.ipynb"
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "docs" / "runes.ipynb"
+
+
+def shorter(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1
+    return text.replace(old, new)
 
 
 @pytest.fixture(scope="module")
-def cells() -> list[Any]:
-    """Its code cells, executed in order."""
+def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Its code cells, executed in order; its recipes are as they are but for fewer steps."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    (recipe,) = [cell for cell in notebook.cells if "Recipe(steps" in cell.source]
+    recipe.source = shorter(recipe.source, "Recipe(steps=50, ", "Recipe(steps=10, ")
+    # A study is looked for here first.
+    here = tmp_path_factory.mktemp("notebook")
+    (here / "studies").mkdir()
+    study = (ROOT / "studies" / "quickstart.toml").read_text()
+    (here / "studies" / "quickstart.toml").write_text(shorter(study, "steps = 60", "steps = 5"))
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("RUNES_")]:
             patch.delenv(name)
-        NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+        client = NotebookClient(
+            notebook,
+            timeout=300,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(here)}},
+        )
+        client.execute()
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,8 @@ from finetune.errors import UserError
 from hpo.storage import load_study, open_storage
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with Postgres(quick=True) as server:
-        yield server
-
-
-def test_repeated_trials_are_whole_and_numbered_in_their_order(server: Postgres) -> None:
-    url = server.create("filled")
+def test_repeated_trials_are_whole_and_numbered_in_their_order(postgres: Postgres) -> None:
+    url = postgres.create("filled")
     fill_many(url, DISTINCT + 7)
     trials = load_study(open_storage(url), STUDY).get_trials(deepcopy=False)
     assert [t.number for t in trials] == list(range(DISTINCT + 7))
@@ -48,6 +41,7 @@ def test_recorded_calls_are_stretched_as_a_whole() -> None:
     assert [3 * s for s in calls[0]] == pytest.approx(slower[0])
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_a_small_play_finishes_trials_and_hands_the_rest_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from benchmarks.storage_services import SERVICES, Done, Phase, System
 from hpo.config import load_study_file
 
 STORED, WORKERS, TRIALS = 20, 2, 4
+pytestmark = pytest.mark.usefixtures("quick_starts")
 
 
 @pytest.fixture(scope="module")

@@ -146,6 +146,7 @@ def test_the_naive_evaluation_is_the_authors(pretrained: ConditionalDiffusionUNe
     assert abs(naive.mean - ours.mean) < 5 * math.hypot(naive.standard_error, ours.standard_error)
 
 
+@pytest.mark.usefixtures("drawn_once", "quick_starts")
 def test_a_tiny_run_has_a_row_for_each_contender(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,6 @@ from benchmarks.postgres import Postgres
 REPO = Path(__file__).parents[2]
 COMPOSE = REPO / "docker-compose.yml"
 _NUMBERS = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    with Postgres(quick=True) as server:
-        yield server
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +55,7 @@ def database(
     make_roles: Callable[[str, Mapping[str, str]], None],
 ) -> str:
     """The name of an empty database that belongs to runes_owner."""
-    name = f"test_{next(_NUMBERS)}"
+    name = f"deployed_{next(_NUMBERS)}"
     postgres.sql(f'CREATE DATABASE "{name}"')
     make_roles(name, roles)
     return name

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -16,6 +14,9 @@ from kubernetes_validate import validate
 
 from benchmarks.postgres import Postgres
 from hpo.storage import load_study, open_storage
+
+if TYPE_CHECKING:
+    from tests.conftest import Nursery
 
 REPO = Path(__file__).parents[2]
 FILES = sorted((REPO / "deploy" / "kubernetes").glob("*.yaml"))
@@ -73,6 +74,7 @@ def test_a_job_makes_the_study_and_a_pod_finishes_it(
     roles: Mapping[str, str],
     study_text: Callable[..., str],
     tmp_path: Path,
+    worker_nursery: Nursery,
 ) -> None:
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "runes.toml").write_text(study_text("tiny"))
@@ -84,19 +86,15 @@ def test_a_job_makes_the_study_and_a_pod_finishes_it(
         assert "@HOST/runes?sslmode=verify-full&" in storage
         # The test's server is another database, and has no TLS (tests/deploy/test_tls.py has it).
         environment["RUNES_STORAGE"] = storage.split("/runes?")[0] + f"/{database}"
-        done = subprocess.run(
-            [sys.executable, "-m", *container["args"]],
-            cwd=tmp_path,
-            env={
+        done = worker_nursery.run(
+            ["-m", *container["args"]],
+            tmp_path,
+            {
                 "PATH": os.environ["PATH"],
-                "PYTHONPATH": str(REPO),
                 "PGHOSTADDR": "127.0.0.1",
                 "PGPORT": str(postgres.port),
                 **environment,
             },
-            capture_output=True,
-            text=True,
-            timeout=180,
         )
         assert done.returncode == 0, done.stderr
     (trial,) = load_study(open_storage(url("runes_reader")), "tiny").trials

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -15,30 +15,34 @@ from psycopg.errors import InsufficientPrivilege
 from benchmarks.postgres import Postgres
 from hpo.init import init
 
+if TYPE_CHECKING:
+    from tests.conftest import Nursery
+
 REPO = Path(__file__).parents[2]
 CHEAP = str(REPO / "tests" / "hpo" / "cheap_worker.py")
 
-
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=REPO,
-        env=os.environ | {"PYTHONPATH": str(REPO)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def study(url: Callable[..., str]) -> Callable[..., str]:
+def run(cheap_nursery: Nursery) -> Run:
+    """Runs Python to its end."""
+
+    def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return cheap_nursery.run(command, REPO, os.environ | environment)
+
+    return run
+
+
+@pytest.fixture
+def study(url: Callable[..., str], drawn_once: None) -> Callable[..., str]:
     """URLs of a database in which the owner has made the study quickstart."""
     init("quickstart", url("runes_owner"), None, 0.0)
     return url
 
 
 def test_a_worker_runs_trials_and_hands_back_and_can_do_no_harm_to_tables(
-    study: Callable[..., str],
+    study: Callable[..., str], run: Run
 ) -> None:
     worker = study("runes_worker")
     # Queues trials, claims, beats, reports, ends: everything that a worker writes.
@@ -58,7 +62,7 @@ def test_a_worker_runs_trials_and_hands_back_and_can_do_no_harm_to_tables(
                 connection.execute(statement)
 
 
-def test_a_reader_sees_everything_and_changes_nothing(study: Callable[..., str]) -> None:
+def test_a_reader_sees_everything_and_changes_nothing(study: Callable[..., str], run: Run) -> None:
     assert run(CHEAP, study("runes_worker"), "3").returncode == 0
     reader = study("runes_reader")
     status = run("-m", "hpo.status", "--study", "quickstart", "--storage", reader)
@@ -82,7 +86,7 @@ def test_a_reader_sees_everything_and_changes_nothing(study: Callable[..., str])
     assert "permission denied for table studies; grant the user its rights" in line
 
 
-def test_a_worker_before_the_owner_is_told_what_to_do(url: Callable[..., str]) -> None:
+def test_a_worker_before_the_owner_is_told_what_to_do(url: Callable[..., str], run: Run) -> None:
     done = run(CHEAP, url("runes_worker"), "1")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -119,7 +123,7 @@ def test_nobody_else_gets_in_and_moments_are_of_utc(
 
 
 def test_a_password_may_stand_in_a_file_of_its_own(
-    study: Callable[..., str], roles: dict[str, str], tmp_path: Path
+    study: Callable[..., str], roles: dict[str, str], tmp_path: Path, run: Run
 ) -> None:
     url = study("runes_reader").replace(f":{roles['runes_reader']}@", "@")
     place = url.split("@")[1].replace("/", ":")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -21,6 +21,9 @@ from dockerfile_parse import DockerfileParser
 
 from benchmarks.postgres import Postgres
 from hpo.storage import load_study, open_storage
+
+if TYPE_CHECKING:
+    from tests.conftest import Forked, Nursery
 
 REPO = Path(__file__).parents[2]
 
@@ -31,12 +34,14 @@ class Compose:
 
     Attributes:
         replaced: what is named otherwise outside of containers, by what it is in the file.
+        nursery: where `fork` has processes from.
     """
 
     services: dict[str, Any]
     environment: Mapping[str, str]
     directory: Path
     replaced: Mapping[str, str]
+    nursery: Nursery
 
     def command(self, name: str, *more: str) -> list[str]:
         """What the container of a service would run."""
@@ -50,16 +55,27 @@ class Compose:
 
     def start(self, name: str, *more: str, command: Sequence[str] = ()) -> subprocess.Popen[str]:
         """Start a service; ``command``: another than its own, in its environment."""
-        given = self.services[name]["environment"]
-        values = self._here([str(v) for v in given.values()])
         return subprocess.Popen(
             self._here(list(command)) or self.command(name, *more),
             cwd=self.directory,
-            env={**self.environment, **dict(zip(given, values, strict=True))},
+            env=self._environment(name),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def fork(self, name: str) -> Forked:
+        """Start a service of this project without waiting for its imports."""
+        python, *arguments = self.command(name)
+        assert python == sys.executable
+        number = len(list(self.directory.glob(f"{name}*.out")))
+        out, err = (self.directory / f"{name}{number}.{kind}" for kind in ("out", "err"))
+        return self.nursery.start(arguments, self.directory, self._environment(name), out, err)
+
+    def _environment(self, name: str) -> dict[str, str]:
+        given = self.services[name]["environment"]
+        values = self._here([str(v) for v in given.values()])
+        return {**self.environment, **dict(zip(given, values, strict=True))}
 
     def run(self, name: str, *more: str, command: Sequence[str] = ()) -> tuple[int, str, str]:
         """Exit code, output and errors of a service that ends."""
@@ -81,6 +97,7 @@ def compose(
     read_compose: Callable[[Mapping[str, str]], dict[str, Any]],
     make_roles: Callable[[str, Mapping[str, str]], None],
     study_text: Callable[..., str],
+    worker_nursery: Nursery,
 ) -> Compose:
     """The services, in a directory with studies, beside a server as the image sets it up."""
     for name in ("studies", "backups", "artifacts"):
@@ -112,6 +129,7 @@ def compose(
             "0.0.0.0": "127.0.0.1",
             "8080": str(port),
         },
+        worker_nursery,
     )
 
 
@@ -130,7 +148,7 @@ def test_every_service_does_its_work(compose: Compose, postgres: Postgres) -> No
     assert out.endswith("1 instances; 0 trials queued, 0 running, 0 finished\n")
 
     # worker, scaled to two: exactly the budget, then both end for good.
-    workers = [compose.start("worker") for _ in range(2)]
+    workers = [compose.fork("worker") for _ in range(2)]
     told = [worker.communicate(timeout=180)[1] for worker in workers]
     assert [w.returncode for w in workers] == [0, 0], told
     url = postgres.url("runes").replace("runes:a-password", owner_of(compose))
@@ -174,7 +192,7 @@ def test_every_service_does_its_work(compose: Compose, postgres: Postgres) -> No
     assert code == 2
     assert err == f"error: write restore FILE.dump; {dump.parent} holds: {dump.name}\n"
     # After it everybody has his rights again.
-    assert "done: 3 trials are finished" in compose.run("worker")[2]
+    assert "done: 3 trials are finished" in compose.fork("worker").communicate(timeout=180)[1]
 
 
 def test_a_worker_that_is_stopped_hands_its_trial_back_in_time(
@@ -183,8 +201,8 @@ def test_a_worker_that_is_stopped_hands_its_trial_back_in_time(
     worker = compose.services["worker"]
     for name in ("init", "worker"):
         compose.services[name]["environment"]["RUNES_STUDY"] = "slow"
-    assert compose.run("init")[0] == 0
-    process = compose.start("worker")
+    assert compose.fork("init").wait(180) == 0
+    process = compose.fork("worker")
     url = postgres.url("runes").replace("runes:a-password", owner_of(compose))
     study = load_study(open_storage(url), "slow")
     deadline = time.monotonic() + 120

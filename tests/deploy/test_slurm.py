@@ -46,6 +46,7 @@ def start(tmp_path: Path, study_text: Callable[..., str]) -> Iterator[Start]:
                 "PYTHONPATH": str(REPO),
                 "RUNES_STUDY": "slow.toml",
                 "RUNES_STORAGE": f"sqlite:///{tmp_path}/s{steps}.db",
+                "RUNES_ARTIFACTS": "none",  # no pictures, which take seconds
                 "SLURM_JOB_ID": "77",
                 "SLURM_ARRAY_TASK_ID": "3",
                 "SLURM_CPUS_PER_TASK": "1",

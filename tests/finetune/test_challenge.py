@@ -24,7 +24,7 @@ from finetune.challenge import (
     score_call,
     set_seed,
 )
-from finetune.data import RuneSource, open_drawn, split_drawings
+from finetune.data import RuneSource, split_drawings
 from finetune.errors import UserError
 from finetune.layers import add_class, embedding_of
 from finetune.networks import list_networks
@@ -40,15 +40,12 @@ def finetune_model(pretrained_model, train_dataset):
     return pretrained_model
 """
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 
 def mean_class(model: nn.Module, dataset: Any) -> nn.Module:
     add_class(model, embedding_of(model).weight.detach().mean(0))
     return model
-
-
-@pytest.fixture(scope="module")
-def drawn() -> RuneSource:
-    return open_drawn()
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import itertools
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 from wsgiref.types import WSGIApplication
 from wsgiref.util import setup_testing_defaults
@@ -22,15 +23,14 @@ from benchmarks.browser import chromium, find_chromium
 from benchmarks.postgres import Postgres
 from finetune.errors import UserError
 
+if TYPE_CHECKING:
+    from tests.conftest import Forked, Nursery
+
+    Process = Forked | subprocess.Popen[bytes]
+
 REPO = Path(__file__).parents[2]
 SHOTS = REPO / "build" / "screenshots"
 _NUMBERS = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    with Postgres(quick=True) as server:
-        yield server
 
 
 @pytest.fixture
@@ -125,24 +125,24 @@ def ask() -> Callable[..., Answer]:
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a command that computes on one thread, and ends it in the end if it has not.
+def launch(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Starts Python on one thread, of a nursery if there is one, and ends it in the end.
 
-    What it says as errors goes to a file, the process's ``log_path``; so does its standard
-    output if ``all_of_it``, else that goes nowhere.
+    What it says as errors goes to a file, the process's ``log_path``.
     """
-    started: list[subprocess.Popen[str]] = []
+    started: list[Process] = []
 
-    def launch(command: list[str], all_of_it: bool = False) -> subprocess.Popen[str]:
-        log = (tmp_path / f"process{len(started)}.log").open("w")
-        process = subprocess.Popen(
-            command,
-            stderr=log,
-            stdout=log if all_of_it else subprocess.DEVNULL,
-            env=dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS="1"),
-            text=True,
-        )
-        process.log_path = Path(log.name)  # type: ignore[attr-defined]
+    def launch(arguments: list[str], nursery: Nursery | None = None) -> Process:
+        log, out = tmp_path / f"process{len(started)}.log", Path(os.devnull)
+        environment = dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS="1")
+        process: Process
+        if nursery is not None:
+            process = nursery.start(arguments, Path.cwd(), environment, out, log)
+        else:
+            with log.open("w") as errors, out.open("w") as output:
+                command = [sys.executable, *arguments]
+                process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
+        process.log_path = log  # type: ignore[union-attr]
         started.append(process)
         return process
 

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from torch import Tensor, nn
 
 from finetune.adapt import AdaptationError, Adapted, Progress
-from finetune.data import RuneSource, open_drawn
+from finetune.data import RuneSource
 from finetune.errors import UserError
 from finetune.recipe import Recipe
 from hpo import call
@@ -51,6 +51,7 @@ replicates = 2
 [fixed]
 steps = 3
 batch_size = 2
+output = "velocity"
 render = "direct"
 precision = "fp32"
 [space.lr]
@@ -59,7 +60,10 @@ low = 1e-4
 high = 1e-2
 log = true
 """
-FIXED = {"steps": 3, "batch_size": 2, "render": "direct", "precision": "fp32"}
+FIXED: dict[str, Any] = {
+    **{"steps": 3, "batch_size": 2, "output": "velocity", "render": "direct"},
+    "precision": "fp32",
+}
 DEFAULT = Recipe(**FIXED)
 LR = optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
 Fake = Callable[[Recipe], float]  # seconds of a call
@@ -77,16 +81,14 @@ class Offset(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def source() -> RuneSource:
-    return open_drawn()
+def source(drawn: RuneSource) -> RuneSource:
+    return drawn
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch, source: RuneSource) -> Iterator[None]:
+def surroundings(monkeypatch: pytest.MonkeyPatch, drawn_once: None) -> Iterator[None]:
     """One thread, no settings from outside, and signals as they were."""
     monkeypatch.delenv("RUNES_STORAGE", raising=False)
-    # The drawn runes take a second, each time.
-    monkeypatch.setattr("finetune.data.open_drawn", lambda: source)
     threads, hook = torch.get_num_threads(), sys.unraisablehook
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     torch.set_num_threads(1)

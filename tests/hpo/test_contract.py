@@ -63,6 +63,7 @@ def finish(storage: StudyStorage, trial: optuna.Trial, value: float = 1.0) -> No
 def test_fifty_processes_open_an_empty_database_in_the_same_instant(url: str) -> None:
     script = """
 import os, sys, time
+import alembic.command, alembic.ddl, psycopg  # or each of them would, at its own speed
 from hpo.storage import open_storage, load_study
 start = time.time() + 0.5
 children = []

@@ -7,9 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, TYPE_CHECKING, Any
 
 import optuna
 import pytest
@@ -17,7 +19,7 @@ import torch
 
 from finetune.adapt import adapt
 from finetune.challenge import load_submission
-from finetune.data import NEW_LABEL, open_drawn
+from finetune.data import NEW_LABEL, RuneSource
 from finetune.errors import UserError
 from finetune.recipe import Recipe
 from finetune.validation import NoiseTable, estimate
@@ -31,6 +33,9 @@ from hpo.onefile import one_file
 from hpo.proof import Claim, ProofError, check_call, check_imports, check_same_source, describe
 from hpo.storage import open_storage
 from hpo.study_storage import StudyStorage
+
+if TYPE_CHECKING:
+    from tests.conftest import Forked, Nurse, Nursery
 
 ROOT = Path(__file__).parents[2]
 STUDY = """
@@ -69,8 +74,44 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def clean_interpreters(monkeypatch: pytest.MonkeyPatch, nurse: Nurse, drawn_once: None) -> None:
+    """Those of proofs in this process come from a nursery that has imported torch alone.
+
+    Proofs in other processes, as that of the command below, start theirs from nothing.
+    """
+
+    def start(
+        command: Sequence[str],
+        cwd: Path,
+        env: Mapping[str, str],
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+    ) -> Forked:
+        python, *options = command[:3]
+        assert (python, options) == (sys.executable, ["-I", "-B"])
+        nursery = nurse(("torch",), options=tuple(options))
+        return nursery.start(command[3:], cwd, env, Path(stdout.name), Path(stderr.name))
+
+    monkeypatch.setattr("hpo.proof.subprocess", SimpleNamespace(Popen=start))
+    monkeypatch.setattr("hpo.proof._POLL_S", 0.02)
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def command(worker_nursery: Nursery) -> Command:
+    """Runs a command as a process in a directory."""
+
+    def command(directory: Path, module: str, *arguments: str) -> Any:
+        return worker_nursery.run(["-m", module, *arguments], directory, os.environ)
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
     """A study with one trial, as a worker leaves it."""
     directory = tmp_path_factory.mktemp("searched")
     (directory / "tiny.toml").write_text(STUDY)
@@ -88,18 +129,6 @@ def study(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-def command(directory: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=directory,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 def run(*arguments: str) -> int:
     return main(["--study", "tiny.toml", "--threads", "1", "--device", "cpu", *arguments])
 
@@ -112,7 +141,7 @@ def opened() -> tuple[StudyStorage, optuna.Study]:
 # The command
 
 
-def test_a_trial_is_exported_and_proved(study: Path) -> None:
+def test_a_trial_is_exported_and_proved(study: Path, command: Command) -> None:
     options = ["--study", "tiny.toml", "--threads", "1", "--device", "cpu"]
     options += ["--held-out", "1", "--t-samples", "2"]
     done = command(study, "hpo.export", *options, "--out", "submission/finetune.py")
@@ -240,8 +269,8 @@ def test_a_trial_that_measured_nothing_is_refused(study: Path) -> None:
         choose(loaded, 1)
 
 
-def test_held_out_runes_are_those_that_no_trial_saw(study: Path) -> None:
-    source = open_drawn()
+def test_held_out_runes_are_those_that_no_trial_saw(study: Path, drawn: RuneSource) -> None:
+    source = drawn
     config = load_study_file("tiny.toml")
     runes = held_out(source, config, 1000)
     assert sorted([*runes, "thorn"]) == sorted(source.runes)
@@ -256,7 +285,7 @@ def test_held_out_runes_are_those_that_no_trial_saw(study: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def instance() -> Instance:
+def instance(drawn: RuneSource) -> Instance:
     config = StudyConfig.model_validate(
         {
             "name": "s",
@@ -265,7 +294,7 @@ def instance() -> Instance:
             "space": {"lr": {"type": "float", "low": 1e-4, "high": 1e-2}},
         }
     )
-    return load_instances(config.instances, open_drawn())[0]
+    return load_instances(config.instances, drawn)[0]
 
 
 def written(directory: Path, text: str) -> Path:

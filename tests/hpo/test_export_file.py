@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import re
@@ -28,8 +29,8 @@ from finetune.drawn import draw_rune
 from finetune.recipe import LORA_GROUPS, Recipe
 from finetune.unet import ConditionalDiffusionUNet
 from finetune.validation import NoiseTable, estimate
+from hpo import onefile
 from hpo.joining import imported_packages
-from hpo.onefile import one_file
 
 RECIPE = Recipe(steps=6, batch_size=4, render="direct", precision="fp32", deadline_s=1000.0)
 DRAWINGS = resize_bitmaps(draw_rune("ing", 4, seed=0), "bilinear")
@@ -44,6 +45,12 @@ VARIETY = {
     "zeros": Recipe(embedding_init="zeros", elastic_px=0.0, stroke_px=0.4),
 }
 _NUMBERS = itertools.count()
+
+
+@functools.cache
+def one_file(recipe: Recipe, about: str) -> str:
+    """The file, made once for all tests: that takes a second."""
+    return onefile.one_file(recipe, about)
 
 
 def _block(conv: nn.Module, width: int) -> list[nn.Module]:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,21 +19,28 @@ from hpo.init import init, main
 from hpo.manifest import MANIFEST_KEY
 from hpo.storage import load_study, open_storage
 
+if TYPE_CHECKING:
+    from tests.conftest import Nursery
+
 REPO = Path(__file__).parents[2]
+RunInit = Callable[..., subprocess.CompletedProcess[str]]
+pytestmark = pytest.mark.usefixtures("drawn_once")
 
 
-def run_init(url: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "hpo.init", "--storage", url, *arguments],
-        cwd=REPO,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+@pytest.fixture
+def run_init(worker_nursery: Nursery) -> RunInit:
+    """Runs the command as a process; deploy/test_services.py starts one from nothing."""
+
+    def run_init(url: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = ["-m", "hpo.init", "--storage", url, *arguments]
+        return worker_nursery.run(command, REPO, os.environ | environment)
+
+    return run_init
 
 
-def test_a_study_is_created_with_its_manifest_and_queue_and_then_left_alone(url: str) -> None:
+def test_a_study_is_created_with_its_manifest_and_queue_and_then_left_alone(
+    url: str, run_init: RunInit
+) -> None:
     line = init("quickstart", url, None, 0.0)
     assert line.startswith("study quickstart is ready in ")
     assert line.endswith("2 instances; 2 trials queued, 0 running, 0 finished")
@@ -47,8 +55,12 @@ def test_a_study_is_created_with_its_manifest_and_queue_and_then_left_alone(url:
 
 MANY = """
 import os, sys
-import hpo.instances, hpo.start  # which takes time, and only once in this way
+import alembic.command, alembic.ddl, psycopg  # which takes time, and only once in this way
+import finetune.data, hpo.instances, hpo.start
 from hpo.init import init
+
+drawn = finetune.data.open_drawn()
+finetune.data.open_drawn = lambda: drawn
 
 def child():
     print(init("quickstart", sys.argv[1], None, 0.0), flush=True)
@@ -70,7 +82,7 @@ def test_many_at_once_make_one_study(url: str) -> None:
 
 
 def test_a_study_that_measures_something_else_is_refused(
-    new_database: Callable[[str], str], tmp_path: Path
+    new_database: Callable[[str], str], tmp_path: Path, run_init: RunInit
 ) -> None:
     url = new_database("sqlite")
     init("quickstart", url, None, 0.0)

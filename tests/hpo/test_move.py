@@ -8,16 +8,14 @@ import math
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from copy import copy
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
@@ -45,9 +43,30 @@ from hpo.move import main
 from hpo.storage import load_study, open_storage, parse_url
 from hpo.study_storage import StudyStorage
 
+if TYPE_CHECKING:
+    from tests.conftest import Forked, Nursery
+
 REPO = Path(__file__).parents[2]
 KINDS = ["sqlite", "postgresql"]
 NewDatabase = Callable[[str], str]
+Start = Callable[..., "Forked"]
+
+
+@pytest.fixture
+def start(cheap_nursery: Nursery, tmp_path: Path) -> Iterator[Start]:
+    """Starts Python, and ends it in the end if it has not."""
+    started: list[Forked] = []
+
+    def start(*command: str) -> Forked:
+        out, err = (tmp_path / f"process{len(started)}.{kind}" for kind in ("out", "err"))
+        started.append(cheap_nursery.start(command, REPO, os.environ, out, err))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
 
 # -- studies of all sorts --------------------------------------------------------------------
 
@@ -398,13 +417,13 @@ def test_a_source_that_changes_meanwhile_is_not_copied_by_halves(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_moves_at_once_make_one_study(
-    source: str, new_database: NewDatabase, kind: str, capfd: pytest.CaptureFixture[str]
+    source: str, new_database: NewDatabase, kind: str, start: Start
 ) -> None:
     target = new_database(kind)
-    command = [sys.executable, "-m", "hpo.move", "--study", "s", "--from", source, "--to", target]
-    both = [subprocess.Popen(command, cwd=REPO) for _ in range(2)]
-    assert [process.wait(240) for process in both] == [0, 0]
-    said = capfd.readouterr().out
+    command = ["-m", "hpo.move", "--study", "s", "--from", source, "--to", target]
+    both = [start(*command) for _ in range(2)]
+    said = "".join(process.communicate(240)[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
     assert said.count("copied") == 1
     assert said.count("has it already") == 1
     assert len(plain(target).trials) == 3
@@ -413,14 +432,15 @@ def test_two_moves_at_once_make_one_study(
 # -- workers ---------------------------------------------------------------------------------
 
 
-def worker(url: str, *options: str) -> subprocess.Popen[str]:
+@pytest.fixture
+def worker(start: Start) -> Start:
+    """Starts a worker of four trials."""
     script = str(Path(__file__).with_name("cheap_worker.py"))
-    return subprocess.Popen(
-        [sys.executable, script, url, "4", *options, "heartbeat_s=0.4", "grace_s=60"],
-        env=dict(os.environ, PYTHONPATH=str(REPO)),
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+
+    def worker(url: str, *options: str) -> Forked:
+        return start(script, url, "4", *options, "heartbeat_s=0.4", "grace_s=60")
+
+    return worker
 
 
 def wait_for(what: Callable[[], object], timeout_s: float = 240.0) -> None:
@@ -448,7 +468,7 @@ def study_file(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_study_that_is_worked_on_stays_and_a_lost_workers_trial_goes_on_elsewhere(
-    new_database: NewDatabase, kind: str, tmp_path: Path
+    new_database: NewDatabase, kind: str, tmp_path: Path, worker: Start
 ) -> None:
     source, target = new_database(kind), new_database("postgresql")
     open_storage(source)
@@ -486,7 +506,9 @@ def test_running_trials_of_other_programs_are_refused_unless_asked_for(
     assert [t.state.name for t in plain(target).trials] == ["COMPLETE"] * 3 + ["RUNNING"]
 
 
-def test_drained_workers_leave_a_study_that_can_move(new_database: NewDatabase) -> None:
+def test_drained_workers_leave_a_study_that_can_move(
+    new_database: NewDatabase, worker: Start
+) -> None:
     source, target = new_database("sqlite"), new_database("postgresql")
     open_storage(source)
     busy = worker(source, "step_s=60")
@@ -533,23 +555,24 @@ def grown_to(url: str) -> int:
     ],
 )
 def test_a_move_that_is_killed_leaves_nothing_and_may_run_again(
-    large: str, new_database: NewDatabase, kind: str, number: signal.Signals
+    large: str, new_database: NewDatabase, kind: str, number: signal.Signals, start: Start
 ) -> None:
     target = new_database(kind)
     open_storage(target)
     empty = grown_to(target)
-    command = [sys.executable, "-m", "hpo.move", "--all", "--from", large, "--to", target]
-    process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: grown_to(target) > empty + 1_000_000)
+    command = ["-m", "hpo.move", "--all", "--from", large, "--to", target]
+    process = start(*command)
+    wait_for(lambda: grown_to(target) > empty + 200_000)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert "Traceback" not in said
     assert names_in(target) == []
     assert plain_counts(target) == [0] * 9
-    again = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert "storage: 1100 trials copied" in again.stdout
+    again = start(*command)
+    said, errors = again.communicate(240)
+    assert again.returncode == 0, errors
+    assert "storage: 1100 trials copied" in said
     there, here = (load_study(open_storage(url), "storage") for url in (target, large))
     assert facts(there) == facts(here)
 
@@ -587,12 +610,12 @@ def refused(source: str, target: str, study: str = "s") -> str:
     return line
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(source: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_and_exit_code_2(source: str, tmp_path: Path, start: Start) -> None:
     target = f"sqlite:///{tmp_path}/no/s.db"
-    command = [sys.executable, "-m", "hpo.move", "--all", "--from", source, "--to", target]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+    done = start("-m", "hpo.move", "--all", "--from", source, "--to", target)
+    out, err = done.communicate(240)
+    assert (done.returncode, out) == (2, "")
+    (line,) = err.splitlines()
     assert line.startswith("error: can't open sqlite:///")
     assert "check that its directory exists" in line
 
@@ -655,10 +678,11 @@ def test_rights_to_read_are_enough_for_a_source_and_too_few_for_a_target(
 ) -> None:
     url = postgres.create("rights")
     make_study(url, [optuna.trial.create_trial(value=1.0)], {})
-    for role in ("reader", "stranger"):
+    roles = ("rights_reader", "rights_stranger")
+    for role in roles:
         postgres.sql(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
-    postgres.sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader", "rights")
-    reader, stranger = (url.replace("//runes:", f"//{role}:") for role in ("reader", "stranger"))
+    postgres.sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO rights_reader", "rights")
+    reader, stranger = (url.replace("//runes:", f"//{role}:") for role in roles)
     target = new_database("sqlite")
     assert "permission denied" in refused(stranger, target)
     move(reader, target)
@@ -669,7 +693,7 @@ def test_rights_to_read_are_enough_for_a_source_and_too_few_for_a_target(
         line = refused(other, role, "u")
         assert "permission denied" in line
         assert "grant the user its rights" in line
-    empty = postgres.create("rights_none").replace("//runes:", "//reader:")
+    empty = postgres.create("rights_none").replace("//runes:", "//rights_reader:")
     assert "permission denied" in refused(other, empty, "u")
 
 

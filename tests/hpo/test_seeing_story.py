@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from finetune.recipe import Recipe
+from hpo import importance
 from hpo.choosing import CALLS_PREFIX
 from hpo.config import StudyConfig
 from hpo.page.references import Reference
@@ -244,6 +245,7 @@ class TestPlots:
                 finished(loss, slow=i % 9 == 8, lr=lr, render=render, rotation_deg=rotation)
             )
             trials[-1].number = i
+        monkeypatch.setattr(importance, "_RESAMPLES", 3)  # of errors that nobody looks at here
         # To store them takes longer than all the rest.
         monkeypatch.setattr(told.study, "get_trials", lambda **_: trials)
         told.refresh()

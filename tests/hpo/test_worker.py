@@ -8,14 +8,20 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 import psutil
 import pytest
 from optuna.trial import TrialState
 
+if TYPE_CHECKING:
+    from tests.conftest import Forked, Nursery
+
+ROOT = Path(__file__).parents[2]
+COMMAND = ("-m", "hpo.worker", "--threads", "1")
 STUDY = """
 name = "tiny"
 storage = "sqlite:///tiny.db"
@@ -28,6 +34,7 @@ replicates = 2
 [fixed]
 steps = {steps}
 batch_size = 2
+views = 1
 render = "direct"
 precision = "fp32"
 [[start]]
@@ -40,16 +47,32 @@ log = true
 """
 
 
-def start(directory: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    variables = {k: v for k, v in os.environ.items() if k != "RUNES_DATA"} | environment
-    return subprocess.Popen(
-        [sys.executable, "-m", "hpo.worker", "--threads", "1", *arguments],
-        cwd=directory,
-        env=variables | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+Start = Callable[..., "Forked"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """That of a worker, which draws no pictures unless it is told: they take seconds each."""
+    variables = {k: v for k, v in os.environ.items() if k != "RUNES_DATA"}
+    return variables | {"PYTHONPATH": str(ROOT), "RUNES_ARTIFACTS": "none"} | more
+
+
+@pytest.fixture
+def start(worker_nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Starts the command in a directory, and ends it in the end if it has not."""
+    started: list[Forked] = []
+    logs = tmp_path_factory.mktemp("logs")
+
+    def start(directory: Path, *arguments: str, **more: str) -> Forked:
+        out, err = (logs / f"{len(started)}.{kind}" for kind in ("out", "err"))
+        command = [*COMMAND, *arguments]
+        process = worker_nursery.start(command, directory, environment(**more), out, err)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture
@@ -62,13 +85,22 @@ def trials(directory: Path) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="tiny", storage=f"sqlite:///{directory}/tiny.db").trials
 
 
-def test_a_worker_and_then_a_fleet_share_a_study(tiny: Path) -> None:
-    first = start(tiny, "--study", "tiny.toml", "--trials", "1")
-    out, err = first.communicate(timeout=120)
-    assert first.returncode == 0, err
-    assert "best: trial 0" in out
-    assert "python -m hpo.worker --study tiny.toml" in out
-    assert "trial 0: complete, loss " in err
+def test_a_worker_and_then_a_fleet_share_a_study(start: Start, tiny: Path) -> None:
+    # This one starts as people start it, and draws what they look at.
+    first = subprocess.run(
+        [sys.executable, *COMMAND, "--study", "tiny.toml", "--trials", "1"],
+        cwd=tiny,
+        env=environment(RUNES_ARTIFACTS=""),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert first.returncode == 0, first.stderr
+    assert "best: trial 0" in first.stdout
+    assert "python -m hpo.worker --study tiny.toml" in first.stdout
+    assert "trial 0: complete, loss " in first.stderr
+    assert list((tiny / "tiny-artifacts").iterdir())
     (trial,) = trials(tiny)
     assert trial.params == {"lr": 2e-3}  # the starting recipe
     assert trial.user_attrs["instances"][0]["instance"] == "thorn/0"
@@ -83,7 +115,7 @@ def test_a_worker_and_then_a_fleet_share_a_study(tiny: Path) -> None:
     assert len({t.user_attrs["worker"] for t in after}) == 3
 
 
-def test_a_fleet_stops_as_one_and_hands_back_its_trials(tmp_path: Path) -> None:
+def test_a_fleet_stops_as_one_and_hands_back_its_trials(start: Start, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(STUDY.format(steps=100_000))
     fleet = start(tmp_path, "--study", "tiny.toml", "--workers", "2")
     _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 2)
@@ -94,7 +126,9 @@ def test_a_fleet_stops_as_one_and_hands_back_its_trials(tmp_path: Path) -> None:
     assert [t.state for t in trials(tmp_path)] == [TrialState.WAITING] * 2
 
 
-def test_a_fleet_whose_every_process_gets_sigterm_hands_back_its_trials(tmp_path: Path) -> None:
+def test_a_fleet_whose_every_process_gets_sigterm_hands_back_its_trials(
+    start: Start, tmp_path: Path
+) -> None:
     (tmp_path / "tiny.toml").write_text(STUDY.format(steps=100_000))
     fleet = start(tmp_path, "--study", "tiny.toml", "--workers", "2")
     _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 2)
@@ -107,7 +141,7 @@ def test_a_fleet_whose_every_process_gets_sigterm_hands_back_its_trials(tmp_path
     assert [t.state for t in trials(tmp_path)] == [TrialState.WAITING] * 2
 
 
-def test_workers_of_a_fleet_that_was_killed_stop_too(tmp_path: Path) -> None:
+def test_workers_of_a_fleet_that_was_killed_stop_too(start: Start, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(STUDY.format(steps=100_000))
     fleet = start(tmp_path, "--study", "tiny.toml", "--workers", "2")
     _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 2)
@@ -116,7 +150,7 @@ def test_workers_of_a_fleet_that_was_killed_stop_too(tmp_path: Path) -> None:
     _wait_for(lambda: all(t.state == TrialState.WAITING for t in trials(tmp_path)))
 
 
-def test_sigterm_hands_the_trial_back(tmp_path: Path) -> None:
+def test_sigterm_hands_the_trial_back(start: Start, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(STUDY.format(steps=100_000))
     worker = start(tmp_path, "--study", "tiny.toml")
     _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 1)
@@ -149,7 +183,9 @@ def _recipes_stored(database: Path) -> int:
         return 0  # the tables are not there yet
 
 
-def test_without_omniglot_one_line_says_where_it_goes_and_what_needs_none(tmp_path: Path) -> None:
+def test_without_omniglot_one_line_says_where_it_goes_and_what_needs_none(
+    start: Start, tmp_path: Path
+) -> None:
     nowhere = "http://127.0.0.1:9"  # nothing listens there: a machine without a network
     worker = start(tmp_path, "--study", "runes", XDG_CACHE_HOME=str(tmp_path), HTTPS_PROXY=nowhere)
     _, err = worker.communicate(timeout=120)
@@ -163,8 +199,8 @@ def test_without_omniglot_one_line_says_where_it_goes_and_what_needs_none(tmp_pa
     assert not (tmp_path / "runes.db").exists()
 
 
-def test_a_dry_run_shows_the_study_and_creates_nothing(tiny: Path) -> None:
-    worker = start(tiny, "--study", "tiny.toml", "--dry-run")
+def test_a_dry_run_shows_the_study_and_creates_nothing(start: Start, tiny: Path) -> None:
+    worker = start(tiny, "--study", "tiny.toml", "--dry-run", RUNES_ARTIFACTS="")
     out, err = worker.communicate(timeout=60)
     assert worker.returncode == 0, err
     assert '"source": "drawn"' in out
@@ -173,7 +209,7 @@ def test_a_dry_run_shows_the_study_and_creates_nothing(tiny: Path) -> None:
     assert sorted(p.name for p in tiny.iterdir()) == ["tiny.toml"]
 
 
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(start: Start, tmp_path: Path) -> None:
     for arguments, word in [
         (["--study", "nonsense"], "no study 'nonsense'"),
         (["--study", "quickstart", "--trials", "0"], "--trials is 0; write more than 0"),
@@ -191,7 +227,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         assert "Traceback" not in err
 
 
-def test_a_worker_with_other_data_refuses_to_join(tiny: Path) -> None:
+def test_a_worker_with_other_data_refuses_to_join(start: Start, tiny: Path) -> None:
     assert start(tiny, "--study", "tiny.toml", "--trials", "1").wait(timeout=120) == 0
     text = (tiny / "tiny.toml").read_text()
     (tiny / "other.toml").write_text(text.replace('"thorn"', '"os"'))
@@ -203,7 +239,7 @@ def test_a_worker_with_other_data_refuses_to_join(tiny: Path) -> None:
     assert 'start_from = { study = "tiny" }' in message
 
 
-def test_a_new_study_starts_from_the_best_of_an_old_one(tiny: Path) -> None:
+def test_a_new_study_starts_from_the_best_of_an_old_one(start: Start, tiny: Path) -> None:
     assert start(tiny, "--study", "tiny.toml", "--trials", "3").wait(timeout=120) == 0
     best = min(trials(tiny), key=lambda t: t.value or 0.0)
     text = (tiny / "tiny.toml").read_text().replace('name = "tiny"', 'name = "wide"')
