@@ -38,6 +38,7 @@ from .replay_table import DEFAULT_FILE, Array, Table, read_table
 
 TARGET_TRIALS = 100  # of random search, whose best loss is the target
 _N_GOOD = 15  # recipes, in how much instances disagree about them
+_N_FEW = 30  # random ones, whose best the first recipe should beat
 N_PICKS = 3  # a pick among this many best recipes is a good one
 BASELINE, DEFAULT = "random, in full", "Optuna's TPE, MedianPruner"
 
@@ -107,8 +108,8 @@ def replay(
     n_instances = len(table.instances)
     steps: list[Step] = []
     calls = 0
-    best = math.inf
-    while left and (calls < min_calls or best > target):
+    quality = table.quality
+    while left and (calls < min_calls or math.isinf(calls_to(steps, quality, target))):
         asked = study.ask(table.distributions)
         # Failed trials teach samplers nothing: what is proposed and what is run may differ.
         study.tell(asked, state=TrialState.FAIL)
@@ -137,8 +138,6 @@ def replay(
             )
         )
         steps.append(Step(row, calls, not dropped))
-        if not dropped:
-            best = min(best, float(table.quality[row]))
     return steps
 
 
@@ -255,15 +254,16 @@ def report_curves(table: Table) -> None:
 
 
 def report_recipes(table: Table) -> None:
-    """Print the first recipe against the best other one, and which parameters matter."""
+    """Print the first recipe against the best other ones, and which parameters matter."""
     logs = np.log(table.losses)
-    best = 1 + int(table.quality[1:].argmin())
-    differences = logs[0] - logs[best]
-    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
     better = int((table.quality[1:] < table.quality[0]).sum())
     print(f"the first recipe: {table.quality[0]:.4f}, and {better} of the others are better")
-    ratio = f"{math.exp(differences.mean()):.3f} ± {error:.3f}"
-    print(f"the best other: {table.quality[best]:.4f}; the first one's ratio to it is {ratio}")
+    for who, n in (("other", len(table)), (f"of the next {_N_FEW}", 1 + _N_FEW)):
+        best = 1 + int(table.quality[1:n].argmin())
+        differences = logs[0] - logs[best]
+        error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+        ratio = f"{math.exp(differences.mean()):.3f} ± {error:.3f}"
+        print(f"the best {who}: {table.quality[best]:.4f}; the first one's ratio to it is {ratio}")
     good = np.argsort(table.quality)[:_N_GOOD]
     pairs = [logs[i] - logs[j] for n, i in enumerate(good) for j in good[:n]]
     spread = float(np.mean([pair.std(ddof=1) for pair in pairs]))

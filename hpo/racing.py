@@ -75,8 +75,8 @@ class Standings:
 
         A one-sided t-test on logarithms, of the differences to what the incumbent would have on
         each instance by its mean and the instance's difficulty for all complete trials.  (Its own
-        loss there has as much noise as the candidate's.)  Three things make
-        the test honest and strong:
+        loss there has as much noise as the candidate's.)  Three things make the test honest and
+        strong:
 
         - it is looked at after each instance but the last, each time at the level at which all
           looks together drop an equal with probability ``alpha`` (`nominal_level`);

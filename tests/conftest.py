@@ -199,6 +199,19 @@ class Nursery:
         self._process.communicate()
 
 
+Process = Forked | subprocess.Popen[bytes]
+
+
+@pytest.fixture
+def ended() -> Iterator[list[Process]]:
+    """Whatever a test puts here ends with it, if it has not."""
+    started: list[Process] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
 Nurse = Callable[..., Nursery]
 
 

@@ -24,9 +24,7 @@ from benchmarks.postgres import Postgres
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
-    from tests.conftest import Forked, Nursery
-
-    Process = Forked | subprocess.Popen[bytes]
+    from tests.conftest import Nursery, Process
 
 REPO = Path(__file__).parents[2]
 SHOTS = REPO / "build" / "screenshots"
@@ -125,15 +123,14 @@ def ask() -> Callable[..., Answer]:
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+def launch(tmp_path: Path, ended: list[Process]) -> Callable[..., Process]:
     """Starts Python on one thread, of a nursery if there is one, and ends it in the end.
 
     What it says as errors goes to a file, the process's ``log_path``.
     """
-    started: list[Process] = []
 
     def launch(arguments: list[str], nursery: Nursery | None = None) -> Process:
-        log, out = tmp_path / f"process{len(started)}.log", Path(os.devnull)
+        log, out = tmp_path / f"process{len(ended)}.log", Path(os.devnull)
         environment = dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS="1")
         process: Process
         if nursery is not None:
@@ -143,13 +140,10 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Process]]:
                 command = [sys.executable, *arguments]
                 process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
         process.log_path = log  # type: ignore[union-attr]
-        started.append(process)
+        ended.append(process)
         return process
 
-    yield launch
-    for process in started:
-        process.kill()
-        process.wait()
+    return launch
 
 
 @pytest.fixture(scope="session")

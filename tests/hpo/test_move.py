@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from copy import copy
 from datetime import timedelta
@@ -44,7 +44,7 @@ from hpo.storage import load_study, open_storage, parse_url
 from hpo.study_storage import StudyStorage
 
 if TYPE_CHECKING:
-    from tests.conftest import Forked, Nursery
+    from tests.conftest import Forked, Nursery, Process
 
 REPO = Path(__file__).parents[2]
 KINDS = ["sqlite", "postgresql"]
@@ -53,19 +53,16 @@ Start = Callable[..., "Forked"]
 
 
 @pytest.fixture
-def start(cheap_nursery: Nursery, tmp_path: Path) -> Iterator[Start]:
+def start(cheap_nursery: Nursery, tmp_path: Path, ended: list[Process]) -> Start:
     """Starts Python, and ends it in the end if it has not."""
-    started: list[Forked] = []
 
     def start(*command: str) -> Forked:
-        out, err = (tmp_path / f"process{len(started)}.{kind}" for kind in ("out", "err"))
-        started.append(cheap_nursery.start(command, REPO, os.environ, out, err))
-        return started[-1]
+        out, err = (tmp_path / f"process{len(ended)}.{kind}" for kind in ("out", "err"))
+        process = cheap_nursery.start(command, REPO, os.environ, out, err)
+        ended.append(process)
+        return process
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    return start
 
 
 # -- studies of all sorts --------------------------------------------------------------------

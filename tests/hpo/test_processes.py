@@ -22,9 +22,7 @@ from benchmarks.postgres import PASSWORD, Postgres
 from hpo.storage import load_study, open_storage
 
 if TYPE_CHECKING:
-    from tests.conftest import Forked, Nursery
-
-    Process = Forked | subprocess.Popen[bytes]
+    from tests.conftest import Nursery, Process
 
 REPO = Path(__file__).parents[2]
 SCRIPT = str(Path(__file__).with_name("cheap_worker.py"))

@@ -22,7 +22,7 @@ from benchmarks.postgres import PASSWORD, Postgres
 from hpo.storage import load_study, open_storage
 
 if TYPE_CHECKING:
-    from tests.conftest import Forked, Nurse
+    from tests.conftest import Forked, Nurse, Process
 
 MODULES = ("hpo.loop", "hpo.progress", "hpo.start", "alembic.command", "alembic.ddl", "psycopg")
 CUT_S = 30
@@ -63,18 +63,15 @@ def begin(switch: Switch, nurse: Nurse) -> Begin:
 
 
 @pytest.fixture
-def start(begin: Begin, tmp_path: Path) -> Iterator[Start]:
+def start(begin: Begin, tmp_path: Path, ended: list[Process]) -> Start:
     """The same with a file of its own, and it is ended in the end."""
-    started: list[Forked] = []
 
     def start(host: int, *arguments: str) -> Forked:
-        started.append(begin(host, tmp_path / f"{len(started)}.log", *arguments))
-        return started[-1]
+        process = begin(host, tmp_path / f"{len(ended)}.log", *arguments)
+        ended.append(process)
+        return process
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    return start
 
 
 def said(process: Forked) -> str:

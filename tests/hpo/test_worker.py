@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import TrialState
 
 if TYPE_CHECKING:
-    from tests.conftest import Forked, Nursery
+    from tests.conftest import Forked, Nursery, Process
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ("-m", "hpo.worker", "--threads", "1")
@@ -57,22 +57,20 @@ def environment(**more: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def start(worker_nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def start(
+    worker_nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, ended: list[Process]
+) -> Start:
     """Starts the command in a directory, and ends it in the end if it has not."""
-    started: list[Forked] = []
     logs = tmp_path_factory.mktemp("logs")
 
     def start(directory: Path, *arguments: str, **more: str) -> Forked:
-        out, err = (logs / f"{len(started)}.{kind}" for kind in ("out", "err"))
+        out, err = (logs / f"{len(ended)}.{kind}" for kind in ("out", "err"))
         command = [*COMMAND, *arguments]
         process = worker_nursery.start(command, directory, environment(**more), out, err)
-        started.append(process)
+        ended.append(process)
         return process
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    return start
 
 
 @pytest.fixture
