@@ -80,7 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--change", nargs="+", default=[], help="JSON with fields of a recipe")
     parser.add_argument("--replicates", type=int, default=8, help="noises for each drawing and t")
-    parser.add_argument("--samples", type=int, default=16_000, help="of the posterior mean")
+    parser.add_argument(
+        "--samples", type=int, default=16_000, help="of the posterior mean, drawn as for t = 1"
+    )
     arguments = parser.parse_args(argv)
     recipes = _recipes({"steps": arguments.steps}, arguments.change)
     source = open_source(arguments.source, arguments.data)

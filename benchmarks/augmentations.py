@@ -31,15 +31,18 @@ _NOISES = 8  # for each drawing and time
 _BATCH = 2000
 
 
-def posterior_mean_losses(augmented: Tensor, test: Tensor, seed: int) -> list[float]:
+def posterior_mean_losses(augment: Augmenter, samples: int, test: Tensor, seed: int) -> list[float]:
     """Velocity loss of the posterior mean at each of `TIMES`.
 
-    ``augmented`` (m, 1, 28, 28) stands for the distribution, ``test`` (n, 1, 28, 28) is judged.
+    ``samples`` drawings of ``augment`` for each time stand for the distribution, ``test``
+    (n, 1, 28, 28) is judged.
     """
     x = test.repeat(_NOISES, 1, 1, 1)
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for t in TIMES:
+        times = torch.full((_BATCH,), t)
+        augmented = torch.cat([augment(_BATCH, times) for _ in range(math.ceil(samples / _BATCH))])
         x_t = (1 - t) * x + t * torch.randn(x.shape, generator=generator)
         mean, _ = posterior_mean(augmented.flatten(1), x_t, torch.full((len(x), 1, 1, 1), t))
         losses.append(((mean - x).square().mean() / t**2).item())
@@ -55,8 +58,7 @@ def judge(
     for rune, split_seed in tqdm(work, unit="split", leave=False):
         split = split_drawings(source.drawings(rune, resize), split_seed)
         augment = Augmenter(split.train, recipe, torch.Generator().manual_seed(recipe.seed))
-        augmented = torch.cat([augment(_BATCH) for _ in range(math.ceil(samples / _BATCH))])
-        rows.append(posterior_mean_losses(augmented, split.test, split_seed))
+        rows.append(posterior_mean_losses(augment, samples, split.test, split_seed))
     return torch.tensor(rows)
 
 
@@ -76,7 +78,9 @@ def main(argv: list[str] | None = None) -> int:
     add_data_options(parser)
     parser.add_argument("--runes", nargs="+", metavar="RUNE", help="default: five, spread evenly")
     parser.add_argument("--splits", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=16_000, help="augmented drawings")
+    parser.add_argument(
+        "--samples", type=int, default=16_000, help="augmented drawings for each time"
+    )
     parser.add_argument("--mix", nargs="+", default=[], help="JSON with fields of a recipe")
     arguments = parser.parse_args(argv)
     mixes = _mixes(arguments.mix)

@@ -157,7 +157,7 @@ def _adapt_on(
         add_lora(model, recipe.lora_groups, recipe.lora_rank, recipe.lora_scale, generator)
 
     augment = Augmenter(drawings, recipe, generator)
-    batches = _batches(augment, recipe.batch_size)
+    batches = _batches(augment, recipe, generator)
     c = torch.full((recipe.batch_size,), label, device=device)
     learner: _LearnsVelocity | _LearnsLevels
     if recipe.output == "velocity":
@@ -168,8 +168,7 @@ def _adapt_on(
     clock = _Clock(start, recipe.steps, recipe.deadline_s)
     stopped = False
     while clock.share < 1 and not stopped:
-        x = next(batches)  # (B, 1, 28, 28)
-        t = _draw_times(recipe, generator)[:, None, None, None]
+        x, t = next(batches)
         e = torch.randn(x.shape, generator=generator, device=device)
         objective, loss = learner.losses(x, e, t, c)
         share = clock.share
@@ -235,21 +234,29 @@ class _LearnsLevels:
         self._features = _feature_model(network, device, precision)
         self._weight = recipe.level_weight
         self._bank_limit = recipe.bank_limit
-        self._drawn: list[Tensor] = []
+        self._bank: list[Tensor] = []
+        # With numbers of its own, so that training is the same with a bank and without.
+        numbers = torch.Generator(device).manual_seed(recipe.seed + 1)
+        self._augment = augment.with_generator(numbers)
+        self._n_learnt = 0
 
     def losses(self, x: Tensor, e: Tensor, t: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """What is lowered and the flow loss, both means over the batch."""
-        if self._bank_limit and len(self._drawn) * len(x) < BANK_SIZE:
-            self._drawn.append(x)
+        # The bank speaks at noise, so its images are those for noise; as they come one by one with
+        # those that are learnt, a slow machine makes fewer.
+        self._n_learnt += len(x)
+        n_banked = len(self._bank) * _DRAWN_AT_ONCE
+        if self._bank_limit and n_banked < min(self._n_learnt, BANK_SIZE):
+            self._bank.append(self._augment(_DRAWN_AT_ONCE))
         levels = self._levels.nearest(x)
         losses, entropies = self.model.losses(self._features, levels, x, e, t, c)
         loss = losses.mean()
         return loss + self._weight * entropies.mean(), loss.detach()
 
     def finished(self) -> nn.Module:
-        """What has learnt, with the drawn images beside it."""
+        """What has learnt, with the bank beside it."""
         if self._bank_limit:
-            self.model.bank = ImageBank(torch.cat(self._drawn)[:BANK_SIZE], self._bank_limit)
+            self.model.bank = ImageBank(torch.cat(self._bank), self._bank_limit)
         return self.model
 
 
@@ -282,10 +289,19 @@ def _product_type(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def _batches(augment: Augmenter, batch_size: int) -> Iterator[Tensor]:
-    """Augmented drawings without end, (batch_size, 1, 28, 28)."""
+def _batches(
+    augment: Augmenter, recipe: Recipe, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augmented drawings without end and the times that they are for.
+
+    Of B each, (B, 1, 28, 28) and (B, 1, 1, 1).
+    """
+    b = recipe.batch_size
     while True:
-        yield from augment(batch_size * max(1, _DRAWN_AT_ONCE // batch_size)).split(batch_size)
+        drawn = [_draw_times(recipe, generator) for _ in range(max(1, _DRAWN_AT_ONCE // b))]
+        times = torch.cat(drawn)
+        x = augment(len(times), times)
+        yield from zip(x.split(b), times[:, None, None, None].split(b), strict=True)
 
 
 class _Clock:

@@ -1,6 +1,6 @@
-"""A second opinion at high noise: the posterior mean over the images that training drew.
+"""A second opinion at high noise: the posterior mean over many augmented drawings.
 
-If the drawn images a_i were all there are, the image behind x_t = (1 - t) x + t e would be
+If these images a_i were all there are, the image behind x_t = (1 - t) x + t e would be
 
     E[x | x_t] = sum_i w_i a_i,   w = softmax_i( -|x_t - (1 - t) a_i|^2 / (2 t^2) ).
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from .errors import UserError
 from .futhorc import FUTHORC, Rune
+from .pen import PEN_RADIUS
 
 BITMAP_SIZE = 105  # Omniglot's
-PEN_RADIUS_PX = 2.5  # Omniglot's strokes are 5 pixels wide, whoever draws
 SPACING_PX = 0.5  # between pen positions: the outline is then within 0.02 px of the stroke's
 MARGIN_PX = 3.0  # from the bitmap's edge to a pen position: no stroke is cut
 
@@ -155,6 +155,6 @@ def _ink(bitmap: NDArray[np.uint8], points: Points) -> None:
     reach = np.arange(-3, 4)  # a disc of the pen's radius, wherever in its pixel it stands
     pixels = np.rint(points).astype(int)[:, :, None] + reach  # (P, 2, 7): columns and rows
     x_squared, y_squared = ((pixels - points[:, :, None]) ** 2).transpose(1, 0, 2)
-    inside = x_squared[:, None, :] + y_squared[:, :, None] <= PEN_RADIUS_PX**2  # (P, 7, 7)
+    inside = x_squared[:, None, :] + y_squared[:, :, None] <= PEN_RADIUS**2  # (P, 7, 7)
     position, row, column = inside.nonzero()
     bitmap[pixels[position, 1, row], pixels[position, 0, column]] = 1

@@ -100,7 +100,9 @@ class Recipe:
 
     # Augmentation mix
     render: str = _choice(
-        "rebuilt", ("rebuilt", "direct"), "warp rebuilt strokes, or the 28x28 drawing itself"
+        "pen",
+        ("pen", "rebuilt", "direct"),
+        "draw along the pen's path anew, warp rebuilt strokes, or the 28x28 drawing itself",
     )
     plain_share: float = _number(0.0, 0.0, 1.0, "share", "drawings left as they are")
     rotation_deg: float = _number(5.0, 0.0, 180.0, "degrees", "rotation, either way")
@@ -112,7 +114,10 @@ class Recipe:
     elastic_grid: int = _number(5, 2, 14, "points", "elastic control points along each axis")
     stroke_px: float = _number(0.0, 0.0, 2.0, "px", "change of the stroke's width")
     blend: float = _number(
-        0.0, 0.0, 2.0, "1", "deformation into each other: how far a drawing may turn into others"
+        0.8, 0.0, 2.0, "1", "deformation into each other: how far a drawing may turn into others"
+    )
+    blend_from_t: float = _number(
+        0.2, 0.0, 0.99, "1", "t from which drawings blend, the more the larger t is"
     )
     blend_spread: float = _number(
         1.0, 0.0, 3.0, "1", "variety of what it turns into, over that of the drawings"

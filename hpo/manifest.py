@@ -32,7 +32,10 @@ MADE_BY_KEY = "made_by"
 # The modules that have a say in a loss.
 _MEASURING = (
     *(f"finetune/{m}" for m in ("adapt", "augment", "bank", "correspond", "data", "drawn")),
-    *(f"finetune/{m}" for m in ("flow", "fused", "futhorc", "layers", "levels", "posterior")),
+    *(
+        f"finetune/{m}"
+        for m in ("flow", "fused", "futhorc", "layers", "levels", "pen", "posterior")
+    ),
     *(f"finetune/{m}" for m in ("precision", "rebuild", "recipe", "resizes", "threads")),
     *(f"finetune/{m}" for m in ("unet", "validation")),
     *(f"hpo/{m}" for m in ("call", "instances", "objective", "space")),

@@ -30,6 +30,7 @@ MODULES = (
     "fused",
     "layers",
     "levels",
+    "pen",
     "posterior",
     "precision",
     "rebuild",

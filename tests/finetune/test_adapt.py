@@ -577,7 +577,8 @@ def test_the_call_may_be_made_where_no_gradients_are() -> None:
     assert same(weights(model), adapted())
 
 
-def test_one_drawing_and_rebuilt_strokes_are_enough() -> None:
-    recipe = dataclasses.replace(quick(steps=2), render="rebuilt")
+@pytest.mark.parametrize("render", ["pen", "rebuilt"])
+def test_strokes_of_one_drawing_are_enough(render: str) -> None:
+    recipe = dataclasses.replace(quick(steps=2), render=render)
     result = adapt(build(), DRAWINGS[:1], recipe)
     assert result.steps == 2 and all(p.isfinite().all() for p in result.model.parameters())

@@ -97,18 +97,20 @@ def taught(**values: Any) -> LevelPosterior:
     return model
 
 
-def test_it_keeps_what_training_drew() -> None:
-    model = taught(steps=3, plain_share=1.0)
+def test_it_has_as_many_images_as_were_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.adapt._DRAWN_AT_ONCE", 4)
+    model = taught(steps=6, batch_size=4, plain_share=1.0)
     assert model.bank is not None
     assert model.bank.images.shape == (24, 784)
     originals = DRAWINGS[:6].flatten(1)
     assert all((image == originals).all(1).any() for image in model.bank.images)
 
 
-def test_it_keeps_so_many_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_has_so_many_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert BANK_SIZE > 24
     monkeypatch.setattr("finetune.adapt.BANK_SIZE", 20)
-    model = taught(steps=4)
+    monkeypatch.setattr("finetune.adapt._DRAWN_AT_ONCE", 4)
+    model = taught(steps=8, batch_size=4)
     assert model.bank is not None
     assert model.bank.images.shape == (20, 784)
 

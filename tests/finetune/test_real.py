@@ -23,9 +23,7 @@ def histogram(images: torch.Tensor) -> torch.Tensor:
     return counts / counts.sum()
 
 
-def test_forty_steps_teach_a_real_rune_and_rebuilt_strokes_teach_it_better(
-    real_data: Path,
-) -> None:
+def test_forty_steps_teach_a_real_rune_and_strokes_teach_it_better(real_data: Path) -> None:
     source = open_omniglot(real_data)
     split = split_drawings(source.drawings(source.runes[0]), 0)
     pretrained = load_network(list_networks()[0])
@@ -33,26 +31,28 @@ def test_forty_steps_teach_a_real_rune_and_rebuilt_strokes_teach_it_better(
 
     before = with_mean_class(pretrained)
     losses = {"before": estimate(before, split.test, NEW_LABEL, table)}
-    for render in ("direct", "rebuilt"):
+    for render in ("direct", "rebuilt", "pen"):
         recipe = Recipe(steps=40, render=render, views=1, deadline_s=1000.0)
         model = adapt(pretrained, split.train, recipe).model
         losses[render] = estimate(model, split.test, NEW_LABEL, table)
 
     taught = paired_difference(losses["before"], losses["direct"])
     assert taught.mean > 0.1 * losses["before"].mean
-    better = paired_difference(losses["direct"], losses["rebuilt"])
-    assert better.mean > 3 * better.standard_error
+    for render in ("rebuilt", "pen"):
+        better = paired_difference(losses["direct"], losses[render])
+        assert better.mean > 3 * better.standard_error
 
 
 @pytest.mark.parametrize("resize", RESIZES)
-def test_the_resize_of_real_drawings_is_found_and_their_greys_are_kept(
+def test_real_drawings_are_by_the_pen_their_resize_is_found_and_their_greys_are_kept(
     real_data: Path, resize: Resize
 ) -> None:
     source = open_omniglot(real_data)
     for rune in source.runes[::7]:
         drawings = split_drawings(source.drawings(rune, resize), 0).train
-        augment = Augmenter(drawings, Recipe(), torch.Generator().manual_seed(0))
+        augment = Augmenter(drawings, Recipe(render="pen"), torch.Generator().manual_seed(0))
         assert augment.rebuilt is not None
         assert augment.rebuilt.resize == resize
+        assert augment.by_pen
         distance = (histogram(drawings) - histogram(augment(200))).abs().sum() / 2
         assert distance < 0.02

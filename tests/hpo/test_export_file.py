@@ -43,6 +43,8 @@ VARIETY = {
     "uniform": Recipe(time_sampling="uniform", schedule="constant", embedding_init="nearest"),
     "random": Recipe(embedding_init="random", render="direct", precision="fp32"),
     "zeros": Recipe(embedding_init="zeros", elastic_px=0.0, stroke_px=0.4),
+    "rebuilt": Recipe(render="rebuilt", blend=0.5),
+    "blend": Recipe(blend=0.5),
 }
 _NUMBERS = itertools.count()
 
@@ -232,7 +234,8 @@ def test_recipe_call_and_parts_come_in_this_order() -> None:
     assert "# lora_rank = 0: rank of the low-rank updates; 0 is full training" in text
     assert "steps: int = 6  # optimizer steps when time allows" in text
     assert "def add_lora" in one_file(VARIETY["lora"], "About.")
-    for part in ("_render", "signed_distance", "stroke_px", "_prepare_strokes", "class Rebuilt"):
+    rebuilt = ("_render", "signed_distance", "stroke_px", "_prepare_strokes", "class Rebuilt")
+    for part in (*rebuilt, "def trace(", "def stamp(", "draw_points", "class PenPaths"):
         assert part not in text
         assert part in one_file(VARIETY["default"], "About.")
 
@@ -380,16 +383,16 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("render", ["direct", "rebuilt"])
+@pytest.mark.parametrize("render", ["direct", "rebuilt", "pen"])
 def test_the_process_is_left_as_it_was_and_has_no_say(
     setting: Callable[[], AbstractContextManager[Any]],
     render: str,
     exported: ModuleType,
-    rebuilding: ModuleType,
+    of_strokes: Callable[[str], ModuleType],
     capfd: pytest.CaptureFixture[str],
     recwarn: pytest.WarningsRecorder,
 ) -> None:
-    module = exported if render == "direct" else rebuilding
+    module = exported if render == "direct" else of_strokes(render)
     expected = module.finetune_model(tiny(), DrawingDataset(DRAWINGS))
     network = tiny()
     with setting():
@@ -404,9 +407,15 @@ def test_the_process_is_left_as_it_was_and_has_no_say(
 
 
 @pytest.fixture(scope="module")
-def rebuilding(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    recipe = Recipe(**{**vars(RECIPE), "render": "rebuilt", "steps": 2})
-    return load(one_file(recipe, "About."), tmp_path_factory.mktemp("rebuilding"))
+def of_strokes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModuleType]:
+    """The file of a render other than the direct one."""
+
+    @functools.cache
+    def file(render: str) -> ModuleType:
+        recipe = Recipe(**{**vars(RECIPE), "render": render, "steps": 2})
+        return load(one_file(recipe, "About."), tmp_path_factory.mktemp(render))
+
+    return file
 
 
 def test_a_network_and_drawings_made_in_inference_mode(exported: ModuleType) -> None:
