@@ -2,8 +2,8 @@
 
 Every recipe adapts the same network to the same drawings in the same number of drawn images and
 is scored on the same noise, so that differences are paired.  Beside the means stand those by
-noise level, and what the posterior mean over augmented drawings reaches there: a network that
-matches it at high noise has nothing left to learn from these augmentations.
+noise level, and what the posterior mean over augmented drawings (as for t = 1) reaches there: a
+network that matches it at high noise has nothing left to learn from these augmentations.
 """
 
 from __future__ import annotations

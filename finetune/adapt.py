@@ -228,7 +228,9 @@ class _LearnsLevels:
         label: int,
         recipe: Recipe,
     ) -> None:
-        self._levels = grey_levels(augment.drawings, augment(_LEVEL_SAMPLES), augment.operator)
+        times = torch.arange(_LEVEL_SAMPLES, device=device) / _LEVEL_SAMPLES
+        samples = augment(_LEVEL_SAMPLES, times)
+        self._levels = grey_levels(augment.drawings, samples, augment.operator)
         self.model = LevelPosterior(network, self._levels, label, recipe.views)
         self.head = tuple(self.model.head.parameters())
         self._features = _feature_model(network, device, precision)
@@ -242,11 +244,11 @@ class _LearnsLevels:
 
     def losses(self, x: Tensor, e: Tensor, t: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """What is lowered and the flow loss, both means over the batch."""
-        # The bank speaks at noise, so its images are those for noise; as they come one by one with
-        # those that are learnt, a slow machine makes fewer.
+        # The bank speaks at noise, so its images are those for noise; as many come as are learnt,
+        # so a slow machine makes fewer.
         self._n_learnt += len(x)
-        n_banked = len(self._bank) * _DRAWN_AT_ONCE
-        if self._bank_limit and n_banked < min(self._n_learnt, BANK_SIZE):
+        n_banked = min(self._n_learnt, BANK_SIZE) if self._bank_limit else 0
+        while len(self._bank) * _DRAWN_AT_ONCE < n_banked:
             self._bank.append(self._augment(_DRAWN_AT_ONCE))
         levels = self._levels.nearest(x)
         losses, entropies = self.model.losses(self._features, levels, x, e, t, c)
@@ -300,7 +302,8 @@ def _batches(
     while True:
         drawn = [_draw_times(recipe, generator) for _ in range(max(1, _DRAWN_AT_ONCE // b))]
         times = torch.cat(drawn)
-        x = augment(len(times), times)
+        # In parts: memory grows with how many are drawn at once.
+        x = torch.cat([augment(len(part), part) for part in times.split(_DRAWN_AT_ONCE)])
         yield from zip(x.split(b), times[:, None, None, None].split(b), strict=True)
 
 

@@ -24,10 +24,11 @@ from .recipe import Recipe
 # grey); they are then warped as they are.  Real drawings rebuild to 1e-4 or better.
 _MAX_REBUILD_ERROR = 5e-3
 # No pen of that width made the drawings where strokes are narrower or wider than this, over its
-# width, or where more bits are wrong.  Real ones: 0.86 to 1.26 (little is known of strokes that
-# were resized to the nearest pixel) and under 3 %.
+# width, or where more bits of one are wrong.  Real ones: 0.86 to 1.26 (little is known of strokes
+# that were resized to the nearest pixel) and at most 0.13.
 _NARROWEST, _WIDEST = 0.8, 1.32
-_MAX_PEN_ERROR = 0.1
+_MAX_PEN_ERROR = 0.2
+_MOST_BLENDED = 20  # drawings: six seconds on one core
 _EDGE_SMOOTH_PX = 0.7  # takes the staircase off a one-bit edge
 _CALIBRATION_BATCH, _CALIBRATION_ROUNDS = 128, 7
 
@@ -71,6 +72,8 @@ class Augmenter:
         self.drawings = drawings
         self.recipe = recipe
         self.generator = generator
+        # Maps between all pairs cost the square of the number of drawings.
+        self._blends = bool(recipe.blend) and len(drawings) <= _MOST_BLENDED
         self.operator: Tensor | None = None  # (28, m), that made the drawings, if it is known
         if recipe.render == "direct":
             self._positions = _pixel_centres(drawings.shape[-1]).to(drawings)
@@ -132,7 +135,7 @@ class Augmenter:
             spread = _cubic_matrix(r.elastic_grid, p)  # (k, g)
             field = spread @ self._draw_offsets(n) @ spread.T
             grid = grid + field.movedim(1, -1)
-        if r.blend and self.operator is not None:
+        if r.blend and self._blends and self.operator is not None:
             # What lies at a place of each other drawing, and where in this one.
             maps = self._mixed(self._maps[index], times)
             field = self._map_spread @ maps @ self._map_spread.T
@@ -146,7 +149,7 @@ class Augmenter:
         points = self._paths[index]  # on the canvas
         if r.elastic_px:
             points = points + _spread_at(self._elastic_spread[index], self._draw_offsets(n))
-        if r.blend:
+        if r.blend and self._blends:
             # Where in each other drawing lies what is here: the maps the other way round.
             maps = self._mixed(self._maps[:, index].transpose(0, 1), times)
             points = points + _spread_at(self._map_spread[index], maps)
@@ -211,7 +214,7 @@ class Augmenter:
         self.rebuilt = rebuilt
         self._used = rebuilt.operator.abs().sum(0) > 0
         self.operator = self._operator = rebuilt.operator[:, self._used].contiguous()
-        if self.recipe.blend:
+        if self._blends:
             self._maps = correspondences(rebuilt.bitmaps)
         self._distance = blur(signed_distance(rebuilt.bitmaps)[:, None], _EDGE_SMOOTH_PX)
         # A strip of half-width r and length l has area 2 r l and an edge of length 2 l.
@@ -225,19 +228,21 @@ class Augmenter:
 
     def _prepare_pen(self, rebuilt: Rebuilt) -> None:
         paths = trace(rebuilt.bitmaps, self._used)
-        self.by_pen = paths.error <= _MAX_PEN_ERROR
-        on_canvas = (paths.points + 0.5) * (2 / BITMAP_SIZE) - 1
-        self._paths, self._present = on_canvas, paths.present
-        shape = on_canvas.shape
+        if paths.error > _MAX_PEN_ERROR:
+            return
+        self.by_pen = True
+        self._paths = (paths.points + 0.5) * (2 / BITMAP_SIZE) - 1
+        self._present = paths.present
+        within = self._paths.clamp(-1, 1)  # points that pad are far outside, where no control is
         if self.recipe.elastic_px:
-            spread = _cubic_matrix(self.recipe.elastic_grid, on_canvas.flatten())
-            self._elastic_spread = spread.view(*shape, -1)  # (n, P, 2, g)
-        if self.recipe.blend:
-            self._map_spread = spline_matrix(on_canvas.flatten()).view(*shape, -1)
+            spread = _cubic_matrix(self.recipe.elastic_grid, within.flatten())
+            self._elastic_spread = spread.view(*within.shape, -1)  # (n, P, 2, g)
+        if self._blends:
+            self._map_spread = spline_matrix(within.flatten()).view(*within.shape, -1)
 
     def _prepare_strokes(self) -> None:
         self._positions = _pixel_centres(BITMAP_SIZE).to(self.drawings)[self._used]
-        if self.recipe.blend:
+        if self._blends:
             self._map_spread = spline_matrix(self._positions)  # (k, GRID)
         self._offset = 0.0
         self._offset = self._calibrated_offset()
@@ -269,7 +274,7 @@ class Augmenter:
         state = self.generator.get_state()
         n = _CALIBRATION_BATCH
         index = torch.arange(n, device=self.drawings.device) % len(self.drawings)
-        warp = self.draw_warp(index)
+        warp = self.draw_warp(index, torch.arange(n, device=index.device) / n)
         self.generator.set_state(state)
         none = torch.zeros(n, device=self.drawings.device)
         target = self.drawings.mean()

@@ -30,8 +30,8 @@ class PenPaths:
     """Where the pen was in each of n drawings.
 
     ``points`` (n, P, 2): x, y in pixels of the bitmap, whose pixel (0, 0) has its centre at
-    (0, 0); ``present`` (n, P): the other points only pad.  ``error``: share of wrong bits,
-    relative to the number of ink bits.
+    (0, 0); ``present`` (n, P): the other points only pad.  ``error``: wrong bits over ink bits,
+    of the drawing where that is most.
     """
 
     points: Tensor
@@ -69,11 +69,10 @@ def trace(bitmaps: Tensor, seen: Tensor) -> PenPaths:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    points = points.detach()
+    points, present = _with_middles(points.detach(), present, links)
     ink = torch.cdist(places, points).amin(2) <= PEN_RADIUS
-    error = (ink != (bits > 0.5)).sum() / bits.sum().clamp(min=1)
-    points, present = _with_middles(points, present, links)
-    return PenPaths(points, present, error.item())
+    error = (ink != (bits > 0.5)).sum(1) / bits.sum(1).clamp(min=1)  # (n,)
+    return PenPaths(points, present, error.max().item())
 
 
 def stamp(points: Tensor, present: Tensor, radius: Tensor, seen: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class Recipe:
     )
     views: int = _number(5, 1, 5, "1", "shifted views over which levels are averaged, at noise")
     bank_limit: float = _number(
-        0.5, 0.0, 1.0, "1", "most that the posterior mean over drawn images counts, at noise"
+        0.5, 0.0, 1.0, "1", "most that the posterior mean over augmented drawings counts, at noise"
     )
     time_sampling: str = _choice(
         "stratified", ("stratified", "uniform", "logit_normal"), "how t is drawn in training"
@@ -114,10 +114,14 @@ class Recipe:
     elastic_grid: int = _number(5, 2, 14, "points", "elastic control points along each axis")
     stroke_px: float = _number(0.0, 0.0, 2.0, "px", "change of the stroke's width")
     blend: float = _number(
-        0.8, 0.0, 2.0, "1", "deformation into each other: how far a drawing may turn into others"
+        0.8,
+        0.0,
+        2.0,
+        "1",
+        "at t = 1: how far a drawing may turn into others (not if rendered directly)",
     )
     blend_from_t: float = _number(
-        0.2, 0.0, 0.99, "1", "t from which drawings blend, the more the larger t is"
+        0.2, 0.0, 0.99, "1", "t from which drawings blend, in proportion to what t is above it"
     )
     blend_spread: float = _number(
         1.0, 0.0, 3.0, "1", "variety of what it turns into, over that of the drawings"

@@ -60,7 +60,7 @@ def test_it_is_kept_without_outputs() -> None:
 def test_it_shows_drawings_and_samples_and_what_the_study_found(cells: list[Any]) -> None:
     assert sum(map(pictures, cells)) == 2
     text = "".join(map(printed, cells))
-    assert "strokes rebuilt before they are warped: 0." in text
+    assert "drawn anew along the path of the pen: 0." in text
     assert "quickstart: " in text  # the worker's summary
     assert "best so far: 0." in text
 

@@ -229,6 +229,29 @@ def times_seen(**values: Any) -> Tensor:
 
 
 @pytest.mark.usefixtures("as_it_is")
+@pytest.mark.parametrize("batch_size", [4, 48, 300])
+def test_drawings_are_learnt_at_the_times_that_they_were_drawn_for(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    def marked(self: Any, n: int, times: Tensor | None = None) -> Tensor:
+        assert times is not None and times.shape == (n,)
+        return 1000 * times[:, None, None, None].expand(n, 1, 28, 28)
+
+    seen = []
+
+    class Records(ConditionalDiffusionUNet):
+        def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+            t = t.flatten()
+            seen.append(x_t.mean((1, 2, 3)).sub(1000 * t * (1 - t)).abs().max().item())
+            return super().forward(x_t, t, c)
+
+    monkeypatch.setattr(adapt_module.Augmenter, "__call__", marked)
+    adapt(build(Records), DRAWINGS, quick(batch_size=batch_size, steps=8))
+    assert len(seen) == 8
+    assert max(seen) < 0.5  # the noise's mean over an image deviates by t / 28
+
+
+@pytest.mark.usefixtures("as_it_is")
 def test_stratified_times_fill_every_bin() -> None:
     times = times_seen(time_sampling="stratified")
     assert ((times * 16).floor() == torch.arange(16)).all()

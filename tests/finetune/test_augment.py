@@ -517,6 +517,22 @@ def test_another_generator_leaves_the_first_alone(render: str) -> None:
     assert torch.equal(alone(8), beside(8))
 
 
+@pytest.mark.parametrize("grid", [2, 6, 14])
+def test_points_of_every_elastic_grid_are_finite(grid: int) -> None:
+    """Some drawings have fewer points than others; what pads them lies outside of the canvas."""
+    drawings = resize_bitmaps(torch.cat([draw_rune(r, 2, seed=0) for r in RUNES]), "bilinear")
+    draw = Augmenter(drawings, Recipe(elastic_grid=grid, elastic_px=1.0), generator())
+    assert draw.by_pen
+    index = torch.arange(4).repeat(5)
+    assert draw.draw_points(index).isfinite().all()
+
+
+def test_many_drawings_do_not_blend() -> None:
+    drawings = resize_bitmaps(draw_rune("is", 40, seed=0), "bilinear")
+    blended, plain = (Augmenter(drawings, Recipe(blend=blend), generator()) for blend in (1.0, 0.0))
+    assert torch.equal(blended(8), plain(8))
+
+
 # Drawings that are no resized strokes, or not by the pen
 
 

@@ -115,6 +115,13 @@ def test_it_has_so_many_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.bank.images.shape == (20, 784)
 
 
+def test_large_batches_fill_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.adapt._DRAWN_AT_ONCE", 4)
+    model = taught(steps=2, batch_size=12)
+    assert model.bank is not None
+    assert model.bank.images.shape == (24, 784)
+
+
 def test_a_recipe_can_do_without() -> None:
     assert taught(steps=2, bank_limit=0.0).bank is None
 
