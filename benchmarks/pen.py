@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from finetune.challenge import add_data_options
-from finetune.data import BITMAP_SIZE, open_source, resize_bitmaps
+from finetune.data import BITMAP_SIZE, choose_runes, open_source, resize_bitmaps
 from finetune.errors import run_command
 from finetune.pen import PEN_RADIUS, stamp, trace
 from finetune.rebuild import rebuild
@@ -63,12 +63,15 @@ def _described(found: Counter[int]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pen", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_data_options(parser)
+    parser.add_argument("--data", type=Path, help="directory of omniglot-py (default: $RUNES_DATA)")
+    parser.add_argument("--source", choices=("omniglot", "drawn"), default="omniglot")
+    parser.add_argument("--runes", nargs="+", metavar="RUNE", help="default: all")
     arguments = parser.parse_args(argv)
     source = open_source(arguments.source, arguments.data)
-    true = torch.cat([source.bitmaps[rune] for rune in source.runes]).float()
+    runes = choose_runes(source, arguments.runes, len(source.runes))
+    true = torch.cat([source.bitmaps[rune] for rune in runes]).float()
 
-    print(f"{len(true)} bitmaps of {len(source.runes)} runes ({source.name})")
+    print(f"{len(true)} bitmaps of {len(runes)} runes ({source.name})")
     for radius in _RADII:
         print(f"discs of radius {radius:<5} cover {100 * covered(true, radius):.1f} % of the ink")
 
@@ -79,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         rebuilt_widths: Counter[int] = Counter()
         drawn_widths: Counter[int] = Counter()
         wrong = []
-        for rune in tqdm(source.runes, unit="rune", desc=resize, leave=False):
+        for rune in tqdm(runes, unit="rune", desc=resize, leave=False):
             drawings = resize_bitmaps(source.bitmaps[rune], resize)[:10, 0]
             rebuilt = rebuild(drawings)
             paths = trace(rebuilt.bitmaps, rebuilt.operator.abs().sum(0) > 0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-BANK_SIZE = 16_384  # images; four times as many lower the loss by another 0.1 %
+BANK_SIZE = 16_384  # images; four times as many hardly help
 # Below it one image has nearly all the weight, and no say.
 _FROM_T = 0.3
 # The share rises with the number of images that have a say: 0 for one, half of its limit for six.

@@ -558,6 +558,18 @@ def test_strokes_of_quite_another_width_are_warped_as_they_were_rebuilt(
     assert torch.equal(*images)
 
 
+def test_one_drawing_that_no_pen_made_is_enough(augment_strokes: Augment) -> None:
+    """Ten others hide it from a mean: thin lines beside one thick one are as wide on average."""
+    bitmaps = draw_rune("ing", 10, seed=0).float()
+    _, of_a_pen = augment_strokes(bitmaps, Recipe(render="pen"))
+    assert of_a_pen.by_pen
+    mixed = torch.zeros(1, 105, 105)
+    mixed[0, 20:90, 20:35] = 1
+    mixed[0, 20:90, 50:90:6] = 1
+    _, not_of_a_pen = augment_strokes(torch.cat([bitmaps, mixed]), Recipe(render="pen"))
+    assert not not_of_a_pen.by_pen
+
+
 @pytest.mark.parametrize("width", [3, 5, 7, 9, 17])
 def test_strokes_of_any_width_keep_their_ink(augment_strokes: Augment, width: int) -> None:
     """A pen of five pixels that fills wider ones by going to and fro leaves gaps elsewhere."""
