@@ -528,7 +528,7 @@ def test_points_of_every_elastic_grid_are_finite(grid: int) -> None:
 
 
 def test_many_drawings_do_not_blend() -> None:
-    drawings = resize_bitmaps(draw_rune("is", 40, seed=0), "bilinear")
+    drawings = resize_bitmaps(draw_rune("is", 21, seed=0), "bilinear")
     blended, plain = (Augmenter(drawings, Recipe(blend=blend), generator()) for blend in (1.0, 0.0))
     assert torch.equal(blended(8), plain(8))
 
@@ -559,14 +559,14 @@ def test_strokes_of_quite_another_width_are_warped_as_they_were_rebuilt(
 
 
 def test_one_drawing_that_no_pen_made_is_enough(augment_strokes: Augment) -> None:
-    """Ten others hide it from a mean: thin lines beside one thick one are as wide on average."""
-    bitmaps = draw_rune("ing", 10, seed=0).float()
-    _, of_a_pen = augment_strokes(bitmaps, Recipe(render="pen"))
+    """Others hide it from a mean: thin lines beside a thick one are as wide on average."""
+    bitmaps = draw_rune("ing", 3, seed=0).float()
+    _, of_a_pen = augment_strokes(bitmaps, Recipe(render="pen", blend=0.0))
     assert of_a_pen.by_pen
     mixed = torch.zeros(1, 105, 105)
     mixed[0, 20:90, 20:35] = 1
     mixed[0, 20:90, 50:90:6] = 1
-    _, not_of_a_pen = augment_strokes(torch.cat([bitmaps, mixed]), Recipe(render="pen"))
+    _, not_of_a_pen = augment_strokes(torch.cat([bitmaps, mixed]), Recipe(render="pen", blend=0.0))
     assert not not_of_a_pen.by_pen
 
 
