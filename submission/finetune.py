@@ -500,7 +500,7 @@ def _first_embedding(
 _MAX_REBUILD_ERROR = 5e-3
 # No pen of that width made the drawings where strokes are narrower or wider than this, over its
 # width, or where more bits of one are wrong.  Real ones: 0.86 to 1.26 (little is known of strokes
-# that were resized to the nearest pixel) and at most 0.13.
+# that were resized to the nearest pixel) and up to 0.2, mostly under 0.05.
 _NARROWEST, _WIDEST = 0.8, 1.32
 _MAX_PEN_ERROR = 0.2
 _MOST_BLENDED = 20  # drawings: six seconds on one core
@@ -902,8 +902,8 @@ def _bending(maps: Tensor) -> Tensor:
 # Drawings as what they are: the path of a round pen.
 #
 # Omniglot's canvas made ink of every pixel whose centre lies within 2.5 pixels of the pen's path:
-# such discs inside the ink cover 99.3 % of it in the Futhorc's drawings, and 92 % of upright edges
-# have a second one exactly five pixels beside them.  Drawn again along a path that is bent,
+# such discs inside the ink cover 99 % of it in the Futhorc's drawings, and upright strokes are five
+# pixels wide in 92 % of their rows (``python -m benchmarks.pen``).  Drawn again along a path that is bent,
 # strokes keep that width to the pixel, which a bent picture of strokes does not.
 
 PEN_RADIUS = 2.5  # pixels of the bitmap, whoever draws
