@@ -2,8 +2,8 @@
 
 Omniglot's canvas made ink of every pixel whose centre lies within 2.5 pixels of the pen's path:
 such discs inside the ink cover 99 % of it in the Futhorc's drawings, and upright strokes are five
-pixels wide in 92 % of their rows (``python -m benchmarks.pen``).  Drawn again along a path that is bent,
-strokes keep that width to the pixel, which a bent picture of strokes does not.
+pixels wide in 92 % of their rows (``python -m benchmarks.pen``).  Drawn again along a path that
+is bent, strokes keep that width to the pixel, which a bent picture of strokes does not.
 """
 
 from __future__ import annotations
