@@ -292,11 +292,12 @@ def test_bits_that_are_not_seen_do_not_count(rune: str) -> None:
 
 
 def test_the_error_is_the_share_of_wrong_bits() -> None:
-    """Also of strokes that a pen of another width drew."""
+    """Also of strokes that a pen of another width drew; the worst drawing's counts."""
     bitmaps = torch.stack([inked(STROKES["zigzag"], 2.0), inked(STROKES["curved"], 2.0)])
     traced = trace(bitmaps, ALL)
-    wrong = wrong_bits(traced, bitmaps, ALL) * bitmaps.sum((1, 2))
-    assert traced.error == pytest.approx((wrong.sum() / bitmaps.sum()).item(), rel=0.15)
+    wrong = wrong_bits(traced, bitmaps, ALL)
+    assert wrong.min() < 0.95 * wrong.max()
+    assert traced.error == pytest.approx(wrong.max().item())
 
 
 @pytest.mark.parametrize("radius", [1.0, 1.7, 8.0, 12.0])
@@ -365,7 +366,7 @@ def test_tracing_is_exact_again_and_leaves_random_numbers_and_gradients_alone() 
 
 
 def test_points_lie_as_close_as_an_even_edge_needs() -> None:
-    """A pixel apart, scallops between discs of 2.5 pixels are a twentieth of a pixel deep."""
+    """At 1.2 pixels, scallops between discs of 2.5 pixels are a fourteenth of a pixel deep."""
     traced = trace(inked(STROKES["slanting"])[None], ALL)
     points = path(traced)
     apart = torch.cdist(points, points).fill_diagonal_(torch.inf)
