@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .augment import Augmenter
 from .bank import BANK_SIZE, ImageBank
+from .flat import FlatParameters
 from .flow import VelocityModel, image_losses, stratified_times
 from .fused import FusedUNet, can_fuse
 from .layers import add_class, add_lora, embedding_of, freeze_all_but, merge_lora, trainable
@@ -157,20 +158,20 @@ def _adapt_on(
         add_lora(model, recipe.lora_groups, recipe.lora_rank, recipe.lora_scale, generator)
 
     augment = Augmenter(drawings, recipe, generator)
-    batches = _batches(augment, recipe, generator)
     c = torch.full((recipe.batch_size,), label, device=device)
     learner: _LearnsVelocity | _LearnsLevels
     if recipe.output == "velocity":
         learner = _LearnsVelocity(model, device, precision)
     else:
         learner = _LearnsLevels(model, device, precision, augment, label, recipe)
-    weights = _Weights(model, learner.head, recipe)
+    batches = _batches(augment, recipe, generator, learner.targets)
+    weights = _Weights(model, learner.head, recipe, precision)
     clock = _Clock(start, recipe.steps, recipe.deadline_s)
     stopped = False
     while clock.share < 1 and not stopped:
-        x, t = next(batches)
+        x, t, targets = next(batches)
         e = torch.randn(x.shape, generator=generator, device=device)
-        objective, loss = learner.losses(x, e, t, c)
+        objective, loss = learner.losses(x, targets, e, t, c)
         share = clock.share
         clock.tick()
         weights.step(objective, share, clock.share - share)
@@ -182,8 +183,7 @@ def _adapt_on(
             )
         if on_step is not None:
             stopped = bool(on_step(Progress(clock.step, clock.share, value, clock.elapsed_s)))
-    if recipe.ema_half_life:
-        weights.use_averages()
+    weights.finish()
     if recipe.lora_rank:
         merge_lora(model)
     adapted = learner.finished()
@@ -206,7 +206,13 @@ class _LearnsVelocity:
         self.model = model
         self._velocity = _velocity_model(model, device, precision)
 
-    def losses(self, x: Tensor, e: Tensor, t: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def targets(self, x: Tensor) -> Tensor:
+        """What else there is to learn of images x (n, 1, 28, 28): nothing."""
+        return x.new_zeros(len(x))
+
+    def losses(
+        self, x: Tensor, targets: Tensor, e: Tensor, t: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """What is lowered and the flow loss, both means over the batch."""
         loss = image_losses(self._velocity, x, e, t, c).mean()
         return loss, loss.detach()
@@ -233,6 +239,7 @@ class _LearnsLevels:
         self._levels = grey_levels(augment.drawings, samples, augment.operator)
         self.model = LevelPosterior(network, self._levels, label, recipe.views)
         self.head = tuple(self.model.head.parameters())
+        network.conv_out.requires_grad_(False)  # the head is in its place
         self._features = _feature_model(network, device, precision)
         self._weight = recipe.level_weight
         self._bank_limit = recipe.bank_limit
@@ -242,7 +249,13 @@ class _LearnsLevels:
         self._augment = augment.with_generator(numbers)
         self._n_learnt = 0
 
-    def losses(self, x: Tensor, e: Tensor, t: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def targets(self, x: Tensor) -> Tensor:
+        """The levels of images x (n, 1, 28, 28), (n, 28, 28)."""
+        return self._levels.nearest(x)
+
+    def losses(
+        self, x: Tensor, targets: Tensor, e: Tensor, t: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """What is lowered and the flow loss, both means over the batch."""
         # The bank speaks at noise, so its images are those for noise; as many come as are learnt,
         # so a slow machine makes fewer.
@@ -250,8 +263,7 @@ class _LearnsLevels:
         n_banked = min(self._n_learnt, BANK_SIZE) if self._bank_limit else 0
         while len(self._bank) * _DRAWN_AT_ONCE < n_banked:
             self._bank.append(self._augment(_DRAWN_AT_ONCE))
-        levels = self._levels.nearest(x)
-        losses, entropies = self.model.losses(self._features, levels, x, e, t, c)
+        losses, entropies = self.model.losses(self._features, targets, x, e, t, c)
         loss = losses.mean()
         return loss + self._weight * entropies.mean(), loss.detach()
 
@@ -292,11 +304,14 @@ def _product_type(precision: str) -> torch.dtype:
 
 
 def _batches(
-    augment: Augmenter, recipe: Recipe, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented drawings without end and the times that they are for.
+    augment: Augmenter,
+    recipe: Recipe,
+    generator: torch.Generator,
+    targets: Callable[[Tensor], Tensor],
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Augmented drawings without end, the times that they are for, and their ``targets``.
 
-    Of B each, (B, 1, 28, 28) and (B, 1, 1, 1).
+    Of B each, (B, 1, 28, 28), (B, 1, 1, 1) and (B, ...).
     """
     b = recipe.batch_size
     while True:
@@ -304,7 +319,8 @@ def _batches(
         times = torch.cat(drawn)
         # In parts: memory grows with how many are drawn at once.
         x = torch.cat([augment(len(part), part) for part in times.split(_DRAWN_AT_ONCE)])
-        yield from zip(x.split(b), times[:, None, None, None].split(b), strict=True)
+        parts = (x, times[:, None, None, None], targets(x))
+        yield from zip(*(part.split(b) for part in parts), strict=True)
 
 
 class _Clock:
@@ -339,7 +355,9 @@ class _Clock:
 class _Weights:
     """The trained parameters, those of a head among them, with everything that moves them."""
 
-    def __init__(self, model: nn.Module, head: Sequence[nn.Parameter], recipe: Recipe) -> None:
+    def __init__(
+        self, model: nn.Module, head: Sequence[nn.Parameter], recipe: Recipe, precision: str
+    ) -> None:
         self.recipe = recipe
         embedding, vectors, matrices = [], [], []
         for name, parameter in trainable(model):
@@ -349,28 +367,30 @@ class _Weights:
                 vectors.append(parameter)
             else:
                 matrices.append(parameter)
-        self.head = list(head)
-        self.trunk = matrices + vectors + embedding
-        self.parameters = self.trunk + self.head
-        if recipe.l2_sp:
-            # Toward pretrained values: the new embedding and low-rank factors have none.
-            self.anchored = [
-                p
-                for name, p in trainable(model)
-                if "parametrizations" not in name and not name.startswith("class_embedding")
-            ]
-            self.anchors = [p.detach().clone() for p in self.anchored]
+        groups = [matrices, vectors, embedding, list(head)]
+        self.flat = FlatParameters(groups, _product_type(precision))
+        # Toward pretrained values: the new embedding and low-rank factors have none.
+        own = {id(p) for name, p in trainable(model) if "parametrizations" in name}
+        own |= {id(p) for p in [*embedding, *head]}
+        laid = zip([p for group in groups for p in group], self.flat.masters, strict=True)
+        self.anchored = [master for p, master in laid if recipe.l2_sp and id(p) not in own]
+        self.anchors = [master.clone() for master in self.anchored]
+        n_head = sum(p.numel() for p in head)
+        sizes = [len(self.flat.values) - n_head, n_head]
+        # Apart: the head's gradient is the larger one, and would slow down the rest.
+        self.clipped = [part for part in self.flat.gradients.split(sizes) if len(part)]
         # Digits' rows get no gradient, and must not decay either; vectors are not decayed,
         # as is usual.
-        groups: list[dict[str, Any]] = [
-            {"params": matrices, "factor": 1.0, "weight_decay": recipe.weight_decay},
-            {"params": vectors, "factor": 1.0, "weight_decay": 0.0},
-            {"params": embedding, "factor": recipe.embedding_lr_factor, "weight_decay": 0.0},
-            {"params": self.head, "factor": recipe.head_lr_factor, "weight_decay": 0.0},
+        factors = (1.0, 1.0, recipe.embedding_lr_factor, recipe.head_lr_factor)
+        decays = (recipe.weight_decay, 0.0, 0.0, 0.0)
+        moved: list[dict[str, Any]] = [
+            {"params": [group], "factor": factor, "weight_decay": decay}
+            for group, factor, decay in zip(self.flat.groups, factors, decays, strict=True)
+            if len(group)
         ]
-        self.optimizer = _adamw([g for g in groups if g["params"]], recipe)
+        self.optimizer = _adamw(moved, recipe)
         if recipe.ema_half_life:
-            self.averages = [p.detach().clone() for p in self.parameters]
+            self.average = self.flat.values.clone()
 
     def step(self, loss: Tensor, share: float, advance: float) -> None:
         """Move the weights down the gradient at ``share`` of the schedule.
@@ -378,30 +398,29 @@ class _Weights:
         ``advance`` is the share of the schedule that this step covers.
         """
         r = self.recipe
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.flat.take_gradients()
         if r.clip_norm:
-            # Apart: the head's gradient is the larger one, and would slow down the rest.
-            nn.utils.clip_grad_norm_(self.trunk, r.clip_norm)
-            nn.utils.clip_grad_norm_(self.head, r.clip_norm)
+            for gradient in self.clipped:
+                # As `clip_grad_norm_` does.
+                gradient.mul_((r.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1))
         lr = r.lr * lr_factor(r, share, advance)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         self.optimizer.step()
         with torch.no_grad():
-            if r.l2_sp:
-                for parameter, anchor in zip(self.anchored, self.anchors, strict=True):
-                    parameter.lerp_(anchor, min(1.0, lr * r.l2_sp))
+            for weight, anchor in zip(self.anchored, self.anchors, strict=True):
+                weight.lerp_(anchor, min(1.0, lr * r.l2_sp))
+            self.flat.show_values()
             if r.ema_half_life:
                 keep = 0.5 ** (advance / r.ema_half_life)
-                for average, parameter in zip(self.averages, self.parameters, strict=True):
-                    average.lerp_(parameter, 1 - keep)
+                self.average.lerp_(self.flat.values, 1 - keep)
 
-    def use_averages(self) -> None:
-        """Put the averaged weights into the model."""
-        with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.averages, strict=True):
-                parameter.copy_(average)
+    def finish(self) -> None:
+        """Put the averaged weights into the model, whose parameters are its own again."""
+        if self.recipe.ema_half_life:
+            self.flat.values.copy_(self.average)
+        self.flat.release()
 
 
 def _adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.AdamW:

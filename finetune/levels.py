@@ -8,6 +8,7 @@ posterior that can be written down.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,8 @@ _PERIOD = 4  # plain resizing from 105 to 28 looks at bits alike every so many p
 class GreyLevels:
     """A pixel's grey value is N(mean, variance) of one of K levels; the prior says how often.
 
-    Each (K, H, W) in order of grey, or (K, 1, 1) where all pixels are alike.
+    Each (K, H, W) in order of grey, or (K, 1, 1) where all pixels are alike; variances (1, 1, 1)
+    where all levels are alike, too.
     """
 
     means: Tensor
@@ -49,7 +51,7 @@ def grey_levels(drawings: Tensor, samples: Tensor, operator: Tensor | None) -> G
     if operator is not None and int((operator != 0).sum(1).max()) <= _MOST_BITS:
         means = _listed(operator)
         # What the list leaves unexplained, such as a file format's rounding, widens every level.
-        floor = torch.full_like(means, _LEAST_VARIANCE)
+        floor = means.new_full((1, 1, 1), _LEAST_VARIANCE)
         residual = drawings - _values(means, _nearest(drawings, means, floor))
         variances = floor + residual.square().mean()
     else:
@@ -90,7 +92,17 @@ def _binned(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
-    return ((x - means).square() / variances + variances.log()).argmin(1)
+    # One level after the other: `argmin` over all at once takes many times as long on a CPU.
+    x = x[:, 0]
+    labels = torch.zeros(x.shape, dtype=torch.long, device=x.device)
+    best = torch.full_like(x, math.inf)
+    for k, (mean, variance) in enumerate(
+        zip(means, variances.expand(len(means), -1, -1), strict=True)
+    ):
+        badness = (x - mean).square() / variance + variance.log()
+        labels.masked_fill_(badness < best, k)
+        best = torch.minimum(best, badness)
+    return labels
 
 
 def _values(means: Tensor, labels: Tensor) -> Tensor:

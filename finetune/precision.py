@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 
 # bf16 must win by this much, so that timing noise can't flip the choice between two runs.
-_BF16_MIN_SPEEDUP = 1.3
-# Where bf16 takes this many times as long, two runs tell, and no more are made: without hardware
+_BF16_MIN_SPEEDUP = 1.15
+# Where bf16 takes this many times as long, one round tells, and no more are made: without hardware
 # for it each is a large part of what the choice costs.
 _HOPELESS = 5
+_ROUNDS = 4
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -90,11 +91,14 @@ def _fastest_precision(device_type: str) -> str:
     device = torch.device(device_type)
     if device_type == "cuda" and not torch.cuda.is_bf16_supported():
         return "fp32"
-    fp32 = min(bulk_seconds(device, "fp32", runs=4))
-    bf16 = min(bulk_seconds(device, "bf16", runs=2))  # the first may be slow for other reasons
-    if bf16 < _HOPELESS * fp32:
-        bf16 = min(bf16, *bulk_seconds(device, "bf16", runs=2))
-    return "bf16" if fp32 > _BF16_MIN_SPEEDUP * bf16 else "fp32"
+    # By turns: a machine may be slow for a while, and then it is so for both.
+    fp32, bf16 = [], []
+    for _ in range(_ROUNDS):
+        fp32 += bulk_seconds(device, "fp32", runs=2)
+        bf16 += bulk_seconds(device, "bf16", runs=2)
+        if min(bf16) > _HOPELESS * min(fp32):
+            break
+    return "bf16" if min(fp32) > _BF16_MIN_SPEEDUP * min(bf16) else "fp32"
 
 
 def bulk_seconds(device: torch.device, precision: str, runs: int) -> list[float]:

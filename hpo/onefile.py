@@ -26,6 +26,7 @@ MODULES = (
     "augment",
     "bank",
     "correspond",
+    "flat",
     "flow",
     "fused",
     "layers",

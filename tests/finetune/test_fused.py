@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from finetune import adapt as adapt_module
+from finetune import fused
 from finetune.adapt import adapt
 from finetune.data import resize_bitmaps
 from finetune.drawn import draw_rune
@@ -171,3 +172,24 @@ def test_an_adapted_network_is_the_same_either_way(
     monkeypatch.setattr(adapt_module, "can_fuse", lambda model: False)
     called = losses()
     assert fused == pytest.approx(called, rel=5e-3) and len(called) == 8
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("kernel, stride, padding", [(3, 1, 1), (3, 2, 1), (1, 1, 0), (5, 3, 2)])
+def test_a_weights_gradient_is_one_matrix_product(
+    transposed: bool, kernel: int, stride: int, padding: int
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 7, 6, generator=g, dtype=torch.float64)
+    shape = (3, 4) if transposed else (4, 3)
+    weight = torch.randn(*shape, kernel, kernel, generator=g, dtype=torch.float64)
+    more = (stride - 1,) * 2 if transposed else (0, 0)
+    how = fused._Conv((stride,) * 2, (padding,) * 2, (1, 1), transposed, more, 1)
+    dy = torch.randn(
+        torch.convolution(x, weight, None, *how).shape, generator=g, dtype=torch.float64
+    )
+    expected = torch.ops.aten.convolution_backward(dy, x, weight, None, *how, [False, True, False])[
+        1
+    ]
+    found = fused._weight_gradient_as_product(how, dy, x, weight)
+    torch.testing.assert_close(found, expected)

@@ -73,7 +73,7 @@ def test_one_level_is_a_normal_with_its_textbook_posterior(
         torch.tensor(t).double().view(1, 1, 1, 1),
     )
     logits = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-    found = model.mean(model.log_posterior(logits, seen, time), seen, time).item()
+    found = model.mean(logits, seen, time).item()
     precision = ((1 - t) / t) ** 2
     expected = (mean / variance + precision * x_t / (1 - t)) / (1 / variance + precision)
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
@@ -88,7 +88,7 @@ def test_two_sharp_levels_follow_bayes_rule(t: float, x_t: float, prior: float) 
         torch.tensor(t).double().view(1, 1, 1, 1),
     )
     logits = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
-    found = model.mean(model.log_posterior(logits, seen, time), seen, time).item()
+    found = model.mean(logits, seen, time).item()
     log_odds = math.log(prior / (1 - prior)) + (x_t**2 - (x_t - 1 + t) ** 2) / (2 * t * t)
     expected = 1 / (1 + math.exp(-log_odds)) if log_odds > -700 else 0.0
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
@@ -120,6 +120,39 @@ def test_training_lowers_the_flow_loss_itself(t: float, seed: int) -> None:
     losses, entropies = model.losses(features, labels, x, e, times, c)
     torch.testing.assert_close(losses, image_losses(model, x, e, times, c), rtol=1e-3, atol=1e-4)
     assert (entropies > 0).all()
+
+
+def test_the_losses_gradient_is_that_of_their_definition() -> None:
+    """Also where images count differently, as they do when only some of them are asked for."""
+    g = torch.Generator().manual_seed(0)
+    b, k = 3, 5
+    shape, one = (b, k, 4, 4), (b, 1, 4, 4)
+    logits = torch.randn(shape, generator=g, dtype=torch.float64, requires_grad=True)
+    log_probability = torch.randn(shape, generator=g, dtype=torch.float64)
+    means = torch.rand(shape, generator=g, dtype=torch.float64)
+    labels = torch.randint(k, (b, 4, 4), generator=g)
+    x = torch.rand(one, generator=g, dtype=torch.float64)
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64).view(b, 1, 1, 1)
+
+    def defined(logits: Tensor) -> tuple[Tensor, Tensor]:
+        z = logits + log_probability
+        mean = (z.softmax(1) * means).sum(1, keepdim=True)
+        entropy = nn.functional.cross_entropy(z, labels, reduction="none")
+        return ((x - mean) / t).square().flatten(1).mean(1), entropy.flatten(1).mean(1)
+
+    weights = torch.rand(2, b, generator=g, dtype=torch.float64)
+    results = []
+    for function in (
+        defined,
+        lambda z: posterior_module._level_losses(z, log_probability, means, labels, x, t),
+    ):
+        losses, entropies = function(logits)
+        (d_logits,) = torch.autograd.grad(
+            (weights[0] * losses + weights[1] * entropies).sum(), logits
+        )
+        results.append((losses, entropies, d_logits))
+    for found, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_other_classes_keep_the_networks_own_velocity() -> None:
