@@ -237,16 +237,19 @@ class _LearnsLevels:
         times = torch.arange(_LEVEL_SAMPLES, device=device) / _LEVEL_SAMPLES
         samples = augment(_LEVEL_SAMPLES, times)
         self._levels = grey_levels(augment.drawings, samples, augment.operator)
-        self.model = LevelPosterior(network, self._levels, label, recipe.views)
+        # Head and bank have numbers of their own: batches are the same with them and without.
+        numbers = torch.Generator(device).manual_seed(recipe.seed + 1)
+        self._augment = augment.with_generator(numbers)
+        start = torch.Generator(device).manual_seed(recipe.seed + 2)
+        self.model = LevelPosterior(
+            network, self._levels, label, recipe.views, recipe.head_hidden, start
+        )
         self.head = tuple(self.model.head.parameters())
         network.conv_out.requires_grad_(False)  # the head is in its place
         self._features = _feature_model(network, device, precision)
         self._weight = recipe.level_weight
         self._bank_limit = recipe.bank_limit
         self._bank: list[Tensor] = []
-        # With numbers of its own, so that training is the same with a bank and without.
-        numbers = torch.Generator(device).manual_seed(recipe.seed + 1)
-        self._augment = augment.with_generator(numbers)
         self._n_learnt = 0
 
     def targets(self, x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ _PERIOD = 4  # plain resizing from 105 to 28 looks at bits alike every so many p
 class GreyLevels:
     """A pixel's grey value is N(mean, variance) of one of K levels; the prior says how often.
 
-    Each (K, H, W) in order of grey, or (K, 1, 1) where all pixels are alike; variances (1, 1, 1)
+    Each (K, H, W), or (K, 1, 1) in order of grey where all pixels are alike; variances (1, 1, 1)
     where all levels are alike, too.
     """
 
@@ -68,14 +68,16 @@ def grey_levels(drawings: Tensor, samples: Tensor, operator: Tensor | None) -> G
 
 
 def _listed(operator: Tensor) -> Tensor:
-    """Every value that each pixel of ``D bits D^T`` can have, (K, H, W), from dark to bright."""
-    weights = operator.topk(min(_MOST_BITS, operator.shape[1]), dim=1).values  # (28, bits)
-    n = weights.shape[1]
+    """Every value that each pixel of ``D bits D^T`` can have, (K, H, W).
+
+    A level is the same ink in the same of a pixel's bits everywhere, whichever grey that makes:
+    so it looks alike to a convolution.
+    """
+    n = int((operator != 0).sum(1).max())
+    bits = operator.topk(n, dim=1).indices.sort(1).values  # from left to right
+    weights = operator.gather(1, bits)  # (28, n)
     patterns = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * (n * n)).view(-1, n, n)
-    values = torch.einsum("ia,jb,kab->kij", weights, weights, patterns.to(weights))
-    # Where some weights are zero, as after `nearest`, patterns have their values in common.
-    listed: Tensor = torch.unique_consecutive(values.sort(0).values, dim=0)
-    return listed
+    return torch.einsum("ia,jb,kab->kij", weights, weights, patterns.to(weights))
 
 
 def _binned(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bank import ImageBank
 from .flow import interpolate
 from .fused import FusedUNet, can_fuse
+from .head import LevelHead
 from .levels import GreyLevels
 
 Features = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -40,22 +40,27 @@ class LevelPosterior(nn.Module):
         label: the new class; others get the network's own velocity.
         views: over how many shifts of at most one pixel logits are averaged outside of
             training, 1 to 5.
+        n_hidden, generator: of its `LevelHead`.
     """
 
     means: Tensor  # (K, 28, 28) or (K, 1, 1), as the two below
     variances: Tensor
     log_prior: Tensor
 
-    def __init__(self, network: nn.Module, levels: GreyLevels, label: int, views: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        levels: GreyLevels,
+        label: int,
+        views: int,
+        n_hidden: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         conv: Any = network.conv_out
-        # Without its own initialisation, which would draw from the process's random numbers.
-        self.head = nn.utils.skip_init(
-            nn.Conv2d, conv.in_channels, len(levels.means), 3, padding=1, device=conv.weight.device
-        )
-        for parameter in self.head.parameters():
-            nn.init.zeros_(parameter)
+        device = conv.weight.device
+        self.head = LevelHead(conv.in_channels, len(levels.means), n_hidden, device, generator)
         self.register_buffer("means", levels.means)
         self.register_buffer("variances", levels.variances)
         self.register_buffer("log_prior", levels.log_prior)
@@ -64,7 +69,7 @@ class LevelPosterior(nn.Module):
         self.n_classes = network.n_classes
         self.shifts = _SHIFTS[:views]
         self.bank: ImageBank | None = None  # a second opinion outside of training
-        self.fuses = conv.weight.device.type == "cpu" and can_fuse(network)
+        self.fuses = device.type == "cpu" and can_fuse(network)
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """The velocity at ``x_t`` (B, 1, 28, 28) for times t (B, 1, 1, 1) and labels c (B,)."""
@@ -120,21 +125,12 @@ class LevelPosterior(nn.Module):
         x_t = interpolate(x, e, t)
         with torch.no_grad():
             log_probability, means = self.of_levels(x_t, t)
-        logits = self.logits(features(x_t, t, c))
+        logits = self.head(features(x_t, t, c))
         t = t.clamp(min=_LEAST_T_IN_TRAINING)
         return _level_losses(logits, log_probability, means, labels, x, t)
 
-    def logits(self, features: Tensor) -> Tensor:
-        """(B, K, 28, 28) float32 from features of any float type."""
-        head, bias = self.head, self.head.bias
-        assert bias is not None
-        weight = head.weight.to(features.dtype)
-        found = F.conv2d(features, weight, bias.to(features.dtype), padding=head.padding)
-        # Next to each other lie the pixels, as of the levels' means: quicker than channels last.
-        return found.float().contiguous()
-
     def _shifted_logits(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        logits = self.logits(self._features(x_t, t, c))
+        logits: Tensor = self.head(self._features(x_t, t, c))
         noisy = (t > _SHIFT_FROM_T).flatten()
         if len(self.shifts) == 1 or not noisy.any():
             return logits.to(x_t.dtype)
@@ -143,12 +139,12 @@ class LevelPosterior(nn.Module):
         for shift in self.shifts[1:]:
             back = (-shift[0], -shift[1])
             features = self._features(some[0].roll(shift, (2, 3)), some[1], some[2])
-            total = total + self.logits(features).roll(back, (2, 3))
+            total = total + self.head(features).roll(back, (2, 3))
         logits[noisy] = total / len(self.shifts)
         return logits.to(x_t.dtype)
 
     def _features(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        if self.fuses and x_t.device.type == "cpu" and self.head.weight.dtype == torch.float32:
+        if self.fuses and x_t.device.type == "cpu" and self.means.dtype == torch.float32:
             return FusedUNet(self.network, torch.float32).features(x_t, t, c)
         return last_features(self.network, x_t, t, c)
 

@@ -83,7 +83,10 @@ class Recipe:
         "a posterior over each pixel's grey level, or the velocity as the network has it",
     )
     level_weight: float = _number(
-        0.3, 0.0, 100.0, "1", "of the levels' cross entropy beside the flow loss"
+        0.15, 0.0, 100.0, "1", "of the levels' cross entropy beside the flow loss"
+    )
+    head_hidden: int = _number(
+        64, 0, 256, "channels", "between the two convolutions of the head's second path; 0: none"
     )
     head_lr_factor: float = _number(
         3.0, 0.0, 1000.0, "1", "learning rate of the levels' head over that of the rest"
@@ -93,10 +96,10 @@ class Recipe:
         0.5, 0.0, 1.0, "1", "most that the posterior mean over augmented drawings counts, at noise"
     )
     time_sampling: str = _choice(
-        "stratified", ("stratified", "uniform", "logit_normal"), "how t is drawn in training"
+        "logit_normal", ("stratified", "uniform", "logit_normal"), "how t is drawn in training"
     )
-    logit_mean: float = _number(0.0, -5.0, 5.0, "1", "for logit_normal: mean of logit(t)")
-    logit_std: float = _number(1.0, 0.05, 5.0, "1", "for logit_normal: deviation of logit(t)")
+    logit_mean: float = _number(-0.5, -5.0, 5.0, "1", "for logit_normal: mean of logit(t)")
+    logit_std: float = _number(1.5, 0.05, 5.0, "1", "for logit_normal: deviation of logit(t)")
 
     # Augmentation mix
     render: str = _choice(

@@ -34,7 +34,17 @@ _MEASURING = (
     *(f"finetune/{m}" for m in ("adapt", "augment", "bank", "correspond", "data", "drawn")),
     *(
         f"finetune/{m}"
-        for m in ("flat", "flow", "fused", "futhorc", "layers", "levels", "pen", "posterior")
+        for m in (
+            "flat",
+            "flow",
+            "fused",
+            "futhorc",
+            "head",
+            "layers",
+            "levels",
+            "pen",
+            "posterior",
+        )
     ),
     *(f"finetune/{m}" for m in ("precision", "rebuild", "recipe", "resizes", "threads")),
     *(f"finetune/{m}" for m in ("unet", "validation")),

@@ -29,6 +29,7 @@ MODULES = (
     "flat",
     "flow",
     "fused",
+    "head",
     "layers",
     "levels",
     "pen",

@@ -221,7 +221,7 @@ def _returned(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
         model.load_state_dict(inner or dict(state), strict=True, assign=True)
         if inner:
             levels = GreyLevels(state["means"], state["variances"], state["log_prior"])
-            model = LevelPosterior(model, levels, label, recipe.views)
+            model = LevelPosterior(model, levels, label, recipe.views, recipe.head_hidden)
             if recipe.bank_limit:
                 model.bank = ImageBank(state["bank.images"], recipe.bank_limit)
             model.load_state_dict(dict(state), strict=True, assign=True)

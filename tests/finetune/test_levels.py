@@ -41,6 +41,20 @@ def test_any_bitmap_that_is_plainly_resized_has_listed_levels_only(
     torch.testing.assert_close(level_values(found, images), images, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("corner", [0, 1])
+def test_a_level_is_the_same_bits_of_every_pixel(corner: int) -> None:
+    """So it is one level where of each pixel's 2x2 bits the upper left (lower right) one is ink."""
+    operator = resize_operator("bilinear")
+    seen = operator != 0
+    assert (seen.sum(1) == 2).all()
+    rows = torch.arange(105).expand_as(seen)[seen].view(28, 2)[:, corner]
+    bitmap = torch.zeros(105, 105)
+    bitmap[rows[:, None], rows] = 1
+    image = operator @ bitmap @ operator.T
+    (same,) = [mean for mean in levels("bilinear")[0].means if torch.allclose(mean, image)]
+    assert len(same.unique()) > 3  # though it is not one grey
+
+
 def test_other_resizes_have_paper_ink_and_steps_between() -> None:
     found, images = levels("antialiased")
     assert found.means.shape == (16, 1, 1)

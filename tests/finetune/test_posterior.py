@@ -31,13 +31,13 @@ DRAWINGS = resize_bitmaps(draw_rune("ing", 6, seed=0), "bilinear")
 LEVELS = grey_levels(DRAWINGS, DRAWINGS, resize_operator("bilinear"))
 
 
-def build(views: int = 1, levels: GreyLevels = LEVELS, head: float = 0.0) -> Any:
+def build(views: int = 1, levels: GreyLevels = LEVELS, head: float = 0.0, n_hidden: int = 0) -> Any:
     """A tiny network with a head whose weights have the deviation ``head``."""
     torch.manual_seed(0)
     network = with_mean_class(ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1))
-    model = LevelPosterior(network, levels, NEW, views)
+    model = LevelPosterior(network, levels, NEW, views, n_hidden)
     with torch.no_grad():
-        model.head.weight.normal_(0, head) if head else None
+        model.head.direct.weight.normal_(0, head) if head else None
     return model.eval()
 
 
@@ -173,7 +173,7 @@ def test_views_are_of_the_shifted_image_and_brought_back() -> None:
     for model in (one, five):
         model.fuses = False
         torch.manual_seed(1)
-        nn.init.normal_(model.head.weight, 0, 0.3)
+        nn.init.normal_(model.head.direct.weight, 0, 0.3)
         local = nn.Conv2d(1, 16, 1)
 
         def forward(
@@ -182,7 +182,7 @@ def test_views_are_of_the_shifted_image_and_brought_back() -> None:
             return m.network.conv_out(local(x_t))
 
         model.network.forward = forward
-        model.head.weight.data[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
+        model.head.direct.weight.data[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
     *_, times, c, x_t = noisy(0.6)
     torch.testing.assert_close(five(x_t, times, c), one(x_t, times, c), rtol=0, atol=1e-5)
 

@@ -62,7 +62,11 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
 def test_the_projects_own_studies_are_valid_and_start_with_complete_recipes(name: str) -> None:
     config = load_study_file(name)
     for parameters in config.start:
-        wanted = {k for k, p in config.space.items() if not p.when}
+        wanted = {
+            name
+            for name, parameter in config.space.items()
+            if all(parameters[other] == value for other, value in (parameter.when or {}).items())
+        }
         assert set(parameters) == wanted
 
 

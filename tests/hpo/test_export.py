@@ -408,7 +408,7 @@ def test_a_loss_that_is_no_number_fails(tmp_path: Path, instance: Instance) -> N
     )
     broken += (
         "\n\ndef fill(model: nn.Module) -> nn.Module:\n"
-        "    nn.init.constant_(model.head.bias, float('nan'))\n"
+        "    nn.init.constant_(model.head.direct.bias, float('nan'))\n"
         "    return model\n\n\nnn.Module.fill = fill\n"
     )
     with pytest.raises(ProofError, match="the loss on thorn/0 is nan"):
