@@ -58,6 +58,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
+# What `Augmenter` makes of the same drawings is the same, and takes seconds.
+_PREPARING = ("trace", "correspondences")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Once torch is there, what drawings are prepared into is remembered by a process."""
+    module = sys.modules.get("finetune.augment")
+    for name in _PREPARING if module else ():
+        function = getattr(module, name)
+        if not hasattr(function, "remembers"):
+            setattr(module, name, _remembering(function))
+
+
+def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+    known: dict[tuple[object, ...], Any] = {}
+
+    def remembering(*tensors: Any) -> Any:
+        key = tuple((t.shape, t.dtype, str(t.device), t.numpy().tobytes()) for t in tensors)
+        if key not in known:
+            known[key] = function(*tensors)
+        return known[key]
+
+    remembering.remembers = True  # type: ignore[attr-defined]
+    return remembering
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The directory with real Omniglot and MNIST; a test that asks for it skips without."""
