@@ -49,12 +49,20 @@ class FlatParameters:
 
     def take_gradients(self) -> None:
         """Move the parameters' gradients, where they have one, into ``gradients``."""
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+        places, gradients = [], []
+        for parameter, place in zip(self._parameters, self._gradients, strict=True):
             if parameter.grad is None:
-                gradient.zero_()
+                place.zero_()
             else:
-                gradient.copy_(parameter.grad)
-                parameter.grad = None
+                places.append(place)
+                gradients.append(parameter.grad)
+        _copy(places, gradients)
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Let the parameters have none."""
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def show_values(self) -> None:
         """Let the parameters be what ``values`` has become."""
@@ -65,6 +73,15 @@ class FlatParameters:
         """Give each parameter float32 memory of its own again."""
         for parameter, master in zip(self._parameters, self.masters, strict=True):
             parameter.data = master.clone()
+
+
+def _copy(places: list[Tensor], values: list[Tensor]) -> None:
+    """Copy each of ``values`` to its place: on a GPU in few operations, where torch can."""
+    if hasattr(torch, "_foreach_copy_") and places and places[0].device.type == "cuda":
+        torch._foreach_copy_(places, values)
+    else:
+        for place, value in zip(places, values, strict=True):
+            place.copy_(value)
 
 
 def _views(flat: Tensor, parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:

@@ -31,23 +31,40 @@ MANIFEST_KEY = "manifest"
 MADE_BY_KEY = "made_by"
 # The modules that have a say in a loss.
 _MEASURING = (
-    *(f"finetune/{m}" for m in ("adapt", "augment", "bank", "correspond", "data", "drawn")),
     *(
         f"finetune/{m}"
         for m in (
+            "adapt",
+            "augment",
+            "bank",
+            "batches",
+            "captured",
+            "clock",
+            "correspond",
+            "data",
+            "drawn",
             "flat",
             "flow",
             "fused",
             "futhorc",
             "head",
             "layers",
+            "learners",
             "levels",
             "pen",
             "posterior",
+            "precision",
+            "rebuild",
+            "recipe",
+            "resizes",
+            "run",
+            "steps",
+            "threads",
+            "unet",
+            "validation",
+            "weights",
         )
     ),
-    *(f"finetune/{m}" for m in ("precision", "rebuild", "recipe", "resizes", "threads")),
-    *(f"finetune/{m}" for m in ("unet", "validation")),
     *(f"hpo/{m}" for m in ("call", "instances", "objective", "space")),
 )
 _WITH_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -15,21 +15,21 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from finetune import adapt as adapt_module
 from finetune.adapt import (
     AdaptationError,
     Progress,
     adapt,
     finetune_model,
-    lr_factor,
     read_drawings,
 )
+from finetune.augment import Augmenter
 from finetune.data import DrawingDataset, resize_bitmaps
 from finetune.drawn import draw_rune
 from finetune.layers import group_of
 from finetune.recipe import GROUPS, LORA_GROUPS, Recipe
 from finetune.unet import ConditionalDiffusionUNet
 from finetune.validation import NoiseTable, estimate
+from finetune.weights import lr_factor
 
 QUICK: dict[str, Any] = {
     "steps": 6,
@@ -52,7 +52,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks are called, not computed by the parts that they are made of."""
-    monkeypatch.setattr(adapt_module, "can_fuse", lambda model: False)
+    monkeypatch.setattr("finetune.learners.can_fuse", lambda model: False)
 
 
 def quick(**values: Any) -> Recipe:
@@ -245,7 +245,7 @@ def test_drawings_are_learnt_at_the_times_that_they_were_drawn_for(
             seen.append(x_t.mean((1, 2, 3)).sub(1000 * t * (1 - t)).abs().max().item())
             return super().forward(x_t, t, c)
 
-    monkeypatch.setattr(adapt_module.Augmenter, "__call__", marked)
+    monkeypatch.setattr(Augmenter, "__call__", marked)
     adapt(build(Records), DRAWINGS, quick(batch_size=batch_size, steps=8))
     assert len(seen) == 8
     assert max(seen) < 0.5  # the noise's mean over an image deviates by t / 28
@@ -464,7 +464,7 @@ def test_slow_machine_does_fewer_steps_and_its_whole_schedule(
         covered.append((share, advance))
         return lr_factor(recipe, share, advance)
 
-    monkeypatch.setattr(adapt_module, "lr_factor", spy)
+    monkeypatch.setattr("finetune.weights.lr_factor", spy)
     adapt(build(), DRAWINGS, quick(steps=1))  # a process's first optimizer takes seconds
     covered.clear()
     recipe = quick(steps=600, deadline_s=1.5)  # a minute of sleep
@@ -504,8 +504,9 @@ def timed_run(
             clock.now_s += next(durations)
             return super().forward(x_t, t, c)
 
-    monkeypatch.setattr(adapt_module, "time", clock)
-    monkeypatch.setattr(adapt_module, "can_fuse", lambda model: False)
+    monkeypatch.setattr("finetune.adapt.time", clock)
+    monkeypatch.setattr("finetune.clock.time", clock)
+    monkeypatch.setattr("finetune.learners.can_fuse", lambda model: False)
     return progress_of(build(Timed), quick(steps=1000, deadline_s=deadline_s))
 
 

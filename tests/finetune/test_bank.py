@@ -98,7 +98,7 @@ def taught(**values: Any) -> LevelPosterior:
 
 
 def test_it_has_as_many_images_as_were_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.adapt._DRAWN_AT_ONCE", 4)
+    monkeypatch.setattr("finetune.batches._DRAWN_AT_ONCE", 4)
     model = taught(steps=6, batch_size=4, plain_share=1.0)
     assert model.bank is not None
     assert model.bank.images.shape == (24, 784)
@@ -108,15 +108,15 @@ def test_it_has_as_many_images_as_were_learnt(monkeypatch: pytest.MonkeyPatch) -
 
 def test_it_has_so_many_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert BANK_SIZE > 24
-    monkeypatch.setattr("finetune.adapt.BANK_SIZE", 20)
-    monkeypatch.setattr("finetune.adapt._DRAWN_AT_ONCE", 4)
+    monkeypatch.setattr("finetune.learners.BANK_SIZE", 20)
+    monkeypatch.setattr("finetune.batches._DRAWN_AT_ONCE", 4)
     model = taught(steps=8, batch_size=4)
     assert model.bank is not None
     assert model.bank.images.shape == (20, 784)
 
 
 def test_large_batches_fill_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.adapt._DRAWN_AT_ONCE", 4)
+    monkeypatch.setattr("finetune.batches._DRAWN_AT_ONCE", 4)
     model = taught(steps=2, batch_size=12)
     assert model.bank is not None
     assert model.bank.images.shape == (24, 784)

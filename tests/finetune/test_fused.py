@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from finetune import adapt as adapt_module
 from finetune import fused
 from finetune.adapt import adapt
 from finetune.data import resize_bitmaps
@@ -169,7 +168,7 @@ def test_an_adapted_network_is_the_same_either_way(
         return seen
 
     fused = losses()
-    monkeypatch.setattr(adapt_module, "can_fuse", lambda model: False)
+    monkeypatch.setattr("finetune.learners.can_fuse", lambda model: False)
     called = losses()
     assert fused == pytest.approx(called, rel=5e-3) and len(called) == 8
 

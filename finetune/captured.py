@@ -1,0 +1,86 @@
+"""Steps on a GPU, captured once and replayed: one launch for all that a step does.
+
+A step on 16 images is some hundred short operations, and to launch each from Python takes longer
+than to do it.  A captured one is launched whole, and those of runs side by side, none of which
+fills a GPU, are branches of one graph that run at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .batches import Batch
+from .run import Run
+
+# Before the capture: libraries choose their kernels, and the optimizer makes its state.
+_PLAIN_STEPS = 3
+
+
+class CapturedSteps:
+    """As `Steps`, on a GPU.  Where a step can't be captured, its operations are launched alone."""
+
+    def __init__(self, runs: Sequence[Run], device: torch.device) -> None:
+        self._runs = runs
+        self._device = device
+        self._streams = [torch.cuda.Stream(device) for _ in runs]
+        self._drawn: list[Batch] = []  # of each run, always in the same place
+        self._left = 0  # batches of these that no step has had
+        self._next = torch.zeros(1, dtype=torch.long, device=device)  # of these
+        self._losses = torch.zeros(len(runs), device=device)
+        self._n_done = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def draw(self) -> None:
+        """See that the next step has something to learn from."""
+        if self._left:
+            return
+        drawn = [run.draw() for run in self._runs]
+        if self._drawn:
+            for places, batches in zip(self._drawn, drawn, strict=True):
+                for place, part in zip(places, batches, strict=True):
+                    place.copy_(part)
+        else:
+            self._drawn = drawn
+        self._next.zero_()
+        self._left = len(drawn[0].x)
+
+    def train(self, share: float, advance: float) -> list[float]:
+        """A step at ``share`` of the schedule that covers ``advance``; each run's flow loss."""
+        for run in self._runs:
+            run.weights.set_rates(share, advance)
+        with torch.cuda.device(self._device):
+            if self._n_done == _PLAIN_STEPS:
+                self._capture()
+            if self._graph is None:
+                self._train()
+            else:
+                self._graph.replay()
+        self._n_done += 1
+        self._left -= 1
+        losses: list[float] = self._losses.tolist()
+        return losses
+
+    def _capture(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._train()
+        except RuntimeError:  # of whatever in the network can't be captured
+            for run in self._runs:
+                run.weights.flat.forget_gradients()
+        else:
+            self._graph = graph
+
+    def _train(self) -> None:
+        """One step of each run, each in a stream of its own."""
+        current = torch.cuda.current_stream()
+        for k, (run, stream) in enumerate(zip(self._runs, self._streams, strict=True)):
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                batch = Batch(*(part.index_select(0, self._next)[0] for part in self._drawn[k]))
+                self._losses[k].copy_(run.train(batch))
+        for stream in self._streams:
+            current.wait_stream(stream)
+        self._next += 1
