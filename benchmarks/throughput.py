@@ -6,7 +6,8 @@ evaluate it on ten other drawings.
 naive  one process: batches of ten from a DataLoader, each image augmented alone, fp32, plain
        AdamW; then the author's validation, 1000 passes over ten images, one after another
 ours   the call and the estimate that trials of a study make: one worker with all cores, and a
-       worker for each core, all at once
+       worker for each core, all at once; with --together, one worker with so many calls side by
+       side, as it makes them on a GPU (its seconds are shared out among them)
 
 They run in turn, --repeats times, each in fresh processes; errors are standard errors over the
 repeats, and ratios are of means, with the error of paired repeats.  Rates are of the whole
@@ -60,18 +61,19 @@ def make_row(case: Case, repeat: int, worked: Sequence[Worked], flops: Flops) ->
     return {
         "contender": case.contender,
         "workers": case.workers,
+        "together": case.together,
         "threads": worked[0].threads,
         "repeat": repeat,
         "precision": worked[0].precision,
         "steps": case.recipes[0].steps,
         "batch_size": NAIVE_BATCH if case.contender == "naive" else case.recipes[0].batch_size,
-        "images": trials[0].images,
-        "evaluations": trials[0].evaluations,
-        "trials": len(trials),
-        "train_s": statistics.fmean(t.train_s for t in trials),
+        "images": trials[0].images // trials[0].calls,
+        "evaluations": trials[0].evaluations // trials[0].calls,
+        "trials": sum(t.calls for t in trials),
+        "train_s": statistics.fmean(t.train_s / t.calls for t in trials),
         "first_step_s": statistics.fmean(t.marks[0] for t in trials),
-        "eval_s": statistics.fmean(t.eval_s for t in trials),
-        "trials_per_hour": 3600 * rate(lambda _: 1.0, lambda t: t.train_s + t.eval_s),
+        "eval_s": statistics.fmean(t.eval_s / t.calls for t in trials),
+        "trials_per_hour": 3600 * rate(lambda t: t.calls, lambda t: t.train_s + t.eval_s),
         "train_images_per_s": train_images_per_s,
         "eval_images_per_s": rate(lambda t: t.evaluations, lambda t: t.eval_s),
         "loss": statistics.fmean(t.loss for t in trials),
@@ -156,11 +158,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--repeats", type=int, default=3, help="of each contender")
     add("--trials", type=int, default=1, help="of each worker in each repeat")
     add("--t-passes", type=int, default=1000, help="of the author's validation")
-    add("--workers", type=int, default=n_cores(), help="of one thread each (default: the cores)")
+    add("--workers", type=int, default=n_cores(), help="of one thread each (the cores); 0: none")
+    add("--together", type=int, default=1, help="and ours with so many calls side by side")
     add("--grow", action="store_true", help="instead: how the cost of ours grows")
     add("--out", type=Path, help="append a JSON line for each contender and repeat")
     arguments = parser.parse_args(argv)
-    for name, least in (("repeats", 1), ("trials", 1), ("t_passes", 2), ("workers", 1)):
+    limits = {"repeats": 1, "trials": 1, "t_passes": 2, "workers": 0, "together": 1}
+    for name, least in limits.items():
         value = getattr(arguments, name)
         if value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}; write {least} or more")
@@ -194,8 +198,10 @@ def make_cases(arguments: argparse.Namespace) -> tuple[list[Case], Row]:
         table=NoiseTable(len(split.test)),
     )
     cases = [naive, replace(naive, contender="ours", threads=n_cores())]
-    if (arguments.workers, 1) != (1, n_cores()):
+    if arguments.workers and (arguments.workers, 1) != (1, n_cores()):
         cases.append(replace(naive, contender="ours", workers=arguments.workers, threads=1))
+    if arguments.together > 1:
+        cases.append(replace(cases[1], together=arguments.together))
     return cases, {"source": source.name, "rune": rune, "resize": arguments.resize}
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from finetune.adapt import adapt
+from finetune.adapt import Task, adapt_together
 from finetune.augment import Augmenter
 from finetune.challenge import set_seed
 from finetune.data import NEW_LABEL
@@ -57,21 +57,26 @@ class Case:
     test: NDArray[np.float32]
     passes: int  # of the author's validation; 0: nobody evaluates
     table: NoiseTable  # of our estimate
+    together: int = 1  # calls of ours that go side by side, each with a seed of its own
 
     @property
     def label(self) -> str:
         """What people read."""
+        if self.contender == "naive":
+            return "naive"
         s = "" if self.workers == 1 else "s"
-        return "naive" if self.contender == "naive" else f"ours, {self.workers} worker{s}"
+        beside = "" if self.together == 1 else f", {self.together} side by side"
+        return f"ours, {self.workers} worker{s}{beside}"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One call and its evaluation; NaN and 0: nothing was evaluated."""
+    """Calls side by side and their evaluation; NaN and 0: nothing was evaluated."""
 
-    images: int  # that training saw
-    marks: tuple[float, ...]  # seconds from the start of the call to the end of each step
-    train_s: float  # the whole call
+    calls: int
+    images: int  # that training saw, of all calls
+    marks: tuple[float, ...]  # seconds from the start of the calls to the end of each step
+    train_s: float  # the whole calls
     eval_s: float
     evaluations: int
     loss: float
@@ -141,11 +146,13 @@ def naive_evaluation(model: nn.Module, test: Tensor, passes: int) -> LossEstimat
     return LossEstimate(statistics.fmean(means), error, passes * len(x))
 
 
-def ours_call(
-    pretrained: nn.Module, drawings: Tensor, recipe: Recipe, on_step: OnStep
-) -> nn.Module:
-    """The call that trials of a study make."""
-    return adapt(pretrained, drawings, recipe, lambda _: on_step(recipe.batch_size)).model
+def ours_calls(
+    pretrained: nn.Module, drawings: Tensor, recipe: Recipe, n: int, on_step: OnStep
+) -> list[nn.Module]:
+    """The call that trials of a study make, ``n`` of them side by side."""
+    tasks = [Task(pretrained, drawings, replace(recipe, seed=recipe.seed + k)) for k in range(n)]
+    adapted = adapt_together(tasks, lambda _: on_step(n * recipe.batch_size))
+    return [a.model for a in adapted]
 
 
 def run_trial(case: Case, recipe: Recipe, pretrained: nn.Module, on_step: OnStep) -> Trial:
@@ -154,7 +161,7 @@ def run_trial(case: Case, recipe: Recipe, pretrained: nn.Module, on_step: OnStep
     drawings, test = torch.from_numpy(case.train), torch.from_numpy(case.test)
     marks: list[float] = []
     images = 0
-    call = naive_call if case.contender == "naive" else ours_call
+    naive = case.contender == "naive"
 
     def mark(n: int) -> bool:  # the step's loss has been read, so a GPU has done it
         nonlocal images
@@ -163,23 +170,28 @@ def run_trial(case: Case, recipe: Recipe, pretrained: nn.Module, on_step: OnStep
         return on_step(n)
 
     start = time.perf_counter()
-    model = call(pretrained, drawings, recipe, mark)
+    if naive:
+        models = [naive_call(pretrained, drawings, recipe, mark)]
+    else:
+        models = ours_calls(pretrained, drawings, recipe, case.together, mark)
     synchronize(device)
     trained = time.perf_counter()
     if not case.passes:
-        losses = LossEstimate(math.nan, math.nan, 0)
-    elif case.contender == "naive":
-        losses = naive_evaluation(model, test, case.passes)
+        losses = [LossEstimate(math.nan, math.nan, 0)]
+    elif naive:
+        losses = [naive_evaluation(model, test, case.passes) for model in models]
     else:
-        losses = estimate(model, test, NEW_LABEL, case.table)
+        # Where it was trained, as a trial does it.
+        losses = [estimate(m.to(device), test, NEW_LABEL, case.table) for m in models]
     return Trial(
+        calls=len(models),
         images=images,
         marks=tuple(marks),
         train_s=trained - start,
         eval_s=time.perf_counter() - trained,
-        evaluations=losses.n_evaluations,
-        loss=losses.mean,
-        standard_error=losses.standard_error,
+        evaluations=sum(each.n_evaluations for each in losses),
+        loss=statistics.fmean(each.mean for each in losses),
+        standard_error=statistics.fmean(each.standard_error for each in losses),
     )
 
 

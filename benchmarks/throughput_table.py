@@ -26,7 +26,7 @@ FIGURES = (
 )
 COMPARED = ("trials_per_hour", "train_images_per_s", "eval_images_per_s")
 _GROWING = ("ms_per_step", "images_per_s", "seconds")
-_WORDS, _COLUMN = 36, 22
+_WORDS, _COLUMN = 36, 32
 
 
 def mean_and_error(values: Sequence[float]) -> Figure:
@@ -47,9 +47,13 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> Figure:
 def by_contender(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows by what ran, each in the order of the repeats; the naive script first."""
     found: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda r: (r["contender"], r["workers"], r["repeat"])):
+    for row in sorted(
+        rows, key=lambda r: (r["contender"], r["workers"], r["together"], r["repeat"])
+    ):
         threads = f"{row['threads']} thread{'' if row['threads'] == 1 else 's'}"
-        found.setdefault(f"{row['contender']}, {row['workers']} x {threads}", []).append(row)
+        beside = "" if row["together"] == 1 else f", {row['together']} calls"
+        name = f"{row['contender']}, {row['workers']} x {threads}{beside}"
+        found.setdefault(name, []).append(row)
     return found
 
 

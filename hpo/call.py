@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from finetune.adapt import AdaptationError, Progress, adapt
+from finetune.adapt import AdaptationError, Adapted, Progress, Task, adapt_together
 from finetune.data import NEW_LABEL
 from finetune.precision import training_device
 from finetune.recipe import Recipe
@@ -47,20 +47,43 @@ def timed_call(
         TrialEndedError: it was stopped at the limit, or a loss is not finite.
     """
 
-    def step(progress: Progress) -> None:
+    def told(progress: Sequence[Progress]) -> None:
+        on_step(progress[0])
+
+    return timed_calls(config, recipe, [instance], table_seed, told)[0]
+
+
+def timed_calls(
+    config: StudyConfig,
+    recipe: Recipe,
+    instances: Sequence[Instance],
+    table_seed: int,
+    on_step: Callable[[Sequence[Progress]], None],
+) -> list[Called]:
+    """`timed_call` of several instances side by side, each of which takes the time of all."""
+    label = " and ".join(instance.label for instance in instances)
+
+    def step(progress: Sequence[Progress]) -> None:
         on_step(progress)
-        if progress.elapsed_s > config.limit_s:
+        if progress[0].elapsed_s > config.limit_s:
             raise TrialEndedError(
                 Outcome.OUT_OF_TIME,
-                f"stopped on {instance.label} after {progress.elapsed_s:.1f} s, at step "
-                f"{progress.step} of {recipe.steps}; the limit is {config.limit_s:g} s",
+                f"stopped on {label} after {progress[0].elapsed_s:.1f} s, at step "
+                f"{progress[0].step} of {recipe.steps}; the limit is {config.limit_s:g} s",
             )
 
-    recipe = replace(recipe, seed=instance.seed)
+    tasks = [Task(i.pretrained, i.split.train, replace(recipe, seed=i.seed)) for i in instances]
     try:
-        adapted = adapt(instance.pretrained, instance.split.train, recipe, step)
+        adapted = adapt_together(tasks, step)
     except AdaptationError as error:
-        raise TrialEndedError(Outcome.NOT_FINITE, f"{instance.label}: {error}") from error
+        raise TrialEndedError(Outcome.NOT_FINITE, f"{label}: {error}") from error
+    return [
+        _scored(config, instance, table_seed, each)
+        for instance, each in zip(instances, adapted, strict=True)
+    ]
+
+
+def _scored(config: StudyConfig, instance: Instance, table_seed: int, adapted: Adapted) -> Called:
     e, test = config.estimator, instance.split.test
     table = NoiseTable(len(test), e.strata, e.replicates, table_seed)
     # Evaluated where it was trained: it comes back to where the pretrained network is.

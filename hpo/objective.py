@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import optuna
@@ -12,7 +12,7 @@ import optuna
 from finetune.adapt import Progress
 from finetune.recipe import Recipe, RecipeError
 
-from .call import machine, timed_call
+from .call import machine, timed_calls
 from .config import StudyConfig
 from .curve import KnownCurves, LearningCurve
 from .instances import Instance
@@ -48,14 +48,20 @@ class Objective:
 
     Args:
         showing: makes each call's picture; none by default.
+        together: instances whose calls go side by side.
     """
 
     def __init__(
-        self, config: StudyConfig, instances: Sequence[Instance], showing: Showing | None = None
+        self,
+        config: StudyConfig,
+        instances: Sequence[Instance],
+        showing: Showing | None = None,
+        together: int = 1,
     ) -> None:
         self.config = config
         self.instances = instances
         self._showing = showing or Showing(Gallery(), config.feasible_s)
+        self._together = together
         self._race = Race()
         self._curves = KnownCurves()
 
@@ -68,28 +74,35 @@ class Objective:
         """
         recipe = self._sample(trial, watch)
         measured: list[Measured] = []
-        for number, instance in enumerate(self.instances, start=1):
-            one, picture = self._measure(trial, watch, recipe, instance, number)
-            measured.append(one)
-            mean = sum(m.loss for m in measured) / number
-            variance = sum(m.standard_error**2 for m in measured)
+        while len(measured) < len(self.instances):
+            first = len(measured)
+            for one, picture in self._measure(trial, watch, recipe, first):
+                measured.append(one)
+                self._report(trial, watch, measured, picture)
             longest_s = max(m.seconds for m in measured)
-            # At once, so that a worker that is lost here leaves nothing by halves.
-            with watch.storage.together(trial._trial_id) as writes:
-                if picture is not None:
-                    writes.system_attrs.update(picture.link)
-                trial.report(mean, number)
-                trial.set_user_attr("instances", [asdict(m) for m in measured])
-                trial.set_user_attr("standard_error", math.sqrt(variance) / number)
-                trial.set_user_attr("longest_call_s", longest_s)
             if longest_s > self.config.feasible_s:
                 raise TrialEndedError(
                     Outcome.INFEASIBLE,
                     f"a call took {longest_s:.1f} s; {self.config.feasible_s:g} are allowed",
                 )
-            if number < len(self.instances) and trial.should_prune():
+            if len(measured) < len(self.instances) and trial.should_prune():
                 raise self._weak(trial, [m.loss for m in measured])
-        return mean
+        return _mean_loss(measured)
+
+    def _report(
+        self, trial: optuna.Trial, watch: Watch, measured: list[Measured], picture: Artifact | None
+    ) -> None:
+        """Store what is measured so far; ``picture`` shows the last of it."""
+        number = len(measured)
+        variance = sum(m.standard_error**2 for m in measured)
+        # At once, so that a worker that is lost here leaves nothing by halves.
+        with watch.storage.together(trial._trial_id) as writes:
+            if picture is not None:
+                writes.system_attrs.update(picture.link)
+            trial.report(_mean_loss(measured), number)
+            trial.set_user_attr("instances", [asdict(m) for m in measured])
+            trial.set_user_attr("standard_error", math.sqrt(variance) / number)
+            trial.set_user_attr("longest_call_s", max(m.seconds for m in measured))
 
     def _weak(self, trial: optuna.Trial, losses: Sequence[float]) -> TrialEndedError:
         """The end of a trial that the pruner drops, with the loss that it probably has."""
@@ -116,37 +129,52 @@ class Objective:
         raise TrialEndedError(Outcome.PRUNED, f"impossible: {impossible}")
 
     def _measure(
-        self, trial: optuna.Trial, watch: Watch, recipe: Recipe, instance: Instance, number: int
-    ) -> tuple[Measured, Artifact | None]:
-        title = f"trial {trial.number}, {instance.label} ({number}/{len(self.instances)})"
-        curve = LearningCurve()
+        self, trial: optuna.Trial, watch: Watch, recipe: Recipe, first: int
+    ) -> Iterator[tuple[Measured, Artifact | None]]:
+        """The next calls, from instance ``first`` on, and their pictures."""
+        instances = self.instances[first : first + self._together]
+        done = first + len(instances)
+        names = " + ".join(instance.label for instance in instances)
+        title = f"trial {trial.number}, {names} ({done}/{len(self.instances)})"
+        curves = [LearningCurve() for _ in instances]
         prunes = not isinstance(trial.study.pruner, optuna.pruners.NopPruner)
-        known = self._curves.on(trial.study, instance.label) if prunes else []
+        known = [self._curves.on(trial.study, i.label) if prunes else [] for i in instances]
 
-        def on_step(progress: Progress) -> None:
+        def on_step(progress: Sequence[Progress]) -> None:
             watch.check()
-            curve.add(progress.share, progress.loss)
-            watch.display.show_trial(title, progress.share, progress.loss)
-            if curve.is_hopeless(known):
-                raise TrialEndedError(
-                    Outcome.HOPELESS,
-                    f"on {instance.label}: training loss {progress.loss:g} after "
-                    f"{progress.share:.0%} of the run, far above {len(known)} earlier ones",
-                )
+            loss = sum(p.loss for p in progress) / len(progress)
+            watch.display.show_trial(title, progress[0].share, loss)
+            for instance, p, curve, others in zip(instances, progress, curves, known, strict=True):
+                curve.add(p.share, p.loss)
+                if curve.is_hopeless(others):
+                    raise TrialEndedError(
+                        Outcome.HOPELESS,
+                        f"on {instance.label}: training loss {p.loss:g} after "
+                        f"{p.share:.0%} of the run, far above {len(others)} earlier ones",
+                    )
 
         watch.display.show_trial(title)
-        called = timed_call(self.config, recipe, instance, self.config.estimator.seed, on_step)
-        picture = self._showing.of_call(instance, called.model)
-        return Measured(
-            instance=instance.label,
-            loss=called.losses.mean,
-            standard_error=called.losses.standard_error,
-            seconds=called.seconds,
-            steps=called.steps,
-            curve=curve.means(),
-            per_t_bin=tuple(_short(loss) for loss in called.losses.per_t_bin),
-            picture=picture.id if picture else None,
-        ), picture
+        seed = self.config.estimator.seed
+        calls = timed_calls(self.config, recipe, instances, seed, on_step)
+        for instance, called, curve in zip(instances, calls, curves, strict=True):
+            picture = self._showing.of_call(instance, called.model)
+            yield (
+                Measured(
+                    instance=instance.label,
+                    loss=called.losses.mean,
+                    standard_error=called.losses.standard_error,
+                    seconds=called.seconds,
+                    steps=called.steps,
+                    curve=curve.means(),
+                    per_t_bin=tuple(_short(loss) for loss in called.losses.per_t_bin),
+                    picture=picture.id if picture else None,
+                ),
+                picture,
+            )
+
+
+def _mean_loss(measured: Sequence[Measured]) -> float:
+    return sum(m.loss for m in measured) / len(measured)
 
 
 def _short(loss: float) -> float | None:

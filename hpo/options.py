@@ -27,6 +27,7 @@ class Options:
     workers: int = 1
     device: str | None = None
     threads: int | None = None
+    together: int = 1
     seed: int | None = None
     dry_run: bool = False
     under_fleet: bool = False
@@ -42,6 +43,7 @@ _HELP: dict[str, tuple[Callable[[str], Any], str]] = {
     "workers": (int, "processes on this machine (default: 1)"),
     "device": (str, "cpu, cuda or cuda:N (default: a GPU if there is one)"),
     "threads": (int, "CPU threads of each worker (default: the cores, shared out)"),
+    "together": (int, "instances measured side by side; pays on a GPU (default: 1)"),
     "seed": (int, "of this worker's sampler (default: from the study's seed and its place)"),
 }
 
@@ -74,7 +76,7 @@ def parse_options(argv: Sequence[str] | None, description: str | None) -> Option
             raise UserError(f"{variable} is {value!r}; write a number") from error
     if "study" not in given:
         parser.error(f"--study is missing; write a name in studies/, or a path ({PREFIX}STUDY)")
-    for name in ("trials", "seconds", "workers", "threads"):
+    for name in ("trials", "seconds", "workers", "threads", "together"):
         value = given.get(name)
         if value is not None and not value > 0:
             raise UserError(f"{words[name]} is {value:g}; write more than 0")

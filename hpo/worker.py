@@ -95,7 +95,7 @@ def run_worker(options: Options) -> int:
         loop = Loop(
             study=study,
             storage=storage,
-            run=Objective(config, measuring.instances, showing),
+            run=Objective(config, measuring.instances, showing, options.together),
             budget=budget,
             recovery=config.recovery,
             display=display,

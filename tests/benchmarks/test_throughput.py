@@ -201,7 +201,7 @@ def case(contender: Any = "ours", workers: int = 1, **changes: Any) -> Case:
 
 
 def worked(train_s: float, eval_s: float, peak_mib: float) -> Worked:
-    trial = Trial(100, (1.0, 1.5), train_s, eval_s, 50, loss=0.1, standard_error=0.01)
+    trial = Trial(1, 100, (1.0, 1.5), train_s, eval_s, 50, loss=0.1, standard_error=0.01)
     return Worked((trial,), threads=1, precision="fp32", peak_mib=peak_mib, gpu_peak_mib=0.0)
 
 
@@ -221,7 +221,13 @@ def row(contender: str, workers: int, repeat: int, value: float) -> dict[str, An
     names = [name for name, _, _ in FIGURES]
     return {
         **dict.fromkeys(names, value),
-        **{"contender": contender, "workers": workers, "threads": 1, "repeat": repeat},
+        **{
+            "contender": contender,
+            "workers": workers,
+            "threads": 1,
+            "together": 1,
+            "repeat": repeat,
+        },
         "precision": "fp32",
     }
 
@@ -261,7 +267,7 @@ def test_growth_is_measured_at_each_value(monkeypatch: pytest.MonkeyPatch) -> No
         # A start of 3 s, then steps of a millisecond an image.
         marks = [3 + 0.001 * recipe.batch_size * (i + 1) for i in range(recipe.steps)]
         images = recipe.steps * recipe.batch_size
-        return Trial(images, tuple(marks), marks[-1], 0.0, 0, math.nan, math.nan)
+        return Trial(1, images, tuple(marks), marks[-1], 0.0, 0, math.nan, math.nan)
 
     def fake(case: Case) -> list[Worked]:
         measured.append(case)
@@ -305,7 +311,7 @@ def test_a_worker_does_its_trials_and_goes_on_while_others_have_some_to_do(
             left.looks += 1
         if left.looks == 3 and len(ran) > 2:
             left.value = 0
-        return Trial(1, (0.1,), 0.1, 0.1, 1, 0.1, 0.1)
+        return Trial(1, 1, (0.1,), 0.1, 0.1, 1, 0.1, 0.1)
 
     monkeypatch.setattr(throughput_case, "load_network", lambda _: pretrained)
     monkeypatch.setattr(throughput_case, "run_trial", run)

@@ -126,7 +126,7 @@ def test_captured_steps_are_the_plain_ones() -> None:
     steps = CapturedSteps([captured], device)
     expected, found = losses(Steps([plain]), 60), losses(steps, 60)
     assert steps._graph is not None
-    torch.testing.assert_close(found, expected, rtol=0.02, atol=1e-3)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=1e-3)
     assert len(found.unique()) > 50, "every step has a batch of its own"
     change = plain.weights.average - captured.weights.average
     assert change.norm() < 0.02 * plain.weights.average.norm()
@@ -141,7 +141,7 @@ def test_branches_of_one_graph_are_as_if_alone() -> None:
     assert steps._graph is not None
     for k, t in enumerate(tasks):
         alone = losses(CapturedSteps([make_run(t, device)], device), 40)
-        torch.testing.assert_close(together[:, k], alone[:, 0], rtol=0.02, atol=1e-3)
+        torch.testing.assert_close(together[:, k], alone[:, 0], rtol=0.1, atol=1e-3)
 
 
 @needs_gpu
@@ -150,7 +150,7 @@ def test_many_draws_refill_the_same_places(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("finetune.batches._DRAWN_ON_GPU", 12)
     expected = losses(Steps([make_run(task("ing"), device)]), 40)
     found = losses(CapturedSteps([make_run(task("ing"), device)], device), 40)
-    torch.testing.assert_close(found, expected, rtol=0.02, atol=1e-3)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=1e-3)
 
 
 @needs_gpu

@@ -33,6 +33,7 @@ from hpo.start import create
 from hpo.status import main as status
 from hpo.storage import load_study, open_storage
 from hpo.unseen import load_unseen
+from tests.hpo.standins import one_by_one
 
 STUDY = """
 name = "tiny"
@@ -143,7 +144,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fake], list[float]]:
             on_step(Progress(step=1, share=0.5, loss=1.0, elapsed_s=took))
             return Adapted(Offset(100 * recipe.lr), recipe.steps, took, stopped=False)
 
-        monkeypatch.setattr(call, "adapt", adapt)
+        monkeypatch.setattr(call, "adapt_together", one_by_one(adapt))
         return made
 
     return put

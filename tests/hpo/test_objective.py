@@ -28,6 +28,7 @@ from hpo.results import best_trial
 from hpo.space import recipe_of
 from hpo.storage import load_study, open_storage
 from hpo.strategy import make_pruner
+from tests.hpo.standins import one_by_one
 
 Fake = Callable[..., Any]
 
@@ -65,23 +66,24 @@ def instances() -> list[Instance]:
     return [Instance(f"r{i}", 0, "unet_1", i, Offset(0.0), Split(blank, blank)) for i in range(3)]
 
 
+Run = Callable[..., list[FrozenTrial]]
+
+
 @pytest.fixture
-def run(
-    config: StudyConfig, instances: list[Instance], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Fake, list[float]], list[FrozenTrial]]:
+def run(config: StudyConfig, instances: list[Instance], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs trials with these learning rates, in this order.
 
     ``fake`` gives the constant that a recipe's call ends with and its seconds, or is `adapt`.
     """
 
-    def run(fake: Fake, lrs: list[float]) -> list[FrozenTrial]:
+    def run(fake: Fake, lrs: list[float], together: int = 1) -> list[FrozenTrial]:
         def adapt(pretrained: nn.Module, drawings: Tensor, recipe: Recipe, on_step: Any) -> Adapted:
             constant, seconds = fake(recipe)
             on_step(Progress(step=1, share=0.5, loss=1.0, elapsed_s=seconds))
             return Adapted(Offset(constant), recipe.steps, seconds, stopped=False)
 
         whole_call = len(signature(fake).parameters) > 1
-        monkeypatch.setattr(call, "adapt", fake if whole_call else adapt)
+        monkeypatch.setattr(call, "adapt_together", one_by_one(fake if whole_call else adapt))
         storage = open_storage(config.storage, worker="me")
         storage.create_study("s", {}, [{"lr": lr} for lr in lrs])
         study = load_study(storage, "s", pruner=make_pruner(config.pruner))
@@ -89,7 +91,7 @@ def run(
             Loop(
                 study=study,
                 storage=storage,
-                run=Objective(config, instances),
+                run=Objective(config, instances, together=together),
                 budget=Budget(trials=len(lrs)),
                 recovery=Recovery(failures=2),
                 display=display,
@@ -98,9 +100,6 @@ def run(
         return study.get_trials()
 
     return run
-
-
-Run = Callable[[Fake, list[float]], list[FrozenTrial]]
 
 
 def test_the_value_is_the_mean_over_instances(run: Run) -> None:
@@ -146,6 +145,32 @@ def test_a_trial_that_is_raced_out_gets_the_loss_that_it_probably_has(
     # Later instances are harder, by a factor that the earlier trials' losses tell.
     assert weak.value != weak.intermediate_values[len(seen)]
     assert weak.value == pytest.approx(seen[0]["loss"], rel=0.05)
+
+
+def test_calls_side_by_side_tell_what_they_tell_alone(run: Run, config: StudyConfig) -> None:
+    def fake(r: Recipe) -> tuple[float, float]:
+        return 10 * r.lr * (1 + r.seed), 1.0 + r.seed
+
+    (alone,) = run(fake, [0.01])
+    object.__setattr__(config, "storage", config.storage.replace(".db", "-2.db"))
+    (beside,) = run(fake, [0.01], together=2)
+    assert [m["instance"] for m in beside.user_attrs["instances"]] == ["r0/0", "r1/0/1", "r2/0/2"]
+    for key in ("instances", "standard_error", "longest_call_s"):
+        assert beside.user_attrs[key] == alone.user_attrs[key]
+    assert beside.intermediate_values == alone.intermediate_values
+    assert beside.value == alone.value
+
+
+def test_calls_side_by_side_are_judged_together(run: Run) -> None:
+    weak = run(lambda r: (10 * r.lr, 1.0), [0.001, 0.002, 0.09], together=2)[2]
+    assert weak.user_attrs["outcome"] == "pruned"
+    assert list(weak.intermediate_values) == [1, 2]
+    assert "weak after 2 of 3" in weak.user_attrs["reason"]
+
+
+def test_a_stop_names_all_that_went_side_by_side(run: Run) -> None:
+    (trial,) = run(lambda r: (0.0, 12.5), [0.01], together=3)
+    assert "stopped on r0/0 and r1/0/1 and r2/0/2 after 12.5 s" in trial.user_attrs["reason"]
 
 
 def test_a_run_far_above_all_known_curves_is_hopeless(run: Run) -> None:

@@ -39,6 +39,7 @@ from hpo.seeing.showing import Showing
 from hpo.seeing.store import open_store
 from hpo.storage import load_study, open_storage
 from hpo.web.live import LiveDashboard
+from tests.hpo.standins import one_by_one
 
 Ask = Callable[..., Any]
 Run = Callable[..., list[FrozenTrial]]
@@ -99,7 +100,7 @@ def run_trials(
     study = load_study(storage, "s", pruner=optuna.pruners.NopPruner())
     showing = Showing(Gallery(place), config.feasible_s)
     with pytest.MonkeyPatch.context() as patch, Display("s", None, 0) as display:
-        patch.setattr(call, "adapt", adapt)
+        patch.setattr(call, "adapt_together", one_by_one(adapt))
         Loop(
             study=study,
             storage=storage,
