@@ -125,7 +125,7 @@ class Augmenter:
     def draw_warp(self, index: Tensor, times: Tensor | None = None) -> Warp:
         """Random maps for the drawings ``index`` (n,), as looked up at the positions drawn."""
         r, n = self.recipe, len(index)
-        affine = self._draw_affine(n, times)
+        affine = self._draw_affine(n)
         p = self._positions  # (k,)
         k = len(p)
         xy = torch.stack(torch.meshgrid(p, p, indexing="xy"), -1)  # (k, k, 2) as (x, y)
@@ -133,7 +133,7 @@ class Augmenter:
         grid = (xy[None] - affine.shift[:, None, None, :]) @ affine.inverse[:, None].mT
         if r.elastic_px:
             spread = _cubic_matrix(r.elastic_grid, p)  # (k, g)
-            field = spread @ self._draw_offsets(n, times) @ spread.T
+            field = spread @ self._draw_offsets(n) @ spread.T
             grid = grid + field.movedim(1, -1)
         if r.blend and self._blends and self.operator is not None:
             # What lies at a place of each other drawing, and where in this one.
@@ -145,10 +145,10 @@ class Augmenter:
     def draw_points(self, index: Tensor, times: Tensor | None = None) -> Tensor:
         """Random places to which the paths of the drawings ``index`` (n,) move, (n, P, 2)."""
         r, n = self.recipe, len(index)
-        affine = self._draw_affine(n, times)
+        affine = self._draw_affine(n)
         points = self._paths[index]  # on the canvas
         if r.elastic_px:
-            points = points + _spread_at(self._elastic_spread[index], self._draw_offsets(n, times))
+            points = points + _spread_at(self._elastic_spread[index], self._draw_offsets(n))
         if r.blend and self._blends:
             # Where in each other drawing lies what is here: the maps the other way round.
             maps = self._mixed(self._maps[:, index].transpose(0, 1), times)
@@ -156,13 +156,12 @@ class Augmenter:
         points = points @ affine.linear.mT + affine.shift[:, None]
         return (points + 1) * (BITMAP_SIZE / 2) - 0.5
 
-    def _draw_affine(self, n: int, times: Tensor | None) -> _Affine:
+    def _draw_affine(self, n: int) -> _Affine:
         r = self.recipe
-        bent = self._bent(n, times)
-        angle = self._symmetric(n) * math.radians(r.rotation_deg) * bent
+        angle = self._symmetric(n) * math.radians(r.rotation_deg)
         scale = 1 + self._symmetric(n) * r.scale
         stretch = torch.sqrt(1 + self._symmetric(n) * r.aspect)
-        shear = self._symmetric(n) * r.shear * bent
+        shear = self._symmetric(n) * r.shear
         shift = self._symmetric(n, 2) * r.shift_px / self._half_canvas_px
         cos, sin = torch.cos(angle), torch.sin(angle)
         rotation = torch.stack([cos, -sin, sin, cos], -1).view(n, 2, 2)
@@ -177,21 +176,10 @@ class Augmenter:
             shift=shift,
         )
 
-    def _draw_offsets(self, n: int, times: Tensor | None) -> Tensor:
+    def _draw_offsets(self, n: int) -> Tensor:
         """Elastic displacements of the control points, (n, 2, g, g) on the canvas."""
-        r = self.recipe
-        size = self._bent(n, times) * (r.elastic_px / self._half_canvas_px)
-        return self._normal(n, 2, r.elastic_grid, r.elastic_grid) * size[:, None, None, None]
-
-    def _bent(self, n: int, times: Tensor | None) -> Tensor:
-        """How much of its rotation, slant and elastic offsets each of ``n`` drawings has, (n,).
-
-        With little noise it is the look of an edge's pixels that there is to know, and what a
-        hand drew straight, upright or level looks otherwise when it is bent.
-        """
-        if times is None:
-            return torch.ones(n, device=self.drawings.device)
-        return times + (1 - times) * self.recipe.bent_at_0
+        g = self.recipe.elastic_grid
+        return self._normal(n, 2, g, g) * (self.recipe.elastic_px / self._half_canvas_px)
 
     def _widths(self, n: int) -> Tensor:
         """How far each of ``n`` drawings' edges move outward, (n,) pixels of the bitmap."""

@@ -115,13 +115,6 @@ class Recipe:
     shift_px: float = _number(1.5, 0.0, 14.0, "px", "shift along each axis")
     elastic_px: float = _number(0.4, 0.0, 10.0, "px", "deviation of the elastic grid's offsets")
     elastic_grid: int = _number(5, 2, 14, "points", "elastic control points along each axis")
-    bent_at_0: float = _number(
-        1.0,
-        0.0,
-        2.0,
-        "1",
-        "rotation, shear and elastic offsets at t = 0, over those at t = 1; between, in proportion",
-    )
     stroke_px: float = _number(0.0, 0.0, 2.0, "px", "change of the stroke's width")
     blend: float = _number(
         0.8,
