@@ -8,6 +8,7 @@ noise comes from a fixed table that everybody who compares shares.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,17 +91,21 @@ class NoiseTable:
     Each image has ``n_replicates`` independent sets of ``n_strata`` times, one time in each
     of ``n_strata`` equal bins.  Two networks on the same table differ by what they are, and
     hardly by what they drew.
+
+    ``name`` is that of the images.  Sets of images that share their noise share its errors as
+    well: those of a mean over them then hardly shrink with their number, so each has its own.
     """
 
     n_images: int
     n_strata: int = 25
     n_replicates: int = 8
     seed: int = 0
+    name: str = ""
 
     def replicate(self, r: int) -> tuple[Tensor, Tensor]:
         """Times (n_images, n_strata) and noises (n_images, n_strata, 1, 28, 28)."""
-        times = torch.Generator().manual_seed(_mix(self.seed, r, 0))
-        noises = torch.Generator().manual_seed(_mix(self.seed, r, 1))
+        times = torch.Generator().manual_seed(_mix(self.seed, self.name, r, 0))
+        noises = torch.Generator().manual_seed(_mix(self.seed, self.name, r, 1))
         shape = (self.n_images, self.n_strata)
         u = torch.rand(shape, generator=times)
         t = ((torch.arange(self.n_strata) + u) / self.n_strata).clamp(max=1 - 2**-24)
@@ -207,5 +212,6 @@ def _standard_error(values: Tensor) -> float:
     return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
 
 
-def _mix(seed: int, replicate: int, stream: int) -> int:
-    return (seed * 1_000_003 + replicate) * 2 + stream
+def _mix(seed: int, name: str, replicate: int, stream: int) -> int:
+    named = zlib.crc32(name.encode()) << 31
+    return (named + (seed * 1_000_003 + replicate) * 2 + stream) % 2**63

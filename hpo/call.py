@@ -84,16 +84,21 @@ def timed_calls(
 
 
 def _scored(config: StudyConfig, instance: Instance, table_seed: int, adapted: Adapted) -> Called:
-    e, test = config.estimator, instance.split.test
-    table = NoiseTable(len(test), e.strata, e.replicates, table_seed)
     # Evaluated where it was trained: it comes back to where the pretrained network is.
     home = next(adapted.model.parameters()).device
     model = adapted.model.to(training_device(home))
-    losses = estimate(model, test, NEW_LABEL, table)
+    table = noise_table(config, instance, table_seed)
+    losses = estimate(model, instance.split.test, NEW_LABEL, table)
     if not math.isfinite(losses.mean):
         reason = f"{instance.label}: the loss on unseen drawings is {losses.mean}"
         raise TrialEndedError(Outcome.NOT_FINITE, reason)
     return Called(losses, round(adapted.seconds, 3), adapted.steps, model)
+
+
+def noise_table(config: StudyConfig, instance: Instance, seed: int) -> NoiseTable:
+    """The times and noises on which the instance's loss is measured, whatever the recipe."""
+    e = config.estimator
+    return NoiseTable(len(instance.split.test), e.strata, e.replicates, seed, instance.label)
 
 
 def machine() -> dict[str, object]:

@@ -179,16 +179,14 @@ def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
 
 
 def _prove(submission: Path, config: StudyConfig, chosen: Chosen, measuring: Measuring) -> None:
-    from finetune.validation import NoiseTable
-
+    from .call import noise_table
     from .proof import check_call, check_imports, check_same_source, describe
 
     instance, claim = _claimed(chosen, measuring.instances)
     check_imports(submission)
     check_same_source(submission, chosen.recipe, instance)
     print("same source: the file and its modules give the same weights, bit for bit")
-    e = config.estimator
-    table = NoiseTable(len(instance.split.test), e.strata, e.replicates, e.seed)
+    table = noise_table(config, instance, config.estimator.seed)
     proof = check_call(submission, chosen.recipe, instance, table, config.limit_s, claim)
     for line in describe(proof, claim, chosen.recipe, instance.label):
         print(line)

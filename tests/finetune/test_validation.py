@@ -192,6 +192,21 @@ def test_every_evaluation_has_its_own_time_and_noise() -> None:
     assert len(e.flatten(0, 1).flatten(1).unique(dim=0)) == 40
 
 
+def test_sets_of_images_share_errors_only_if_they_share_noise() -> None:
+    """Correlation of two sets' replicate means, on tables of one name and of two."""
+    first, second = flat_images(0.0, 1.0), flat_images(0.1, 0.9)
+
+    def correlation(*names: str) -> float:
+        tables = [NoiseTable(2, 10, 60, seed=1, name=name) for name in names]
+        pairs = zip((first, second), tables, strict=True)
+        means = [estimate(LinearModel(0.5), images, 3, table).replicates for images, table in pairs]
+        return statistics.correlation(*means)
+
+    assert correlation("thorn/0", "thorn/0") > 0.9
+    assert abs(correlation("thorn/0", "ing/0")) < 0.4  # 3 standard deviations
+    assert correlation("", "") > 0.9
+
+
 def test_noise_of_the_table_is_standard_normal() -> None:
     e = NoiseTable(4, n_strata=50).replicate(0)[1].double()
     assert abs(e.mean().item()) < 4 / math.sqrt(e.numel())
