@@ -213,5 +213,5 @@ def _standard_error(values: Tensor) -> float:
 
 
 def _mix(seed: int, name: str, replicate: int, stream: int) -> int:
-    named = zlib.crc32(name.encode()) << 31
-    return (named + (seed * 1_000_003 + replicate) * 2 + stream) % 2**63
+    # Torch's generator on CPUs looks at the last 32 bits of a seed alone.
+    return (zlib.crc32(name.encode()) + (seed * 1_000_003 + replicate) * 2 + stream) % 2**32
