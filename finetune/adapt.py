@@ -162,7 +162,7 @@ def _adapt_on(
     steps = CapturedSteps(runs, device) if device.type == "cuda" else Steps(runs)
     clock = Clock(start, recipe.steps, recipe.deadline_s)
     stopped = False
-    while clock.share < 1 and not stopped:
+    while not clock.is_over and not stopped:
         steps.draw()
         share = clock.share
         losses = steps.train(share, clock.tick())

@@ -31,6 +31,11 @@ class Clock:
     def elapsed_s(self) -> float:
         return time.perf_counter() - self._start
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left: the schedule is done, or one step outlasted its time."""
+        return self.share >= 1 or self.elapsed_s >= self._deadline_s
+
     def tick(self) -> float:
         """One more step begins to update the weights; returns the share that it covers."""
         now = self.elapsed_s

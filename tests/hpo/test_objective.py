@@ -128,7 +128,8 @@ def test_a_weak_trial_is_pruned_before_its_last_instance(run: Run) -> None:
     assert len(weak.user_attrs["instances"]) == 1
     assert weak.user_attrs["outcome"] == "pruned"
     assert "weak after 1 of 3" in weak.user_attrs["reason"]
-    assert weak.value == weak.intermediate_values[1]
+    # What all three would give: the noise of each is its own.
+    assert weak.value == pytest.approx(weak.intermediate_values[1], rel=0.02)
     assert weak.constraints["seconds over the limit"] == pytest.approx(-9.0)
 
 
