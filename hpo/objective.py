@@ -134,8 +134,9 @@ class Objective:
         """The next calls, from instance ``first`` on, and their pictures."""
         instances = self.instances[first : first + self._together]
         done = first + len(instances)
-        names = " + ".join(instance.label for instance in instances)
-        title = f"trial {trial.number}, {names} ({done}/{len(self.instances)})"
+        more = f" + {len(instances) - 1} more" if len(instances) > 1 else ""
+        which = f"{instances[0].label}{more} ({done}/{len(self.instances)})"
+        title = f"trial {trial.number}, {which}"
         curves = [LearningCurve() for _ in instances]
         prunes = not isinstance(trial.study.pruner, optuna.pruners.NopPruner)
         known = [self._curves.on(trial.study, i.label) if prunes else [] for i in instances]
