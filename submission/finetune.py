@@ -1,9 +1,9 @@
 """Adapt a pretrained rectified-flow network to a new class from ten drawings.
 
-From trial 0 of study runes: loss 0.0734 ± 0.0002, the mean of 8 instances.  The recipe's digest
+From trial 0 of study runes: loss 0.0732 ± 0.0002, the mean of 8 instances.  The recipe's digest
 is b850065971fd.
 
-Made from runes 0.1.0, code bbc028a6389f, by joining the modules that trials run; branches that
+Made from runes 0.1.0, code ce0d4c607da0, by joining the modules that trials run; branches that
 this recipe does not take are left out.  It needs Python 3.10 and torch 2.2 or newer, no file and
 no network; it uses a GPU where there is one.  To make it again:
 
@@ -121,14 +121,6 @@ def finetune_model(
 
 
 IMAGE_SHAPE = (1, 28, 28)
-# The clock has a say in the schedule only after this share of the deadline.  Without it
-# the slow first steps of every run would, and two runs of one seed would differ.
-_CLOCK_GRACE = 0.1
-# A step may take this much longer than the slowest so far without passing the deadline.
-_STEP_MARGIN = 1.5
-# Drawing 256 images takes hardly longer than drawing 32.
-_DRAWN_AT_ONCE = 256
-_LEVEL_SAMPLES = 512  # augmented drawings in which the levels are counted
 
 
 class AdaptationError(RuntimeError):
@@ -153,6 +145,15 @@ class Adapted:
     steps: int
     seconds: float
     stopped: bool  # by the callback, before the schedule's end
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a call is given."""
+
+    pretrained_model: nn.Module
+    drawings: Tensor  # (n, 1, 28, 28)
+    recipe: Recipe
 
 
 def read_drawings(dataset: Any) -> Tensor:
@@ -191,11 +192,37 @@ def adapt(
     Raises:
         AdaptationError: the loss is not finite.
     """
+
+    def told(progress: Sequence[Progress]) -> bool:
+        return on_step is not None and bool(on_step(progress[0]))
+
+    return adapt_together([Task(pretrained_model, drawings, recipe)], told)[0]
+
+
+def adapt_together(
+    tasks: Sequence[Task], on_step: Callable[[Sequence[Progress]], bool | None]
+) -> list[Adapted]:
+    """What `adapt` makes of each task, in the time of few of them where there is a GPU.
+
+    They go step by step side by side, from one start: the clock that shortens a schedule is the
+    clock of all.
+
+    Args:
+        tasks: one or more, with networks on one device and recipes of the same ``steps``,
+            ``batch_size`` and ``deadline_s``.
+        on_step: called after each step with the progress of each; a true answer ends all.
+
+    Raises:
+        AdaptationError: a loss is not finite.
+        ValueError: the tasks can't go side by side.
+    """
     start = time.perf_counter()
-    device = training_device(next(pretrained_model.parameters()).device)
+    if len({(t.recipe.steps, t.recipe.batch_size, t.recipe.deadline_s) for t in tasks}) != 1:
+        raise ValueError("tasks side by side need equal steps, batch_size and deadline_s")
+    device = training_device(next(tasks[0].pretrained_model.parameters()).device)
     try:
         with standard_settings(device), fastest_threads(device):
-            return _adapt_on(device, start, pretrained_model, drawings, recipe, on_step)
+            return _adapt_on(device, start, tasks, on_step)
     except RuntimeError as error:
         if device.type == "cpu" or isinstance(error, AdaptationError) or not is_gpu_failure(error):
             raise
@@ -203,65 +230,260 @@ def adapt(
         torch.cuda.empty_cache()
     device = torch.device("cpu")
     with standard_settings(device), fastest_threads(device):
-        return _adapt_on(device, start, pretrained_model, drawings, recipe, on_step)
+        return _adapt_on(device, start, tasks, on_step)
 
 
 def _adapt_on(
     device: torch.device,
     start: float,
-    pretrained_model: nn.Module,
-    drawings: Tensor,
-    recipe: Recipe,
-    on_step: Callable[[Progress], bool | None] | None,
-) -> Adapted:
-    """The run itself; ``start`` is when the call began, by `time.perf_counter`."""
-    weight = next(pretrained_model.parameters())
-    home, dtype = weight.device, weight.dtype
-    model = channels_last(copy.deepcopy(pretrained_model), device).train()
-    # Of the new class's own stream, so that nothing depends on the global one.
-    generator = torch.Generator(device).manual_seed(recipe.seed)
-    drawings = drawings.to(device)
-    precision = resolve_precision(recipe.precision, device)
-    label = embedding_of(model).num_embeddings
-    add_class(model, _first_embedding(model, drawings, recipe, generator))
-    freeze_all_but(model, recipe.train_groups)
-
-    augment = Augmenter(drawings, recipe, generator)
-    c = torch.full((recipe.batch_size,), label, device=device)
-    learner: _LearnsVelocity | _LearnsLevels
-    learner = _LearnsLevels(model, device, precision, augment, label, recipe)
-    batches = _batches(augment, recipe, generator, learner.targets)
-    weights = _Weights(model, learner.head, recipe, precision)
-    clock = _Clock(start, recipe.steps, recipe.deadline_s)
+    tasks: Sequence[Task],
+    on_step: Callable[[Sequence[Progress]], bool | None],
+) -> list[Adapted]:
+    """The calls themselves; ``start`` is when they began, by `time.perf_counter`."""
+    recipe = tasks[0].recipe
+    runs = [Run(device, task.pretrained_model, task.drawings, task.recipe) for task in tasks]
+    steps = CapturedSteps(runs, device) if device.type == "cuda" else Steps(runs)
+    clock = Clock(start, recipe.steps, recipe.deadline_s)
     stopped = False
-    while clock.share < 1 and not stopped:
-        x, t, targets = next(batches)
-        e = torch.randn(x.shape, generator=generator, device=device)
-        objective, loss = learner.losses(x, targets, e, t, c)
+    while not clock.is_over and not stopped:
+        steps.draw()
         share = clock.share
-        clock.tick()
-        weights.step(objective, share, clock.share - share)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise AdaptationError(
-                f"loss is {value} at step {clock.step} of {recipe.steps}; "
-                f"lower the learning rate ({recipe.lr:g}) or clip the gradient"
-            )
-        if on_step is not None:
-            stopped = bool(on_step(Progress(clock.step, clock.share, value, clock.elapsed_s)))
-    weights.finish()
-    adapted = learner.finished()
-    for parameter in adapted.parameters():
-        parameter.requires_grad_(True)
-    return Adapted(
-        model=adapted.to(home, dtype).eval(),
-        steps=clock.step,
-        seconds=time.perf_counter() - start,
-        stopped=stopped and clock.share < 1,
-    )
+        losses = steps.train(share, clock.tick())
+        for loss in losses:
+            if not math.isfinite(loss):
+                raise AdaptationError(
+                    f"loss is {loss} at step {clock.step} of {recipe.steps}; "
+                    f"lower the learning rate ({recipe.lr:g}) or clip the gradient"
+                )
+        elapsed_s = clock.elapsed_s
+        progress = [Progress(clock.step, clock.share, loss, elapsed_s) for loss in losses]
+        stopped = bool(on_step(progress))
+    adapted = [run.finished() for run in runs]
+    seconds, stopped = time.perf_counter() - start, stopped and clock.share < 1
+    return [Adapted(model, clock.step, seconds, stopped) for model in adapted]
 
 
-class _LearnsVelocity:
+# ------------------------------------------------------------------------------
+# Steps on a GPU, captured once and replayed: one launch for all that a step does.
+#
+# A step on 16 images is some hundred short operations, and to launch each from Python takes longer
+# than to do it.  A captured one is launched whole, and those of runs side by side, none of which
+# fills a GPU, are branches of one graph that run at the same time.
+
+# Before the capture: libraries choose their kernels, and the optimizer makes its state.
+_PLAIN_STEPS = 3
+
+
+class CapturedSteps:
+    """As `Steps`, on a GPU.  Where a step can't be captured, its operations are launched alone."""
+
+    def __init__(self, runs: Sequence[Run], device: torch.device) -> None:
+        self._runs = runs
+        self._device = device
+        self._streams = [torch.cuda.Stream(device) for _ in runs]
+        self._drawn: list[Batch] = []  # of each run, always in the same place
+        self._left = 0  # batches of these that no step has had
+        self._next = torch.zeros(1, dtype=torch.long, device=device)  # of these
+        self._losses = torch.zeros(len(runs), device=device)
+        self._n_done = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def draw(self) -> None:
+        """See that the next step has something to learn from."""
+        if self._left:
+            return
+        drawn = [run.draw() for run in self._runs]
+        if self._drawn:
+            for places, batches in zip(self._drawn, drawn, strict=True):
+                for place, part in zip(places, batches, strict=True):
+                    place.copy_(part)
+        else:
+            self._drawn = drawn
+        self._next.zero_()
+        self._left = len(drawn[0].x)
+
+    def train(self, share: float, advance: float) -> list[float]:
+        """A step at ``share`` of the schedule that covers ``advance``; each run's flow loss."""
+        for run in self._runs:
+            run.weights.set_rates(share, advance)
+        with torch.cuda.device(self._device):
+            if self._n_done == _PLAIN_STEPS:
+                self._capture()
+            if self._graph is None:
+                self._train()
+            else:
+                self._graph.replay()
+        self._n_done += 1
+        self._left -= 1
+        losses: list[float] = self._losses.tolist()
+        return losses
+
+    def _capture(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._train()
+        except RuntimeError:  # of whatever in the network can't be captured
+            for run in self._runs:
+                run.weights.flat.forget_gradients()
+        else:
+            self._graph = graph
+
+    def _train(self) -> None:
+        """One step of each run, each in a stream of its own."""
+        current = torch.cuda.current_stream()
+        for k, (run, stream) in enumerate(zip(self._runs, self._streams, strict=True)):
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                batch = Batch(*(part.index_select(0, self._next)[0] for part in self._drawn[k]))
+                self._losses[k].copy_(run.train(batch))
+        for stream in self._streams:
+            current.wait_stream(stream)
+        self._next += 1
+
+
+# ------------------------------------------------------------------------------
+# How far a run's schedule has come, by steps or by time.
+
+# The clock has a say in the schedule only after this share of the deadline.  Without it
+# the slow first steps of every run would, and two runs of one seed would differ.
+_CLOCK_GRACE = 0.1
+# A step may take this much longer than the slowest so far without passing the deadline.
+_STEP_MARGIN = 1.5
+
+
+class Clock:
+    """The share of the schedule that is done, by steps or by time, whichever is further.
+
+    Args:
+        start: when the call began, by `time.perf_counter`.
+    """
+
+    def __init__(self, start: float, n_steps: int, deadline_s: float) -> None:
+        self._start = start
+        self._n_steps = n_steps
+        self._deadline_s = deadline_s
+        self._last = self.elapsed_s
+        self._slowest_step_s = 0.0
+        self.step = 0
+        self.share = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._start
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left: the schedule is done, or one step outlasted its time."""
+        return self.share >= 1 or self.elapsed_s >= self._deadline_s
+
+    def tick(self) -> float:
+        """One more step begins to update the weights; returns the share that it covers."""
+        now = self.elapsed_s
+        self._slowest_step_s = max(self._slowest_step_s, now - self._last)
+        self._last = now
+        self.step += 1
+        # The step after this one must end in time too, or this one is the last.
+        usable_s = self._deadline_s - _STEP_MARGIN * self._slowest_step_s
+        grace_s = _CLOCK_GRACE * usable_s
+        by_time = (now - grace_s) / (usable_s - grace_s) if usable_s > 0 else 1.0
+        before = self.share
+        self.share = min(1.0, max(self.share, self.step / self._n_steps, by_time))
+        return self.share - before
+
+
+# ------------------------------------------------------------------------------
+# Steps of runs side by side, one operation after the other.
+
+
+class Steps:
+    """Draws for ``runs`` and trains them, each of them one step at a time."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = runs
+        self._drawn: list[Batch] = []  # of each run
+        self._left = 0  # batches of these that no step has had
+
+    def draw(self) -> None:
+        """See that the next step has something to learn from."""
+        if not self._left:
+            self._drawn = [run.draw() for run in self._runs]
+            self._left = len(self._drawn[0].x)
+
+    def train(self, share: float, advance: float) -> list[float]:
+        """A step at ``share`` of the schedule that covers ``advance``; each run's flow loss."""
+        losses = []
+        for run, drawn in zip(self._runs, self._drawn, strict=True):
+            run.weights.set_rates(share, advance)
+            losses.append(run.train(Batch(*(part[-self._left] for part in drawn))))
+        self._left -= 1
+        return [loss.item() for loss in losses]
+
+
+# ------------------------------------------------------------------------------
+# One adaptation under way: what its steps learn from, what a step does, and what comes of it.
+
+
+class Run:
+    """A copy of ``pretrained_model`` that learns ``drawings`` (n, 1, 28, 28) on ``device``."""
+
+    def __init__(
+        self, device: torch.device, pretrained_model: nn.Module, drawings: Tensor, recipe: Recipe
+    ) -> None:
+        weight = next(pretrained_model.parameters())
+        self._home, self._dtype = weight.device, weight.dtype
+        self._recipe = recipe
+        self._model = model = channels_last(copy.deepcopy(pretrained_model), device).train()
+        # Of the new class's own stream, so that nothing depends on the global one.
+        self._generator = generator = torch.Generator(device).manual_seed(recipe.seed)
+        drawings = drawings.to(device)
+        precision = resolve_precision(recipe.precision, device)
+        label = embedding_of(model).num_embeddings
+        add_class(model, _first_embedding(model, drawings, recipe, generator))
+        freeze_all_but(model, recipe.train_groups)
+
+        self._augment = augment = Augmenter(drawings, recipe, generator)
+        self._c = torch.full((recipe.batch_size,), label, device=device)
+        self._learner: LearnsVelocity | LearnsLevels
+        self._learner = LearnsLevels(model, device, precision, augment, label, recipe)
+        self.weights = Weights(model, self._learner.head, recipe, product_type(precision))
+
+    def draw(self) -> Batch:
+        """The next batches, as many as it pays to draw together."""
+        batches = draw_batches(self._augment, self._recipe, self._generator, self._learner.targets)
+        self._learner.prepare(batches.x[:, :, 0, 0, 0].numel())
+        return batches
+
+    def train(self, batch: Batch) -> Tensor:
+        """One step on a batch, by the rates that the weights have; the flow loss."""
+        objective, loss = self._learner.losses(batch, self._c)
+        self.weights.step(objective)
+        return loss
+
+    def finished(self) -> nn.Module:
+        """The network that has learnt, where the pretrained one was, in evaluation mode."""
+        self.weights.finish()
+        adapted = self._learner.finished()
+        for parameter in adapted.parameters():
+            parameter.requires_grad_(True)
+        return adapted.to(self._home, self._dtype).eval()
+
+
+def _first_embedding(
+    model: nn.Module, drawings: Tensor, recipe: Recipe, generator: torch.Generator
+) -> Tensor:
+    """The start of the new class's embedding, (16,), from those of the digits."""
+    digits = embedding_of(model).weight.detach()
+    return digits.mean(0)
+
+
+# ------------------------------------------------------------------------------
+# What a step lowers: the loss of the network's own output, or of a posterior over levels.
+
+_LEVEL_SAMPLES = 512  # augmented drawings in which the levels are counted
+
+
+class LearnsVelocity:
     """Trains the network's own output."""
 
     head: tuple[nn.Parameter, ...] = ()
@@ -274,11 +496,12 @@ class _LearnsVelocity:
         """What else there is to learn of images x (n, 1, 28, 28): nothing."""
         return x.new_zeros(len(x))
 
-    def losses(
-        self, x: Tensor, targets: Tensor, e: Tensor, t: Tensor, c: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What is lowered and the flow loss, both means over the batch."""
-        loss = image_losses(self._velocity, x, e, t, c).mean()
+    def prepare(self, n: int) -> None:
+        """``n`` images more will be learnt."""
+
+    def losses(self, batch: Batch, c: Tensor) -> tuple[Tensor, Tensor]:
+        """What is lowered and the flow loss, both means over the batch of labels c (B,)."""
+        loss = image_losses(self._velocity, batch.x, batch.e, batch.t, c).mean()
         return loss, loss.detach()
 
     def finished(self) -> nn.Module:
@@ -286,7 +509,7 @@ class _LearnsVelocity:
         return self.model
 
 
-class _LearnsLevels:
+class LearnsLevels:
     """Trains the posterior over grey levels; see `finetune.posterior`."""
 
     def __init__(
@@ -314,23 +537,26 @@ class _LearnsLevels:
         self._weight = recipe.level_weight
         self._bank_limit = recipe.bank_limit
         self._bank: list[Tensor] = []
+        self._drawn_at_once = drawn_at_once(device)
         self._n_learnt = 0
 
     def targets(self, x: Tensor) -> Tensor:
         """The levels of images x (n, 1, 28, 28), (n, 28, 28)."""
         return self._levels.nearest(x)
 
-    def losses(
-        self, x: Tensor, targets: Tensor, e: Tensor, t: Tensor, c: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What is lowered and the flow loss, both means over the batch."""
+    def prepare(self, n: int) -> None:
+        """``n`` images more will be learnt."""
         # The bank speaks at noise, so its images are those for noise; as many come as are learnt,
         # so a slow machine makes fewer.
-        self._n_learnt += len(x)
+        self._n_learnt += n
         n_banked = min(self._n_learnt, BANK_SIZE) if self._bank_limit else 0
-        while len(self._bank) * _DRAWN_AT_ONCE < n_banked:
-            self._bank.append(self._augment(_DRAWN_AT_ONCE))
-        losses, entropies = self.model.losses(self._features, targets, x, e, t, c)
+        while len(self._bank) * self._drawn_at_once < n_banked:
+            self._bank.append(self._augment(self._drawn_at_once))
+
+    def losses(self, batch: Batch, c: Tensor) -> tuple[Tensor, Tensor]:
+        """What is lowered and the flow loss, both means over the batch of labels c (B,)."""
+        x, t, labels, e = batch
+        losses, entropies = self.model.losses(self._features, labels, x, e, t, c)
         loss = losses.mean()
         return loss + self._weight * entropies.mean(), loss.detach()
 
@@ -344,7 +570,7 @@ class _LearnsLevels:
 def _velocity_model(model: nn.Module, device: torch.device, precision: str) -> VelocityModel:
     """``model`` as it is called in training: where it is, and in which precision, fastest."""
     if device.type == "cpu" and can_fuse(model):
-        return FusedUNet(model, _product_type(precision))
+        return FusedUNet(model, product_type(precision))
 
     def call(x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         with autocast(device, precision):
@@ -357,7 +583,7 @@ def _velocity_model(model: nn.Module, device: torch.device, precision: str) -> V
 def _feature_model(model: nn.Module, device: torch.device, precision: str) -> Features:
     """The same of what the model's last convolution is given."""
     if device.type == "cpu" and can_fuse(model):
-        return FusedUNet(model, _product_type(precision)).features
+        return FusedUNet(model, product_type(precision)).features
 
     def call(x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         with autocast(device, precision):
@@ -366,147 +592,47 @@ def _feature_model(model: nn.Module, device: torch.device, precision: str) -> Fe
     return call
 
 
-def _product_type(precision: str) -> torch.dtype:
+def product_type(precision: str) -> torch.dtype:
+    """The type in which matrices are multiplied, in "fp32" or "bf16"."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def _batches(
+# ------------------------------------------------------------------------------
+# What training learns from: augmented drawings, each for a time, with noise and targets.
+
+# Drawing 256 images takes a CPU hardly longer than drawing 32, and a GPU no longer than 2048.
+_DRAWN_AT_ONCE, _DRAWN_ON_GPU = 256, 2048
+
+
+class Batch(NamedTuple):
+    """Of B images; or of S batches, with one more axis in front."""
+
+    x: Tensor  # (B, 1, 28, 28)
+    t: Tensor  # (B, 1, 1, 1)
+    targets: Tensor  # (B, ...)
+    e: Tensor  # noise, as x
+
+
+def drawn_at_once(device: torch.device) -> int:
+    """How many images it pays to draw together."""
+    return _DRAWN_ON_GPU if device.type == "cuda" else _DRAWN_AT_ONCE
+
+
+def draw_batches(
     augment: Augmenter,
     recipe: Recipe,
     generator: torch.Generator,
     targets: Callable[[Tensor], Tensor],
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Augmented drawings without end, the times that they are for, and their ``targets``.
-
-    Of B each, (B, 1, 28, 28), (B, 1, 1, 1) and (B, ...).
-    """
-    b = recipe.batch_size
-    while True:
-        drawn = [_draw_times(recipe, generator) for _ in range(max(1, _DRAWN_AT_ONCE // b))]
-        times = torch.cat(drawn)
-        # In parts: memory grows with how many are drawn at once.
-        x = torch.cat([augment(len(part), part) for part in times.split(_DRAWN_AT_ONCE)])
-        parts = (x, times[:, None, None, None], targets(x))
-        yield from zip(*(part.split(b) for part in parts), strict=True)
-
-
-class _Clock:
-    """The share of the schedule that is done, by steps or by time, whichever is further."""
-
-    def __init__(self, start: float, n_steps: int, deadline_s: float) -> None:
-        self._start = start
-        self._n_steps = n_steps
-        self._deadline_s = deadline_s
-        self._last = self.elapsed_s
-        self._slowest_step_s = 0.0
-        self.step = 0
-        self.share = 0.0
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.perf_counter() - self._start
-
-    def tick(self) -> None:
-        """One more step begins to update the weights."""
-        now = self.elapsed_s
-        self._slowest_step_s = max(self._slowest_step_s, now - self._last)
-        self._last = now
-        self.step += 1
-        # The step after this one must end in time too, or this one is the last.
-        usable_s = self._deadline_s - _STEP_MARGIN * self._slowest_step_s
-        grace_s = _CLOCK_GRACE * usable_s
-        by_time = (now - grace_s) / (usable_s - grace_s) if usable_s > 0 else 1.0
-        self.share = min(1.0, max(self.share, self.step / self._n_steps, by_time))
-
-
-class _Weights:
-    """The trained parameters, those of a head among them, with everything that moves them."""
-
-    def __init__(
-        self, model: nn.Module, head: Sequence[nn.Parameter], recipe: Recipe, precision: str
-    ) -> None:
-        self.recipe = recipe
-        embedding, vectors, matrices = [], [], []
-        for name, parameter in trainable(model):
-            if name.startswith("class_embedding"):
-                embedding.append(parameter)
-            elif parameter.ndim == 1:
-                vectors.append(parameter)
-            else:
-                matrices.append(parameter)
-        groups = [matrices, vectors, embedding, list(head)]
-        self.flat = FlatParameters(groups, _product_type(precision))
-        # Toward pretrained values: the new embedding and low-rank factors have none.
-        own = {id(p) for name, p in trainable(model) if "parametrizations" in name}
-        own |= {id(p) for p in [*embedding, *head]}
-        laid = zip([p for group in groups for p in group], self.flat.masters, strict=True)
-        self.anchored = [master for p, master in laid if recipe.l2_sp and id(p) not in own]
-        self.anchors = [master.clone() for master in self.anchored]
-        n_head = sum(p.numel() for p in head)
-        sizes = [len(self.flat.values) - n_head, n_head]
-        # Apart: the head's gradient is the larger one, and would slow down the rest.
-        self.clipped = [part for part in self.flat.gradients.split(sizes) if len(part)]
-        # Digits' rows get no gradient, and must not decay either; vectors are not decayed,
-        # as is usual.
-        factors = (1.0, 1.0, recipe.embedding_lr_factor, recipe.head_lr_factor)
-        decays = (recipe.weight_decay, 0.0, 0.0, 0.0)
-        moved: list[dict[str, Any]] = [
-            {"params": [group], "factor": factor, "weight_decay": decay}
-            for group, factor, decay in zip(self.flat.groups, factors, decays, strict=True)
-            if len(group)
-        ]
-        self.optimizer = _adamw(moved, recipe)
-        if recipe.ema_half_life:
-            self.average = self.flat.values.clone()
-
-    def step(self, loss: Tensor, share: float, advance: float) -> None:
-        """Move the weights down the gradient at ``share`` of the schedule.
-
-        ``advance`` is the share of the schedule that this step covers.
-        """
-        r = self.recipe
-        loss.backward()
-        self.flat.take_gradients()
-        if r.clip_norm:
-            for gradient in self.clipped:
-                # As `clip_grad_norm_` does.
-                gradient.mul_((r.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1))
-        lr = r.lr * lr_factor(r, share, advance)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["factor"]
-        self.optimizer.step()
-        with torch.no_grad():
-            for weight, anchor in zip(self.anchored, self.anchors, strict=True):
-                weight.lerp_(anchor, min(1.0, lr * r.l2_sp))
-            self.flat.show_values()
-            if r.ema_half_life:
-                keep = 0.5 ** (advance / r.ema_half_life)
-                self.average.lerp_(self.flat.values, 1 - keep)
-
-    def finish(self) -> None:
-        """Put the averaged weights into the model, whose parameters are its own again."""
-        if self.recipe.ema_half_life:
-            self.flat.values.copy_(self.average)
-        self.flat.release()
-
-
-def _adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW in one fused kernel where this torch has one for this device."""
-    options: dict[str, Any] = {"lr": recipe.lr, "betas": (0.9, recipe.beta2)}
-    try:
-        # Of copies: the optimizer writes into its groups, before it finds that it can't be.
-        return torch.optim.AdamW([dict(g) for g in groups], fused=True, **options)
-    except RuntimeError:  # on CPUs before torch 2.4
-        return torch.optim.AdamW(groups, **options)
-
-
-def lr_factor(recipe: Recipe, share: float, advance: float = 0.0) -> float:
-    """Factor of the learning rate for a step from ``share`` to ``share + advance``, in [0, 1]."""
-    if share + advance < recipe.warmup:
-        return (share + advance) / recipe.warmup
-    done = (share - recipe.warmup) / (1 - recipe.warmup)
-    done = min(max(done, 0.0), 1.0)
-    return 0.5 * (1 + math.cos(math.pi * done))
+) -> Batch:
+    """As many batches as it pays to draw together; ``targets`` tells those of images."""
+    b, at_once = recipe.batch_size, drawn_at_once(generator.device)
+    s = max(1, at_once // b)
+    times = torch.cat([_draw_times(recipe, generator) for _ in range(s)])
+    # In parts: memory grows with how many are drawn at once.
+    x = torch.cat([augment(len(part), part) for part in times.split(at_once)])
+    e = torch.randn(x.shape, generator=generator, device=x.device)
+    parts = (x, times[:, None, None, None], targets(x), e)
+    return Batch(*(part.unflatten(0, (s, b)) for part in parts))
 
 
 def _draw_times(recipe: Recipe, generator: torch.Generator) -> Tensor:
@@ -517,14 +643,6 @@ def _draw_times(recipe: Recipe, generator: torch.Generator) -> Tensor:
     # (Esser et al. 2024, section 3.1).
     normal = torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4))
     return torch.sigmoid(recipe.logit_mean + recipe.logit_std * normal).clamp(max=1 - 2**-24)
-
-
-def _first_embedding(
-    model: nn.Module, drawings: Tensor, recipe: Recipe, generator: torch.Generator
-) -> Tensor:
-    """The start of the new class's embedding, (16,), from those of the digits."""
-    digits = embedding_of(model).weight.detach()
-    return digits.mean(0)
 
 
 # ------------------------------------------------------------------------------
@@ -1229,76 +1347,6 @@ def _distance_to(mask: Tensor, limit: int) -> Tensor:
 
 
 # ------------------------------------------------------------------------------
-# Parameters laid end to end, so that one operation moves them all.
-#
-# A network has some sixty parameters, most of them small.  What an optimizer, a clipped gradient
-# and a running average do to each costs more in calls than in arithmetic.
-
-
-class FlatParameters:
-    """Float32 values of parameters in one tensor, and their gradients in another.
-
-    While they train, parameters look into that tensor, or those of the first group into a copy
-    in ``dtype``: what computes in bf16 then need not convert them one by one.  The order of a
-    parameter's numbers in memory stays.
-
-    Args:
-        groups: of float32 parameters on one device, dense and without overlap; any may be empty.
-        dtype: of the first group's parameters in training.
-    """
-
-    def __init__(self, groups: Sequence[Sequence[nn.Parameter]], dtype: torch.dtype) -> None:
-        self._parameters = [p for group in groups for p in group]
-        sizes = [sum(p.numel() for p in group) for group in groups]
-        device = self._parameters[0].device
-        self.values = torch.empty(sum(sizes), device=device)
-        self.gradients = torch.zeros(sum(sizes), device=device)
-        self.masters = list(_views(self.values, self._parameters))  # of each parameter
-        self._gradients = list(_views(self.gradients, self._parameters))
-        for parameter, master in zip(self._parameters, self.masters, strict=True):
-            master.copy_(parameter.detach())
-            parameter.data = master
-        # Each group's, as an optimizer takes it.
-        self.groups: list[nn.Parameter] = []
-        parts = zip(self.values.split(sizes), self.gradients.split(sizes), strict=True)
-        for values, gradients in parts:
-            group = nn.Parameter(values)
-            group.grad = gradients
-            self.groups.append(group)
-        self._first = self.groups[0].detach()
-        self._seen = self._first.to(dtype)  # the same tensor in float32
-        for parameter, seen in zip(groups[0], _views(self._seen, groups[0]), strict=True):
-            parameter.data = seen
-
-    def take_gradients(self) -> None:
-        """Move the parameters' gradients, where they have one, into ``gradients``."""
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            if parameter.grad is None:
-                gradient.zero_()
-            else:
-                gradient.copy_(parameter.grad)
-                parameter.grad = None
-
-    def show_values(self) -> None:
-        """Let the parameters be what ``values`` has become."""
-        if self._seen is not self._first:
-            self._seen.copy_(self._first)
-
-    def release(self) -> None:
-        """Give each parameter float32 memory of its own again."""
-        for parameter, master in zip(self._parameters, self.masters, strict=True):
-            parameter.data = master.clone()
-
-
-def _views(flat: Tensor, parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
-    """The places of ``parameters`` in a tensor as long as all of them."""
-    start = 0
-    for p in parameters:
-        yield flat.as_strided(p.shape, p.stride(), start)
-        start += p.numel()
-
-
-# ------------------------------------------------------------------------------
 # A velocity network that answers with a posterior over each pixel's grey level.
 #
 # With x_t = (1 - t) x + t e the velocity of least error is (x_t - E[x | x_t]) / t.  A network that
@@ -1836,52 +1884,6 @@ def _map(values: Tensor, like: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------
-# Groups of layers, freezing, and low-rank updates (LoRA) of convolutions.
-
-# The first part of a parameter's name gives its group; vectors are a group of their own.
-_GROUP_OF_PREFIX = {
-    "class_embedding": "embedding",
-    "conv_in": "input",
-    "down_blocks": "down",
-    "middle": "middle",
-    "up_blocks": "up",
-    "conv_out": "output",
-}
-
-
-def group_of(name: str, parameter: Tensor) -> str:
-    """The group of a parameter of the U-Net, by its name and shape."""
-    group = _GROUP_OF_PREFIX[name.split(".")[0]]
-    return "norm_bias" if parameter.ndim == 1 else group
-
-
-def embedding_of(model: nn.Module) -> nn.Embedding:
-    """The class embedding of the U-Net, one row a class."""
-    embedding = model.class_embedding
-    assert isinstance(embedding, nn.Embedding)
-    return embedding
-
-
-def add_class(model: nn.Module, row: Tensor) -> None:
-    """Append ``row`` (16,) to the class embedding: the new class's label is the old count."""
-    old = embedding_of(model)
-    weight = torch.cat([old.weight.detach(), row.detach().to(old.weight)[None]])
-    model.class_embedding = nn.Embedding.from_pretrained(weight, freeze=False)
-    model.n_classes = len(weight)  # type: ignore[assignment]
-
-
-def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and values of the parameters that train."""
-    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-
-
-def freeze_all_but(model: nn.Module, groups: tuple[str, ...]) -> None:
-    """Only parameters in ``groups`` train."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(group_of(name, parameter) in groups)
-
-
-# ------------------------------------------------------------------------------
 # What turns a network's last features into logits of each pixel's grey levels.
 
 
@@ -2044,6 +2046,255 @@ def _values(means: Tensor, labels: Tensor) -> Tensor:
     """The mean of each pixel's level, (n, 1, H, W)."""
     every = means.expand(len(means), *labels.shape[1:])
     return every[None].expand(len(labels), -1, -1, -1).gather(1, labels[:, None])
+
+
+# ------------------------------------------------------------------------------
+# The trained parameters with everything that moves them.
+
+
+class Weights:
+    """The parameters of a network that train, those of a head among them, and their optimizer.
+
+    Args:
+        dtype: of matrices while they train.
+    """
+
+    def __init__(
+        self, model: nn.Module, head: Sequence[nn.Parameter], recipe: Recipe, dtype: torch.dtype
+    ) -> None:
+        self.recipe = recipe
+        embedding, vectors, matrices = [], [], []
+        for name, parameter in trainable(model):
+            if name.startswith("class_embedding"):
+                embedding.append(parameter)
+            elif parameter.ndim == 1:
+                vectors.append(parameter)
+            else:
+                matrices.append(parameter)
+        groups = [matrices, vectors, embedding, list(head)]
+        self.flat = FlatParameters(groups, dtype)
+        # Toward pretrained values: the new embedding and low-rank factors have none.
+        own = {id(p) for name, p in trainable(model) if "parametrizations" in name}
+        own |= {id(p) for p in [*embedding, *head]}
+        laid = zip([p for group in groups for p in group], self.flat.masters, strict=True)
+        self.anchored = [master for p, master in laid if recipe.l2_sp and id(p) not in own]
+        self.anchors = [master.clone() for master in self.anchored]
+        n_head = sum(p.numel() for p in head)
+        sizes = [len(self.flat.values) - n_head, n_head]
+        # Apart: the head's gradient is the larger one, and would slow down the rest.
+        self.clipped = [part for part in self.flat.gradients.split(sizes) if len(part)]
+        # Digits' rows get no gradient, and must not decay either; vectors are not decayed,
+        # as is usual.
+        factors = (1.0, 1.0, recipe.embedding_lr_factor, recipe.head_lr_factor)
+        decays = (recipe.weight_decay, 0.0, 0.0, 0.0)
+        some = [k for k, group in enumerate(self.flat.groups) if len(group)]
+        self.factors = [factors[k] for k in some]
+        self.optimizer = _adamw(
+            [{"params": [self.flat.groups[k]], "weight_decay": decays[k]} for k in some], recipe
+        )
+        if recipe.ema_half_life:
+            self.average = self.flat.values.clone()
+        self.rates: Sequence[float] | Sequence[Tensor] = [0.0] * (len(some) + 2)
+        self._rates_there: Tensor | None = None
+        device = self.flat.values.device
+        if device.type == "cuda":
+            # Always in the same place of its memory: a captured step finds them there.
+            self._rates_there = torch.zeros(len(self.rates), device=device)
+            self.rates = self._rates_there.unbind()
+
+    def set_rates(self, share: float, advance: float) -> None:
+        """The next step is made at ``share`` of the schedule and covers ``advance`` of it."""
+        rates = self._rates_at(share, advance)
+        if self._rates_there is None:
+            self.rates = rates
+        else:
+            self._rates_there.copy_(torch.tensor(rates))
+
+    def step(self, objective: Tensor) -> None:
+        """Move the weights down the gradient, by the rates that were set."""
+        objective.backward()
+        self.flat.take_gradients()
+        if self.recipe.clip_norm:
+            for gradient in self.clipped:
+                # As `clip_grad_norm_` does.
+                gradient.mul_((self.recipe.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1))
+        *lrs, toward_anchors, toward_values = self.rates
+        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
+            group["lr"] = lr
+        self.optimizer.step()
+        with torch.no_grad():
+            for weight, anchor in zip(self.anchored, self.anchors, strict=True):
+                weight.lerp_(anchor, toward_anchors)
+            self.flat.show_values()
+            if self.recipe.ema_half_life:
+                self.average.lerp_(self.flat.values, toward_values)
+
+    def finish(self) -> None:
+        """Put the averaged weights into the model, whose parameters are its own again."""
+        if self.recipe.ema_half_life:
+            self.flat.values.copy_(self.average)
+        self.flat.release()
+
+    def _rates_at(self, share: float, advance: float) -> list[float]:
+        """Learning rates of the optimizer's groups; how far to go to anchors, and averages."""
+        r = self.recipe
+        lr = r.lr * lr_factor(r, share, advance)
+        keep = 0.5 ** (advance / r.ema_half_life) if r.ema_half_life else 0.0
+        return [*(lr * factor for factor in self.factors), min(1.0, lr * r.l2_sp), 1 - keep]
+
+
+def lr_factor(recipe: Recipe, share: float, advance: float = 0.0) -> float:
+    """Factor of the learning rate for a step from ``share`` to ``share + advance``, in [0, 1]."""
+    if share + advance < recipe.warmup:
+        return (share + advance) / recipe.warmup
+    done = (share - recipe.warmup) / (1 - recipe.warmup)
+    done = min(max(done, 0.0), 1.0)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW in one fused kernel where this torch has one for this device."""
+    options: dict[str, Any] = {"lr": recipe.lr, "betas": (0.9, recipe.beta2)}
+    if groups[0]["params"][0].device.type == "cuda":
+        return torch.optim.AdamW(groups, fused=True, capturable=True, **options)
+    try:
+        # Of copies: the optimizer writes into its groups, before it finds that it can't be.
+        return torch.optim.AdamW([dict(g) for g in groups], fused=True, **options)
+    except RuntimeError:  # on CPUs before torch 2.4
+        return torch.optim.AdamW(groups, **options)
+
+
+# ------------------------------------------------------------------------------
+# Parameters laid end to end, so that one operation moves them all.
+#
+# A network has some sixty parameters, most of them small.  What an optimizer, a clipped gradient
+# and a running average do to each costs more in calls than in arithmetic.
+
+
+class FlatParameters:
+    """Float32 values of parameters in one tensor, and their gradients in another.
+
+    While they train, parameters look into that tensor, or those of the first group into a copy
+    in ``dtype``: what computes in bf16 then need not convert them one by one.  The order of a
+    parameter's numbers in memory stays.
+
+    Args:
+        groups: of float32 parameters on one device, dense and without overlap; any may be empty.
+        dtype: of the first group's parameters in training.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[nn.Parameter]], dtype: torch.dtype) -> None:
+        self._parameters = [p for group in groups for p in group]
+        sizes = [sum(p.numel() for p in group) for group in groups]
+        device = self._parameters[0].device
+        self.values = torch.empty(sum(sizes), device=device)
+        self.gradients = torch.zeros(sum(sizes), device=device)
+        self.masters = list(_views(self.values, self._parameters))  # of each parameter
+        self._gradients = list(_views(self.gradients, self._parameters))
+        for parameter, master in zip(self._parameters, self.masters, strict=True):
+            master.copy_(parameter.detach())
+            parameter.data = master
+        # Each group's, as an optimizer takes it.
+        self.groups: list[nn.Parameter] = []
+        parts = zip(self.values.split(sizes), self.gradients.split(sizes), strict=True)
+        for values, gradients in parts:
+            group = nn.Parameter(values)
+            group.grad = gradients
+            self.groups.append(group)
+        self._first = self.groups[0].detach()
+        self._seen = self._first.to(dtype)  # the same tensor in float32
+        for parameter, seen in zip(groups[0], _views(self._seen, groups[0]), strict=True):
+            parameter.data = seen
+
+    def take_gradients(self) -> None:
+        """Move the parameters' gradients, where they have one, into ``gradients``."""
+        places, gradients = [], []
+        for parameter, place in zip(self._parameters, self._gradients, strict=True):
+            if parameter.grad is None:
+                place.zero_()
+            else:
+                places.append(place)
+                gradients.append(parameter.grad)
+        _copy(places, gradients)
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Let the parameters have none."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def show_values(self) -> None:
+        """Let the parameters be what ``values`` has become."""
+        if self._seen is not self._first:
+            self._seen.copy_(self._first)
+
+    def release(self) -> None:
+        """Give each parameter float32 memory of its own again."""
+        for parameter, master in zip(self._parameters, self.masters, strict=True):
+            parameter.data = master.clone()
+
+
+def _copy(places: list[Tensor], values: list[Tensor]) -> None:
+    """Copy each of ``values`` to its place: on a GPU in few operations, where torch can."""
+    if hasattr(torch, "_foreach_copy_") and places and places[0].device.type == "cuda":
+        torch._foreach_copy_(places, values)
+    else:
+        for place, value in zip(places, values, strict=True):
+            place.copy_(value)
+
+
+def _views(flat: Tensor, parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
+    """The places of ``parameters`` in a tensor as long as all of them."""
+    start = 0
+    for p in parameters:
+        yield flat.as_strided(p.shape, p.stride(), start)
+        start += p.numel()
+
+
+# ------------------------------------------------------------------------------
+# Groups of layers, freezing, and low-rank updates (LoRA) of convolutions.
+
+# The first part of a parameter's name gives its group; vectors are a group of their own.
+_GROUP_OF_PREFIX = {
+    "class_embedding": "embedding",
+    "conv_in": "input",
+    "down_blocks": "down",
+    "middle": "middle",
+    "up_blocks": "up",
+    "conv_out": "output",
+}
+
+
+def group_of(name: str, parameter: Tensor) -> str:
+    """The group of a parameter of the U-Net, by its name and shape."""
+    group = _GROUP_OF_PREFIX[name.split(".")[0]]
+    return "norm_bias" if parameter.ndim == 1 else group
+
+
+def embedding_of(model: nn.Module) -> nn.Embedding:
+    """The class embedding of the U-Net, one row a class."""
+    embedding = model.class_embedding
+    assert isinstance(embedding, nn.Embedding)
+    return embedding
+
+
+def add_class(model: nn.Module, row: Tensor) -> None:
+    """Append ``row`` (16,) to the class embedding: the new class's label is the old count."""
+    old = embedding_of(model)
+    weight = torch.cat([old.weight.detach(), row.detach().to(old.weight)[None]])
+    model.class_embedding = nn.Embedding.from_pretrained(weight, freeze=False)
+    model.n_classes = len(weight)  # type: ignore[assignment]
+
+
+def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and values of the parameters that train."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def freeze_all_but(model: nn.Module, groups: tuple[str, ...]) -> None:
+    """Only parameters in ``groups`` train."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(group_of(name, parameter) in groups)
 
 
 # ------------------------------------------------------------------------------
