@@ -183,6 +183,12 @@ def test_one_worker_of_one_thread_is_measured_once() -> None:
     assert [c.label for c in cases] == ["naive", "ours, 1 worker"]
 
 
+def test_no_worker_for_each_core_where_none_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "n_cores", lambda: 2)
+    cases, _ = make_cases(parse([*TINY, "--workers", "0"]))
+    assert [(c.label, c.threads) for c in cases[1:]] == [("ours, 1 worker", 2)]
+
+
 # Rows
 
 
@@ -242,7 +248,7 @@ def test_a_ratio_is_of_means_and_its_error_is_of_paired_repeats() -> None:
     assert found["ours, 2 x 1 thread"]["trials_per_hour"] == pytest.approx((4.0, 0.0))
     # 30 over 12; residuals 20 - 25 and 40 - 35 have a mean's error of 5, over 12.
     assert found["ours, 1 x 1 thread"]["trials_per_hour"] == pytest.approx((2.5, 5 / 12))
-    assert "2.50 ± 0.42 4.00 ± 0.00" in " ".join(table(rows).split())
+    assert f"{'2.50 ± 0.42':>32}{'4.00 ± 0.00':>32}" in table(rows)
 
 
 def test_one_repeat_has_no_error() -> None:
@@ -285,12 +291,10 @@ def test_growth_is_measured_at_each_value(monkeypatch: pytest.MonkeyPatch) -> No
     assert [(c.workers, c.passes) for c in measured] == [(1, 0), (1, 0), (2, 0)]
     # The first draw's steps, then those that are timed.
     assert [r.steps for r in measured[0].recipes] == [2, 64, 8, 2, 4]
-    lines = throughput.growth_table(rows).splitlines()
-    assert [line.split() for line in lines[:2]] == [
-        ["batch_size", "ms_per_step", "images_per_s"],
-        ["8", "8.00", "1000.00"],
+    assert throughput.growth_table(rows).splitlines()[:2] == [
+        f"{'batch_size':<36}{'ms_per_step':>32}{'images_per_s':>32}",
+        f"{'  8':<36}{'8.00':>32}{'1000.00':>32}",
     ]
-    assert len({len(line) for line in lines[:2]}) == 1, "columns end at the same place"
 
 
 def test_a_worker_does_its_trials_and_goes_on_while_others_have_some_to_do(

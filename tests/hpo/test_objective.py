@@ -123,13 +123,16 @@ def test_each_call_has_its_instances_seed(run: Run) -> None:
 
 
 def test_a_weak_trial_is_pruned_before_its_last_instance(run: Run) -> None:
-    weak = run(lambda r: (10 * r.lr, 1.0), [0.001, 0.002, 0.09])[2]
+    *complete, weak = run(lambda r: (10 * r.lr, 1.0), [0.001, 0.002, 0.09])
     assert weak.state == TrialState.PRUNED
     assert len(weak.user_attrs["instances"]) == 1
     assert weak.user_attrs["outcome"] == "pruned"
     assert "weak after 1 of 3" in weak.user_attrs["reason"]
-    # What all three would give: the noise of each is its own.
-    assert weak.value == pytest.approx(weak.intermediate_values[1], rel=0.02)
+    # What all three would give, by the complete trials: the noise of each is its own.
+    losses = torch.tensor([[m["loss"] for m in t.user_attrs["instances"]] for t in complete])
+    difficulty = losses.log().mean(0).exp()
+    expected = weak.intermediate_values[1] * (difficulty.mean() / difficulty[0]).item()
+    assert weak.value == pytest.approx(expected)
     assert weak.constraints["seconds over the limit"] == pytest.approx(-9.0)
 
 
@@ -160,6 +163,19 @@ def test_calls_side_by_side_tell_what_they_tell_alone(run: Run, config: StudyCon
         assert beside.user_attrs[key] == alone.user_attrs[key]
     assert beside.intermediate_values == alone.intermediate_values
     assert beside.value == alone.value
+
+
+def test_a_title_names_the_first_of_calls_side_by_side(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+
+    def show(self: Display, title: str, share: float = 0.0, loss: float | None = None) -> None:
+        titles.append(title)
+
+    monkeypatch.setattr(Display, "show_trial", show)
+    run(lambda r: (10 * r.lr, 1.0), [0.001], together=2)
+    assert list(dict.fromkeys(titles)) == ["trial 0, r0/0 + 1 more (2/3)", "trial 0, r2/0/2 (3/3)"]
 
 
 def test_calls_side_by_side_are_judged_together(run: Run) -> None:
