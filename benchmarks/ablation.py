@@ -29,6 +29,8 @@ from finetune.networks import list_networks, load_network
 from finetune.recipe import Recipe, RecipeError
 from finetune.validation import T_BINS, LossTable, NoiseTable, estimate
 
+from .arguments import positive
+
 _NO_DEADLINE_S = 1e6
 _BATCH = 2000
 
@@ -75,13 +77,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_data_options(parser)
     parser.add_argument("--runes", nargs="+", metavar="RUNE", help="default: two, spread evenly")
-    parser.add_argument("--splits", type=int, default=1)
+    parser.add_argument("--splits", type=positive, default=1)
     parser.add_argument("--network", type=Path, help="a network's file; default: the embedded one")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--change", nargs="+", default=[], help="JSON with fields of a recipe")
-    parser.add_argument("--replicates", type=int, default=8, help="noises for each drawing and t")
     parser.add_argument(
-        "--samples", type=int, default=16_000, help="of the posterior mean, drawn as for t = 1"
+        "--replicates", type=positive, default=8, help="noises for each drawing and t"
+    )
+    parser.add_argument(
+        "--samples", type=positive, default=16_000, help="of the posterior mean, drawn as for t = 1"
     )
     arguments = parser.parse_args(argv)
     recipes = _recipes({"steps": arguments.steps}, arguments.change)

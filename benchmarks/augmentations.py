@@ -26,6 +26,8 @@ from finetune.data import RuneSource, choose_runes, open_source, split_drawings
 from finetune.errors import UserError, run_command
 from finetune.recipe import Recipe, RecipeError
 
+from .arguments import positive
+
 TIMES = (0.4, 0.55, 0.7, 0.85)
 _NOISES = 8  # for each drawing and time
 _BATCH = 2000
@@ -77,9 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_data_options(parser)
     parser.add_argument("--runes", nargs="+", metavar="RUNE", help="default: five, spread evenly")
-    parser.add_argument("--splits", type=int, default=2)
+    parser.add_argument("--splits", type=positive, default=2)
     parser.add_argument(
-        "--samples", type=int, default=16_000, help="augmented drawings for each time"
+        "--samples", type=positive, default=16_000, help="augmented drawings for each time"
     )
     parser.add_argument("--mix", nargs="+", default=[], help="JSON with fields of a recipe")
     arguments = parser.parse_args(argv)

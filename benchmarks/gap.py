@@ -21,11 +21,13 @@ from finetune.adapt import adapt
 from finetune.augment import Augmenter
 from finetune.challenge import add_data_options
 from finetune.data import NEW_LABEL, choose_runes, open_source, split_drawings
-from finetune.errors import run_command
+from finetune.errors import UserError, run_command
 from finetune.flow import image_losses
 from finetune.networks import list_networks, load_network
-from finetune.recipe import Recipe
+from finetune.recipe import Recipe, RecipeError
 from finetune.validation import T_BINS, NoiseTable
+
+from .arguments import positive
 
 DrawingsFor = Callable[[Tensor], Tensor]
 KINDS = ("trained on", "augmented", "unseen")
@@ -79,9 +81,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runes", nargs="+", metavar="RUNE", help="default: four, spread evenly")
     parser.add_argument("--network", type=Path, help="a network's file; default: the embedded one")
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--replicates", type=int, default=8, help="noises for each drawing and t")
+    parser.add_argument(
+        "--replicates", type=positive, default=8, help="noises for each drawing and t"
+    )
     arguments = parser.parse_args(argv)
-    recipe = Recipe(steps=arguments.steps, deadline_s=_NO_DEADLINE_S)
+    try:
+        recipe = Recipe(steps=arguments.steps, deadline_s=_NO_DEADLINE_S)
+    except RecipeError as error:
+        raise UserError(f"--steps: {error}") from error
     source = open_source(arguments.source, arguments.data)
     runes = choose_runes(source, arguments.runes, 4)
     network = load_network(arguments.network or list_networks()[0])
@@ -105,8 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     for kind, rows in by_kind.items():
         print(_row(f"mean, {kind}", rows.mean(0)))
     ratio = by_kind["unseen"].mean(1) / by_kind["augmented"].mean(1)
-    error = (ratio.std() / math.sqrt(len(ratio))).item() if len(ratio) > 1 else math.nan
-    print(f"unseen over augmented: {ratio.mean():.3f} ± {error:.3f} (over runes)")
+    se = (ratio.std() / math.sqrt(len(ratio))).item() if len(ratio) > 1 else math.nan
+    print(f"unseen over augmented: {ratio.mean():.3f} ± {se:.3f} (over runes)")
     return 0
 
 

@@ -37,6 +37,7 @@ from tqdm import tqdm
 from finetune.errors import run_command
 from hpo.config import load_study_file
 
+from .arguments import positive
 from .postgres import USER, Postgres
 from .storage_case import Case, Measured, measure
 from .storage_fill import fill, make_trials
@@ -277,10 +278,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.storage", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--storages", nargs="+", choices=STORAGES, default=STORAGES)
-    parser.add_argument("--stored", nargs="+", type=_positive, default=[100, 1000, 10_000])
-    parser.add_argument("--workers", nargs="+", type=_positive, default=[1, 8, 32])
+    parser.add_argument("--stored", nargs="+", type=positive, default=[100, 1000, 10_000])
+    parser.add_argument("--workers", nargs="+", type=positive, default=[1, 8, 32])
     parser.add_argument(
-        "--trials", type=_positive, default=64, help="of a case and figure (at least 2 a worker)"
+        "--trials", type=positive, default=64, help="of a case and figure (at least 2 a worker)"
     )
     parser.add_argument(
         "--seconds", type=float, default=5.0, help="of a case and figure; then no trial begins"
@@ -297,12 +298,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
     return arguments
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

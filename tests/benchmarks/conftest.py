@@ -1,10 +1,16 @@
-"""For tests of benchmarks that start processes."""
+"""For tests of benchmarks: processes that start quickly, and sizes that are tiny."""
 
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
+from types import ModuleType
 
 import pytest
+import torch
+
+from finetune.unet import ConditionalDiffusionUNet
+from finetune.validation import NoiseTable
 
 # What those processes import, some of it late.
 _IMPORTED = (
@@ -23,3 +29,16 @@ def quick_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         return get_context("forkserver" if method == "spawn" else method)
 
     monkeypatch.setattr(multiprocessing, "get_context", get_quick_context)
+
+
+@pytest.fixture
+def make_tiny(monkeypatch: pytest.MonkeyPatch, drawn_once: None) -> Callable[[ModuleType], None]:
+    """A benchmark's network is small, and each of its ten bins of t has one time of each image."""
+
+    def patch(benchmark: ModuleType) -> None:
+        torch.manual_seed(0)
+        tiny = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
+        monkeypatch.setattr(benchmark, "load_network", lambda path: tiny)
+        monkeypatch.setattr(benchmark, "NoiseTable", lambda n, **more: NoiseTable(n, 10, **more))
+
+    return patch

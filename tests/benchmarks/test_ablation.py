@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
+
 import pytest
 import torch
 
@@ -9,8 +12,6 @@ from benchmarks import ablation
 from benchmarks.ablation import PosteriorMean, main
 from finetune.errors import UserError
 from finetune.flow import interpolate
-from finetune.unet import ConditionalDiffusionUNet
-from finetune.validation import NoiseTable
 
 
 @pytest.mark.parametrize("t", [0.05, 0.5, 0.95])
@@ -35,16 +36,13 @@ def test_of_one_drawing_the_posterior_mean_knows_the_noise() -> None:
         torch.testing.assert_close(found, (e - x)[i : i + 1], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.usefixtures("drawn_once")
 def test_a_tiny_run_prints_every_recipe_and_the_bound(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    make_tiny: Callable[[ModuleType], None],
 ) -> None:
-    torch.manual_seed(0)
-    tiny = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
-    monkeypatch.setattr(ablation, "load_network", lambda path: tiny)
+    make_tiny(ablation)
     monkeypatch.setattr(ablation, "_BATCH", 100)
-    # One time in each of the bins that are printed.
-    monkeypatch.setattr(ablation, "NoiseTable", lambda n, **more: NoiseTable(n, 10, **more))
     options = ["--source", "drawn", "--runes", "thorn", "--steps", "1", "--samples", "100"]
     options += ["--replicates", "1"]
     assert main([*options, "--change", '{"views": 1}', '{"output": "velocity"}']) == 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from benchmarks import gap
 from benchmarks.gap import KINDS, losses_by_t, main
-from finetune.unet import ConditionalDiffusionUNet
+from finetune.errors import UserError
 from finetune.validation import NoiseTable, estimate
 
 
@@ -40,15 +43,10 @@ def test_drawings_are_asked_for_the_times_at_which_they_are_seen() -> None:
     torch.testing.assert_close(found, 1 + middles.square() + 1 / 1200, atol=0.02, rtol=0)
 
 
-@pytest.mark.usefixtures("drawn_once")
 def test_a_tiny_run_prints_every_rune_and_kind(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], make_tiny: Callable[[ModuleType], None]
 ) -> None:
-    torch.manual_seed(0)
-    tiny = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
-    monkeypatch.setattr(gap, "load_network", lambda path: tiny)
-    # One time in each of the bins that are printed.
-    monkeypatch.setattr(gap, "NoiseTable", lambda n, **more: NoiseTable(n, 10, **more))
+    make_tiny(gap)
     options = ["--source", "drawn", "--runes", "thorn", "feoh", "--steps", "1"]
     assert main([*options, "--replicates", "1"]) == 0
     *rows, last = capsys.readouterr().out.splitlines()[1:]
@@ -59,3 +57,15 @@ def test_a_tiny_run_prints_every_rune_and_kind(
     torch.testing.assert_close(values[:, 1:].mean(1), values[:, 0], atol=2e-4, rtol=0)
     torch.testing.assert_close((values[:3] + values[3:6]) / 2, values[6:], atol=2e-4, rtol=0)
     assert last.startswith("unseen over augmented: ")
+
+
+def test_steps_that_are_none_are_told() -> None:
+    with pytest.raises(UserError, match="--steps: steps is 0; write a value in"):
+        main(["--source", "drawn", "--steps", "0"])
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "2.5", "many"])
+def test_a_number_below_one_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--source", "drawn", "--replicates", text])
+    assert f"{text} is not positive; write 1 or more" in capsys.readouterr().err
