@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         "--samples", type=positive, default=16_000, help="of the posterior mean, drawn as for t = 1"
     )
     arguments = parser.parse_args(argv)
-    recipes = _recipes({"steps": arguments.steps}, arguments.change)
+    recipes = _recipes({"steps": arguments.steps, "members": 1}, arguments.change)
     source = open_source(arguments.source, arguments.data)
     runes = choose_runes(source, arguments.runes, 2)
     network = load_network(arguments.network or list_networks()[0])

@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        recipe = Recipe(steps=arguments.steps, deadline_s=_NO_DEADLINE_S)
+        recipe = Recipe(steps=arguments.steps, members=1, deadline_s=_NO_DEADLINE_S)
     except RecipeError as error:
         raise UserError(f"--steps: {error}") from error
     source = open_source(arguments.source, arguments.data)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,17 @@ from torch import Tensor, nn
 
 from .captured import CapturedSteps
 from .clock import Clock
+from .ensemble import answer_as_one, count_members
 from .precision import is_gpu_failure, standard_settings, training_device
 from .recipe import Recipe
 from .run import Run
 from .steps import Steps
+from .threaded import ThreadedSteps
 from .threads import fastest_threads
 
 IMAGE_SHAPE = (1, 28, 28)
+# Fields in which recipes of tasks side by side are equal.
+_SHARED = ("steps", "batch_size", "members", "member_steps", "deadline_s")
 
 
 class AdaptationError(RuntimeError):
@@ -33,7 +38,7 @@ class Progress:
 
     step: int  # steps done
     share: float  # of the schedule, in [0, 1]
-    loss: float  # of this step's batch
+    loss: float  # of this step's batch, the mean of the members'
     elapsed_s: float
 
 
@@ -42,7 +47,7 @@ class Adapted:
     """An adapted network and how it came about."""
 
     model: nn.Module
-    steps: int
+    steps: int  # of each of its members
     seconds: float
     stopped: bool  # by the callback, before the schedule's end
 
@@ -100,7 +105,8 @@ def adapt(
     that fails or lacks memory leaves the run to the CPU, from its first step and with the time
     that is left.  The process's own settings are neither used nor changed.
     The schedule follows max(step / steps, elapsed / deadline): a slow machine does fewer
-    steps, but always ends its schedule, in time.  When the deadline is far, the result
+    steps, but always ends its schedule, in time.  Where there is time for several networks
+    (``recipe.members``) their mean is returned.  When the deadline is far, the result
     depends on the recipe, the drawings, the machine and its threads alone.
 
     Args:
@@ -126,7 +132,7 @@ def adapt_together(
 
     Args:
         tasks: one or more, with networks on one device and recipes of the same ``steps``,
-            ``batch_size`` and ``deadline_s``.
+            ``batch_size``, ``members``, ``member_steps`` and ``deadline_s``.
         on_step: called after each step with the progress of each; a true answer ends all.
 
     Raises:
@@ -134,8 +140,8 @@ def adapt_together(
         ValueError: the tasks can't go side by side.
     """
     start = time.perf_counter()
-    if len({(t.recipe.steps, t.recipe.batch_size, t.recipe.deadline_s) for t in tasks}) != 1:
-        raise ValueError("tasks side by side need equal steps, batch_size and deadline_s")
+    if len({tuple(getattr(t.recipe, name) for name in _SHARED) for t in tasks}) != 1:
+        raise ValueError(f"tasks side by side need equal {', '.join(_SHARED)}")
     device = training_device(next(tasks[0].pretrained_model.parameters()).device)
     try:
         with standard_settings(device), fastest_threads(device):
@@ -158,23 +164,40 @@ def _adapt_on(
 ) -> list[Adapted]:
     """The calls themselves; ``start`` is when they began, by `time.perf_counter`."""
     recipe = tasks[0].recipe
-    runs = [Run(device, task.pretrained_model, task.drawings, task.recipe) for task in tasks]
-    steps = CapturedSteps(runs, device) if device.type == "cuda" else Steps(runs)
+    firsts = [Run(device, task.pretrained_model, task.drawings, task.recipe) for task in tasks]
+    n = count_members(firsts, device, recipe.deadline_s - (time.perf_counter() - start))
+    teams = [[first, *(first.sibling(k) for k in range(1, n))] for first in firsts]
     clock = Clock(start, recipe.steps, recipe.deadline_s)
     stopped = False
-    while not clock.is_over and not stopped:
-        steps.draw()
-        share = clock.share
-        losses = steps.train(share, clock.tick())
-        for loss in losses:
-            if not math.isfinite(loss):
-                raise AdaptationError(
-                    f"loss is {loss} at step {clock.step} of {recipe.steps}; "
-                    f"lower the learning rate ({recipe.lr:g}) or clip the gradient"
-                )
-        elapsed_s = clock.elapsed_s
-        progress = [Progress(clock.step, clock.share, loss, elapsed_s) for loss in losses]
-        stopped = bool(on_step(progress))
-    adapted = [run.finished() for run in runs]
+    with _steps_of([run for team in teams for run in team], device, threaded=n > 1) as steps:
+        while not clock.is_over and not stopped:
+            steps.draw()
+            share = clock.share
+            losses = steps.train(share, clock.tick())
+            for loss in losses:
+                if not math.isfinite(loss):
+                    raise AdaptationError(
+                        f"loss is {loss} at step {clock.step} of {recipe.steps}; "
+                        f"lower the learning rate ({recipe.lr:g}) or clip the gradient"
+                    )
+            elapsed_s = clock.elapsed_s
+            means = [statistics.fmean(losses[i : i + n]) for i in range(0, len(losses), n)]
+            progress = [Progress(clock.step, clock.share, loss, elapsed_s) for loss in means]
+            stopped = bool(on_step(progress))
+    adapted = [answer_as_one([run.finished() for run in team]).eval() for team in teams]
     seconds, stopped = time.perf_counter() - start, stopped and clock.share < 1
     return [Adapted(model, clock.step, seconds, stopped) for model in adapted]
+
+
+@contextmanager
+def _steps_of(
+    runs: Sequence[Run], device: torch.device, threaded: bool
+) -> Iterator[Steps | CapturedSteps | ThreadedSteps]:
+    """How to train ``runs``, on a CPU in threads of their own or one after the other."""
+    if device.type == "cuda":
+        yield CapturedSteps(runs, device)
+    elif threaded:
+        with ThreadedSteps(runs) as steps:
+            yield steps
+    else:
+        yield Steps(runs)

@@ -37,8 +37,8 @@ _CALIBRATION_BATCH, _CALIBRATION_ROUNDS = 128, 7
 class _Affine:
     """Maps of the canvas, [-1, 1] along each axis: source to output, each for one of b images.
 
-    ``linear`` (b, 2, 2) is rotation . shear . scaling, ``inverse`` undoes it, ``scale`` (b,) is
-    how much it enlarges, ``shift`` (b, 2) comes after it.
+    ``linear`` (b, 2, 2) is rotation . slope . shear . scaling, ``inverse`` undoes it, ``scale``
+    (b,) is how much it enlarges, ``shift`` (b, 2) comes after it.
     """
 
     linear: Tensor
@@ -162,16 +162,19 @@ class Augmenter:
         scale = 1 + self._symmetric(n) * r.scale
         stretch = torch.sqrt(1 + self._symmetric(n) * r.aspect)
         shear = self._symmetric(n) * r.shear
-        shift = self._symmetric(n, 2) * r.shift_px / self._half_canvas_px
+        slope = self._symmetric(n) * r.slope
+        shift = self._symmetric(n, 2) * self._along * (r.shift_px / self._half_canvas_px)
         cos, sin = torch.cos(angle), torch.sin(angle)
         rotation = torch.stack([cos, -sin, sin, cos], -1).view(n, 2, 2)
         zero, one = torch.zeros_like(shear), torch.ones_like(shear)
         sheared = torch.stack([one, shear, zero, one], -1).view(n, 2, 2)
         unsheared = torch.stack([one, -shear, zero, one], -1).view(n, 2, 2)
+        sloped = torch.stack([one, zero, slope, one], -1).view(n, 2, 2)
+        unsloped = torch.stack([one, zero, -slope, one], -1).view(n, 2, 2)
         size = torch.stack([scale * stretch, scale / stretch], -1)  # (n, 2)
         return _Affine(
-            linear=rotation @ sheared * size[:, None, :],
-            inverse=(1 / size)[:, :, None] * (unsheared @ rotation.mT),
+            linear=rotation @ sloped @ sheared * size[:, None, :],
+            inverse=(1 / size)[:, :, None] * (unsheared @ unsloped @ rotation.mT),
             scale=scale,
             shift=shift,
         )
@@ -179,12 +182,19 @@ class Augmenter:
     def _draw_offsets(self, n: int) -> Tensor:
         """Elastic displacements of the control points, (n, 2, g, g) on the canvas."""
         g = self.recipe.elastic_grid
-        return self._normal(n, 2, g, g) * (self.recipe.elastic_px / self._half_canvas_px)
+        offsets = self._normal(n, 2, g, g) * self._along[:, None, None]
+        return offsets * (self.recipe.elastic_px / self._half_canvas_px)
 
     def _widths(self, n: int) -> Tensor:
         """How far each of ``n`` drawings' edges move outward, (n,) pixels of the bitmap."""
         width = self._symmetric(n) * self.recipe.stroke_px / 2  # each edge moves by half
         return width * BITMAP_SIZE / self.drawings.shape[-1]
+
+    @property
+    def _along(self) -> Tensor:
+        """Factors of how far points move along x and y, (2,)."""
+        root = math.sqrt(self.recipe.vertical)
+        return self.drawings.new_tensor([1 / root, root])
 
     @property
     def _half_canvas_px(self) -> float:

@@ -60,6 +60,14 @@ class Recipe:
         0.03, 0.0, 1.0, "share", "half-life of the averaged weights; 0 keeps the last ones"
     )
 
+    # Several networks
+    members: int = _number(
+        4, 1, 16, "networks", "most networks whose mean answers; on a CPU one a thread at most"
+    )
+    member_steps: int = _number(
+        1200, 1, 1_000_000, "steps", "of each member at least; fewer members, if time is short"
+    )
+
     # Which layers
     train_groups: tuple[str, ...] = _subset(
         GROUPS, GROUPS, "groups of layers that train; the others are frozen"
@@ -108,13 +116,17 @@ class Recipe:
         "draw along the pen's path anew, warp rebuilt strokes, or the 28x28 drawing itself",
     )
     plain_share: float = _number(0.0, 0.0, 1.0, "share", "drawings left as they are")
-    rotation_deg: float = _number(5.0, 0.0, 180.0, "degrees", "rotation, either way")
+    rotation_deg: float = _number(2.0, 0.0, 180.0, "degrees", "rotation, either way")
     scale: float = _number(0.2, 0.0, 0.9, "1", "size, as a relative change")
-    aspect: float = _number(0.0, 0.0, 0.9, "1", "width over height, as a relative change")
-    shear: float = _number(0.1, 0.0, 1.0, "1", "horizontal shear (slant)")
+    aspect: float = _number(0.3, 0.0, 0.9, "1", "width over height, as a relative change")
+    shear: float = _number(0.08, 0.0, 1.0, "1", "horizontal shear: how upright strokes lean")
+    slope: float = _number(0.2, 0.0, 1.0, "1", "vertical shear: how level strokes rise")
     shift_px: float = _number(1.5, 0.0, 14.0, "px", "shift along each axis")
     elastic_px: float = _number(0.4, 0.0, 10.0, "px", "deviation of the elastic grid's offsets")
     elastic_grid: int = _number(5, 2, 14, "points", "elastic control points along each axis")
+    vertical: float = _number(
+        1.5, 0.1, 10.0, "1", "shifts and elastic offsets along y over those along x"
+    )
     stroke_px: float = _number(0.0, 0.0, 2.0, "px", "change of the stroke's width")
     blend: float = _number(
         0.8,

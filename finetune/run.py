@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +17,29 @@ from .precision import channels_last, resolve_precision
 from .recipe import Recipe
 from .weights import Weights
 
+# Seeds of siblings lie this far apart, so that no two share a stream of random numbers.
+_SEEDS_APART = 1_000_003
+
 
 class Run:
-    """A copy of ``pretrained_model`` that learns ``drawings`` (n, 1, 28, 28) on ``device``."""
+    """A copy of ``pretrained_model`` that learns ``drawings`` (n, 1, 28, 28) on ``device``.
+
+    Args:
+        augment: of these drawings, where there is one already: to prepare it takes a second.
+    """
 
     def __init__(
-        self, device: torch.device, pretrained_model: nn.Module, drawings: Tensor, recipe: Recipe
+        self,
+        device: torch.device,
+        pretrained_model: nn.Module,
+        drawings: Tensor,
+        recipe: Recipe,
+        augment: Augmenter | None = None,
     ) -> None:
+        self._pretrained_model = pretrained_model
         weight = next(pretrained_model.parameters())
         self._home, self._dtype = weight.device, weight.dtype
-        self._recipe = recipe
+        self.recipe = recipe
         self._model = model = channels_last(copy.deepcopy(pretrained_model), device).train()
         # Of the new class's own stream, so that nothing depends on the global one.
         self._generator = generator = torch.Generator(device).manual_seed(recipe.seed)
@@ -37,7 +51,9 @@ class Run:
         if recipe.lora_rank:
             add_lora(model, recipe.lora_groups, recipe.lora_rank, recipe.lora_scale, generator)
 
-        self._augment = augment = Augmenter(drawings, recipe, generator)
+        if augment is None:
+            augment = Augmenter(drawings, recipe, generator)
+        self._augment = augment = augment.with_generator(generator)
         self._c = torch.full((recipe.batch_size,), label, device=device)
         self._learner: LearnsVelocity | LearnsLevels
         if recipe.output == "velocity":
@@ -46,9 +62,20 @@ class Run:
             self._learner = LearnsLevels(model, device, precision, augment, label, recipe)
         self.weights = Weights(model, self._learner.head, recipe, product_type(precision))
 
+    def sibling(self, k: int) -> Run:
+        """Another network that learns the same, by random numbers of its own; 0: by the same."""
+        seed = (self.recipe.seed + k * _SEEDS_APART) % 2**63
+        return Run(
+            self._generator.device,
+            self._pretrained_model,
+            self._augment.drawings,
+            replace(self.recipe, seed=seed),
+            self._augment,
+        )
+
     def draw(self) -> Batch:
         """The next batches, as many as it pays to draw together."""
-        batches = draw_batches(self._augment, self._recipe, self._generator, self._learner.targets)
+        batches = draw_batches(self._augment, self.recipe, self._generator, self._learner.targets)
         self._learner.prepare(batches.x[:, :, 0, 0, 0].numel())
         return batches
 
@@ -61,7 +88,7 @@ class Run:
     def finished(self) -> nn.Module:
         """The network that has learnt, where the pretrained one was, in evaluation mode."""
         self.weights.finish()
-        if self._recipe.lora_rank:
+        if self.recipe.lora_rank:
             merge_lora(self._model)
         adapted = self._learner.finished()
         for parameter in adapted.parameters():

@@ -18,7 +18,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -102,7 +103,7 @@ def main(submission: str, case_path: str) -> None:
     report = {
         "state": {k: v.detach().cpu() for k, v in adapted.state_dict().items()},
         "seconds": seconds,
-        "steps": len(steps),
+        "steps": steps(),
         "recipe": dataclasses.asdict(recipe),
         "refused": guard.refused,
         "said": said.getvalue()[:1000],
@@ -130,18 +131,18 @@ def _warm_up() -> None:
     torch.optim.AdamW([weight]).step()
 
 
-def _count_steps() -> list[None]:
-    """A list that grows with each step of AdamW."""
+def _count_steps() -> Callable[[], int]:
+    """From now on; the answer is how many steps of AdamW the busiest optimizer has made."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    steps: list[None] = []
+    steps: Counter[torch.optim.Optimizer] = Counter()  # side by side there are several
 
     def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if isinstance(optimizer, torch.optim.AdamW):
-            steps.append(None)
+            steps[optimizer] += 1
 
     register_optimizer_step_post_hook(note)
-    return steps
+    return lambda: max(steps.values(), default=0)
 
 
 def _load(name: str, path: Path) -> ModuleType:

@@ -29,6 +29,7 @@ MODULES = (
     "captured",
     "clock",
     "correspond",
+    "ensemble",
     "flat",
     "flow",
     "fused",
@@ -43,6 +44,7 @@ MODULES = (
     "recipe",
     "run",
     "steps",
+    "threaded",
     "threads",
     "weights",
 )

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from finetune.bank import ImageBank
 from finetune.data import NEW_LABEL
+from finetune.ensemble import answer_as_one
 from finetune.levels import GreyLevels
 from finetune.posterior import LevelPosterior
 from finetune.recipe import Recipe
@@ -212,23 +213,37 @@ def _run(
 
 def _returned(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
     """What the call returned, rebuilt of the project's own classes."""
-    prefix = "network."
-    inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     try:
-        label = len((inner or state)["class_embedding.weight"]) - 1
-        model: nn.Module = ConditionalDiffusionUNet(n_classes=label + 1)
-        # With the memory format that the call chose, which rounding depends on.
-        model.load_state_dict(inner or dict(state), strict=True, assign=True)
-        if inner:
-            levels = GreyLevels(state["means"], state["variances"], state["log_prior"])
-            model = LevelPosterior(model, levels, label, recipe.views, recipe.head_hidden)
-            if recipe.bank_limit:
-                model.bank = ImageBank(state["bank.images"], recipe.bank_limit)
-            model.load_state_dict(dict(state), strict=True, assign=True)
+        models = [_member(part, recipe) for part in _parts(state)]
     except (KeyError, RuntimeError) as error:
         first = " ".join(str(error).split())[:200]
         raise ProofError(f"what the file returns is not the course's network: {first}") from error
-    return model.eval()
+    return answer_as_one(models).eval()
+
+
+def _parts(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The states of an ensemble's members; of one network alone, its own."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        of, k, name = key.split(".", 2) if key.startswith("members.") else ("", "", key)
+        parts.setdefault(f"{of}.{k}", {})[name] = value
+    return list(parts.values())
+
+
+def _member(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
+    prefix = "network."
+    inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    label = len((inner or state)["class_embedding.weight"]) - 1
+    model: nn.Module = ConditionalDiffusionUNet(n_classes=label + 1)
+    # With the memory format that the call chose, which rounding depends on.
+    model.load_state_dict(inner or dict(state), strict=True, assign=True)
+    if inner:
+        levels = GreyLevels(state["means"], state["variances"], state["log_prior"])
+        model = LevelPosterior(model, levels, label, recipe.views, recipe.head_hidden)
+        if recipe.bank_limit:
+            model.bank = ImageBank(state["bank.images"], recipe.bank_limit)
+        model.load_state_dict(dict(state), strict=True, assign=True)
+    return model
 
 
 def describe(proof: Proof, claim: Claim | None, recipe: Recipe, label: str) -> Sequence[str]:

@@ -19,10 +19,18 @@ from finetune.drawn import draw_rune
 from finetune.rebuild import Rebuilt, rebuild, resize_operator
 from finetune.recipe import Recipe
 
-STILL: dict[str, Any] = dict.fromkeys(
-    ("rotation_deg", "scale", "aspect", "shear", "shift_px", "elastic_px", "stroke_px", "blend"),
-    0.0,
-)
+STILL: dict[str, Any] = {
+    "rotation_deg": 0.0,
+    "scale": 0.0,
+    "aspect": 0.0,
+    "shear": 0.0,
+    "slope": 0.0,
+    "shift_px": 0.0,
+    "elastic_px": 0.0,
+    "vertical": 1.0,
+    "stroke_px": 0.0,
+    "blend": 0.0,
+}
 RUNES = ("rad", "is")  # many strokes, and one
 STROKE_RENDERS = ("pen", "rebuilt")
 RENDERS = (*STROKE_RENDERS, "direct")
@@ -236,9 +244,16 @@ def paths(draw: Augmenter, n: int = 200) -> Tensor:
 @pytest.mark.parametrize(
     "ranges",
     [
-        *({name: 0.3} for name in ("scale", "aspect", "shear")),
+        *({name: 0.3} for name in ("scale", "aspect", "shear", "slope")),
         *({"rotation_deg": 180.0}, {"shift_px": 5.0}),
-        {"rotation_deg": 90.0, "scale": 0.5, "aspect": 0.5, "shear": 0.5, "shift_px": 5.0},
+        {
+            "rotation_deg": 90.0,
+            "scale": 0.5,
+            "aspect": 0.5,
+            "shear": 0.5,
+            "slope": 0.5,
+            "shift_px": 5.0,
+        },
     ],
     ids="-".join,
 )
@@ -303,6 +318,27 @@ def test_shear_slants_and_leaves_rows_in_place() -> None:
     assert torch.allclose(linear[:, 1], torch.tensor([0.0, 1.0]).double(), atol=1e-5)
     assert torch.allclose(linear[:, 0, 0], torch.ones(200).double(), atol=1e-5)
     assert_covers(linear[:, 0, 1], -0.2, 0.2)
+
+
+def test_slope_tilts_and_leaves_columns_in_place() -> None:
+    linear, _ = maps(direct(slope=0.2))
+    assert torch.allclose(linear[:, :, 1], torch.tensor([0.0, 1.0]).double(), atol=1e-5)
+    assert torch.allclose(linear[:, 0, 0], torch.ones(200).double(), atol=1e-5)
+    assert_covers(linear[:, 1, 0], -0.2, 0.2)
+
+
+def test_shifts_and_elastic_offsets_are_larger_along_y() -> None:
+    _, shift = maps(direct(shift_px=2.8, vertical=4.0))
+    source = -14 * shift
+    assert_covers(source[:, 0], -1.4, 1.4)
+    assert_covers(source[:, 1], -5.6, 5.6)
+    draw, alike = (direct(elastic_px=0.8, vertical=vertical) for vertical in (4.0, 1.0))
+    still = direct().draw_warp(torch.zeros(9, dtype=torch.long)).grid
+    moved, as_before = (
+        d.draw_warp(torch.zeros(9, dtype=torch.long)).grid - still for d in (draw, alike)
+    )
+    expected = as_before * torch.tensor([0.5, 2.0])
+    torch.testing.assert_close(moved, expected, atol=1e-5, rtol=0)
 
 
 def test_elastic_offsets_have_their_deviation() -> None:
@@ -427,6 +463,7 @@ def augment_bar(augment_strokes: Augment) -> Augment:
         {"scale": 0.5, "rotation_deg": 180.0},
         {"aspect": 0.8, "rotation_deg": 10.0},
         {"shear": 1.0},
+        {"slope": 1.0},
         {"scale": 0.4, "rotation_deg": 180.0, "aspect": 0.5, "shear": 0.3, "shift_px": 1.0},
     ],
     ids="-".join,

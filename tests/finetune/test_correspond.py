@@ -18,6 +18,7 @@ STILL = {
     "scale": 0.0,
     "aspect": 0.0,
     "shear": 0.0,
+    "slope": 0.0,
     "shift_px": 0.0,
     "elastic_px": 0.0,
 }

@@ -20,17 +20,27 @@ import torch
 from finetune.adapt import adapt
 from finetune.challenge import load_submission
 from finetune.data import NEW_LABEL, RuneSource
+from finetune.ensemble import VelocityMean
 from finetune.errors import UserError
 from finetune.recipe import Recipe
 from finetune.validation import NoiseTable, estimate
 from hpo import export as export_module
 from hpo.choosing import CONFIRMED_KEY, choose
+from hpo.cleanroom import _count_steps
 from hpo.config import StudyConfig, load_study_file
 from hpo.export import held_out, main
 from hpo.instances import Instance, load_instances
 from hpo.manifest import MANIFEST_KEY
 from hpo.onefile import one_file
-from hpo.proof import Claim, ProofError, check_call, check_imports, check_same_source, describe
+from hpo.proof import (
+    Claim,
+    ProofError,
+    _returned,
+    check_call,
+    check_imports,
+    check_same_source,
+    describe,
+)
 from hpo.storage import open_storage
 from hpo.study_storage import StudyStorage
 
@@ -328,6 +338,34 @@ def test_the_call_agrees_with_the_trial_or_does_not(tmp_path: Path, instance: In
     far = replace(claim, loss=loss.mean + 10 * loss.standard_error)
     with pytest.raises(ProofError, match=r"loss on thorn/0 is .* apart"):
         check_call(path, RECIPE, instance, TABLE, 100.0, far)
+
+
+@pytest.mark.parametrize("output", ["levels", "velocity"])
+def test_several_networks_are_rebuilt_as_they_answer(instance: Instance, output: str) -> None:
+    recipe = replace(RECIPE, output=output, steps=1)
+    members = [
+        adapt(instance.pretrained, instance.split.train, replace(recipe, seed=seed)).model
+        for seed in range(2)
+    ]
+    for model in (members[0], VelocityMean(members).eval()):
+        rebuilt = _returned(model.state_dict(), recipe)
+        assert not rebuilt.training
+        found = estimate(rebuilt, instance.split.test, NEW_LABEL, TABLE)
+        expected = estimate(model, instance.split.test, NEW_LABEL, TABLE)
+        assert found.replicates == expected.replicates
+
+
+def test_steps_are_those_of_one_of_several_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks: list[Any] = []
+    optimizers = sys.modules["torch.optim.optimizer"]
+    monkeypatch.setattr(optimizers, "register_optimizer_step_post_hook", hooks.append)
+    steps = _count_steps()
+    assert steps() == 0
+    weight = torch.nn.Parameter(torch.zeros(1))
+    one, other = torch.optim.AdamW([weight]), torch.optim.AdamW([weight])
+    for optimizer in (one, other, other, one, one, torch.optim.SGD([weight])):
+        hooks[0](optimizer, (), {})
+    assert steps() == 3
 
 
 def test_the_instances_seed_is_the_calls(tmp_path: Path, instance: Instance) -> None:

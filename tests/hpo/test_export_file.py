@@ -383,23 +383,29 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("render", ["direct", "rebuilt", "pen"])
+@pytest.mark.parametrize("render", ["direct", "rebuilt", "pen", "direct, two networks"])
 def test_the_process_is_left_as_it_was_and_has_no_say(
     setting: Callable[[], AbstractContextManager[Any]],
     render: str,
     exported: ModuleType,
     of_strokes: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     recwarn: pytest.WarningsRecorder,
 ) -> None:
-    module = exported if render == "direct" else of_strokes(render)
-    expected = module.finetune_model(tiny(), DrawingDataset(DRAWINGS))
-    network = tiny()
-    with setting():
-        torch.manual_seed(5)
-        before = settings()
-        adapted = module.finetune_model(network, DrawingDataset(DRAWINGS))
-        assert settings() == before
+    module = exported if render.startswith("direct") else of_strokes(render)
+    n = 2 if render.endswith("two networks") else 1
+    recipe = module.Recipe(members=n, member_steps=1)
+    monkeypatch.setattr(module, "fastest_threads", contextlib.nullcontext)  # all are used
+    with threads(n):
+        expected = module.finetune_model(tiny(), DrawingDataset(DRAWINGS), recipe)
+        network = tiny()
+        with setting():
+            torch.manual_seed(5)
+            before = settings()
+            adapted = module.finetune_model(network, DrawingDataset(DRAWINGS), recipe)
+            assert settings() == before
+    assert n == 1 or len(adapted.members) == n
     assert same(adapted, expected)
     assert not any(p.is_inference() for p in adapted.parameters())
     assert capfd.readouterr() == ("", "")

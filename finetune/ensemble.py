@@ -1,0 +1,71 @@
+"""Several networks that learn the same drawings, and answer with the mean of their velocities.
+
+A mean of estimators has at most the mean of their errors, and less the more these differ
+(Hansen and Salamon, "Neural Network Ensembles" (1990)).  Networks that start and draw differently
+differ by more than what a network would gain by as many steps more, once it has made enough.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .run import Run
+from .threaded import ThreadedSteps
+
+_TRIED_STEPS = 4  # to see how long one takes; the first is slower
+
+
+class VelocityMean(nn.Module):
+    """The mean of what ``members``, networks of the same classes, answer."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.n_channels_img = members[0].n_channels_img
+        self.n_classes = members[0].n_classes
+
+    def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """The velocity at ``x_t`` (B, 1, 28, 28) for times t (B, 1, 1, 1) and labels c (B,)."""
+        total: Tensor = sum(member(x_t, t, c) for member in self.members)
+        return total / len(self.members)
+
+
+def answer_as_one(members: Sequence[nn.Module]) -> nn.Module:
+    """One network that answers as all ``members`` do on average."""
+    return members[0] if len(members) == 1 else VelocityMean(members)
+
+
+def count_members(runs: Sequence[Run], device: torch.device, left_s: float) -> int:
+    """How many networks should learn in the place of each of ``runs``, which have not begun.
+
+    On a GPU as many as the recipe allows, for side by side they take little more time than one.
+    On a CPU no more than there are threads, and as many as can make the recipe's
+    ``member_steps`` in the ``left_s`` that are left: tried, for some steps of networks that are
+    thrown away.
+    """
+    recipe = runs[0].recipe
+    if recipe.steps < recipe.member_steps:
+        return 1
+    if device.type == "cuda":
+        return recipe.members
+    n = min(recipe.members, torch.get_num_threads() // len(runs)) if device.type == "cpu" else 1
+    while n > 1 and left_s < recipe.member_steps * _step_seconds(runs[0], n):
+        n -= 1
+    return max(n, 1)
+
+
+def _step_seconds(run: Run, n: int) -> float:
+    """How long a step of ``n`` networks takes, each in threads of its own."""
+    seconds = []
+    with ThreadedSteps([run.sibling(k) for k in range(n)]) as steps:
+        for _ in range(_TRIED_STEPS):
+            steps.draw()
+            start = time.perf_counter()
+            steps.train(0.0, 0.0)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
