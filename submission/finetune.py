@@ -1,9 +1,9 @@
 """Adapt a pretrained rectified-flow network to a new class from ten drawings.
 
-From trial 0 of study runes: loss 0.0732 ± 0.0002, the mean of 8 instances.  The recipe's digest
-is b850065971fd.
+From trial 0 of study runes: loss 0.0713 ± 0.0002, the mean of 8 instances.  The recipe's digest
+is a9e08bafb72f.
 
-Made from runes 0.1.0, code ce0d4c607da0, by joining the modules that trials run; branches that
+Made from runes 0.1.0, code ae49bef90b58, by joining the modules that trials run; branches that
 this recipe does not take are left out.  It needs Python 3.10 and torch 2.2 or newer, no file and
 no network; it uses a GPU where there is one.  To make it again:
 
@@ -18,8 +18,9 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -57,6 +58,10 @@ class Recipe:
     clip_norm: float = 1.0  # largest gradient norm; 0 is no clipping
     ema_half_life: float = 0.03  # half-life of the averaged weights; 0 keeps the last ones (share)
 
+    # Several networks
+    members: int = 4  # most networks whose mean answers; on a CPU one a thread at most (networks)
+    member_steps: int = 1200  # of each member at least; fewer members, if time is short
+
     # Which layers
     # groups of layers that train; the others are frozen
     train_groups: tuple[str, ...] = (
@@ -84,13 +89,15 @@ class Recipe:
     # draw along the pen's path anew, warp rebuilt strokes, or the 28x28 drawing itself
     render: str = "pen"
     plain_share: float = 0.0  # drawings left as they are (share)
-    rotation_deg: float = 5.0  # rotation, either way (degrees)
+    rotation_deg: float = 2.0  # rotation, either way (degrees)
     scale: float = 0.2  # size, as a relative change
-    aspect: float = 0.0  # width over height, as a relative change
-    shear: float = 0.1  # horizontal shear (slant)
+    aspect: float = 0.3  # width over height, as a relative change
+    shear: float = 0.08  # horizontal shear: how upright strokes lean
+    slope: float = 0.2  # vertical shear: how level strokes rise
     shift_px: float = 1.5  # shift along each axis (px)
     elastic_px: float = 0.4  # deviation of the elastic grid's offsets (px)
     elastic_grid: int = 5  # elastic control points along each axis (points)
+    vertical: float = 1.5  # shifts and elastic offsets along y over those along x
     stroke_px: float = 0.0  # change of the stroke's width (px)
     # at t = 1: how far a drawing may turn into others (not if rendered directly)
     blend: float = 0.8
@@ -121,6 +128,8 @@ def finetune_model(
 
 
 IMAGE_SHAPE = (1, 28, 28)
+# Fields in which recipes of tasks side by side are equal.
+_SHARED = ("steps", "batch_size", "members", "member_steps", "deadline_s")
 
 
 class AdaptationError(RuntimeError):
@@ -133,7 +142,7 @@ class Progress:
 
     step: int  # steps done
     share: float  # of the schedule, in [0, 1]
-    loss: float  # of this step's batch
+    loss: float  # of this step's batch, the mean of the members'
     elapsed_s: float
 
 
@@ -142,7 +151,7 @@ class Adapted:
     """An adapted network and how it came about."""
 
     model: nn.Module
-    steps: int
+    steps: int  # of each of its members
     seconds: float
     stopped: bool  # by the callback, before the schedule's end
 
@@ -183,7 +192,8 @@ def adapt(
     that fails or lacks memory leaves the run to the CPU, from its first step and with the time
     that is left.  The process's own settings are neither used nor changed.
     The schedule follows max(step / steps, elapsed / deadline): a slow machine does fewer
-    steps, but always ends its schedule, in time.  When the deadline is far, the result
+    steps, but always ends its schedule, in time.  Where there is time for several networks
+    (``recipe.members``) their mean is returned.  When the deadline is far, the result
     depends on the recipe, the drawings, the machine and its threads alone.
 
     Args:
@@ -209,7 +219,7 @@ def adapt_together(
 
     Args:
         tasks: one or more, with networks on one device and recipes of the same ``steps``,
-            ``batch_size`` and ``deadline_s``.
+            ``batch_size``, ``members``, ``member_steps`` and ``deadline_s``.
         on_step: called after each step with the progress of each; a true answer ends all.
 
     Raises:
@@ -217,8 +227,8 @@ def adapt_together(
         ValueError: the tasks can't go side by side.
     """
     start = time.perf_counter()
-    if len({(t.recipe.steps, t.recipe.batch_size, t.recipe.deadline_s) for t in tasks}) != 1:
-        raise ValueError("tasks side by side need equal steps, batch_size and deadline_s")
+    if len({tuple(getattr(t.recipe, name) for name in _SHARED) for t in tasks}) != 1:
+        raise ValueError(f"tasks side by side need equal {', '.join(_SHARED)}")
     device = training_device(next(tasks[0].pretrained_model.parameters()).device)
     try:
         with standard_settings(device), fastest_threads(device):
@@ -241,26 +251,43 @@ def _adapt_on(
 ) -> list[Adapted]:
     """The calls themselves; ``start`` is when they began, by `time.perf_counter`."""
     recipe = tasks[0].recipe
-    runs = [Run(device, task.pretrained_model, task.drawings, task.recipe) for task in tasks]
-    steps = CapturedSteps(runs, device) if device.type == "cuda" else Steps(runs)
+    firsts = [Run(device, task.pretrained_model, task.drawings, task.recipe) for task in tasks]
+    n = count_members(firsts, device, recipe.deadline_s - (time.perf_counter() - start))
+    teams = [[first, *(first.sibling(k) for k in range(1, n))] for first in firsts]
     clock = Clock(start, recipe.steps, recipe.deadline_s)
     stopped = False
-    while not clock.is_over and not stopped:
-        steps.draw()
-        share = clock.share
-        losses = steps.train(share, clock.tick())
-        for loss in losses:
-            if not math.isfinite(loss):
-                raise AdaptationError(
-                    f"loss is {loss} at step {clock.step} of {recipe.steps}; "
-                    f"lower the learning rate ({recipe.lr:g}) or clip the gradient"
-                )
-        elapsed_s = clock.elapsed_s
-        progress = [Progress(clock.step, clock.share, loss, elapsed_s) for loss in losses]
-        stopped = bool(on_step(progress))
-    adapted = [run.finished() for run in runs]
+    with _steps_of([run for team in teams for run in team], device, threaded=n > 1) as steps:
+        while not clock.is_over and not stopped:
+            steps.draw()
+            share = clock.share
+            losses = steps.train(share, clock.tick())
+            for loss in losses:
+                if not math.isfinite(loss):
+                    raise AdaptationError(
+                        f"loss is {loss} at step {clock.step} of {recipe.steps}; "
+                        f"lower the learning rate ({recipe.lr:g}) or clip the gradient"
+                    )
+            elapsed_s = clock.elapsed_s
+            means = [statistics.fmean(losses[i : i + n]) for i in range(0, len(losses), n)]
+            progress = [Progress(clock.step, clock.share, loss, elapsed_s) for loss in means]
+            stopped = bool(on_step(progress))
+    adapted = [answer_as_one([run.finished() for run in team]).eval() for team in teams]
     seconds, stopped = time.perf_counter() - start, stopped and clock.share < 1
     return [Adapted(model, clock.step, seconds, stopped) for model in adapted]
+
+
+@contextmanager
+def _steps_of(
+    runs: Sequence[Run], device: torch.device, threaded: bool
+) -> Iterator[Steps | CapturedSteps | ThreadedSteps]:
+    """How to train ``runs``, on a CPU in threads of their own or one after the other."""
+    if device.type == "cuda":
+        yield CapturedSteps(runs, device)
+    elif threaded:
+        with ThreadedSteps(runs) as steps:
+            yield steps
+    else:
+        yield Steps(runs)
 
 
 # ------------------------------------------------------------------------------
@@ -393,6 +420,116 @@ class Clock:
 
 
 # ------------------------------------------------------------------------------
+# Several networks that learn the same drawings, and answer with the mean of their velocities.
+#
+# A mean of estimators has at most the mean of their errors, and less the more these differ
+# (Hansen and Salamon, "Neural Network Ensembles" (1990)).  Networks that start and draw differently
+# differ by more than what a network would gain by as many steps more, once it has made enough.
+
+_TRIED_STEPS = 4  # to see how long one takes; the first is slower
+
+
+class VelocityMean(nn.Module):
+    """The mean of what ``members``, networks of the same classes, answer."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.n_channels_img = members[0].n_channels_img
+        self.n_classes = members[0].n_classes
+
+    def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """The velocity at ``x_t`` (B, 1, 28, 28) for times t (B, 1, 1, 1) and labels c (B,)."""
+        total: Tensor = sum(member(x_t, t, c) for member in self.members)
+        return total / len(self.members)
+
+
+def answer_as_one(members: Sequence[nn.Module]) -> nn.Module:
+    """One network that answers as all ``members`` do on average."""
+    return members[0] if len(members) == 1 else VelocityMean(members)
+
+
+def count_members(runs: Sequence[Run], device: torch.device, left_s: float) -> int:
+    """How many networks should learn in the place of each of ``runs``, which have not begun.
+
+    On a GPU as many as the recipe allows, for side by side they take little more time than one.
+    On a CPU no more than there are threads, and as many as can make the recipe's
+    ``member_steps`` in the ``left_s`` that are left: tried, for some steps of networks that are
+    thrown away.
+    """
+    recipe = runs[0].recipe
+    if recipe.steps < recipe.member_steps:
+        return 1
+    if device.type == "cuda":
+        return recipe.members
+    n = min(recipe.members, torch.get_num_threads() // len(runs)) if device.type == "cpu" else 1
+    while n > 1 and left_s < recipe.member_steps * _step_seconds(runs[0], n):
+        n -= 1
+    return max(n, 1)
+
+
+def _step_seconds(run: Run, n: int) -> float:
+    """How long a step of ``n`` networks takes, each in threads of its own."""
+    seconds = []
+    with ThreadedSteps([run.sibling(k) for k in range(n)]) as steps:
+        for _ in range(_TRIED_STEPS):
+            steps.draw()
+            start = time.perf_counter()
+            steps.train(0.0, 0.0)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+# ------------------------------------------------------------------------------
+# Steps of runs side by side on a CPU, each in threads of its own.
+#
+# A step on 16 small images is some thousand short operations, which gain little by a second core:
+# a network does not do half as many steps again on two threads as on one.  Two networks on a thread
+# each wait for one another only once a step.
+
+T = TypeVar("T")
+
+
+class ThreadedSteps:
+    """As `Steps`, with torch's threads dealt out to ``runs``; to be entered and left.
+
+    Of each run the numbers are those of a run alone on as many threads.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._steps = [Steps([run]) for run in runs]
+        self._pools: list[ThreadPoolExecutor] = []
+        self._open = ExitStack()
+
+    def __enter__(self) -> ThreadedSteps:
+        threads = torch.get_num_threads()
+        # A thread's number is its own, but what it sets is also where later threads start.
+        self._open.callback(torch.set_num_threads, threads)
+        for _ in self._steps:
+            pool = ThreadPoolExecutor(1)
+            self._pools.append(self._open.enter_context(pool))
+            pool.submit(torch.set_num_threads, max(1, threads // len(self._steps))).result()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def draw(self) -> None:
+        """See that the next step has something to learn from."""
+        self._each(Steps.draw)
+
+    def train(self, share: float, advance: float) -> list[float]:
+        """A step at ``share`` of the schedule that covers ``advance``; each run's flow loss."""
+        return [loss for (loss,) in self._each(lambda steps: steps.train(share, advance))]
+
+    def _each(self, what: Callable[[Steps], T]) -> list[T]:
+        futures: list[Future[T]] = [
+            pool.submit(what, steps) for pool, steps in zip(self._pools, self._steps, strict=True)
+        ]
+        return [future.result() for future in futures]
+
+
+# ------------------------------------------------------------------------------
 # Steps of runs side by side, one operation after the other.
 
 
@@ -423,16 +560,29 @@ class Steps:
 # ------------------------------------------------------------------------------
 # One adaptation under way: what its steps learn from, what a step does, and what comes of it.
 
+# Seeds of siblings lie this far apart, so that no two share a stream of random numbers.
+_SEEDS_APART = 1_000_003
+
 
 class Run:
-    """A copy of ``pretrained_model`` that learns ``drawings`` (n, 1, 28, 28) on ``device``."""
+    """A copy of ``pretrained_model`` that learns ``drawings`` (n, 1, 28, 28) on ``device``.
+
+    Args:
+        augment: of these drawings, where there is one already: to prepare it takes a second.
+    """
 
     def __init__(
-        self, device: torch.device, pretrained_model: nn.Module, drawings: Tensor, recipe: Recipe
+        self,
+        device: torch.device,
+        pretrained_model: nn.Module,
+        drawings: Tensor,
+        recipe: Recipe,
+        augment: Augmenter | None = None,
     ) -> None:
+        self._pretrained_model = pretrained_model
         weight = next(pretrained_model.parameters())
         self._home, self._dtype = weight.device, weight.dtype
-        self._recipe = recipe
+        self.recipe = recipe
         self._model = model = channels_last(copy.deepcopy(pretrained_model), device).train()
         # Of the new class's own stream, so that nothing depends on the global one.
         self._generator = generator = torch.Generator(device).manual_seed(recipe.seed)
@@ -442,15 +592,28 @@ class Run:
         add_class(model, _first_embedding(model, drawings, recipe, generator))
         freeze_all_but(model, recipe.train_groups)
 
-        self._augment = augment = Augmenter(drawings, recipe, generator)
+        if augment is None:
+            augment = Augmenter(drawings, recipe, generator)
+        self._augment = augment = augment.with_generator(generator)
         self._c = torch.full((recipe.batch_size,), label, device=device)
         self._learner: LearnsVelocity | LearnsLevels
         self._learner = LearnsLevels(model, device, precision, augment, label, recipe)
         self.weights = Weights(model, self._learner.head, recipe, product_type(precision))
 
+    def sibling(self, k: int) -> Run:
+        """Another network that learns the same, by random numbers of its own; 0: by the same."""
+        seed = (self.recipe.seed + k * _SEEDS_APART) % 2**63
+        return Run(
+            self._generator.device,
+            self._pretrained_model,
+            self._augment.drawings,
+            replace(self.recipe, seed=seed),
+            self._augment,
+        )
+
     def draw(self) -> Batch:
         """The next batches, as many as it pays to draw together."""
-        batches = draw_batches(self._augment, self._recipe, self._generator, self._learner.targets)
+        batches = draw_batches(self._augment, self.recipe, self._generator, self._learner.targets)
         self._learner.prepare(batches.x[:, :, 0, 0, 0].numel())
         return batches
 
@@ -669,8 +832,8 @@ _CALIBRATION_BATCH, _CALIBRATION_ROUNDS = 128, 7
 class _Affine:
     """Maps of the canvas, [-1, 1] along each axis: source to output, each for one of b images.
 
-    ``linear`` (b, 2, 2) is rotation . shear . scaling, ``inverse`` undoes it, ``scale`` (b,) is
-    how much it enlarges, ``shift`` (b, 2) comes after it.
+    ``linear`` (b, 2, 2) is rotation . slope . shear . scaling, ``inverse`` undoes it, ``scale``
+    (b,) is how much it enlarges, ``shift`` (b, 2) comes after it.
     """
 
     linear: Tensor
@@ -794,16 +957,19 @@ class Augmenter:
         scale = 1 + self._symmetric(n) * r.scale
         stretch = torch.sqrt(1 + self._symmetric(n) * r.aspect)
         shear = self._symmetric(n) * r.shear
-        shift = self._symmetric(n, 2) * r.shift_px / self._half_canvas_px
+        slope = self._symmetric(n) * r.slope
+        shift = self._symmetric(n, 2) * self._along * (r.shift_px / self._half_canvas_px)
         cos, sin = torch.cos(angle), torch.sin(angle)
         rotation = torch.stack([cos, -sin, sin, cos], -1).view(n, 2, 2)
         zero, one = torch.zeros_like(shear), torch.ones_like(shear)
         sheared = torch.stack([one, shear, zero, one], -1).view(n, 2, 2)
         unsheared = torch.stack([one, -shear, zero, one], -1).view(n, 2, 2)
+        sloped = torch.stack([one, zero, slope, one], -1).view(n, 2, 2)
+        unsloped = torch.stack([one, zero, -slope, one], -1).view(n, 2, 2)
         size = torch.stack([scale * stretch, scale / stretch], -1)  # (n, 2)
         return _Affine(
-            linear=rotation @ sheared * size[:, None, :],
-            inverse=(1 / size)[:, :, None] * (unsheared @ rotation.mT),
+            linear=rotation @ sloped @ sheared * size[:, None, :],
+            inverse=(1 / size)[:, :, None] * (unsheared @ unsloped @ rotation.mT),
             scale=scale,
             shift=shift,
         )
@@ -811,12 +977,19 @@ class Augmenter:
     def _draw_offsets(self, n: int) -> Tensor:
         """Elastic displacements of the control points, (n, 2, g, g) on the canvas."""
         g = self.recipe.elastic_grid
-        return self._normal(n, 2, g, g) * (self.recipe.elastic_px / self._half_canvas_px)
+        offsets = self._normal(n, 2, g, g) * self._along[:, None, None]
+        return offsets * (self.recipe.elastic_px / self._half_canvas_px)
 
     def _widths(self, n: int) -> Tensor:
         """How far each of ``n`` drawings' edges move outward, (n,) pixels of the bitmap."""
         width = self._symmetric(n) * self.recipe.stroke_px / 2  # each edge moves by half
         return width * BITMAP_SIZE / self.drawings.shape[-1]
+
+    @property
+    def _along(self) -> Tensor:
+        """Factors of how far points move along x and y, (2,)."""
+        root = math.sqrt(self.recipe.vertical)
+        return self.drawings.new_tensor([1 / root, root])
 
     @property
     def _half_canvas_px(self) -> float:
