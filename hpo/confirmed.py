@@ -140,7 +140,7 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
     if default:
         lines.append(f"  against the default recipe: {describe_difference(default)}")
     if other and not (default and other["digest"] == default["digest"]):
-        lines.append(f"  against the runner-up, {title_of(other)}: {describe_difference(other)}")
+        lines.append(f"  against runner-up {title_of(other)}: {describe_difference(other)}")
     row = next(r for r in result["table"] if r["digest"] == result["digest"])
     if row["search_loss"] is not None:
         lines.append(f"  in the search: loss {row['search_loss']:.4f}")
