@@ -225,12 +225,13 @@ def _parts(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """The states of an ensemble's members; of one network alone, its own."""
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
-        of, k, name = key.split(".", 2) if key.startswith("members.") else ("", "", key)
-        parts.setdefault(f"{of}.{k}", {})[name] = value
+        _, member, name = key.split(".", 2) if key.startswith("members.") else ("", "", key)
+        parts.setdefault(member, {})[name] = value
     return list(parts.values())
 
 
 def _member(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
+    """One network, with its head and its bank where it has them."""
     prefix = "network."
     inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     label = len((inner or state)["class_embedding.weight"]) - 1

@@ -30,6 +30,7 @@ from finetune.layers import embedding_of, with_mean_class
 from finetune.recipe import Recipe
 from finetune.unet import ConditionalDiffusionUNet
 from finetune.validation import NoiseTable, author_estimate
+from tests.settings import torch_threads
 
 DRAWINGS = resize_bitmaps(draw_rune("thorn", 10, 0), "nearest")
 TINY = ["--source", "drawn", "--resize", "nearest", "--steps", "2", "--batch-size", "6"]
@@ -45,15 +46,13 @@ def pretrained() -> ConditionalDiffusionUNet:
 @pytest.fixture(autouse=True)
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One core for all that a test starts, which measures quickly."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(throughput, "n_cores", lambda: 1)
     monkeypatch.setattr(throughput, "_PEAK_S", 0.01)
     monkeypatch.setattr(throughput, "in_fresh_process", lambda function, *a: function(*a))
     monkeypatch.setattr(throughput, "NoiseTable", lambda n: NoiseTable(n, 2, 3))
-    yield
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        yield
 
 
 # Operations

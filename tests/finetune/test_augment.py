@@ -18,19 +18,8 @@ from finetune.data import RESIZES, Resize, resize_bitmaps
 from finetune.drawn import draw_rune
 from finetune.rebuild import Rebuilt, rebuild, resize_operator
 from finetune.recipe import Recipe
+from tests.settings import STILL
 
-STILL: dict[str, Any] = {
-    "rotation_deg": 0.0,
-    "scale": 0.0,
-    "aspect": 0.0,
-    "shear": 0.0,
-    "slope": 0.0,
-    "shift_px": 0.0,
-    "elastic_px": 0.0,
-    "vertical": 1.0,
-    "stroke_px": 0.0,
-    "blend": 0.0,
-}
 RUNES = ("rad", "is")  # many strokes, and one
 STROKE_RENDERS = ("pen", "rebuilt")
 RENDERS = (*STROKE_RENDERS, "direct")

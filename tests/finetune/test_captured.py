@@ -105,8 +105,12 @@ def test_one_word_stops_them_all() -> None:
 
 
 def test_tasks_of_different_schedules_are_refused() -> None:
-    for values in ({"steps": 11}, {"batch_size": 5}, {"members": 2}, {"deadline_s": 900.0}):
-        with pytest.raises(ValueError, match=f"need equal .*{next(iter(values))}"):
+    message = "need equal steps, batch_size, members, member_steps, deadline_s$"
+    for values in (
+        *({"steps": 11}, {"batch_size": 5}, {"members": 2}, {"member_steps": 9}),
+        {"deadline_s": 900.0},
+    ):
+        with pytest.raises(ValueError, match=message):
             adapt_together([task("ing"), task("thorn", **values)], lambda _: None)
 
 

@@ -12,16 +12,7 @@ from finetune.correspond import GRID, correspondences, spline_matrix
 from finetune.data import resize_bitmaps
 from finetune.drawn import draw_rune
 from finetune.recipe import Recipe
-
-STILL = {
-    "rotation_deg": 0.0,
-    "scale": 0.0,
-    "aspect": 0.0,
-    "shear": 0.0,
-    "slope": 0.0,
-    "shift_px": 0.0,
-    "elastic_px": 0.0,
-}
+from tests.settings import STILL
 
 
 def moved(bitmaps: Tensor, maps: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from finetune.run import Run
 from finetune.steps import Steps
 from finetune.threaded import ThreadedSteps
 from finetune.unet import ConditionalDiffusionUNet
+from tests.settings import torch_threads
 
 CPU = torch.device("cpu")
 DRAWINGS = resize_bitmaps(draw_rune("ing", 4, seed=0), "bilinear")
@@ -48,10 +49,8 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(3):
+        yield
 
 
 def network() -> nn.Module:
@@ -79,11 +78,8 @@ def questions() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def with_one_thread(do: Callable[[], Any]) -> Any:
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         return do()
-    finally:
-        torch.set_num_threads(3)
 
 
 # What they answer

@@ -10,16 +10,15 @@ import torch
 
 from finetune import threads
 from finetune.threads import cpu_quota, fastest_threads
+from tests.settings import torch_threads
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def eight() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(8)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(8):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,7 @@ from hpo.status import main as status
 from hpo.storage import load_study, open_storage
 from hpo.unseen import load_unseen
 from tests.hpo.standins import one_by_one
+from tests.settings import torch_threads
 
 STUDY = """
 name = "tiny"
@@ -90,11 +91,10 @@ def source(drawn: RuneSource) -> RuneSource:
 def surroundings(monkeypatch: pytest.MonkeyPatch, drawn_once: None) -> Iterator[None]:
     """One thread, no settings from outside, and signals as they were."""
     monkeypatch.delenv("RUNES_STORAGE", raising=False)
-    threads, hook = torch.get_num_threads(), sys.unraisablehook
+    hook = sys.unraisablehook
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        yield
     sys.unraisablehook = hook
     for number, handler in handlers.items():
         signal.signal(number, handler)

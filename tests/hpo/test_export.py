@@ -43,6 +43,7 @@ from hpo.proof import (
 )
 from hpo.storage import open_storage
 from hpo.study_storage import StudyStorage
+from tests.settings import torch_threads
 
 if TYPE_CHECKING:
     from tests.conftest import Forked, Nurse, Nursery
@@ -78,10 +79,8 @@ TABLE = NoiseTable(10, 2, 2, 0)
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("RUNES_STORAGE", raising=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture(autouse=True)
