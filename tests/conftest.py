@@ -75,7 +75,7 @@ def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
     known: dict[tuple[object, ...], Any] = {}
 
     def remembering(*tensors: Any) -> Any:
-        key = tuple((t.shape, t.dtype, str(t.device), t.numpy().tobytes()) for t in tensors)
+        key = tuple((t.shape, t.dtype, str(t.device), t.cpu().numpy().tobytes()) for t in tensors)
         if key not in known:
             known[key] = function(*tensors)
         return known[key]

@@ -14,6 +14,7 @@ from finetune.adapt import Progress, Task, adapt, adapt_together
 from finetune.captured import CapturedSteps
 from finetune.data import resize_bitmaps
 from finetune.drawn import draw_rune
+from finetune.ensemble import VelocityMean
 from finetune.recipe import Recipe
 from finetune.run import Run
 from finetune.steps import Steps
@@ -158,6 +159,22 @@ def test_many_draws_refill_the_same_places(monkeypatch: pytest.MonkeyPatch) -> N
     expected = losses(Steps([make_run(task("ing"), device)]), 40)
     found = losses(CapturedSteps([make_run(task("ing"), device)], device), 40)
     torch.testing.assert_close(found, expected, rtol=0.1, atol=1e-3)
+
+
+@needs_gpu
+def test_members_are_branches_of_one_graph_too() -> None:
+    device = torch.device("cuda")
+    t = task("ing", steps=40, members=3, member_steps=1)
+    told: list[Progress] = []
+    adapted = adapt(t.pretrained_model, t.drawings, t.recipe, told.append)
+    assert isinstance(adapted.model, VelocityMean)
+    assert len(adapted.model.members) == 3
+    first = make_run(t, device)
+    runs = [first, first.sibling(1), first.sibling(2)]
+    alone = torch.stack([losses(CapturedSteps([run], device), 40)[:, 0] for run in runs], 1)
+    means = torch.tensor([progress.loss for progress in told])
+    torch.testing.assert_close(means, alone.mean(1), rtol=0.1, atol=1e-3)
+    assert not torch.allclose(alone[:, 0], alone[:, 1], rtol=1e-3), "each draws for itself"
 
 
 @needs_gpu
