@@ -5,19 +5,25 @@ If these images a_i were all there are, the image behind x_t = (1 - t) x + t e w
     E[x | x_t] = sum_i w_i a_i,   w = softmax_i( -|x_t - (1 - t) a_i|^2 / (2 t^2) ).
 
 That errs for other reasons than a network does (it knows few images, but has nothing to learn),
-so a mean of both is better than either, where enough images have a say.
+so a mean of both is better than either, where enough images have a say; and where hundreds have,
+the images alone are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
-BANK_SIZE = 16_384  # images; four times as many hardly help
+# Images, of one network; the time that more would take to draw is better spent on steps.
+BANK_SIZE = 32_768
+POOLED_SIZE = 65_536  # at most, of several
 # Below it one image has nearly all the weight, and no say.
 _FROM_T = 0.3
-# The share rises with the number of images that have a say: 0 for one, half of its limit for six.
-_SHARPNESS = 4
-_ROWS = 256  # of x_t that are compared at once: bounds the memory
+# The share rises with the number of images that have a say: 0 for one, half of its limit for 15.
+_SHARPNESS = 10
+_ROWS = 64  # of x_t that are compared at once: bounds the memory
 
 
 def posterior_mean(images: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,3 +64,9 @@ class ImageBank(nn.Module):
             share = self.limit * (1 - 1 / effective) ** _SHARPNESS
             mean[rows] += share * (own - mean[rows])
         return mean
+
+
+def pooled(banks: Sequence[ImageBank]) -> ImageBank:
+    """One bank of what ``banks`` of one limit hold, in equal parts, up to `POOLED_SIZE` images."""
+    each = POOLED_SIZE // len(banks)
+    return ImageBank(torch.cat([bank.images[:each] for bank in banks]), banks[0].limit)

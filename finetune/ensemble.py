@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .bank import pooled
+from .posterior import LevelPosterior
 from .run import Run
 from .threaded import ThreadedSteps
 
@@ -36,8 +38,19 @@ class VelocityMean(nn.Module):
 
 
 def answer_as_one(members: Sequence[nn.Module]) -> nn.Module:
-    """One network that answers as all ``members`` do on average."""
-    return members[0] if len(members) == 1 else VelocityMean(members)
+    """One network that answers as all ``members`` do on average.
+
+    Those that have a bank each get that of all of them: the more images, the better.
+    """
+    if len(members) == 1:
+        return members[0]
+    owners = [member for member in members if isinstance(member, LevelPosterior)]
+    banks = [owner.bank for owner in owners if owner.bank is not None]
+    if banks:
+        pool = pooled(banks)
+        for owner in owners:
+            owner.bank = pool
+    return VelocityMean(members)
 
 
 def count_members(runs: Sequence[Run], device: torch.device, left_s: float) -> int:

@@ -22,9 +22,10 @@ from .levels import GreyLevels
 
 Features = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Shifts over which the levels' logits are averaged.  Strides make the network see a shifted
-# image a little differently; at low noise there is nothing to gain from that.
+# image a little differently.  At low noise it matters which of the resize's places a pixel has,
+# and a shifted one has another; at much noise there is nothing to gain.
 _SHIFTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
-_SHIFT_FROM_T = 0.25
+_SHIFT_FROM_T, _SHIFT_TO_T = 0.3, 0.75
 # Below this t an error of the drawing would be multiplied out of all proportion in training;
 # at t = 0 itself the noise can't be seen, and its mean, 0, is the best guess.
 _LEAST_T_IN_TRAINING = 0.01
@@ -131,16 +132,16 @@ class LevelPosterior(nn.Module):
 
     def _shifted_logits(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         logits: Tensor = self.head(self._features(x_t, t, c))
-        noisy = (t > _SHIFT_FROM_T).flatten()
-        if len(self.shifts) == 1 or not noisy.any():
+        helped = ((t > _SHIFT_FROM_T) & (t < _SHIFT_TO_T)).flatten()
+        if len(self.shifts) == 1 or not helped.any():
             return logits.to(x_t.dtype)
-        some = [a[noisy] for a in (x_t, t, c)]
-        total = logits[noisy]
+        some = [a[helped] for a in (x_t, t, c)]
+        total = logits[helped]
         for shift in self.shifts[1:]:
             back = (-shift[0], -shift[1])
             features = self._features(some[0].roll(shift, (2, 3)), some[1], some[2])
             total = total + self.head(features).roll(back, (2, 3))
-        logits[noisy] = total / len(self.shifts)
+        logits[helped] = total / len(self.shifts)
         return logits.to(x_t.dtype)
 
     def _features(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:

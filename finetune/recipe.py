@@ -101,7 +101,7 @@ class Recipe:
     )
     views: int = _number(5, 1, 5, "1", "shifted views over which levels are averaged, at noise")
     bank_limit: float = _number(
-        0.5, 0.0, 1.0, "1", "most that the posterior mean over augmented drawings counts, at noise"
+        0.9, 0.0, 1.0, "1", "most that the posterior mean over augmented drawings counts, at noise"
     )
     time_sampling: str = _choice(
         "logit_normal", ("stratified", "uniform", "logit_normal"), "how t is drawn in training"

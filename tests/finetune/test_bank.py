@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from finetune.adapt import adapt
-from finetune.bank import BANK_SIZE, ImageBank, posterior_mean
+from finetune.bank import BANK_SIZE, ImageBank, pooled, posterior_mean
 from finetune.data import resize_bitmaps
 from finetune.drawn import draw_rune
 from finetune.posterior import LevelPosterior
@@ -60,7 +60,7 @@ def test_equal_images_share_the_weight() -> None:
     one, mean, x_t = images(1), images(1, 1), images(1, 2)
     for n, limit in ((1, 0.5), (2, 0.5), (10, 0.5), (10, 1.0)):
         found = ImageBank(one.repeat(n, 1, 1, 1), limit)(mean, x_t, at(0.8, 1))
-        share = limit * (1 - 1 / n) ** 4
+        share = limit * (1 - 1 / n) ** 10
         torch.testing.assert_close(found, mean + share * (one - mean))
 
 
@@ -80,9 +80,19 @@ def test_many_rows_are_each_as_if_alone() -> None:
     bank = ImageBank(images(30), 0.5)
     mean, x_t, t = images(600, 1), images(600, 2), at(0.7, 600)
     together = bank(mean, x_t, t)
-    for row in (0, 255, 256, 599):
+    for row in (0, 63, 64, 599):
         alone = bank(mean[row : row + 1], x_t[row : row + 1], t[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], alone)
+
+
+def test_a_pool_has_an_equal_part_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    banks = [ImageBank(images(8, seed), 0.7) for seed in range(3)]
+    pool = pooled(banks)
+    assert torch.equal(pool.images, torch.cat([bank.images for bank in banks]))
+    assert pool.limit == 0.7
+    monkeypatch.setattr("finetune.bank.POOLED_SIZE", 16)
+    parts = pooled(banks).images.split(5)
+    assert all(torch.equal(p, b.images[:5]) for p, b in zip(parts, banks, strict=True))
 
 
 # As `adapt` makes it

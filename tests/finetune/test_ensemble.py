@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from finetune import ensemble
 from finetune.adapt import AdaptationError, Progress, adapt
+from finetune.bank import pooled
 from finetune.data import resize_bitmaps
 from finetune.drawn import draw_rune
 from finetune.ensemble import VelocityMean, answer_as_one, count_members
@@ -101,6 +102,14 @@ def test_one_alone_answers_for_itself() -> None:
     assert answer_as_one([model]) is model
 
 
+def test_they_have_one_bank_of_all_their_images() -> None:
+    model = adapt(network(), DRAWINGS, RECIPE).model
+    pool, *others = (member.bank for member in model.members)
+    assert all(other is pool for other in others)
+    assert pool.images.shape == (3 * RECIPE.steps * RECIPE.batch_size, 784)
+    assert len(pool.images.unique(dim=0)) == len(pool.images), "each drew its own"
+
+
 # Who they are
 
 
@@ -126,7 +135,8 @@ def test_they_are_the_networks_of_their_seeds(output: str) -> None:
     assert isinstance(adapted.model, VelocityMean)
 
     x, t, c = questions()
-    answers, told_alone = [], []
+    alone_models: list[Any] = []
+    told_alone = []
     for k in range(3):
         own = replace(make_run(recipe).sibling(k).recipe, members=1)
         told_alone.append([])
@@ -134,8 +144,14 @@ def test_they_are_the_networks_of_their_seeds(output: str) -> None:
             alone = with_one_thread(partial(adapt, network(), DRAWINGS, own, told_alone[-1].append))
         state = alone.model.state_dict()
         member = adapted.model.members[k].state_dict()
-        assert all(torch.equal(value, member[name]) for name, value in state.items())
-        answers.append(alone.model(x, t, c))
+        own_names = state.keys() - {"bank.images"}
+        assert all(torch.equal(state[name], member[name]) for name in own_names)
+        alone_models.append(alone.model)
+    if output == "levels":
+        banks = [model.bank for model in alone_models]
+        for model in alone_models:
+            model.bank = pooled(banks)
+    answers = [model(x, t, c) for model in alone_models]
     torch.testing.assert_close(adapted.model(x, t, c), torch.stack(answers).mean(0))
     each = torch.tensor([[p.loss for p in progress] for progress in told_alone])
     torch.testing.assert_close(torch.tensor([p.loss for p in told]), each.mean(0))

@@ -187,14 +187,14 @@ def test_views_are_of_the_shifted_image_and_brought_back() -> None:
     torch.testing.assert_close(five(x_t, times, c), one(x_t, times, c), rtol=0, atol=1e-5)
 
 
-def test_views_are_used_where_there_is_noise_alone() -> None:
+def test_views_are_used_where_they_help_alone() -> None:
     one, five = build(1, head=0.1), build(5, head=0.1)
     *_, c, x_t = noisy(0.5)
-    times = torch.tensor([0.05, 0.2, 0.25, 0.3, 0.6, 0.9]).view(-1, 1, 1, 1)
+    times = torch.tensor([0.05, 0.3, 0.31, 0.6, 0.74, 0.75]).view(-1, 1, 1, 1)
     same = [
         torch.equal(*pair) for pair in zip(one(x_t, times, c), five(x_t, times, c), strict=True)
     ]
-    assert same == [True, True, True, False, False, False]
+    assert same == [True, True, False, False, False, True]
 
 
 @pytest.mark.parametrize("t", [0.02, 0.6])
