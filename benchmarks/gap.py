@@ -11,27 +11,22 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from finetune.adapt import adapt
 from finetune.augment import Augmenter
-from finetune.challenge import add_data_options
-from finetune.data import NEW_LABEL, choose_runes, open_source, split_drawings
-from finetune.errors import UserError, run_command
+from finetune.data import NEW_LABEL
+from finetune.errors import run_command
 from finetune.flow import image_losses
-from finetune.networks import list_networks, load_network
-from finetune.recipe import Recipe, RecipeError
+from finetune.recipe import Recipe
 from finetune.validation import T_BINS, NoiseTable
 
-from .arguments import positive
+from .adapting import adapted_runes, add_adapting_options
 
 DrawingsFor = Callable[[Tensor], Tensor]
 KINDS = ("trained on", "augmented", "unseen")
-_NO_DEADLINE_S = 1e6
 _BATCH = 100
 _OTHER_SEED = 1  # of augmented drawings: not those that the network has learnt
 
@@ -77,37 +72,23 @@ def _row(name: str, values: Tensor) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gap", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_data_options(parser)
-    parser.add_argument("--runes", nargs="+", metavar="RUNE", help="default: four, spread evenly")
-    parser.add_argument("--network", type=Path, help="a network's file; default: the embedded one")
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument(
-        "--replicates", type=positive, default=8, help="noises for each drawing and t"
-    )
+    add_adapting_options(parser, replicates=8)
     arguments = parser.parse_args(argv)
-    try:
-        recipe = Recipe(steps=arguments.steps, members=1, deadline_s=_NO_DEADLINE_S)
-    except RecipeError as error:
-        raise UserError(f"--steps: {error}") from error
-    source = open_source(arguments.source, arguments.data)
-    runes = choose_runes(source, arguments.runes, 4)
-    network = load_network(arguments.network or list_networks()[0])
-
+    cases = adapted_runes(arguments)
     found: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     print(f"{'':<26}{'loss':<8}by t, in {T_BINS} equal bins from 0 to 1")
-    for rune in tqdm(runes, unit="rune"):
-        split = split_drawings(source.drawings(rune, arguments.resize), 0)
-        model = adapt(network, split.train, recipe).model
+    for case in cases:
+        split = case.split
         drawings = (
             _unchanged(split.train),
-            _augmented(split.train, recipe),
+            _augmented(split.train, case.recipe),
             _unchanged(split.test),
         )
         sizes = (len(split.train), len(split.test), len(split.test))
         for kind, drawings_for, n in zip(KINDS, drawings, sizes, strict=True):
-            table = NoiseTable(n, n_replicates=arguments.replicates, name=rune)
-            found[kind].append(losses_by_t(model, drawings_for, table))
-            tqdm.write(_row(f"{rune}, {kind}", found[kind][-1]))
+            table = NoiseTable(n, n_replicates=arguments.replicates, name=case.rune)
+            found[kind].append(losses_by_t(case.model, drawings_for, table))
+            tqdm.write(_row(f"{case.rune}, {kind}", found[kind][-1]))
     by_kind = {kind: torch.stack(rows) for kind, rows in found.items()}
     for kind, rows in by_kind.items():
         print(_row(f"mean, {kind}", rows.mean(0)))

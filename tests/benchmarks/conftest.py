@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from benchmarks import adapting
 from finetune.unet import ConditionalDiffusionUNet
 from finetune.validation import NoiseTable
 
@@ -38,7 +39,8 @@ def make_tiny(monkeypatch: pytest.MonkeyPatch, drawn_once: None) -> Callable[[Mo
     def patch(benchmark: ModuleType) -> None:
         torch.manual_seed(0)
         tiny = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
-        monkeypatch.setattr(benchmark, "load_network", lambda path: tiny)
+        for module in (adapting, benchmark):
+            monkeypatch.setattr(module, "load_network", lambda path: tiny, raising=False)
         monkeypatch.setattr(benchmark, "NoiseTable", lambda n, **more: NoiseTable(n, 10, **more))
 
     return patch

@@ -1,0 +1,64 @@
+"""A network for each of some runes, adapted without a clock: what several benchmarks look into."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from tqdm import tqdm
+
+from finetune.adapt import adapt
+from finetune.challenge import add_data_options
+from finetune.data import Split, choose_runes, open_source, split_drawings
+from finetune.errors import UserError
+from finetune.networks import list_networks, load_network
+from finetune.recipe import Recipe, RecipeError
+
+from .arguments import positive
+
+_NO_DEADLINE_S = 1e6
+
+
+@dataclass(frozen=True)
+class AdaptedRune:
+    """What a call has made of the rune's ten drawings; it has not seen the other ten."""
+
+    rune: str
+    split: Split
+    recipe: Recipe
+    model: nn.Module
+
+
+def add_adapting_options(parser: argparse.ArgumentParser, replicates: int) -> None:
+    """Which runes, from which network, how long, and how well to estimate."""
+    add_data_options(parser)
+    parser.add_argument("--runes", nargs="+", metavar="RUNE", help="default: four, spread evenly")
+    parser.add_argument("--network", type=Path, help="a network's file; default: the embedded one")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument(
+        "--replicates", type=positive, default=replicates, help="noises for each drawing and t"
+    )
+
+
+def adapted_runes(arguments: argparse.Namespace) -> Iterator[AdaptedRune]:
+    """One after the other, as the options say, by the default recipe with one network.
+
+    Raises:
+        UserError: an option names what there is not.
+    """
+    try:
+        recipe = Recipe(steps=arguments.steps, members=1, deadline_s=_NO_DEADLINE_S)
+    except RecipeError as error:
+        raise UserError(f"--steps: {error}") from error
+    source = open_source(arguments.source, arguments.data)
+    runes = choose_runes(source, arguments.runes, 4)
+    network = load_network(arguments.network or list_networks()[0])
+
+    def adapted(rune: str) -> AdaptedRune:
+        split = split_drawings(source.drawings(rune, arguments.resize), 0)
+        return AdaptedRune(rune, split, recipe, adapt(network, split.train, recipe).model)
+
+    return map(adapted, tqdm(runes, unit="rune"))
