@@ -1,9 +1,9 @@
 """Adapt a pretrained rectified-flow network to a new class from ten drawings.
 
-From trial 0 of study runes: loss 0.0713 ± 0.0002, the mean of 8 instances.  The recipe's digest
-is a9e08bafb72f.
+From trial 0 of study runes: loss 0.0716 ± 0.0002, the mean of 8 instances.  The recipe's digest
+is d105002ab92d.
 
-Made from runes 0.1.0, code ae49bef90b58, by joining the modules that trials run; branches that
+Made from runes 0.1.0, code fd32559f9cbb, by joining the modules that trials run; branches that
 this recipe does not take are left out.  It needs Python 3.10 and torch 2.2 or newer, no file and
 no network; it uses a GPU where there is one.  To make it again:
 
@@ -81,7 +81,7 @@ class Recipe:
     head_hidden: int = 64
     head_lr_factor: float = 3.0  # learning rate of the levels' head over that of the rest
     views: int = 5  # shifted views over which levels are averaged, at noise
-    bank_limit: float = 0.5  # most that the posterior mean over augmented drawings counts, at noise
+    bank_limit: float = 0.9  # most that the posterior mean over augmented drawings counts, at noise
     logit_mean: float = -0.5  # for logit_normal: mean of logit(t)
     logit_std: float = 1.5  # for logit_normal: deviation of logit(t)
 
@@ -445,8 +445,19 @@ class VelocityMean(nn.Module):
 
 
 def answer_as_one(members: Sequence[nn.Module]) -> nn.Module:
-    """One network that answers as all ``members`` do on average."""
-    return members[0] if len(members) == 1 else VelocityMean(members)
+    """One network that answers as all ``members`` do on average.
+
+    Those that have a bank each get that of all of them: the more images, the better.
+    """
+    if len(members) == 1:
+        return members[0]
+    owners = [member for member in members if isinstance(member, LevelPosterior)]
+    banks = [owner.bank for owner in owners if owner.bank is not None]
+    if banks:
+        pool = pooled(banks)
+        for owner in owners:
+            owner.bank = pool
+    return VelocityMean(members)
 
 
 def count_members(runs: Sequence[Run], device: torch.device, left_s: float) -> int:
@@ -1529,9 +1540,10 @@ def _distance_to(mask: Tensor, limit: int) -> Tensor:
 
 Features = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Shifts over which the levels' logits are averaged.  Strides make the network see a shifted
-# image a little differently; at low noise there is nothing to gain from that.
+# image a little differently.  At low noise it matters which of the resize's places a pixel has,
+# and a shifted one has another; at much noise there is nothing to gain.
 _SHIFTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
-_SHIFT_FROM_T = 0.25
+_SHIFT_FROM_T, _SHIFT_TO_T = 0.3, 0.75
 # Below this t an error of the drawing would be multiplied out of all proportion in training;
 # at t = 0 itself the noise can't be seen, and its mean, 0, is the best guess.
 _LEAST_T_IN_TRAINING = 0.01
@@ -1638,16 +1650,16 @@ class LevelPosterior(nn.Module):
 
     def _shifted_logits(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         logits: Tensor = self.head(self._features(x_t, t, c))
-        noisy = (t > _SHIFT_FROM_T).flatten()
-        if len(self.shifts) == 1 or not noisy.any():
+        helped = ((t > _SHIFT_FROM_T) & (t < _SHIFT_TO_T)).flatten()
+        if len(self.shifts) == 1 or not helped.any():
             return logits.to(x_t.dtype)
-        some = [a[noisy] for a in (x_t, t, c)]
-        total = logits[noisy]
+        some = [a[helped] for a in (x_t, t, c)]
+        total = logits[helped]
         for shift in self.shifts[1:]:
             back = (-shift[0], -shift[1])
             features = self._features(some[0].roll(shift, (2, 3)), some[1], some[2])
             total = total + self.head(features).roll(back, (2, 3))
-        logits[noisy] = total / len(self.shifts)
+        logits[helped] = total / len(self.shifts)
         return logits.to(x_t.dtype)
 
     def _features(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
@@ -1718,14 +1730,17 @@ def last_features(network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor) -> Tens
 #     E[x | x_t] = sum_i w_i a_i,   w = softmax_i( -|x_t - (1 - t) a_i|^2 / (2 t^2) ).
 #
 # That errs for other reasons than a network does (it knows few images, but has nothing to learn),
-# so a mean of both is better than either, where enough images have a say.
+# so a mean of both is better than either, where enough images have a say; and where hundreds have,
+# the images alone are.
 
-BANK_SIZE = 16_384  # images; four times as many hardly help
+# Images, of one network; the time that more would take to draw is better spent on steps.
+BANK_SIZE = 32_768
+POOLED_SIZE = 65_536  # at most, of several
 # Below it one image has nearly all the weight, and no say.
 _FROM_T = 0.3
-# The share rises with the number of images that have a say: 0 for one, half of its limit for six.
-_SHARPNESS = 4
-_ROWS = 256  # of x_t that are compared at once: bounds the memory
+# The share rises with the number of images that have a say: 0 for one, half of its limit for 15.
+_SHARPNESS = 10
+_ROWS = 64  # of x_t that are compared at once: bounds the memory
 
 
 def posterior_mean(images: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -1766,6 +1781,12 @@ class ImageBank(nn.Module):
             share = self.limit * (1 - 1 / effective) ** _SHARPNESS
             mean[rows] += share * (own - mean[rows])
         return mean
+
+
+def pooled(banks: Sequence[ImageBank]) -> ImageBank:
+    """One bank of what ``banks`` of one limit hold, in equal parts, up to `POOLED_SIZE` images."""
+    each = POOLED_SIZE // len(banks)
+    return ImageBank(torch.cat([bank.images[:each] for bank in banks]), banks[0].limit)
 
 
 # ------------------------------------------------------------------------------
