@@ -88,7 +88,7 @@ def ask(model: LevelPosterior, drawings: Tensor, table: NoiseTable, sums: Sums) 
 def table_of(sums: Sums) -> Iterable[str]:
     """Lines for people; losses are means over the bin."""
     heads = ("images with a say", "of all", "network", "images", "mixed", "best share")
-    yield "{:<18}{:>8}{:>9}{:>9}{:>9}{:>12}".format(*heads)
+    yield "{:<18}{:>8}{:>11}{:>11}{:>11}{:>12}".format(*heads)
     for k in range(N_BINS):
         n = sums.count[k].item()
         if n == 0:
@@ -96,11 +96,11 @@ def table_of(sums: Sums) -> Iterable[str]:
         losses = [(part[k] / n).item() for part in (sums.alone, sums.images, sums.mixed)]
         name = f"{2**k} to {2 ** (k + 1)}" if k < N_BINS - 1 else f"{2**k} and more"
         of_all = n / sums.count.sum().item()
-        numbers = "".join(f"{loss:>9.4f}" for loss in losses)
+        numbers = "".join(f"{loss:>11.4f}" for loss in losses)
         yield f"{name:<18}{of_all:>8.1%}{numbers}{sums.best_share[k].item():>12.2f}"
     n = sums.count.sum()
     numbers = "".join(
-        f"{(s.sum() / n).item():>9.4f}" for s in (sums.alone, sums.images, sums.mixed)
+        f"{(s.sum() / n).item():>11.4f}" for s in (sums.alone, sums.images, sums.mixed)
     )
     yield f"{'all':<18}{'':>8}{numbers}"
 
