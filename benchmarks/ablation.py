@@ -30,6 +30,7 @@ from finetune.recipe import Recipe, RecipeError
 from finetune.validation import T_BINS, LossTable, NoiseTable, estimate
 
 from .arguments import positive
+from .figures import mean_and_error
 
 _NO_DEADLINE_S = 1e6
 _BATCH = 2000
@@ -66,10 +67,10 @@ def _describe(losses: list[LossTable], base: list[LossTable]) -> str:
     """Mean, ratio to the base with its error over instances, and means by noise level."""
     mean = torch.tensor([loss.mean for loss in losses])
     ratios = mean / torch.tensor([loss.mean for loss in base])
-    error = (ratios.std() / math.sqrt(len(ratios))).item() if len(ratios) > 1 else math.nan
+    ratio, error = mean_and_error(ratios.tolist())
     bins = torch.tensor([loss.per_t_bin for loss in losses]).mean(0).tolist()
     by_bin = " ".join(f"{value:.4f}" for value in bins)
-    return f"{mean.mean():.4f}  {ratios.mean():.3f} ± {error:.3f}  {by_bin}"
+    return f"{mean.mean():.4f}  {ratio:.3f} ± {error:.3f}  {by_bin}"
 
 
 def main(argv: list[str] | None = None) -> int:

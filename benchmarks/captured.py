@@ -30,7 +30,8 @@ from finetune.recipe import Recipe
 from finetune.run import Run
 from finetune.steps import Steps
 
-from .throughput_table import mean_and_error, ratio
+from .figures import mean_and_error
+from .throughput_table import ratio
 
 _WARM_UP = 10
 

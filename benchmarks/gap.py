@@ -9,7 +9,6 @@ augmented ones; where they cost less, augmented drawings are more varied than re
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 
 import torch
@@ -24,6 +23,7 @@ from finetune.recipe import Recipe
 from finetune.validation import T_BINS, NoiseTable
 
 from .adapting import adapted_runes, add_adapting_options
+from .figures import mean_and_error
 
 DrawingsFor = Callable[[Tensor], Tensor]
 KINDS = ("trained on", "augmented", "unseen")
@@ -92,9 +92,9 @@ def main(argv: list[str] | None = None) -> int:
     by_kind = {kind: torch.stack(rows) for kind, rows in found.items()}
     for kind, rows in by_kind.items():
         print(_row(f"mean, {kind}", rows.mean(0)))
-    ratio = by_kind["unseen"].mean(1) / by_kind["augmented"].mean(1)
-    se = (ratio.std() / math.sqrt(len(ratio))).item() if len(ratio) > 1 else math.nan
-    print(f"unseen over augmented: {ratio.mean():.3f} ± {se:.3f} (over runes)")
+    ratios = by_kind["unseen"].mean(1) / by_kind["augmented"].mean(1)
+    ratio, error = mean_and_error(ratios.tolist())
+    print(f"unseen over augmented: {ratio:.3f} ± {error:.3f} (over runes)")
     return 0
 
 

@@ -12,7 +12,6 @@ sums over unseen drawings, noises and pixels, weighted by 1 / t^2 as the loss is
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Iterable
 
 import torch
@@ -26,6 +25,7 @@ from finetune.posterior import LevelPosterior
 from finetune.validation import NoiseTable
 
 from .adapting import adapted_runes, add_adapting_options
+from .figures import mean_and_error
 
 N_BINS = 13  # of images that have a say: the last one from 4096 on
 _BATCH = 100
@@ -89,20 +89,19 @@ def table_of(sums: Sums) -> Iterable[str]:
     """Lines for people; losses are means over the bin."""
     heads = ("images with a say", "of all", "network", "images", "mixed", "best share")
     yield "{:<18}{:>8}{:>11}{:>11}{:>11}{:>12}".format(*heads)
+    parts, n_all = (sums.alone, sums.images, sums.mixed), sums.count.sum().item()
     for k in range(N_BINS):
         n = sums.count[k].item()
         if n == 0:
             continue
-        losses = [(part[k] / n).item() for part in (sums.alone, sums.images, sums.mixed)]
         name = f"{2**k} to {2 ** (k + 1)}" if k < N_BINS - 1 else f"{2**k} and more"
-        of_all = n / sums.count.sum().item()
-        numbers = "".join(f"{loss:>11.4f}" for loss in losses)
-        yield f"{name:<18}{of_all:>8.1%}{numbers}{sums.best_share[k].item():>12.2f}"
-    n = sums.count.sum()
-    numbers = "".join(
-        f"{(s.sum() / n).item():>11.4f}" for s in (sums.alone, sums.images, sums.mixed)
-    )
-    yield f"{'all':<18}{'':>8}{numbers}"
+        losses = _columns([part[k] / n for part in parts])
+        yield f"{name:<18}{n / n_all:>8.1%}{losses}{sums.best_share[k].item():>12.2f}"
+    yield f"{'all':<18}{'':>8}{_columns([part.sum() / n_all for part in parts])}"
+
+
+def _columns(losses: Iterable[Tensor]) -> str:
+    return "".join(f"{loss.item():>11.4f}" for loss in losses)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,9 +119,8 @@ def main(argv: list[str] | None = None) -> int:
         ratios.append((sums.mixed.sum().item() - mixed) / (sums.alone.sum().item() - alone))
     for line in table_of(sums):
         print(line)
-    ratio = torch.tensor(ratios)
-    se = (ratio.std() / math.sqrt(len(ratio))).item() if len(ratio) > 1 else math.nan
-    print(f"mixed over the network alone: {ratio.mean():.3f} ± {se:.3f} (over runes)")
+    ratio, error = mean_and_error(ratios)
+    print(f"mixed over the network alone: {ratio:.3f} ± {error:.3f} (over runes)")
     return 0
 
 

@@ -38,6 +38,7 @@ from finetune.errors import run_command
 from hpo.config import load_study_file
 
 from .arguments import positive
+from .figures import Figure, mean_and_error
 from .postgres import USER, Postgres
 from .storage_case import Case, Measured, measure
 from .storage_fill import fill, make_trials
@@ -47,7 +48,6 @@ STORAGES = ("sqlite", "postgres")
 _BATCHES = 8
 _RESAMPLES = 400
 Row = dict[str, Any]
-Figure = tuple[float, float]  # a value and its standard error
 
 
 class SQLite:
@@ -96,7 +96,7 @@ def wall_ms(phase: Phase) -> Figure:
     n = len(phase.done)
     edges = sorted({round(i * n / _BATCHES) for i in range(_BATCHES + 1)})
     batches = [(ends[b] - ends[a]) / (b - a) for a, b in itertools.pairwise(edges)]
-    return 1e3 * (ends[-1] - ends[0]) / n, 1e3 * _error_of_mean(batches)
+    return 1e3 * (ends[-1] - ends[0]) / n, 1e3 * mean_and_error(batches)[1]
 
 
 def latency_ms(phase: Phase) -> Figure:
@@ -106,10 +106,6 @@ def latency_ms(phase: Phase) -> Figure:
     medians = [statistics.median(rng.choices(values, k=len(values))) for _ in range(_RESAMPLES)]
     known = len(values) > 1
     return statistics.median(values), statistics.stdev(medians) if known else math.nan
-
-
-def _error_of_mean(values: Sequence[float]) -> float:
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def make_row(case: Case, measured: Measured) -> Row:

@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from .figures import Figure, mean_and_error
+
 Row = dict[str, Any]
-Figure = tuple[float, float]  # a mean and its standard error
 # Of a row: its name, what people read, and the digits that they get.
 FIGURES = (
     ("train_s", "training (the call), s", 2),
@@ -27,13 +28,6 @@ FIGURES = (
 COMPARED = ("trials_per_hour", "train_images_per_s", "eval_images_per_s")
 _GROWING = ("ms_per_step", "images_per_s", "seconds")
 _WORDS, _COLUMN = 36, 32
-
-
-def mean_and_error(values: Sequence[float]) -> Figure:
-    """The mean and its standard error, which is NaN when there is one value."""
-    known = len(values) > 1
-    error = statistics.stdev(values) / math.sqrt(len(values)) if known else math.nan
-    return statistics.fmean(values), error
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> Figure:

@@ -148,9 +148,9 @@ def test_they_are_the_networks_of_their_seeds(output: str) -> None:
         assert all(torch.equal(state[name], member[name]) for name in own_names)
         alone_models.append(alone.model)
     if output == "levels":
-        banks = [model.bank for model in alone_models]
+        pool = pooled([model.bank for model in alone_models])
         for model in alone_models:
-            model.bank = pooled(banks)
+            model.bank = pool
     answers = [model(x, t, c) for model in alone_models]
     torch.testing.assert_close(adapted.model(x, t, c), torch.stack(answers).mean(0))
     each = torch.tensor([[p.loss for p in progress] for progress in told_alone])

@@ -1,0 +1,16 @@
+"""Means and what they are worth."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+Figure = tuple[float, float]  # a value and its standard error
+
+
+def mean_and_error(values: Sequence[float]) -> Figure:
+    """The mean and its standard error, which is NaN when there is one value."""
+    known = len(values) > 1
+    error = statistics.stdev(values) / math.sqrt(len(values)) if known else math.nan
+    return statistics.fmean(values), error
