@@ -80,7 +80,7 @@ def ask(model: LevelPosterior, drawings: Tensor, table: NoiseTable, sums: Sums) 
             c = torch.full((len(x_t),), NEW_LABEL)
             alone = x_t - t_part * model(x_t, t_part, c)
             own, effective = posterior_mean(bank.images, x_t, t_part)
-            mixed = bank(alone, x_t, t_part)
+            mixed = bank.mixed(alone, own, effective, t_part)
             sums.add(x_part, alone, own, mixed, effective, t_part)
     model.bank = bank
 

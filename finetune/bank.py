@@ -37,12 +37,17 @@ def posterior_mean(images: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tens
         The mean (B, 1, 28, 28), and the effective number of images 1 / sum w_i^2 (B, 1, 1, 1)
         (Kish, Survey Sampling (1965), section 11.7), from 1 to n.
     """
-    y, times = x_t.flatten(1), t.flatten()[:, None]
-    # |x_t|^2 is the same for all images and falls out of the softmax.
-    exponent = (1 - times) * (2 * y @ images.T - (1 - times) * images.square().sum(1))
-    weights = (exponent / (2 * times.square())).softmax(1)
-    effective = 1 / weights.square().sum(1)
-    return (weights @ images).view_as(x_t), effective[:, None, None, None]
+    squares = images.norm(dim=1).square()
+    means, effective = [], []
+    for y, times in zip(x_t.flatten(1).split(_ROWS), t.flatten().split(_ROWS), strict=True):
+        # |x_t|^2 is the same for all images and falls out of the softmax.
+        factor = (1 - times) / times.square()
+        exponent = (factor[:, None] * y) @ images.T
+        exponent.addr_(factor * (1 - times), squares, alpha=-0.5)
+        weights = exponent.softmax(1)
+        means.append(weights @ images)
+        effective.append(1 / weights.norm(dim=1).square())
+    return torch.cat(means).view_as(x_t), torch.cat(effective)[:, None, None, None]
 
 
 class ImageBank(nn.Module):
@@ -57,16 +62,29 @@ class ImageBank(nn.Module):
 
     def forward(self, mean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """``mean``, a network's E[x | x_t] (B, 1, 28, 28), with the images' own mixed in."""
-        noisy = (t > _FROM_T).flatten().nonzero()[:, 0]
+        noisy = (t > _FROM_T).flatten()
+        if not noisy.any():
+            return mean
+        own, effective = posterior_mean(self.images, x_t[noisy], t[noisy])
         mean = mean.clone()
-        for rows in noisy.split(_ROWS):
-            own, effective = posterior_mean(self.images, x_t[rows], t[rows])
-            share = self.limit * (1 - 1 / effective) ** _SHARPNESS
-            mean[rows] += share * (own - mean[rows])
+        mean[noisy] = self.mixed(mean[noisy], own, effective, t[noisy])
         return mean
+
+    def mixed(self, mean: Tensor, own: Tensor, effective: Tensor, t: Tensor) -> Tensor:
+        """``mean`` with what `posterior_mean` says, ``own`` and ``effective``, mixed in."""
+        share = self.limit * (1 - 1 / effective) ** _SHARPNESS
+        return mean + (t > _FROM_T) * share * (own - mean)
 
 
 def pooled(banks: Sequence[ImageBank]) -> ImageBank:
-    """One bank of what ``banks`` of one limit hold, in equal parts, up to `POOLED_SIZE` images."""
+    """One bank of what ``banks`` of one limit hold, in equal parts, up to `POOLED_SIZE` images.
+
+    They are empty afterwards: of a hundred megabytes, both places need not have all at once.
+    """
     each = POOLED_SIZE // len(banks)
-    return ImageBank(torch.cat([bank.images[:each] for bank in banks]), banks[0].limit)
+    sizes = [min(each, len(bank.images)) for bank in banks]
+    images = banks[0].images.new_empty(sum(sizes), banks[0].images.shape[1])
+    for bank, place in zip(banks, images.split(sizes), strict=True):
+        place.copy_(bank.images[: len(place)])
+        bank.images = images.new_empty(0, images.shape[1])
+    return ImageBank(images, banks[0].limit)

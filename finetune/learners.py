@@ -71,9 +71,11 @@ class LearnsLevels:
         self._features = _feature_model(network, device, precision)
         self._weight = recipe.level_weight
         self._bank_limit = recipe.bank_limit
-        self._bank: list[Tensor] = []
         self._drawn_at_once = drawn_at_once(device)
-        self._n_learnt = 0
+        # In one piece that fills: to join many pieces would take twice the memory.
+        n = min(BANK_SIZE, recipe.steps * recipe.batch_size) if recipe.bank_limit else 0
+        self._bank = torch.empty(n, *augment.drawings.shape[1:], device=device)
+        self._n_learnt = self._n_banked = 0
 
     def targets(self, x: Tensor) -> Tensor:
         """The levels of images x (n, 1, 28, 28), (n, 28, 28)."""
@@ -84,9 +86,11 @@ class LearnsLevels:
         # The bank speaks at noise, so its images are those for noise; as many come as are learnt,
         # so a slow machine makes fewer.
         self._n_learnt += n
-        n_banked = min(self._n_learnt, BANK_SIZE) if self._bank_limit else 0
-        while len(self._bank) * self._drawn_at_once < n_banked:
-            self._bank.append(self._augment(self._drawn_at_once))
+        wanted = min(self._n_learnt, len(self._bank))
+        while self._n_banked < wanted:
+            images = self._augment(self._drawn_at_once)[: len(self._bank) - self._n_banked]
+            self._bank[self._n_banked : self._n_banked + len(images)] = images
+            self._n_banked += len(images)
 
     def losses(self, batch: Batch, c: Tensor) -> tuple[Tensor, Tensor]:
         """What is lowered and the flow loss, both means over the batch of labels c (B,)."""
@@ -97,8 +101,11 @@ class LearnsLevels:
 
     def finished(self) -> nn.Module:
         """What has learnt, with the bank beside it."""
-        if self._bank_limit:
-            self.model.bank = ImageBank(torch.cat(self._bank), self._bank_limit)
+        if self._n_banked:
+            full = self._n_banked == len(self._bank)
+            images = self._bank if full else self._bank[: self._n_banked].clone()
+            self.model.bank = ImageBank(images, self._bank_limit)
+            self._bank = images[:0].clone()  # the model's alone
         return self.model
 
 

@@ -22,10 +22,11 @@ from .levels import GreyLevels
 
 Features = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Shifts over which the levels' logits are averaged.  Strides make the network see a shifted
-# image a little differently.  At low noise it matters which of the resize's places a pixel has,
-# and a shifted one has another; at much noise there is nothing to gain.
+# image a little differently.  At much noise there is nothing to gain; at low noise it matters
+# which of the resize's places a pixel has, and a shifted one has another: a little less where
+# levels are alike at all places.
 _SHIFTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
-_SHIFT_FROM_T, _SHIFT_TO_T = 0.3, 0.75
+_SHIFT_FROM_T, _SHIFT_FROM_T_ALIKE, _SHIFT_TO_T = 0.3, 0.25, 0.75
 # Below this t an error of the drawing would be multiplied out of all proportion in training;
 # at t = 0 itself the noise can't be seen, and its mean, 0, is the best guess.
 _LEAST_T_IN_TRAINING = 0.01
@@ -69,6 +70,8 @@ class LevelPosterior(nn.Module):
         self.n_channels_img = network.n_channels_img
         self.n_classes = network.n_classes
         self.shifts = _SHIFTS[:views]
+        alike = levels.means[0].numel() == 1
+        self.shift_from_t = _SHIFT_FROM_T_ALIKE if alike else _SHIFT_FROM_T
         self.bank: ImageBank | None = None  # a second opinion outside of training
         self.fuses = device.type == "cpu" and can_fuse(network)
 
@@ -132,7 +135,7 @@ class LevelPosterior(nn.Module):
 
     def _shifted_logits(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         logits: Tensor = self.head(self._features(x_t, t, c))
-        helped = ((t > _SHIFT_FROM_T) & (t < _SHIFT_TO_T)).flatten()
+        helped = ((t > self.shift_from_t) & (t < _SHIFT_TO_T)).flatten()
         if len(self.shifts) == 1 or not helped.any():
             return logits.to(x_t.dtype)
         some = [a[helped] for a in (x_t, t, c)]

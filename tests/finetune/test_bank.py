@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from finetune.adapt import adapt
 from finetune.bank import BANK_SIZE, ImageBank, pooled, posterior_mean
@@ -86,13 +89,37 @@ def test_many_rows_are_each_as_if_alone() -> None:
 
 
 def test_a_pool_has_an_equal_part_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    banks = [ImageBank(images(8, seed), 0.7) for seed in range(3)]
-    pool = pooled(banks)
-    assert torch.equal(pool.images, torch.cat([bank.images for bank in banks]))
+    def banks() -> list[ImageBank]:
+        return [ImageBank(images(n, seed=n), 0.7) for n in (8, 4, 7)]
+
+    held = [bank.images for bank in banks()]
+    pool = pooled(banks())
+    assert torch.equal(pool.images, torch.cat(held))
     assert pool.limit == 0.7
     monkeypatch.setattr("finetune.bank.POOLED_SIZE", 16)
-    parts = pooled(banks).images.split(5)
-    assert all(torch.equal(p, b.images[:5]) for p, b in zip(parts, banks, strict=True))
+    assert torch.equal(pooled(banks()).images, torch.cat([part[:5] for part in held]))
+
+
+def most_allocated(what: Callable[[], object]) -> int:
+    """Bytes that torch has at most beyond those it had before, while it does ``what``."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        what()
+    events = sorted(profiled.events(), key=lambda event: event.time_range.start)
+    return max(accumulate(event.self_cpu_memory_usage for event in events))
+
+
+def test_a_pool_leaves_nothing_in_its_banks() -> None:
+    banks = [ImageBank(images(8, seed), 0.7) for seed in range(2)]
+    pooled(banks)
+    assert [bank.images.untyped_storage().nbytes() for bank in banks] == [0, 0]
+
+
+def test_to_ask_it_takes_less_memory_than_its_images() -> None:
+    bank = ImageBank(images(4000), 0.7)
+    size = bank.images.nbytes
+    assert most_allocated(lambda: bank.images.square().sum(1)) > size
+    mean, x_t = images(200, 1), images(200, 2)
+    assert most_allocated(lambda: bank(mean, x_t, at(0.7, 200))) < 0.5 * size
 
 
 # As `adapt` makes it
