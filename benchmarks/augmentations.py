@@ -5,6 +5,9 @@ E[x | x_t], under the distribution of augmented drawings (a network that matches
 limit).  With many augmented drawings of ten (`finetune.bank.posterior_mean`), its loss on the
 *other* ten drawings, |E[x | x_t] - x|^2 / t^2, judges a mix of augmentations without any
 training.  The baseline is the default recipe's mix.
+
+A call has not seen the other ten.  ``--within`` shows what its own ten could tell it: each mix is
+also judged on two of them at a time with the other eight alone.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import argparse
 import itertools
 import json
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,10 +32,12 @@ from finetune.errors import UserError, run_command
 from finetune.recipe import Recipe, RecipeError
 
 from .arguments import positive
+from .figures import Figure
 
 TIMES = (0.4, 0.55, 0.7, 0.85)
 _NOISES = 8  # for each drawing and time
-_BATCH = 2000
+_BATCH = 500
+_LEFT_OUT = 2  # drawings at a time
 
 
 def posterior_mean_losses(augment: Augmenter, samples: int, test: Tensor, seed: int) -> list[float]:
@@ -51,17 +58,70 @@ def posterior_mean_losses(augment: Augmenter, samples: int, test: Tensor, seed: 
     return losses
 
 
-def judge(
-    recipe: Recipe, source: RuneSource, runes: list[str], resize: Any, splits: int, samples: int
-) -> Tensor:
+@dataclass(frozen=True)
+class Judged:
     """Losses for each (rune, split) and time, (len(runes) * splits, len(TIMES))."""
-    rows = []
+
+    unseen: Tensor
+    within: Tensor | None  # of drawings that were left out of the ten, if they were asked
+
+
+def left_out(drawings: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The drawings (n, ...) without some of them, and these; each is left out once."""
+    for k in range(0, len(drawings), _LEFT_OUT):
+        rest = torch.cat([drawings[:k], drawings[k + _LEFT_OUT :]])
+        yield rest, drawings[k : k + _LEFT_OUT]
+
+
+def judge(
+    recipe: Recipe,
+    source: RuneSource,
+    runes: list[str],
+    resize: Any,
+    splits: int,
+    samples: int,
+    within: bool,
+) -> Judged:
+    """The recipe's mix of augmentations, on unseen drawings and, if asked, ``within`` the ten."""
+
+    def losses(train: Tensor, test: Tensor, seed: int) -> list[float]:
+        augment = Augmenter(train, recipe, torch.Generator().manual_seed(recipe.seed))
+        return posterior_mean_losses(augment, samples, test, seed)
+
+    unseen, own = [], []
     work = list(itertools.product(runes, range(splits)))
     for rune, split_seed in tqdm(work, unit="split", leave=False):
         split = split_drawings(source.drawings(rune, resize), split_seed)
-        augment = Augmenter(split.train, recipe, torch.Generator().manual_seed(recipe.seed))
-        rows.append(posterior_mean_losses(augment, samples, split.test, split_seed))
-    return torch.tensor(rows)
+        unseen.append(losses(split.train, split.test, split_seed))
+        if within:
+            parts = [losses(rest, out, split_seed) for rest, out in left_out(split.train)]
+            own.append(torch.tensor(parts).mean(0).tolist())
+    return Judged(torch.tensor(unseen), torch.tensor(own) if within else None)
+
+
+def ratio(losses: Tensor, baseline: Tensor) -> Figure:
+    """Of the means of two (n,), and its standard error over paired values."""
+    found = (losses.mean() / baseline.mean()).item()
+    apart = losses - found * baseline
+    return found, (apart.std() / math.sqrt(len(apart)) / baseline.mean()).item()
+
+
+def said_within(names: Sequence[str], judged: Sequence[Judged]) -> Iterator[str]:
+    """Lines on what the ten drawings tell of each mix; the first one is the baseline."""
+    unseen = torch.stack([one.unseen.mean(1) for one in judged])  # (mixes, splits)
+    within = torch.stack([one.within.mean(1) for one in judged if one.within is not None])
+    yield "within the ten drawings that a call has:"
+    for name, losses, others in zip(names[1:], within[1:], unseen[1:], strict=True):
+        both = torch.stack([losses / within[0], others / unseen[0]])
+        agreement = both.corrcoef()[0, 1].item()
+        yield f"{name:<42}{_figure(ratio(losses, within[0]))}, correlation {agreement:+.2f}"
+    for who, by in (("its own ten prefer", within), ("unseen ones prefer", unseen)):
+        chosen = unseen.gather(0, by.argmin(0, keepdim=True))[0]
+        yield f"each split with the mix that {who}: {_figure(ratio(chosen, unseen[0]))} unseen"
+
+
+def _figure(figure: Figure) -> str:
+    return "{:.3f} ± {:.3f}".format(*figure)
 
 
 def _mixes(texts: list[str]) -> list[dict[str, Any]]:
@@ -84,21 +144,26 @@ def main(argv: list[str] | None = None) -> int:
         "--samples", type=positive, default=16_000, help="augmented drawings for each time"
     )
     parser.add_argument("--mix", nargs="+", default=[], help="JSON with fields of a recipe")
+    parser.add_argument(
+        "--within", action="store_true", help="judge on drawings left out of the ten, too"
+    )
     arguments = parser.parse_args(argv)
     mixes = _mixes(arguments.mix)
     source = open_source(arguments.source, arguments.data)
     runes = choose_runes(source, arguments.runes, 5)
     options = (source, runes, arguments.resize, arguments.splits, arguments.samples)
-    baseline = judge(Recipe(), *options)
+    names = ["default", *(json.dumps(mix) for mix in mixes)]
+    judged: list[Judged] = []
     print(f"{'':<42}{'loss':>8}  {'ratio':<16}" + "".join(f"t={t:<8}" for t in TIMES))
-    for mix in [{}, *mixes]:
-        losses = judge(Recipe.from_dict(mix), *options) if mix else baseline
-        ratio = (losses.mean() / baseline.mean()).item()
-        by_split = losses.mean(1) - ratio * baseline.mean(1)
-        error = (by_split.std() / math.sqrt(len(by_split)) / baseline.mean()).item()
+    for name, mix in zip(names, [{}, *mixes], strict=True):
+        judged.append(judge(Recipe.from_dict(mix), *options, arguments.within))
+        losses = judged[-1].unseen
+        over = _figure(ratio(losses.mean(1), judged[0].unseen.mean(1)))
         by_time = "".join(f"{v:<10.4f}" for v in losses.mean(0).tolist())
-        name = json.dumps(mix) if mix else "default"
-        print(f"{name:<42}{losses.mean():>8.4f}  {ratio:.3f} ± {error:.3f}   {by_time}", flush=True)
+        print(f"{name:<42}{losses.mean():>8.4f}  {over}   {by_time}", flush=True)
+    if arguments.within:
+        for line in said_within(names, judged):
+            print(line)
     return 0
 
 

@@ -3,7 +3,7 @@
 From trial 0 of study runes: loss 0.0716 ± 0.0002, the mean of 8 instances.  The recipe's digest
 is d105002ab92d.
 
-Made from runes 0.1.0, code fd32559f9cbb, by joining the modules that trials run; branches that
+Made from runes 0.1.0, code 15791c73db7c, by joining the modules that trials run; branches that
 this recipe does not take are left out.  It needs Python 3.10 and torch 2.2 or newer, no file and
 no network; it uses a GPU where there is one.  To make it again:
 
@@ -710,9 +710,11 @@ class LearnsLevels:
         self._features = _feature_model(network, device, precision)
         self._weight = recipe.level_weight
         self._bank_limit = recipe.bank_limit
-        self._bank: list[Tensor] = []
         self._drawn_at_once = drawn_at_once(device)
-        self._n_learnt = 0
+        # In one piece that fills: to join many pieces would take twice the memory.
+        n = min(BANK_SIZE, recipe.steps * recipe.batch_size) if recipe.bank_limit else 0
+        self._bank = torch.empty(n, *augment.drawings.shape[1:], device=device)
+        self._n_learnt = self._n_banked = 0
 
     def targets(self, x: Tensor) -> Tensor:
         """The levels of images x (n, 1, 28, 28), (n, 28, 28)."""
@@ -723,9 +725,11 @@ class LearnsLevels:
         # The bank speaks at noise, so its images are those for noise; as many come as are learnt,
         # so a slow machine makes fewer.
         self._n_learnt += n
-        n_banked = min(self._n_learnt, BANK_SIZE) if self._bank_limit else 0
-        while len(self._bank) * self._drawn_at_once < n_banked:
-            self._bank.append(self._augment(self._drawn_at_once))
+        wanted = min(self._n_learnt, len(self._bank))
+        while self._n_banked < wanted:
+            images = self._augment(self._drawn_at_once)[: len(self._bank) - self._n_banked]
+            self._bank[self._n_banked : self._n_banked + len(images)] = images
+            self._n_banked += len(images)
 
     def losses(self, batch: Batch, c: Tensor) -> tuple[Tensor, Tensor]:
         """What is lowered and the flow loss, both means over the batch of labels c (B,)."""
@@ -736,8 +740,11 @@ class LearnsLevels:
 
     def finished(self) -> nn.Module:
         """What has learnt, with the bank beside it."""
-        if self._bank_limit:
-            self.model.bank = ImageBank(torch.cat(self._bank), self._bank_limit)
+        if self._n_banked:
+            full = self._n_banked == len(self._bank)
+            images = self._bank if full else self._bank[: self._n_banked].clone()
+            self.model.bank = ImageBank(images, self._bank_limit)
+            self._bank = images[:0].clone()  # the model's alone
         return self.model
 
 
@@ -1540,10 +1547,11 @@ def _distance_to(mask: Tensor, limit: int) -> Tensor:
 
 Features = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Shifts over which the levels' logits are averaged.  Strides make the network see a shifted
-# image a little differently.  At low noise it matters which of the resize's places a pixel has,
-# and a shifted one has another; at much noise there is nothing to gain.
+# image a little differently.  At much noise there is nothing to gain; at low noise it matters
+# which of the resize's places a pixel has, and a shifted one has another: a little less where
+# levels are alike at all places.
 _SHIFTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
-_SHIFT_FROM_T, _SHIFT_TO_T = 0.3, 0.75
+_SHIFT_FROM_T, _SHIFT_FROM_T_ALIKE, _SHIFT_TO_T = 0.3, 0.25, 0.75
 # Below this t an error of the drawing would be multiplied out of all proportion in training;
 # at t = 0 itself the noise can't be seen, and its mean, 0, is the best guess.
 _LEAST_T_IN_TRAINING = 0.01
@@ -1587,6 +1595,8 @@ class LevelPosterior(nn.Module):
         self.n_channels_img = network.n_channels_img
         self.n_classes = network.n_classes
         self.shifts = _SHIFTS[:views]
+        alike = levels.means[0].numel() == 1
+        self.shift_from_t = _SHIFT_FROM_T_ALIKE if alike else _SHIFT_FROM_T
         self.bank: ImageBank | None = None  # a second opinion outside of training
         self.fuses = device.type == "cpu" and can_fuse(network)
 
@@ -1650,7 +1660,7 @@ class LevelPosterior(nn.Module):
 
     def _shifted_logits(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         logits: Tensor = self.head(self._features(x_t, t, c))
-        helped = ((t > _SHIFT_FROM_T) & (t < _SHIFT_TO_T)).flatten()
+        helped = ((t > self.shift_from_t) & (t < _SHIFT_TO_T)).flatten()
         if len(self.shifts) == 1 or not helped.any():
             return logits.to(x_t.dtype)
         some = [a[helped] for a in (x_t, t, c)]
@@ -1754,12 +1764,17 @@ def posterior_mean(images: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tens
         The mean (B, 1, 28, 28), and the effective number of images 1 / sum w_i^2 (B, 1, 1, 1)
         (Kish, Survey Sampling (1965), section 11.7), from 1 to n.
     """
-    y, times = x_t.flatten(1), t.flatten()[:, None]
-    # |x_t|^2 is the same for all images and falls out of the softmax.
-    exponent = (1 - times) * (2 * y @ images.T - (1 - times) * images.square().sum(1))
-    weights = (exponent / (2 * times.square())).softmax(1)
-    effective = 1 / weights.square().sum(1)
-    return (weights @ images).view_as(x_t), effective[:, None, None, None]
+    squares = images.norm(dim=1).square()
+    means, effective = [], []
+    for y, times in zip(x_t.flatten(1).split(_ROWS), t.flatten().split(_ROWS), strict=True):
+        # |x_t|^2 is the same for all images and falls out of the softmax.
+        factor = (1 - times) / times.square()
+        exponent = (factor[:, None] * y) @ images.T
+        exponent.addr_(factor * (1 - times), squares, alpha=-0.5)
+        weights = exponent.softmax(1)
+        means.append(weights @ images)
+        effective.append(1 / weights.norm(dim=1).square())
+    return torch.cat(means).view_as(x_t), torch.cat(effective)[:, None, None, None]
 
 
 class ImageBank(nn.Module):
@@ -1774,19 +1789,32 @@ class ImageBank(nn.Module):
 
     def forward(self, mean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """``mean``, a network's E[x | x_t] (B, 1, 28, 28), with the images' own mixed in."""
-        noisy = (t > _FROM_T).flatten().nonzero()[:, 0]
+        noisy = (t > _FROM_T).flatten()
+        if not noisy.any():
+            return mean
+        own, effective = posterior_mean(self.images, x_t[noisy], t[noisy])
         mean = mean.clone()
-        for rows in noisy.split(_ROWS):
-            own, effective = posterior_mean(self.images, x_t[rows], t[rows])
-            share = self.limit * (1 - 1 / effective) ** _SHARPNESS
-            mean[rows] += share * (own - mean[rows])
+        mean[noisy] = self.mixed(mean[noisy], own, effective, t[noisy])
         return mean
+
+    def mixed(self, mean: Tensor, own: Tensor, effective: Tensor, t: Tensor) -> Tensor:
+        """``mean`` with what `posterior_mean` says, ``own`` and ``effective``, mixed in."""
+        share = self.limit * (1 - 1 / effective) ** _SHARPNESS
+        return mean + (t > _FROM_T) * share * (own - mean)
 
 
 def pooled(banks: Sequence[ImageBank]) -> ImageBank:
-    """One bank of what ``banks`` of one limit hold, in equal parts, up to `POOLED_SIZE` images."""
+    """One bank of what ``banks`` of one limit hold, in equal parts, up to `POOLED_SIZE` images.
+
+    They are empty afterwards: of a hundred megabytes, both places need not have all at once.
+    """
     each = POOLED_SIZE // len(banks)
-    return ImageBank(torch.cat([bank.images[:each] for bank in banks]), banks[0].limit)
+    sizes = [min(each, len(bank.images)) for bank in banks]
+    images = banks[0].images.new_empty(sum(sizes), banks[0].images.shape[1])
+    for bank, place in zip(banks, images.split(sizes), strict=True):
+        place.copy_(bank.images[: len(place)])
+        bank.images = images.new_empty(0, images.shape[1])
+    return ImageBank(images, banks[0].limit)
 
 
 # ------------------------------------------------------------------------------
