@@ -114,7 +114,7 @@ def said_within(names: Sequence[str], judged: Sequence[Judged]) -> Iterator[str]
     for name, losses, others in zip(names[1:], within[1:], unseen[1:], strict=True):
         both = torch.stack([losses / within[0], others / unseen[0]])
         agreement = both.corrcoef()[0, 1].item()
-        yield f"{name:<42}{_figure(ratio(losses, within[0]))}, correlation {agreement:+.2f}"
+        yield f"{name:<42}  {_figure(ratio(losses, within[0]))}, correlation {agreement:+.2f}"
     for who, by in (("its own ten prefer", within), ("unseen ones prefer", unseen)):
         chosen = unseen.gather(0, by.argmin(0, keepdim=True))[0]
         yield f"each split with the mix that {who}: {_figure(ratio(chosen, unseen[0]))} unseen"
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
         losses = judged[-1].unseen
         over = _figure(ratio(losses.mean(1), judged[0].unseen.mean(1)))
         by_time = "".join(f"{v:<10.4f}" for v in losses.mean(0).tolist())
-        print(f"{name:<42}{losses.mean():>8.4f}  {over}   {by_time}", flush=True)
+        print(f"{name:<42}  {losses.mean():.4f}  {over}   {by_time}", flush=True)
     if arguments.within:
         for line in said_within(names, judged):
             print(line)
