@@ -47,7 +47,11 @@ def test_what_the_ten_prefer_is_judged_on_unseen_drawings() -> None:
     assert "unseen ones prefer: 0.933 ± 0.067 unseen" in lines[3]
 
 
-def test_it_runs_on_drawn_runes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_runs_on_drawn_runes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.augmentations._LEFT_OUT", 5)  # twice, not five times
+    monkeypatch.setattr("benchmarks.augmentations._BATCH", 40)
     options = ["--source", "drawn", "--runes", "ing", "thorn", "--splits", "1", "--samples", "40"]
     assert main([*options, "--within", "--mix", '{"elastic_px": 0.0, "blend": 0.0}']) == 0
     out = capsys.readouterr().out.splitlines()
