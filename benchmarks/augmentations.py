@@ -32,7 +32,7 @@ from finetune.errors import UserError, run_command
 from finetune.recipe import Recipe, RecipeError
 
 from .arguments import positive
-from .figures import Figure
+from .figures import ratio
 
 TIMES = (0.4, 0.55, 0.7, 0.85)
 _NOISES = 8  # for each drawing and time
@@ -99,13 +99,6 @@ def judge(
     return Judged(torch.tensor(unseen), torch.tensor(own) if within else None)
 
 
-def ratio(losses: Tensor, baseline: Tensor) -> Figure:
-    """Of the means of two (n,), and its standard error over paired values."""
-    found = (losses.mean() / baseline.mean()).item()
-    apart = losses - found * baseline
-    return found, (apart.std() / math.sqrt(len(apart)) / baseline.mean()).item()
-
-
 def said_within(names: Sequence[str], judged: Sequence[Judged]) -> Iterator[str]:
     """Lines on what the ten drawings tell of each mix; the first one is the baseline."""
     unseen = torch.stack([one.unseen.mean(1) for one in judged])  # (mixes, splits)
@@ -114,14 +107,15 @@ def said_within(names: Sequence[str], judged: Sequence[Judged]) -> Iterator[str]
     for name, losses, others in zip(names[1:], within[1:], unseen[1:], strict=True):
         both = torch.stack([losses / within[0], others / unseen[0]])
         agreement = both.corrcoef()[0, 1].item()
-        yield f"{name:<42}  {_figure(ratio(losses, within[0]))}, correlation {agreement:+.2f}"
+        yield f"{name:<42}  {_over(losses, within[0])}, correlation {agreement:+.2f}"
     for who, by in (("its own ten prefer", within), ("unseen ones prefer", unseen)):
         chosen = unseen.gather(0, by.argmin(0, keepdim=True))[0]
-        yield f"each split with the mix that {who}: {_figure(ratio(chosen, unseen[0]))} unseen"
+        yield f"each split with the mix that {who}: {_over(chosen, unseen[0])} unseen"
 
 
-def _figure(figure: Figure) -> str:
-    return "{:.3f} ± {:.3f}".format(*figure)
+def _over(losses: Tensor, baseline: Tensor) -> str:
+    """The ratio of their means, both (n,), with its error."""
+    return "{:.3f} ± {:.3f}".format(*ratio(losses.tolist(), baseline.tolist()))
 
 
 def _mixes(texts: list[str]) -> list[dict[str, Any]]:
@@ -158,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, mix in zip(names, [{}, *mixes], strict=True):
         judged.append(judge(Recipe.from_dict(mix), *options, arguments.within))
         losses = judged[-1].unseen
-        over = _figure(ratio(losses.mean(1), judged[0].unseen.mean(1)))
+        over = _over(losses.mean(1), judged[0].unseen.mean(1))
         by_time = "".join(f"{v:<10.4f}" for v in losses.mean(0).tolist())
         print(f"{name:<42}  {losses.mean():.4f}  {over}   {by_time}", flush=True)
     if arguments.within:

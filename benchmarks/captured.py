@@ -30,8 +30,7 @@ from finetune.recipe import Recipe
 from finetune.run import Run
 from finetune.steps import Steps
 
-from .figures import mean_and_error
-from .throughput_table import ratio
+from .figures import mean_and_error, ratio
 
 _WARM_UP = 10
 

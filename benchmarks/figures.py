@@ -14,3 +14,11 @@ def mean_and_error(values: Sequence[float]) -> Figure:
     known = len(values) > 1
     error = statistics.stdev(values) / math.sqrt(len(values)) if known else math.nan
     return statistics.fmean(values), error
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> Figure:
+    """Ratio of the means of paired values, with its error by the delta method."""
+    mean = statistics.fmean(under)
+    value = statistics.fmean(over) / mean
+    residuals = [a - value * b for a, b in zip(over, under, strict=True)]
+    return value, mean_and_error(residuals)[1] / mean

@@ -37,6 +37,8 @@ from finetune.networks import list_networks, load_network, network_digest
 from finetune.recipe import Recipe, RecipeError
 from finetune.validation import NoiseTable, estimate
 
+from .figures import ratio
+
 Adapt = Callable[[nn.Module, Tensor], nn.Module]
 _A_EPOCHS, _A_BATCH, _A_LR, _A_DECAY, _A_CLIP = 200, 8, 5e-5, 0.01, 1.0
 _NO_DEADLINE_S = 1e6
@@ -164,12 +166,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
             line += f"  longest call {slowest:.1f} s"
             common = [rune for rune in mine if rune in by_recipe.get("A", {})]
             if name != "A" and len(common) > 1:
-                a = torch.tensor([by_recipe["A"][rune]["loss"] for rune in common])
-                ours = torch.tensor([mine[rune]["loss"] for rune in common])
-                ratio = ours.mean() / a.mean()
-                # Of a ratio of means over paired runes, by the delta method.
-                error = (ours - ratio * a).std() / math.sqrt(len(common)) / a.mean()
-                line += f"  ratio to A {ratio:.3f} ± {error:.3f} ({len(common)} runes)"
+                ours, a = ([of[rune]["loss"] for rune in common] for of in (mine, by_recipe["A"]))
+                over, error = ratio(ours, a)
+                line += f"  ratio to A {over:.3f} ± {error:.3f} ({len(common)} runes)"
             lines.append(line)
     return "\n".join(lines)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from .figures import Figure, mean_and_error
+from .figures import Figure, mean_and_error, ratio
 
 Row = dict[str, Any]
 # Of a row: its name, what people read, and the digits that they get.
@@ -28,14 +27,6 @@ FIGURES = (
 COMPARED = ("trials_per_hour", "train_images_per_s", "eval_images_per_s")
 _GROWING = ("ms_per_step", "images_per_s", "seconds")
 _WORDS, _COLUMN = 36, 32
-
-
-def ratio(over: Sequence[float], under: Sequence[float]) -> Figure:
-    """Ratio of the means of paired values, with its error by the delta method."""
-    mean = statistics.fmean(under)
-    value = statistics.fmean(over) / mean
-    residuals = [a - value * b for a, b in zip(over, under, strict=True)]
-    return value, mean_and_error(residuals)[1] / mean
 
 
 def by_contender(rows: Sequence[Row]) -> dict[str, list[Row]]:

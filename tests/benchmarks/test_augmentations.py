@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.augmentations import TIMES, Judged, left_out, main, ratio, said_within
+from benchmarks.augmentations import TIMES, Judged, left_out, main, said_within
+from benchmarks.figures import ratio
 
 
 def judged(unseen: list[float], within: list[float]) -> Judged:
@@ -29,8 +30,8 @@ def test_each_drawing_is_left_out_once_and_never_learnt_from() -> None:
 
 
 def test_a_ratio_is_of_means_and_its_error_is_that_of_what_is_left() -> None:
-    assert ratio(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 2.0])) == (2.0, 0.0)
-    found, error = ratio(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]))
+    assert ratio([2.0, 4.0], [1.0, 2.0]) == (2.0, 0.0)
+    found, error = ratio([1.0, 3.0], [2.0, 2.0])
     assert found == 1.0
     assert error == pytest.approx(math.sqrt(2) / math.sqrt(2) / 2)
 
