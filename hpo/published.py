@@ -41,8 +41,9 @@ def unpacked(storage: str) -> Iterator[str]:
         yield storage
         return
     path = Path(storage.removeprefix(_SCHEME))
-    with tempfile.TemporaryDirectory(prefix="hpo-") as directory:
-        copy = Path(directory) / path.name.removesuffix(_SUFFIX)
+    directory = Path(tempfile.mkdtemp(prefix="hpo-"))
+    try:
+        copy = directory / path.name.removesuffix(_SUFFIX)
         try:
             with gzip.open(path) as packed, copy.open("wb") as plain:
                 shutil.copyfileobj(packed, plain)
@@ -50,3 +51,14 @@ def unpacked(storage: str) -> Iterator[str]:
             reason = getattr(error, "strerror", None) or "it is no whole gzip file"
             raise UserError(f"{storage} can't be unpacked: {reason}") from error
         yield f"{_SCHEME}{copy}"
+    finally:
+        _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    """Remove it with all in it, though a thread may be at work there.
+
+    A server that is stopped leaves its threads behind.  Where one opens the copy just then, SQLite
+    adds files beside it; under another name none is added after the directory was listed.
+    """
+    shutil.rmtree(directory.rename(directory.with_name(f"{directory.name}-removed")))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import shutil
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -122,3 +126,26 @@ def test_status_and_dashboard_open_the_published_study(
     assert f"study runes in {PUBLISHED}, read-only" in said
     assert "does not exist yet" not in said
     assert said.endswith("served\n")
+
+
+def test_a_copy_goes_though_a_thread_adds_files_to_it(published: Path) -> None:
+    """As one of a stopped server does that opens the copy while its directory is removed."""
+    stop = threading.Event()
+
+    def add(directory: Path) -> None:
+        for i in itertools.count():
+            if stop.is_set():
+                return
+            with suppress(OSError):
+                (directory / f"s.db-{i}").touch()
+
+    with unpacked(str(published)) as url:
+        directory = Path(url.removeprefix("sqlite:///")).parent
+        threads = [threading.Thread(target=add, args=(directory,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.02)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not directory.exists()
