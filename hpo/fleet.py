@@ -117,7 +117,7 @@ def _devices(options: Options, n_gpus: int) -> list[str | None]:
 
 def _arguments(options: Options) -> list[str]:
     arguments = ["--study", options.study, "--workers", "1", "--under-fleet"]
-    for name in ("storage", "artifacts", "data", "trials", "seconds", "together"):
+    for name in ("storage", "artifacts", "data", "trials", "seconds", "together", "sampler"):
         value = getattr(options, name)
         if value is not None:
             arguments += [f"--{name}", str(value)]

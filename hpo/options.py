@@ -12,6 +12,7 @@ from typing import Any
 from finetune.errors import UserError
 
 PREFIX = "RUNES_"
+SAMPLERS = ("tpe", "gp", "random")  # Optuna's, by the names that a study file gives them
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Options:
     device: str | None = None
     threads: int | None = None
     together: int = 1
+    sampler: str | None = None
     seed: int | None = None
     dry_run: bool = False
     under_fleet: bool = False
@@ -44,6 +46,7 @@ _HELP: dict[str, tuple[Callable[[str], Any], str]] = {
     "device": (str, "cpu, cuda or cuda:N (default: a GPU if there is one)"),
     "threads": (int, "CPU threads of each worker (default: the cores, shared out)"),
     "together": (int, "instances measured side by side; pays on a GPU (default: 1)"),
+    "sampler": (str, "tpe, gp or random (default: the study file's)"),
     "seed": (int, "of this worker's sampler (default: from the study's seed and its place)"),
 }
 
@@ -80,6 +83,9 @@ def parse_options(argv: Sequence[str] | None, description: str | None) -> Option
         value = given.get(name)
         if value is not None and not value > 0:
             raise UserError(f"{words[name]} is {value:g}; write more than 0")
+    if given.get("sampler", SAMPLERS[0]) not in SAMPLERS:
+        known = ", ".join(SAMPLERS)
+        raise UserError(f"{words['sampler']} is {given['sampler']!r}; write one of {known}")
     if given.get("seed", 0) < 0:
         raise UserError(f"{words['seed']} is {given['seed']}; write 0 or more")
     return Options(**given)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from finetune.errors import UserError
 from hpo import fleet
-from hpo.config import load_study_file
+from hpo.config import Sampler, load_study_file
 from hpo.devices import choose_device, n_cores, share_cores
-from hpo.fleet import _devices
-from hpo.options import Options, parse_options
+from hpo.fleet import _arguments, _devices
+from hpo.options import SAMPLERS, Options, parse_options
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +61,8 @@ def test_no_study_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         (["--trials", "0"], None, "--trials is 0; write more than 0"),
         (["--seconds", "nan"], None, "--seconds is nan; write more than 0"),
         (["--seed", "-1"], None, "--seed is -1; write 0 or more"),
+        (["--sampler", "tree"], None, "--sampler is 'tree'; write one of tpe, gp, random"),
+        ([], ("RUNES_SAMPLER", "cma"), "RUNES_SAMPLER is 'cma'; write one of tpe, gp, random"),
         ([], ("RUNES_WORKERS", "many"), "RUNES_WORKERS is 'many'; write a number"),
         ([], ("RUNES_THREADS", "0"), "RUNES_THREADS is 0; write more than 0"),
     ],
@@ -75,6 +78,17 @@ def test_a_mistake_names_the_option_or_the_variable(
     with pytest.raises(UserError) as error:
         parse_options(["--study", "runes", *arguments], None)
     assert str(error.value) == message
+
+
+def test_samplers_are_those_that_a_study_file_may_name() -> None:
+    assert get_args(Sampler.model_fields["name"].annotation) == SAMPLERS
+
+
+def test_workers_of_a_fleet_are_told_what_the_fleet_was() -> None:
+    arguments = _arguments(Options("s", trials=3, sampler="random", workers=2))
+    told = dict(itertools.pairwise(arguments))
+    assert (told["--trials"], told["--sampler"], told["--workers"]) == ("3", "random", "1")
+    assert "--sampler" not in _arguments(Options("s", workers=2))
 
 
 def test_cores_are_shared_out_and_nobody_has_none() -> None:

@@ -198,10 +198,12 @@ def test_without_omniglot_one_line_says_where_it_goes_and_what_needs_none(
 
 
 def test_a_dry_run_shows_the_study_and_creates_nothing(start: Start, tiny: Path) -> None:
-    worker = start(tiny, "--study", "tiny.toml", "--dry-run", RUNES_ARTIFACTS="")
+    arguments = ["--study", "tiny.toml", "--dry-run", "--sampler", "gp"]
+    worker = start(tiny, *arguments, RUNES_ARTIFACTS="")
     out, err = worker.communicate(timeout=60)
     assert worker.returncode == 0, err
     assert '"source": "drawn"' in out
+    assert '"name": "gp"' in out
     assert '"steps": 2' in out  # of the sampled recipe
     assert "1. thorn/0 from unet_1" in out
     assert sorted(p.name for p in tiny.iterdir()) == ["tiny.toml"]
