@@ -208,8 +208,8 @@ def main(argv: list[str] | None = None) -> int:
 
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
-    rows = [json.loads(line) for line in lines]
-    done = {tuple(row[k] for k in KEYS) for row in rows}
+    stored = {tuple(row[k] for k in KEYS): row for row in map(json.loads, lines)}
+    asked = []
     work = [(i, rune, name) for i, rune in enumerate(runes) for name in names]
     for i, rune, name in tqdm(work, desc=arguments.resize, unit="call"):
         network = load_network(networks[i % len(networks)])
@@ -223,16 +223,16 @@ def main(argv: list[str] | None = None) -> int:
             "recipe": name,
             "recipe_digest": recipes[name].digest if name in recipes else "",
         }
-        if tuple(row.values()) in done:
+        if (there := stored.get(tuple(row.values()))) is not None:
+            asked.append(there)
             continue
         split = split_drawings(source.drawings(rune, arguments.resize), arguments.split_seed)
         row |= measure(known[name], network, split.train, split.test, FIRST_SEED + 1 + i)
         row |= {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
-        rows.append(row)
+        asked.append(row)
         with arguments.out.open("a") as out:
             out.write(json.dumps(row) + "\n")
-    asked = {(name, recipes[name].digest if name in recipes else "") for name in names}
-    print(summary([r for r in rows if (r["recipe"], r["recipe_digest"]) in asked]))
+    print(summary(asked))
     return 0
 
 

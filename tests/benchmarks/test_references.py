@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,3 +89,25 @@ def test_the_ratios_error_grows_with_the_disagreement_of_runes() -> None:
     rows += [row("default", "r1", 0.08), row("default", "r2", 0.06)]
     # Half the difference of the two ratios, 0.8 and 0.6.
     assert "ratio to A 0.700 ± 0.100" in summary(rows)
+
+
+def test_the_summary_is_of_what_was_asked_and_what_is_known_is_not_measured_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    calls = []
+
+    def measure(run: object, network: str, *_: object) -> dict[str, Any]:
+        calls.append(network)
+        return {"loss": {"one": 0.1, "other": 0.3}[network], "seconds": 1.0}
+
+    monkeypatch.setattr(references, "measure", measure)
+    monkeypatch.setattr(references, "list_networks", lambda directory: [directory.name])
+    monkeypatch.setattr(references, "load_network", lambda name: name)
+    monkeypatch.setattr(references, "network_digest", lambda network: network)
+    arguments = ["--source", "drawn", "--recipes", "A", "--runes", "thorn", "feoh"]
+    arguments += ["--out", str(tmp_path / "rows.jsonl")]
+    for network, loss in (("one", 0.1), ("other", 0.3), ("one", 0.1)):
+        references.main([*arguments, "--pretrained", network])
+        (line,) = capsys.readouterr().out.splitlines()
+        assert f"2 runes  mean loss {loss:.4f}" in line
+    assert calls == ["one", "one", "other", "other"]
