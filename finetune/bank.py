@@ -1,4 +1,4 @@
-"""A second opinion at high noise: the posterior mean over many augmented drawings.
+"""A second opinion where there is noise: the posterior mean over many augmented drawings.
 
 If these images a_i were all there are, the image behind x_t = (1 - t) x + t e would be
 
@@ -6,7 +6,8 @@ If these images a_i were all there are, the image behind x_t = (1 - t) x + t e w
 
 That errs for other reasons than a network does (it knows few images, but has nothing to learn),
 so a mean of both is better than either, where enough images have a say; and where hundreds have,
-the images alone are.
+the images alone are.  At less noise none is like the whole drawing, but near each place many are
+(`finetune.windows`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .windows import in_columns, windowed_mean
+
 # Images, of one network; the time that more would take to draw is better spent on steps.
 BANK_SIZE = 32_768
 POOLED_SIZE = 65_536  # at most, of several
@@ -23,6 +26,11 @@ POOLED_SIZE = 65_536  # at most, of several
 _FROM_T = 0.3
 # The share rises with the number of images that have a say: 0 for one, half of its limit for 15.
 _SHARPNESS = 10
+# Where windows have a say, and how much of the limit, if many images have one.  To look through
+# them takes a hundred times longer than to look at whole images, so fewer are looked at.
+_WINDOWS_FROM_T, _WINDOWS_TO_T = 0.18, 0.65
+_WINDOWS_SHARE = 0.4
+_WINDOWED = 8192
 _ROWS = 64  # of x_t that are compared at once: bounds the memory
 
 
@@ -54,21 +62,35 @@ class ImageBank(nn.Module):
     """Images (n, 1, 28, 28) and how much their posterior mean counts, at most (``limit``)."""
 
     images: Tensor  # (n, 784)
+    columns: Tensor  # of some of them
 
     def __init__(self, images: Tensor, limit: float) -> None:
         super().__init__()
         self.register_buffer("images", images.flatten(1))
+        columns = in_columns(self.images[:_WINDOWED])
+        self.register_buffer("columns", columns, persistent=False)
         self.limit = limit
 
     def forward(self, mean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """``mean``, a network's E[x | x_t] (B, 1, 28, 28), with the images' own mixed in."""
-        noisy = (t > _FROM_T).flatten()
-        if not noisy.any():
-            return mean
-        own, effective = posterior_mean(self.images, x_t[noisy], t[noisy])
         mean = mean.clone()
-        mean[noisy] = self.mixed(mean[noisy], own, effective, t[noisy])
+        noisy = (t > _FROM_T).flatten()
+        if noisy.any():
+            own, effective = posterior_mean(self.images, x_t[noisy], t[noisy])
+            mean[noisy] = self.mixed(mean[noisy], own, effective, t[noisy])
+        seen = ((t > _WINDOWS_FROM_T) & (t < _WINDOWS_TO_T)).flatten()
+        if seen.any():
+            near, effective = windowed_mean(self.columns, x_t[seen], t[seen])
+            share = self.limit * _WINDOWS_SHARE * (1 - 1 / effective)
+            mean[seen] += share * (near - mean[seen])
         return mean
+
+    def corrected(self, velocity: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """A network's ``velocity`` (B, 1, 28, 28) with what the images say mixed in."""
+        mean = x_t - t * velocity
+        corrected: Tensor = self(mean, x_t, t)
+        # Where images say nothing the difference is 0, whatever t.
+        return velocity + (mean - corrected) / t.clamp(min=_WINDOWS_FROM_T)
 
     def mixed(self, mean: Tensor, own: Tensor, effective: Tensor, t: Tensor) -> Tensor:
         """``mean`` with what `posterior_mean` says, ``own`` and ``effective``, mixed in."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .bank import pooled
+from .bank import ImageBank, pooled
 from .posterior import LevelPosterior
 from .run import Run
 from .threaded import ThreadedSteps
@@ -23,34 +24,41 @@ _TRIED_STEPS = 4  # to see how long one takes; the first is slower
 
 
 class VelocityMean(nn.Module):
-    """The mean of what ``members``, networks of the same classes, answer."""
+    """The mean of what ``members``, networks of the same classes, answer.
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    Args:
+        bank: of all of them, which is asked once, about the newest class.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], bank: ImageBank | None = None) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.bank = bank
         self.n_channels_img = members[0].n_channels_img
-        self.n_classes = members[0].n_classes
+        self.n_classes: Any = members[0].n_classes
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """The velocity at ``x_t`` (B, 1, 28, 28) for times t (B, 1, 1, 1) and labels c (B,)."""
         total: Tensor = sum(member(x_t, t, c) for member in self.members)
-        return total / len(self.members)
+        velocity = total / len(self.members)
+        asked = c == self.n_classes - 1
+        if self.bank is not None and asked.any():
+            velocity[asked] = self.bank.corrected(velocity[asked], x_t[asked], t.to(x_t)[asked])
+        return velocity
 
 
 def answer_as_one(members: Sequence[nn.Module]) -> nn.Module:
     """One network that answers as all ``members`` do on average.
 
-    Those that have a bank each get that of all of them: the more images, the better.
+    Banks of theirs become one of all: the more images, the better.
     """
     if len(members) == 1:
         return members[0]
     owners = [member for member in members if isinstance(member, LevelPosterior)]
     banks = [owner.bank for owner in owners if owner.bank is not None]
-    if banks:
-        pool = pooled(banks)
-        for owner in owners:
-            owner.bank = pool
-    return VelocityMean(members)
+    for owner in owners:
+        owner.bank = None
+    return VelocityMean(members, pooled(banks) if banks else None)
 
 
 def count_members(runs: Sequence[Run], device: torch.device, left_s: float) -> int:

@@ -65,6 +65,7 @@ _MEASURING = (
             "unet",
             "validation",
             "weights",
+            "windows",
         )
     ),
     *(f"hpo/{m}" for m in ("call", "instances", "objective", "space")),

@@ -47,6 +47,7 @@ MODULES = (
     "threaded",
     "threads",
     "weights",
+    "windows",
 )
 _ENTRY = ("adapt", "finetune_model")
 _FIRST = (("recipe", "Recipe"), _ENTRY)

@@ -39,6 +39,7 @@ from finetune.validation import LossTable, NoiseTable, estimate
 from .instances import Instance
 from .joining import imported_packages
 
+_BANK = "bank.images"  # in a state
 _SCRIPT = Path(__file__).with_name("cleanroom.py")
 _SHORT_STEPS = 5
 _START_S = 120.0  # that an interpreter may take to import torch, on a busy machine
@@ -218,16 +219,20 @@ def _returned(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
     except (KeyError, RuntimeError) as error:
         first = " ".join(str(error).split())[:200]
         raise ProofError(f"what the file returns is not the course's network: {first}") from error
-    return (models[0] if len(models) == 1 else VelocityMean(models)).eval()
+    if len(models) == 1:
+        return models[0].eval()
+    bank = ImageBank(state[_BANK], recipe.bank_limit) if _BANK in state else None
+    return VelocityMean(models, bank).eval()
 
 
 def _parts(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """The states of an ensemble's members; of one network alone, its own."""
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
-        _, member, name = key.split(".", 2) if key.startswith("members.") else ("", "", key)
-        parts.setdefault(member, {})[name] = value
-    return list(parts.values())
+        if key.startswith("members."):
+            _, member, name = key.split(".", 2)
+            parts.setdefault(member, {})[name] = value
+    return list(parts.values()) or [dict(state)]
 
 
 def _member(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
@@ -241,8 +246,8 @@ def _member(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
     if inner:
         levels = GreyLevels(state["means"], state["variances"], state["log_prior"])
         model = LevelPosterior(model, levels, label, recipe.views, recipe.head_hidden)
-        if recipe.bank_limit:
-            model.bank = ImageBank(state["bank.images"], recipe.bank_limit)
+        if _BANK in state:
+            model.bank = ImageBank(state[_BANK], recipe.bank_limit)
         model.load_state_dict(dict(state), strict=True, assign=True)
     return model
 

@@ -1,0 +1,116 @@
+"""``python -m benchmarks.windows``: what windows on augmented drawings add, by t.
+
+Unseen drawings are asked about: the network's mean with that of whole images mixed in
+(`finetune.bank`), the mean by windows (`finetune.windows`), and both as a call answers.  The best
+share of the windows is sum of r d / sum of d d, with r the error of the first and d the way from
+it to the second, as in `benchmarks.shares`; here it is one for all pixels of a t.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from finetune.bank import posterior_mean
+from finetune.data import NEW_LABEL
+from finetune.errors import run_command
+from finetune.flow import interpolate
+from finetune.posterior import LevelPosterior
+from finetune.validation import NoiseTable
+from finetune.windows import windowed_mean
+
+from .adapting import adapted_runes, add_adapting_options
+from .figures import ratio
+
+N_BINS = 20  # of t
+_ASKED = slice(3, 14)  # bins in which windows are asked what they would say
+_BATCH = 50
+_LEAST_T = 1e-6
+
+
+class Sums:
+    """What is summed for each bin of t, (N_BINS,)."""
+
+    def __init__(self) -> None:
+        self.count, self.without, self.windows, self.answer, self.cross, self.square = torch.zeros(
+            6, N_BINS, dtype=torch.float64
+        )
+
+    def add(self, x: Tensor, without: Tensor, windows: Tensor, answer: Tensor, t: Tensor) -> None:
+        """Answers for drawings ``x``, all (B, 1, 28, 28), at times (B, 1, 1, 1)."""
+        bins = (t.flatten() * N_BINS).long().clamp(0, N_BINS - 1)
+        errors = [(x - mean) / t for mean in (without, windows, answer)]
+        way = (windows - without) / t
+        rows = [error.square() for error in errors] + [errors[0] * way, way.square()]
+        places = (self.without, self.windows, self.answer, self.cross, self.square)
+        for place, row in zip(places, rows, strict=True):
+            place.index_add_(0, bins, row.flatten(1).mean(1).double())
+        self.count += bins.bincount(minlength=N_BINS)
+
+
+@torch.inference_mode()
+def ask(model: LevelPosterior, drawings: Tensor, table: NoiseTable, sums: Sums) -> None:
+    """Add what ``model`` and its images say of ``drawings`` (n, 1, 28, 28), which are unseen."""
+    bank, model.bank = model.bank, None
+    assert bank is not None
+    for r in range(table.n_replicates):
+        times, noises = table.replicate(r)
+        t = times.flatten()[:, None, None, None].clamp(min=_LEAST_T)
+        x = drawings.repeat_interleave(times.shape[1], 0)
+        parts = (part.split(_BATCH) for part in (x, noises.flatten(0, 1), t))
+        for x_part, e_part, t_part in zip(*parts, strict=True):
+            x_t = interpolate(x_part, e_part, t_part)
+            mean = x_t - t_part * model(x_t, t_part, torch.full((len(x_t),), NEW_LABEL))
+            without = bank.mixed(mean, *posterior_mean(bank.images, x_t, t_part), t_part)
+            windows = without.clone()
+            in_bins = (t_part.flatten() * N_BINS).long()
+            asked = (in_bins >= _ASKED.start) & (in_bins < _ASKED.stop)
+            if asked.any():
+                windows[asked] = windowed_mean(bank.columns, x_t[asked], t_part[asked])[0]
+            sums.add(x_part, without, windows, bank(mean, x_t, t_part), t_part)
+    model.bank = bank
+
+
+def table_of(sums: Sums) -> Iterable[str]:
+    """Lines for people; losses are means over the bin."""
+    heads = ("t from", "without", "windows", "with", "best share")
+    yield "{:<8}{:>11}{:>11}{:>11}{:>12}".format(*heads)
+    for k in range(N_BINS)[_ASKED]:
+        n = sums.count[k].item()
+        if n == 0:
+            continue
+        losses = "".join(
+            f"{part[k].item() / n:>11.4f}" for part in (sums.without, sums.windows, sums.answer)
+        )
+        share = (sums.cross[k] / sums.square[k]).item()
+        yield f"{k / N_BINS:<8.2f}{losses}{share:>12.2f}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.windows", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_adapting_options(parser, replicates=4)
+    arguments = parser.parse_args(argv)
+    sums = Sums()
+    each: list[tuple[float, float]] = []
+    for case in adapted_runes(arguments):
+        assert isinstance(case.model, LevelPosterior)
+        before = sums.answer.sum().item(), sums.without.sum().item()
+        test = case.split.test
+        table = NoiseTable(len(test), n_replicates=arguments.replicates, name=case.rune)
+        ask(case.model, test, table, sums)
+        after = sums.answer.sum().item(), sums.without.sum().item()
+        each.append((after[0] - before[0], after[1] - before[1]))
+    for line in table_of(sums):
+        print(line)
+    answers, without = zip(*each, strict=True)
+    value, error = ratio(answers, without)
+    print(f"with windows over without, at all t: {value:.3f} ± {error:.3f} (over runes)")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
