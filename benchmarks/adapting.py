@@ -7,19 +7,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from finetune.adapt import adapt
 from finetune.challenge import add_data_options
 from finetune.data import Split, choose_runes, open_source, split_drawings
 from finetune.errors import UserError
+from finetune.flow import interpolate
 from finetune.networks import list_networks, load_network
 from finetune.recipe import Recipe, RecipeError
+from finetune.validation import NoiseTable
 
 from .arguments import positive
 
 _NO_DEADLINE_S = 1e6
+_BATCH = 100
+_LEAST_T = 1e-6
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,14 @@ def adapted_runes(arguments: argparse.Namespace) -> Iterator[AdaptedRune]:
         return AdaptedRune(rune, split, recipe, adapt(network, split.train, recipe).model)
 
     return map(adapted, tqdm(runes, unit="rune"))
+
+
+def noisy(drawings: Tensor, table: NoiseTable) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What ``table`` asks of ``drawings`` (n, 1, 28, 28): drawings, x_t and times, by batches."""
+    for r in range(table.n_replicates):
+        times, noises = table.replicate(r)
+        t = times.flatten()[:, None, None, None].clamp(min=_LEAST_T)
+        x = drawings.repeat_interleave(times.shape[1], 0)
+        parts = (part.split(_BATCH) for part in (x, noises.flatten(0, 1), t))
+        for x_part, e_part, t_part in zip(*parts, strict=True):
+            yield x_part, interpolate(x_part, e_part, t_part), t_part

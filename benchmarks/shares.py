@@ -20,16 +20,13 @@ from torch import Tensor
 from finetune.bank import posterior_mean
 from finetune.data import NEW_LABEL
 from finetune.errors import run_command
-from finetune.flow import interpolate
 from finetune.posterior import LevelPosterior
 from finetune.validation import NoiseTable
 
-from .adapting import adapted_runes, add_adapting_options
+from .adapting import adapted_runes, add_adapting_options, noisy
 from .figures import mean_and_error
 
 N_BINS = 13  # of images that have a say: the last one from 4096 on
-_BATCH = 100
-_LEAST_T = 1e-6
 
 
 class Sums:
@@ -70,18 +67,12 @@ def ask(model: LevelPosterior, drawings: Tensor, table: NoiseTable, sums: Sums) 
     """Add both opinions of ``model`` on ``drawings`` (n, 1, 28, 28), which it has not seen."""
     bank, model.bank = model.bank, None
     assert bank is not None
-    for r in range(table.n_replicates):
-        times, noises = table.replicate(r)
-        t = times.flatten()[:, None, None, None].clamp(min=_LEAST_T)
-        x = drawings.repeat_interleave(times.shape[1], 0)
-        parts = (part.split(_BATCH) for part in (x, noises.flatten(0, 1), t))
-        for x_part, e_part, t_part in zip(*parts, strict=True):
-            x_t = interpolate(x_part, e_part, t_part)
-            c = torch.full((len(x_t),), NEW_LABEL)
-            alone = x_t - t_part * model(x_t, t_part, c)
-            own, effective = posterior_mean(bank.images, x_t, t_part)
-            mixed = bank.mixed(alone, own, effective, t_part)
-            sums.add(x_part, alone, own, mixed, effective, t_part)
+    for x, x_t, t in noisy(drawings, table):
+        c = torch.full((len(x_t),), NEW_LABEL)
+        alone = x_t - t * model(x_t, t, c)
+        own, effective = posterior_mean(bank.images, x_t, t)
+        mixed = bank.mixed(alone, own, effective, t)
+        sums.add(x, alone, own, mixed, effective, t)
     model.bank = bank
 
 

@@ -17,18 +17,15 @@ from torch import Tensor
 from finetune.bank import posterior_mean
 from finetune.data import NEW_LABEL
 from finetune.errors import run_command
-from finetune.flow import interpolate
 from finetune.posterior import LevelPosterior
 from finetune.validation import NoiseTable
 from finetune.windows import windowed_mean
 
-from .adapting import adapted_runes, add_adapting_options
+from .adapting import adapted_runes, add_adapting_options, noisy
 from .figures import ratio
 
 N_BINS = 20  # of t
 _ASKED = slice(3, 14)  # bins in which windows are asked what they would say
-_BATCH = 50
-_LEAST_T = 1e-6
 
 
 class Sums:
@@ -56,21 +53,15 @@ def ask(model: LevelPosterior, drawings: Tensor, table: NoiseTable, sums: Sums) 
     """Add what ``model`` and its images say of ``drawings`` (n, 1, 28, 28), which are unseen."""
     bank, model.bank = model.bank, None
     assert bank is not None
-    for r in range(table.n_replicates):
-        times, noises = table.replicate(r)
-        t = times.flatten()[:, None, None, None].clamp(min=_LEAST_T)
-        x = drawings.repeat_interleave(times.shape[1], 0)
-        parts = (part.split(_BATCH) for part in (x, noises.flatten(0, 1), t))
-        for x_part, e_part, t_part in zip(*parts, strict=True):
-            x_t = interpolate(x_part, e_part, t_part)
-            mean = x_t - t_part * model(x_t, t_part, torch.full((len(x_t),), NEW_LABEL))
-            without = bank.mixed(mean, *posterior_mean(bank.images, x_t, t_part), t_part)
-            windows = without.clone()
-            in_bins = (t_part.flatten() * N_BINS).long()
-            asked = (in_bins >= _ASKED.start) & (in_bins < _ASKED.stop)
-            if asked.any():
-                windows[asked] = windowed_mean(bank.columns, x_t[asked], t_part[asked])[0]
-            sums.add(x_part, without, windows, bank(mean, x_t, t_part), t_part)
+    for x, x_t, t in noisy(drawings, table):
+        mean = x_t - t * model(x_t, t, torch.full((len(x_t),), NEW_LABEL))
+        without = bank.mixed(mean, *posterior_mean(bank.images, x_t, t), t)
+        windows = without.clone()
+        in_bins = (t.flatten() * N_BINS).long()
+        asked = (in_bins >= _ASKED.start) & (in_bins < _ASKED.stop)
+        if asked.any():
+            windows[asked] = windowed_mean(bank.columns, x_t[asked], t[asked])[0]
+        sums.add(x, without, windows, bank(mean, x_t, t), t)
     model.bank = bank
 
 
