@@ -1,12 +1,8 @@
 """``python -m benchmarks.shares``: which of two opinions to believe, by how many images have a say.
 
 A call answers with its network's mean of the drawing, mixed with the posterior mean over augmented
-drawings (`finetune.bank`).  For what lies between them in a straight line the best share has a
-closed form: with r the error of the network's mean and d the way from it to the images' own,
-
-    share = sum of r d / sum of d d,
-
-sums over unseen drawings, noises and pixels, weighted by 1 / t^2 as the loss is.
+drawings (`finetune.bank`).  The best share of these is that of `benchmarks.opinions`, over unseen
+drawings.
 """
 
 from __future__ import annotations
@@ -25,41 +21,22 @@ from finetune.validation import NoiseTable
 
 from .adapting import adapted_runes, add_adapting_options, noisy
 from .figures import mean_and_error
+from .opinions import Opinions
 
 N_BINS = 13  # of images that have a say: the last one from 4096 on
 
 
-class Sums:
-    """What is summed for each bin, (N_BINS,): bin k has from 2^k images with a say on."""
+class Sums(Opinions):
+    """Of a network and its images: bin k has from 2^k images with a say on."""
 
     def __init__(self) -> None:
-        self.count, self.alone, self.images, self.mixed, self.cross, self.square = torch.zeros(
-            6, N_BINS, dtype=torch.float64
-        )
+        super().__init__(N_BINS)
 
     def add(
         self, x: Tensor, alone: Tensor, images: Tensor, mixed: Tensor, effective: Tensor, t: Tensor
     ) -> None:
-        """Answers for drawings ``x``, all (B, 1, 28, 28), by two opinions and by their mixture.
-
-        Args:
-            effective: how many images have a say, (B, 1, 1, 1).
-            t: times (B, 1, 1, 1).
-        """
-        bins = effective.flatten().log2().long().clamp(0, N_BINS - 1)
-        errors = [(x - mean) / t for mean in (alone, images, mixed)]
-        way = (images - alone) / t
-        rows = [error.square() for error in errors] + [errors[0] * way, way.square()]
-        places = (self.alone, self.images, self.mixed, self.cross, self.square)
-        for place, row in zip(places, rows, strict=True):
-            place.index_add_(0, bins, row.flatten(1).mean(1).double())
-        self.count += bins.bincount(minlength=N_BINS)
-
-    @property
-    def best_share(self) -> Tensor:
-        """Of the images' own mean, (N_BINS,); nan where nothing was added."""
-        share: Tensor = self.cross / self.square
-        return share
+        """As `Opinions.add_to`; ``effective``: how many images have a say, (B, 1, 1, 1)."""
+        self.add_to(effective.flatten().log2().long(), x, alone, images, mixed, t)
 
 
 @torch.inference_mode()
@@ -80,19 +57,13 @@ def table_of(sums: Sums) -> Iterable[str]:
     """Lines for people; losses are means over the bin."""
     heads = ("images with a say", "of all", "network", "images", "mixed", "best share")
     yield "{:<18}{:>8}{:>11}{:>11}{:>11}{:>12}".format(*heads)
-    parts, n_all = (sums.alone, sums.images, sums.mixed), sums.count.sum().item()
     for k in range(N_BINS):
-        n = sums.count[k].item()
-        if n == 0:
+        share = sums.count[k].item() / sums.count.sum().item()
+        if share == 0:
             continue
         name = f"{2**k} to {2 ** (k + 1)}" if k < N_BINS - 1 else f"{2**k} and more"
-        losses = _columns([part[k] / n for part in parts])
-        yield f"{name:<18}{n / n_all:>8.1%}{losses}{sums.best_share[k].item():>12.2f}"
-    yield f"{'all':<18}{'':>8}{_columns([part.sum() / n_all for part in parts])}"
-
-
-def _columns(losses: Iterable[Tensor]) -> str:
-    return "".join(f"{loss.item():>11.4f}" for loss in losses)
+        yield f"{name:<18}{share:>8.1%}{sums.told(k)}"
+    yield f"{'all':<18}{'':>8}{sums.told_of_all()}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,8 +2,7 @@
 
 Unseen drawings are asked about: the network's mean with that of whole images mixed in
 (`finetune.bank`), the mean by windows (`finetune.windows`), and both as a call answers.  The best
-share of the windows is sum of r d / sum of d d, with r the error of the first and d the way from
-it to the second, as in `benchmarks.shares`; here it is one for all pixels of a t.
+share of the windows is that of `benchmarks.opinions`, one for all pixels of a t.
 """
 
 from __future__ import annotations
@@ -23,29 +22,26 @@ from finetune.windows import windowed_mean
 
 from .adapting import adapted_runes, add_adapting_options, noisy
 from .figures import ratio
+from .opinions import Opinions
 
 N_BINS = 20  # of t
 _ASKED = slice(3, 14)  # bins in which windows are asked what they would say
 
 
-class Sums:
-    """What is summed for each bin of t, (N_BINS,)."""
+class Sums(Opinions):
+    """Of answers without windows, by windows and with them: bin k is of t from k / N_BINS on."""
 
     def __init__(self) -> None:
-        self.count, self.without, self.windows, self.answer, self.cross, self.square = torch.zeros(
-            6, N_BINS, dtype=torch.float64
-        )
+        super().__init__(N_BINS)
 
     def add(self, x: Tensor, without: Tensor, windows: Tensor, answer: Tensor, t: Tensor) -> None:
-        """Answers for drawings ``x``, all (B, 1, 28, 28), at times (B, 1, 1, 1)."""
-        bins = (t.flatten() * N_BINS).long().clamp(0, N_BINS - 1)
-        errors = [(x - mean) / t for mean in (without, windows, answer)]
-        way = (windows - without) / t
-        rows = [error.square() for error in errors] + [errors[0] * way, way.square()]
-        places = (self.without, self.windows, self.answer, self.cross, self.square)
-        for place, row in zip(places, rows, strict=True):
-            place.index_add_(0, bins, row.flatten(1).mean(1).double())
-        self.count += bins.bincount(minlength=N_BINS)
+        """As `Opinions.add_to`."""
+        self.add_to(bins_of(t), x, without, windows, answer, t)
+
+
+def bins_of(t: Tensor) -> Tensor:
+    """Of times (B, 1, 1, 1) their bins, (B,)."""
+    return (t.flatten() * N_BINS).long()
 
 
 @torch.inference_mode()
@@ -57,8 +53,7 @@ def ask(model: LevelPosterior, drawings: Tensor, table: NoiseTable, sums: Sums) 
         mean = x_t - t * model(x_t, t, torch.full((len(x_t),), NEW_LABEL))
         without = bank.mixed(mean, *posterior_mean(bank.images, x_t, t), t)
         windows = without.clone()
-        in_bins = (t.flatten() * N_BINS).long()
-        asked = (in_bins >= _ASKED.start) & (in_bins < _ASKED.stop)
+        asked = (bins_of(t) >= _ASKED.start) & (bins_of(t) < _ASKED.stop)
         if asked.any():
             windows[asked] = windowed_mean(bank.columns, x_t[asked], t[asked])[0]
         sums.add(x, without, windows, bank(mean, x_t, t), t)
@@ -70,14 +65,8 @@ def table_of(sums: Sums) -> Iterable[str]:
     heads = ("t from", "without", "windows", "with", "best share")
     yield "{:<8}{:>11}{:>11}{:>11}{:>12}".format(*heads)
     for k in range(N_BINS)[_ASKED]:
-        n = sums.count[k].item()
-        if n == 0:
-            continue
-        losses = "".join(
-            f"{part[k].item() / n:>11.4f}" for part in (sums.without, sums.windows, sums.answer)
-        )
-        share = (sums.cross[k] / sums.square[k]).item()
-        yield f"{k / N_BINS:<8.2f}{losses}{share:>12.2f}"
+        if sums.count[k] > 0:
+            yield f"{k / N_BINS:<8.2f}{sums.told(k)}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,11 +78,11 @@ def main(argv: list[str] | None = None) -> int:
     each: list[tuple[float, float]] = []
     for case in adapted_runes(arguments):
         assert isinstance(case.model, LevelPosterior)
-        before = sums.answer.sum().item(), sums.without.sum().item()
+        before = sums.mixed.sum().item(), sums.alone.sum().item()
         test = case.split.test
         table = NoiseTable(len(test), n_replicates=arguments.replicates, name=case.rune)
         ask(case.model, test, table, sums)
-        after = sums.answer.sum().item(), sums.without.sum().item()
+        after = sums.mixed.sum().item(), sums.alone.sum().item()
         each.append((after[0] - before[0], after[1] - before[1]))
     for line in table_of(sums):
         print(line)

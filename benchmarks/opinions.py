@@ -1,0 +1,64 @@
+"""Two answers about the same drawings, and what is made of both, compared bin by bin.
+
+For what lies between the two in a straight line the best share of the other has a closed form:
+with r the error of the one alone and d the way from it to the other,
+
+    share = sum of r d / sum of d d,
+
+sums over drawings, noises and pixels, weighted by 1 / t^2 as the loss is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class Opinions:
+    """Sums for each of ``n_bins`` bins, (n_bins,): losses of one answer, the other, both mixed."""
+
+    def __init__(self, n_bins: int) -> None:
+        self.count, self.alone, self.other, self.mixed, self.cross, self.square = torch.zeros(
+            6, n_bins, dtype=torch.float64
+        )
+
+    def add_to(
+        self, bins: Tensor, x: Tensor, alone: Tensor, other: Tensor, mixed: Tensor, t: Tensor
+    ) -> None:
+        """Answers for drawings ``x``, all (B, 1, 28, 28), at times t (B, 1, 1, 1).
+
+        Args:
+            bins: of each drawing its own, (B,); what is beyond the last one counts there.
+        """
+        n_bins = len(self.count)
+        bins = bins.clamp(0, n_bins - 1)
+        errors = [(x - mean) / t for mean in (alone, other, mixed)]
+        way = (other - alone) / t
+        rows = [error.square() for error in errors] + [errors[0] * way, way.square()]
+        places = (self.alone, self.other, self.mixed, self.cross, self.square)
+        for place, row in zip(places, rows, strict=True):
+            place.index_add_(0, bins, row.flatten(1).mean(1).double())
+        self.count += bins.bincount(minlength=n_bins)
+
+    @property
+    def best_share(self) -> Tensor:
+        """Of the other answer, (n_bins,); nan where nothing was added."""
+        share: Tensor = self.cross / self.square
+        return share
+
+    def told(self, k: int) -> str:
+        """Of a bin the three mean losses and the best share, in columns 11 and 12 wide."""
+        losses = [part[k] / self.count[k] for part in (self.alone, self.other, self.mixed)]
+        return f"{columns(losses)}{self.best_share[k].item():>12.2f}"
+
+    def told_of_all(self) -> str:
+        """The three mean losses over all bins, in columns 11 wide."""
+        parts = (self.alone, self.other, self.mixed)
+        return columns([part.sum() / self.count.sum() for part in parts])
+
+
+def columns(losses: Iterable[Tensor]) -> str:
+    """Losses, 11 wide each."""
+    return "".join(f"{loss.item():>11.4f}" for loss in losses)
