@@ -39,7 +39,6 @@ from finetune.validation import LossTable, NoiseTable, estimate
 from .instances import Instance
 from .joining import imported_packages
 
-_BANK = "bank.images"  # in a state
 _SCRIPT = Path(__file__).with_name("cleanroom.py")
 _SHORT_STEPS = 5
 _START_S = 120.0  # that an interpreter may take to import torch, on a busy machine
@@ -215,14 +214,16 @@ def _run(
 def _returned(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
     """What the call returned, rebuilt of the project's own classes."""
     try:
-        models = [_member(part, recipe) for part in _parts(state)]
+        has_bank = recipe.output == "levels" and recipe.bank_limit
+        bank = ImageBank(state["bank.images"], recipe.bank_limit) if has_bank else None
+        first, *others = _parts(state)
+        if not others:
+            return _network(first, recipe, bank).eval()
+        members = [_network(part, recipe, None) for part in (first, *others)]
     except (KeyError, RuntimeError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise ProofError(f"what the file returns is not the course's network: {first}") from error
-    if len(models) == 1:
-        return models[0].eval()
-    bank = ImageBank(state[_BANK], recipe.bank_limit) if _BANK in state else None
-    return VelocityMean(models, bank).eval()
+        why = " ".join(str(error).split())[:200]
+        raise ProofError(f"what the file returns is not the course's network: {why}") from error
+    return VelocityMean(members, bank).eval()
 
 
 def _parts(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -235,8 +236,8 @@ def _parts(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     return list(parts.values()) or [dict(state)]
 
 
-def _member(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
-    """One network, with its head and its bank where it has them."""
+def _network(state: Mapping[str, Tensor], recipe: Recipe, bank: ImageBank | None) -> nn.Module:
+    """One network, with its head where it has one, and a bank of its own if it has that."""
     prefix = "network."
     inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     label = len((inner or state)["class_embedding.weight"]) - 1
@@ -246,8 +247,7 @@ def _member(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
     if inner:
         levels = GreyLevels(state["means"], state["variances"], state["log_prior"])
         model = LevelPosterior(model, levels, label, recipe.views, recipe.head_hidden)
-        if _BANK in state:
-            model.bank = ImageBank(state[_BANK], recipe.bank_limit)
+        model.bank = bank
         model.load_state_dict(dict(state), strict=True, assign=True)
     return model
 

@@ -42,11 +42,11 @@ def run_worker(options: Options) -> int:
         StopError: the process was asked to stop; the trial at hand is queued again.
     """
     choose_device(options.device)
-    from .config import Sampler, load_study_file
+    from .config import load_study_file
 
     config = load_study_file(options.study)
     if options.sampler is not None:
-        sampler = Sampler.model_validate({**config.sampler.model_dump(), "name": options.sampler})
+        sampler = config.sampler.model_copy(update={"name": options.sampler})
         config = config.model_copy(update={"sampler": sampler})
     import optuna
     import torch

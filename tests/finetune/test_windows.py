@@ -92,8 +92,7 @@ def test_rows_are_each_as_if_alone() -> None:
 
 def test_a_bank_gives_them_their_share_where_there_is_some_noise() -> None:
     """n equal images are n with a say everywhere: the share of their mean is known."""
-    one = torch.rand(1, 1, 28, 28)
-    mean, x_t = torch.rand(4, 1, 28, 28), torch.rand(4, 1, 28, 28)
+    one, mean, x_t = (images(*a).float().view(-1, 1, 28, 28) for a in ((1, 0), (4, 1), (4, 2)))
     t = torch.tensor([0.17, 0.2, 0.29, 0.66]).view(-1, 1, 1, 1)
     found = ImageBank(one.repeat(10, 1, 1, 1), 0.5)(mean, x_t, t)
     share = 0.5 * 0.4 * (1 - 1 / 10)
@@ -104,10 +103,10 @@ def test_a_bank_gives_them_their_share_where_there_is_some_noise() -> None:
 
 
 def test_what_a_bank_corrects_is_the_velocity_of_its_mean() -> None:
-    bank = ImageBank(torch.rand(40, 1, 28, 28), 0.9)
-    mean, x_t = torch.rand(4, 1, 28, 28), torch.randn(4, 1, 28, 28)
+    bank = ImageBank(images(40).float().view(-1, 1, 28, 28), 0.9)
+    mean, x_t = images(4, 1).float().view(-1, 1, 28, 28), noise(4).float()
     t = torch.tensor([0.0, 0.1, 0.4, 0.8]).view(-1, 1, 1, 1)
-    velocity = torch.randn(4, 1, 28, 28)
+    velocity = noise(4, 2).float()
     velocity[1:] = (x_t[1:] - mean[1:]) / t[1:]
     found = bank.corrected(velocity, x_t, t)
     assert torch.equal(found[:2], velocity[:2])

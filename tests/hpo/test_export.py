@@ -346,8 +346,10 @@ def test_several_networks_are_rebuilt_as_they_answer(instance: Instance, output:
         adapt(instance.pretrained, instance.split.train, replace(recipe, seed=seed)).model
         for seed in range(2)
     ]
-    # As one alone is, and as several are, whose bank is one; or none, where they have no levels.
-    for model in (members[0], answer_as_one(members).eval()):
+    # One alone, with its bank if it has levels; then several, which have it taken away for theirs.
+    for model_of in (lambda: members[0], lambda: answer_as_one(members).eval()):
+        model = model_of()
+        assert ("bank.images" in model.state_dict()) == (output == "levels")
         rebuilt = _returned(model.state_dict(), recipe)
         assert not rebuilt.training
         found = estimate(rebuilt, instance.split.test, NEW_LABEL, TABLE)
