@@ -10,10 +10,44 @@ sums over drawings, noises and pixels, weighted by 1 / t^2 as the loss is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from finetune.bank import ImageBank, posterior_mean
+from finetune.data import NEW_LABEL
+from finetune.posterior import LevelPosterior
+from finetune.validation import NoiseTable
+
+from .adapting import noisy
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Some noisy drawings, and what a network and whole augmented drawings make of them."""
+
+    x: Tensor  # (B, 1, 28, 28), as all but two
+    x_t: Tensor
+    t: Tensor  # (B, 1, 1, 1), as ``effective``
+    alone: Tensor  # the network's mean
+    own: Tensor  # the images'
+    effective: Tensor  # how many of these have a say
+    mixed: Tensor  # both, as a call mixes them
+    bank: ImageBank
+
+
+def asked(model: LevelPosterior, drawings: Tensor, table: NoiseTable) -> Iterator[Asked]:
+    """What ``model``, without its bank, and that bank say of ``drawings`` (n, 1, 28, 28)."""
+    bank, model.bank = model.bank, None
+    assert bank is not None
+    for x, x_t, t in noisy(drawings, table):
+        alone = x_t - t * model(x_t, t, torch.full((len(x_t),), NEW_LABEL))
+        own, effective = posterior_mean(bank.images, x_t, t)
+        mixed = bank.mixed(alone, own, effective, t)
+        yield Asked(x, x_t, t, alone, own, effective, mixed, bank)
+    model.bank = bank
 
 
 class Opinions:

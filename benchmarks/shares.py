@@ -13,15 +13,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from finetune.bank import posterior_mean
-from finetune.data import NEW_LABEL
 from finetune.errors import run_command
 from finetune.posterior import LevelPosterior
 from finetune.validation import NoiseTable
 
-from .adapting import adapted_runes, add_adapting_options, noisy
+from .adapting import adapted_runes, add_adapting_options
 from .figures import mean_and_error
-from .opinions import Opinions
+from .opinions import Opinions, asked
 
 N_BINS = 13  # of images that have a say: the last one from 4096 on
 
@@ -42,15 +40,8 @@ class Sums(Opinions):
 @torch.inference_mode()
 def ask(model: LevelPosterior, drawings: Tensor, table: NoiseTable, sums: Sums) -> None:
     """Add both opinions of ``model`` on ``drawings`` (n, 1, 28, 28), which it has not seen."""
-    bank, model.bank = model.bank, None
-    assert bank is not None
-    for x, x_t, t in noisy(drawings, table):
-        c = torch.full((len(x_t),), NEW_LABEL)
-        alone = x_t - t * model(x_t, t, c)
-        own, effective = posterior_mean(bank.images, x_t, t)
-        mixed = bank.mixed(alone, own, effective, t)
-        sums.add(x, alone, own, mixed, effective, t)
-    model.bank = bank
+    for a in asked(model, drawings, table):
+        sums.add(a.x, a.alone, a.own, a.mixed, a.effective, a.t)
 
 
 def table_of(sums: Sums) -> Iterable[str]:

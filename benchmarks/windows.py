@@ -13,16 +13,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from finetune.bank import posterior_mean
-from finetune.data import NEW_LABEL
 from finetune.errors import run_command
 from finetune.posterior import LevelPosterior
 from finetune.validation import NoiseTable
 from finetune.windows import windowed_mean
 
-from .adapting import adapted_runes, add_adapting_options, noisy
+from .adapting import adapted_runes, add_adapting_options
 from .figures import ratio
-from .opinions import Opinions
+from .opinions import Opinions, asked
 
 N_BINS = 20  # of t
 _ASKED = slice(3, 14)  # bins in which windows are asked what they would say
@@ -47,17 +45,12 @@ def bins_of(t: Tensor) -> Tensor:
 @torch.inference_mode()
 def ask(model: LevelPosterior, drawings: Tensor, table: NoiseTable, sums: Sums) -> None:
     """Add what ``model`` and its images say of ``drawings`` (n, 1, 28, 28), which are unseen."""
-    bank, model.bank = model.bank, None
-    assert bank is not None
-    for x, x_t, t in noisy(drawings, table):
-        mean = x_t - t * model(x_t, t, torch.full((len(x_t),), NEW_LABEL))
-        without = bank.mixed(mean, *posterior_mean(bank.images, x_t, t), t)
-        windows = without.clone()
-        asked = (bins_of(t) >= _ASKED.start) & (bins_of(t) < _ASKED.stop)
-        if asked.any():
-            windows[asked] = windowed_mean(bank.columns, x_t[asked], t[asked])[0]
-        sums.add(x, without, windows, bank(mean, x_t, t), t)
-    model.bank = bank
+    for a in asked(model, drawings, table):
+        windows = a.mixed.clone()
+        some = (bins_of(a.t) >= _ASKED.start) & (bins_of(a.t) < _ASKED.stop)
+        if some.any():
+            windows[some] = windowed_mean(a.bank.columns, a.x_t[some], a.t[some])[0]
+        sums.add(a.x, a.mixed, windows, a.bank(a.alone, a.x_t, a.t), a.t)
 
 
 def table_of(sums: Sums) -> Iterable[str]:
