@@ -16,7 +16,6 @@ from torch import Tensor
 from finetune.errors import run_command
 from finetune.posterior import LevelPosterior
 from finetune.validation import NoiseTable
-from finetune.windows import windowed_mean
 
 from .adapting import adapted_runes, add_adapting_options
 from .figures import ratio
@@ -46,11 +45,13 @@ def bins_of(t: Tensor) -> Tensor:
 def ask(model: LevelPosterior, drawings: Tensor, table: NoiseTable, sums: Sums) -> None:
     """Add what ``model`` and its images say of ``drawings`` (n, 1, 28, 28), which are unseen."""
     for a in asked(model, drawings, table):
-        windows = a.mixed.clone()
+        windows, answer = a.mixed.clone(), a.mixed.clone()
         some = (bins_of(a.t) >= _ASKED.start) & (bins_of(a.t) < _ASKED.stop)
         if some.any():
-            windows[some] = windowed_mean(a.bank.columns, a.x_t[some], a.t[some])[0]
-        sums.add(a.x, a.mixed, windows, a.bank(a.alone, a.x_t, a.t), a.t)
+            near, effective = a.bank.near(a.x_t[some], a.t[some])
+            windows[some] = near
+            answer[some] = a.bank.mixed_near(a.mixed[some], near, effective, a.t[some])
+        sums.add(a.x, a.mixed, windows, answer, a.t)
 
 
 def table_of(sums: Sums) -> Iterable[str]:

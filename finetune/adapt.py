@@ -48,6 +48,7 @@ class Adapted:
 
     model: nn.Module
     steps: int  # of each of its members
+    members: int  # networks whose mean it is; 1: it is one itself
     seconds: float
     stopped: bool  # by the callback, before the schedule's end
 
@@ -186,7 +187,7 @@ def _adapt_on(
             stopped = bool(on_step(progress))
     adapted = [answer_as_one([run.finished() for run in team]).eval() for team in teams]
     seconds, stopped = time.perf_counter() - start, stopped and clock.share < 1
-    return [Adapted(model, clock.step, seconds, stopped) for model in adapted]
+    return [Adapted(model, clock.step, n, seconds, stopped) for model in adapted]
 
 
 @contextmanager

@@ -62,13 +62,12 @@ class ImageBank(nn.Module):
     """Images (n, 1, 28, 28) and how much their posterior mean counts, at most (``limit``)."""
 
     images: Tensor  # (n, 784)
-    columns: Tensor  # of some of them
+    columns: Tensor | None  # of some of them, from the first time on that windows are asked
 
     def __init__(self, images: Tensor, limit: float) -> None:
         super().__init__()
         self.register_buffer("images", images.flatten(1))
-        columns = in_columns(self.images[:_WINDOWED])
-        self.register_buffer("columns", columns, persistent=False)
+        self.register_buffer("columns", None, persistent=False)
         self.limit = limit
 
     def forward(self, mean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -80,9 +79,8 @@ class ImageBank(nn.Module):
             mean[noisy] = self.mixed(mean[noisy], own, effective, t[noisy])
         seen = ((t > _WINDOWS_FROM_T) & (t < _WINDOWS_TO_T)).flatten()
         if seen.any():
-            near, effective = windowed_mean(self.columns, x_t[seen], t[seen])
-            share = self.limit * _WINDOWS_SHARE * (1 - 1 / effective)
-            mean[seen] += share * (near - mean[seen])
+            near, effective = self.near(x_t[seen], t[seen])
+            mean[seen] = self.mixed_near(mean[seen], near, effective, t[seen])
         return mean
 
     def corrected(self, velocity: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -96,6 +94,19 @@ class ImageBank(nn.Module):
         """``mean`` with what `posterior_mean` says, ``own`` and ``effective``, mixed in."""
         share = self.limit * (1 - 1 / effective) ** _SHARPNESS
         return mean + (t > _FROM_T) * share * (own - mean)
+
+    def near(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What `windowed_mean` says of some of the images."""
+        if self.columns is None:  # a bank that goes into a pool is never asked
+            with torch.inference_mode(False):
+                self.columns = in_columns(self.images[:_WINDOWED])
+        return windowed_mean(self.columns, x_t, t)
+
+    def mixed_near(self, mean: Tensor, near: Tensor, effective: Tensor, t: Tensor) -> Tensor:
+        """``mean`` with what `near` says, ``near`` and ``effective``, mixed in."""
+        share = self.limit * _WINDOWS_SHARE * (1 - 1 / effective)
+        asked = (t > _WINDOWS_FROM_T) & (t < _WINDOWS_TO_T)
+        return mean + asked * share * (near - mean)
 
 
 def pooled(banks: Sequence[ImageBank]) -> ImageBank:

@@ -69,9 +69,8 @@ def _agreements(columns: Tensor, y: Tensor, t: float) -> Tensor:
     counts = (-0.5 * ((middles[:, None] - pixels) / width).square()).exp()
     counts = counts * ((1 - t) ** 0.5 / t)
     found = columns.new_empty(len(middles), len(middles), columns.shape[-1])
-    starts = columns.split(_AT_ONCE, -1)
-    for images, place in zip(starts, found.split(_AT_ONCE, -1), strict=True):
+    for i, images in enumerate(columns.split(_AT_ONCE, -1)):
         products = torch.add(y[..., None], images, alpha=-0.5 * (1 - t)).mul_(images)
         rows = (counts @ products.flatten(1)).view(len(middles), size, -1)
-        place.copy_(counts @ rows)
+        found[..., i * _AT_ONCE : (i + 1) * _AT_ONCE] = counts @ rows
     return found

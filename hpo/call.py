@@ -26,7 +26,8 @@ class Called:
 
     losses: LossTable
     seconds: float  # of adapting alone
-    steps: int
+    steps: int  # of each network
+    members: int  # networks whose mean answers
     model: nn.Module  # the adapted network, where it was scored
 
 
@@ -92,7 +93,8 @@ def _scored(config: StudyConfig, instance: Instance, table_seed: int, adapted: A
     if not math.isfinite(losses.mean):
         reason = f"{instance.label}: the loss on unseen drawings is {losses.mean}"
         raise TrialEndedError(Outcome.NOT_FINITE, reason)
-    return Called(losses, round(adapted.seconds, 3), adapted.steps, model)
+    seconds = round(adapted.seconds, 3)
+    return Called(losses, seconds, adapted.steps, adapted.members, model)
 
 
 def noise_table(config: StudyConfig, instance: Instance, seed: int) -> NoiseTable:

@@ -34,7 +34,8 @@ class Measured:
     loss: float
     standard_error: float
     seconds: float
-    steps: int
+    steps: int  # of each network
+    members: int  # networks, of whose answers the mean is scored
     curve: tuple[float, ...]  # training loss, by share of the schedule; see `LearningCurve`
     per_t_bin: tuple[float | None, ...]  # loss by t, of `finetune.validation.T_BINS` bins
     picture: str | None = None  # id of the artifact that shows it
@@ -166,6 +167,7 @@ class Objective:
                     standard_error=called.losses.standard_error,
                     seconds=called.seconds,
                     steps=called.steps,
+                    members=called.members,
                     curve=curve.means(),
                     per_t_bin=tuple(_short(loss) for loss in called.losses.per_t_bin),
                     picture=picture.id if picture else None,

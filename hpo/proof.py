@@ -66,7 +66,8 @@ class Proof:
 
     loss: LossTable
     seconds: float
-    steps: int
+    steps: int  # of each network
+    members: int  # networks whose mean answers
     exact: bool  # the trial's loss, bit for bit
 
 
@@ -134,7 +135,9 @@ def check_call(
         ran = _run(submission, case, Path(directory), _START_S + limit_s, what, {})
     if ran["seconds"] > limit_s:
         raise ProofError(f"the call took {ran['seconds']:.1f} s; the limit is {limit_s:g} s")
-    loss = estimate(_returned(ran["state"], recipe), instance.split.test, NEW_LABEL, table)
+    model = _returned(ran["state"], recipe)
+    members = len(model.members) if isinstance(model, VelocityMean) else 1
+    loss = estimate(model, instance.split.test, NEW_LABEL, table)
     exact = claim is not None and loss.mean == claim.loss
     if not math.isfinite(loss.mean):
         raise ProofError(f"the loss on {instance.label} is {loss.mean}")
@@ -146,7 +149,7 @@ def check_call(
                 f"and the trial's was {claim.loss:.6f} in {claim.steps}: "
                 f"more than {allowed:.6f} apart"
             )
-    return Proof(loss=loss, seconds=ran["seconds"], steps=ran["steps"], exact=exact)
+    return Proof(loss, ran["seconds"], ran["steps"], members, exact)
 
 
 def _case(
@@ -255,6 +258,8 @@ def _network(state: Mapping[str, Tensor], recipe: Recipe, bank: ImageBank | None
 def describe(proof: Proof, claim: Claim | None, recipe: Recipe, label: str) -> Sequence[str]:
     """Lines for people: what was compared and how well it agrees."""
     call = f"{proof.seconds:.1f} s, {proof.steps} steps"
+    if proof.members > 1:
+        call += f" of {proof.members} networks"
     if claim is None:
         return [f"{label}: loss {proof.loss}, {call}; no trial to compare with"]
     if proof.exact:

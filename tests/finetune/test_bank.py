@@ -114,6 +114,21 @@ def test_a_pool_leaves_nothing_in_its_banks() -> None:
     assert [bank.images.untyped_storage().nbytes() for bank in banks] == [0, 0]
 
 
+def test_columns_are_made_when_windows_are_asked_whatever_the_mode_then() -> None:
+    bank = ImageBank(images(20), 0.7)
+    mean, x_t = images(4, 1), images(4, 2)
+    bank(mean, x_t, at(0.8, 4))
+    assert [name for name, _ in bank.named_buffers()] == ["images"]
+    with torch.inference_mode():
+        bank(mean, x_t, at(0.4, 4))
+    assert bank.columns is not None and bank.columns.shape == (28, 28, 20)
+    assert list(bank.state_dict()) == ["images"]
+    (gradient,) = torch.autograd.grad(
+        bank(mean, x_t.requires_grad_(), at(0.4, 4)).square().sum(), x_t
+    )
+    assert gradient.isfinite().all() and gradient.any()
+
+
 def test_to_ask_it_takes_less_memory_than_its_images() -> None:
     bank = ImageBank(images(4000), 0.7)
     size = bank.images.nbytes

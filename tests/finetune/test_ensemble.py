@@ -130,7 +130,7 @@ def test_they_are_the_networks_of_their_seeds(output: str) -> None:
     recipe = replace(RECIPE, output=output)
     told: list[Progress] = []
     adapted = adapt(network(), DRAWINGS, recipe, told.append)
-    assert adapted.steps == 6
+    assert adapted.steps == 6 and adapted.members == 3
     assert not adapted.model.training and adapted.model.n_classes == 11
     assert isinstance(adapted.model, VelocityMean)
 

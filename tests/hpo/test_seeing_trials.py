@@ -93,7 +93,7 @@ def run_trials(
         seconds = fake(recipe)
         for step in range(1, 17):
             on_step(Progress(step, step / 16, 1 / step, elapsed_s=seconds))
-        return Adapted(network(), recipe.steps, seconds, stopped=False)
+        return Adapted(network(), recipe.steps, 2, seconds, stopped=False)
 
     storage = open_storage(config.storage, worker="me")
     storage.create_study("s", {}, [{"lr": lr} for lr in lrs])
@@ -230,7 +230,9 @@ class TestTrials:
         note = trial.system_attrs[NOTE_KEY]
         first = trial.user_attrs["instances"][0]
         assert f"loss {trial.value:.4f} ± {trial.user_attrs['standard_error']:.4f}" in note
-        assert f"| r0/0 | {first['loss']:.4f} ± {first['standard_error']:.4f} | 1.0 |" in note
+        assert f"| r0/0 | {first['loss']:.4f} ± {first['standard_error']:.4f} | 1.0 " in note
+        assert "| instance | loss | seconds | steps | networks |" in note
+        assert f"| {first['steps']} | {first['members']} |" in note
         assert "| r1/0/1 |" in note
         assert "Feasible: the longest call took 2.0 s; 10 s are allowed." in note
         assert "| lr | 0.01 | 0.004 |" in note
