@@ -99,7 +99,10 @@ def main(argv: list[str] | None = None) -> int:
     bound: list[LossTable] = []
     for rune, seed in tqdm(work, unit="split"):
         split = split_drawings(source.drawings(rune, arguments.resize), seed)
-        table = NoiseTable(len(split.test), n_replicates=arguments.replicates)
+        # Each has noise of its own: that of a study's trials on it.
+        table = NoiseTable(
+            len(split.test), n_replicates=arguments.replicates, name=f"{rune}/{seed}"
+        )
         for name, recipe in tqdm(recipes.items(), unit="recipe", leave=False):
             model = adapt(network, split.train, recipe).model
             losses[name].append(estimate(model, split.test, NEW_LABEL, table))
