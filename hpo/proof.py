@@ -149,7 +149,9 @@ def check_call(
                 f"and the trial's was {claim.loss:.6f} in {claim.steps}: "
                 f"more than {allowed:.6f} apart"
             )
-    return Proof(loss, ran["seconds"], ran["steps"], members, exact)
+    return Proof(
+        loss=loss, seconds=ran["seconds"], steps=ran["steps"], members=members, exact=exact
+    )
 
 
 def _case(

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,9 +51,14 @@ _FIRST = (
 )
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: a fifth of the time goes into waiting for other processes."""
-    return (os.cpu_count() or 1) + 1
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """One more than there are cores: a fifth of the time goes into waiting for other processes.
+
+    Unless somebody says how many (xdist's own variable).
+    """
+    n = yield
+    return n if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else n + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -324,8 +324,10 @@ def test_the_call_agrees_with_the_trial_or_does_not(tmp_path: Path, instance: In
     loss = estimate(adapted.model, instance.split.test, NEW_LABEL, TABLE)
     claim = Claim(loss.mean, loss.standard_error, 3)
     proof = check_call(path, RECIPE, instance, TABLE, 100.0, claim)
-    assert proof.exact and proof.steps == 3
+    assert proof.exact and proof.steps == 3 and proof.members == 1
     assert "bit for bit" in describe(proof, claim, RECIPE, "thorn/0")[0]
+    assert "3 steps; " in describe(proof, claim, RECIPE, "thorn/0")[0]
+    assert "3 steps of 2 networks; " in describe(replace(proof, members=2), None, RECIPE, "")[0]
 
     near = replace(claim, loss=loss.mean * (1 + 1e-6), steps=2)
     proof = check_call(path, RECIPE, instance, TABLE, 100.0, near)

@@ -230,9 +230,9 @@ class TestTrials:
         note = trial.system_attrs[NOTE_KEY]
         first = trial.user_attrs["instances"][0]
         assert f"loss {trial.value:.4f} ± {trial.user_attrs['standard_error']:.4f}" in note
-        assert f"| r0/0 | {first['loss']:.4f} ± {first['standard_error']:.4f} | 1.0 " in note
+        loss = f"{first['loss']:.4f} ± {first['standard_error']:.4f}"
         assert "| instance | loss | seconds | steps | networks |" in note
-        assert f"| {first['steps']} | {first['members']} |" in note
+        assert f"| r0/0 | {loss} | 1.0 | {first['steps']} | 2 |" in note
         assert "| r1/0/1 |" in note
         assert "Feasible: the longest call took 2.0 s; 10 s are allowed." in note
         assert "| lr | 0.01 | 0.004 |" in note
