@@ -86,7 +86,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         sizes = (len(split.train), len(split.test), len(split.test))
         for kind, drawings_for, n in zip(KINDS, drawings, sizes, strict=True):
-            table = NoiseTable(n, n_replicates=arguments.replicates, name=case.rune)
+            # Bins of equal width: in a bin of t each time counts alike.
+            table = NoiseTable(n, n_replicates=arguments.replicates, name=case.rune, equal=True)
             found[kind].append(losses_by_t(case.model, drawings_for, table))
             tqdm.write(_row(f"{case.rune}, {kind}", found[kind][-1]))
     by_kind = {kind: torch.stack(rows) for kind, rows in found.items()}

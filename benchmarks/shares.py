@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         assert isinstance(case.model, LevelPosterior)
         mixed, alone = sums.mixed.sum().item(), sums.alone.sum().item()
         test = case.split.test
-        table = NoiseTable(len(test), n_replicates=arguments.replicates, name=case.rune)
+        # Bins of equal width: in a bin of t each time counts alike.
+        table = NoiseTable(len(test), n_replicates=arguments.replicates, name=case.rune, equal=True)
         ask(case.model, test, table, sums)
         ratios.append((sums.mixed.sum().item() - mixed) / (sums.alone.sum().item() - alone))
     for line in table_of(sums):

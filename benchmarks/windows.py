@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
         assert isinstance(case.model, LevelPosterior)
         before = sums.mixed.sum().item(), sums.alone.sum().item()
         test = case.split.test
-        table = NoiseTable(len(test), n_replicates=arguments.replicates, name=case.rune)
+        # Bins of equal width: in a bin of t each time counts alike.
+        table = NoiseTable(len(test), n_replicates=arguments.replicates, name=case.rune, equal=True)
         ask(case.model, test, table, sums)
         after = sums.mixed.sum().item(), sums.alone.sum().item()
         each.append((after[0] - before[0], after[1] - before[1]))

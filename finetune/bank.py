@@ -73,11 +73,11 @@ class ImageBank(nn.Module):
     def forward(self, mean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """``mean``, a network's E[x | x_t] (B, 1, 28, 28), with the images' own mixed in."""
         mean = mean.clone()
-        noisy = (t > _FROM_T).flatten()
+        noisy = _has_say(t).flatten()
         if noisy.any():
             own, effective = posterior_mean(self.images, x_t[noisy], t[noisy])
             mean[noisy] = self.mixed(mean[noisy], own, effective, t[noisy])
-        seen = ((t > _WINDOWS_FROM_T) & (t < _WINDOWS_TO_T)).flatten()
+        seen = _has_windows(t).flatten()
         if seen.any():
             near, effective = self.near(x_t[seen], t[seen])
             mean[seen] = self.mixed_near(mean[seen], near, effective, t[seen])
@@ -93,7 +93,7 @@ class ImageBank(nn.Module):
     def mixed(self, mean: Tensor, own: Tensor, effective: Tensor, t: Tensor) -> Tensor:
         """``mean`` with what `posterior_mean` says, ``own`` and ``effective``, mixed in."""
         share = self.limit * (1 - 1 / effective) ** _SHARPNESS
-        return mean + (t > _FROM_T) * share * (own - mean)
+        return mean + _has_say(t) * share * (own - mean)
 
     def near(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """What `windowed_mean` says of some of the images."""
@@ -105,8 +105,17 @@ class ImageBank(nn.Module):
     def mixed_near(self, mean: Tensor, near: Tensor, effective: Tensor, t: Tensor) -> Tensor:
         """``mean`` with what `near` says, ``near`` and ``effective``, mixed in."""
         share = self.limit * _WINDOWS_SHARE * (1 - 1 / effective)
-        asked = (t > _WINDOWS_FROM_T) & (t < _WINDOWS_TO_T)
-        return mean + asked * share * (near - mean)
+        return mean + _has_windows(t) * share * (near - mean)
+
+
+def _has_say(t: Tensor) -> Tensor:
+    """Whether whole images have a say at t."""
+    return t > _FROM_T
+
+
+def _has_windows(t: Tensor) -> Tensor:
+    """Whether windows on them have one."""
+    return (t > _WINDOWS_FROM_T) & (t < _WINDOWS_TO_T)
 
 
 def pooled(banks: Sequence[ImageBank]) -> ImageBank:

@@ -28,7 +28,7 @@ class Blind(nn.Module):
 
 def test_of_fixed_drawings_the_means_are_those_of_the_estimate() -> None:
     drawings = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    table = NoiseTable(4, n_strata=20, n_replicates=2)
+    table = NoiseTable(4, n_strata=20, n_replicates=2, equal=True)
     found = losses_by_t(Blind(), lambda t: drawings.repeat_interleave(20, 0), table)
     expected = estimate(Blind(), drawings, 10, table)
     torch.testing.assert_close(found, torch.tensor(expected.per_t_bin, dtype=torch.float64))
@@ -37,7 +37,7 @@ def test_of_fixed_drawings_the_means_are_those_of_the_estimate() -> None:
 
 def test_drawings_are_asked_for_the_times_at_which_they_are_seen() -> None:
     """Images of the grey value t: the loss of a blind network is 1 + t^2 at each t."""
-    table = NoiseTable(50, n_strata=20, n_replicates=4)
+    table = NoiseTable(50, n_strata=20, n_replicates=4, equal=True)
     found = losses_by_t(Blind(), lambda t: t[:, None, None, None].expand(-1, 1, 28, 28), table)
     middles = (torch.arange(10, dtype=torch.float64) + 0.5) / 10
     torch.testing.assert_close(found, 1 + middles.square() + 1 / 1200, atol=0.02, rtol=0)

@@ -162,21 +162,60 @@ def test_estimate_hands_over_the_table_and_the_label() -> None:
 
 @settings(deadline=None)
 @given(
-    n=st.integers(1, 3), n_strata=st.integers(1, 30), r=st.integers(0, 5), seed=st.integers(0, 999)
+    n=st.integers(1, 3),
+    n_strata=st.integers(1, 60),
+    r=st.integers(0, 5),
+    seed=st.integers(0, 999),
+    equal=st.booleans(),
 )
 def test_each_replicate_has_one_time_in_every_stratum(
-    n: int, n_strata: int, r: int, seed: int
+    n: int, n_strata: int, r: int, seed: int, equal: bool
 ) -> None:
-    t, e = NoiseTable(n, n_strata, 6, seed).replicate(r)
+    table = NoiseTable(n, n_strata, 6, seed, equal=equal)
+    t, e = table.replicate(r)
     assert t.shape == (n, n_strata) and e.shape == (n, n_strata, 1, 28, 28)
-    within = t.double() * n_strata - torch.arange(n_strata)
-    assert within.min() > -1e-4 and within.max() < 1 + 1e-4
+    widths = table.widths
+    assert widths.min() > 0 and widths.sum().item() == pytest.approx(1, abs=1e-12)
+    within = (t.double() - (widths.cumsum(0) - widths)) / widths
+    assert within.min() > -1e-3 and within.max() < 1 + 1e-3
     assert t.min() >= 0 and t.max() < 1
+
+
+def test_strata_are_of_one_width_or_narrow_near_no_noise() -> None:
+    assert NoiseTable(1, 25, equal=True).widths.tolist() == pytest.approx([1 / 25] * 25)
+    widths = NoiseTable(1, 25).widths.tolist()
+    assert widths == pytest.approx(sorted(widths))
+    assert widths[0] == pytest.approx(0.1 / 25) and widths[-1] == pytest.approx(2.5 / 25)
+
+
+class SeesNoNoise(LinearModel):
+    """Answers 0 but from t = 0.02 on, where it is told the velocity: the loss is in one place."""
+
+    def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        return torch.where(t < 0.02, torch.zeros_like(x_t), x_t / t.clamp(min=0.02))
+
+
+def test_strata_that_are_narrow_where_losses_change_lower_the_error() -> None:
+    """Of black images: e is x_t / t, so the loss is e^2 below t = 0.02 and 0 above it."""
+    images = flat_images(0.0, 0.0)
+    losses = {
+        equal: [
+            estimate(SeesNoNoise(), images, 0, NoiseTable(2, 25, 4, seed, equal=equal))
+            for seed in range(60)
+        ]
+        for equal in (True, False)
+    }
+    spreads = {equal: statistics.stdev(r.mean for r in found) for equal, found in losses.items()}
+    assert spreads[False] < 0.7 * spreads[True]
+    for equal, found in losses.items():
+        mean, error = statistics.mean(r.mean for r in found), spreads[equal] / math.sqrt(60)
+        assert abs(mean - 0.02) < 4 * error, "whatever the bins, the mean is over uniform t"
 
 
 def test_times_of_the_table_stay_below_one_when_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, 1 - 2**-24))
-    assert NoiseTable(1, n_strata=1000).replicate(0)[0].max() < 1
+    for equal in (True, False):
+        assert NoiseTable(1, n_strata=1000, equal=equal).replicate(0)[0].max() < 1
 
 
 def test_replicates_and_seeds_differ_in_times_and_noise() -> None:
@@ -186,7 +225,7 @@ def test_replicates_and_seeds_differ_in_times_and_noise() -> None:
 
 
 def test_every_evaluation_has_its_own_time_and_noise() -> None:
-    t, e = NoiseTable(4, n_strata=10).replicate(0)
+    t, e = NoiseTable(4, n_strata=10, equal=True).replicate(0)
     within = t * 10 - torch.arange(10)  # place in its stratum
     assert len(within.flatten().unique()) == 40
     assert len(e.flatten(0, 1).flatten(1).unique(dim=0)) == 40
@@ -256,7 +295,7 @@ def test_per_image_means_are_in_the_order_of_the_images() -> None:
 @pytest.mark.parametrize("n_strata", [T_BINS, 2 * T_BINS])
 def test_means_by_time_are_those_of_the_closed_form(n_strata: int) -> None:
     images = flat_images(0.0, 0.0)
-    result = estimate(LinearModel(1.0), images, 0, NoiseTable(2, n_strata, 20))
+    result = estimate(LinearModel(1.0), images, 0, NoiseTable(2, n_strata, 20, equal=True))
     bins = [mean_loss(1.0, 0.0, t_low=b / T_BINS, t_high=(b + 1) / T_BINS) for b in range(T_BINS)]
     assert result.per_t_bin == pytest.approx(bins, abs=0.02)
     assert statistics.mean(result.per_t_bin) == pytest.approx(result.mean, rel=1e-9)
