@@ -301,6 +301,14 @@ def test_means_by_time_are_those_of_the_closed_form(n_strata: int) -> None:
     assert statistics.mean(result.per_t_bin) == pytest.approx(result.mean, rel=1e-9)
 
 
+def test_means_by_time_count_times_by_the_width_of_their_strata() -> None:
+    """Of black images, whose loss is (1 - t)^2: half of the times below 0.1 are below 0.03."""
+    result = estimate(LinearModel(1.0), flat_images(0.0, 0.0), 0, NoiseTable(2, 25, 40))
+    bins = [mean_loss(1.0, 0.0, t_low=b / T_BINS, t_high=(b + 1) / T_BINS) for b in range(T_BINS)]
+    assert result.per_t_bin == pytest.approx(bins, abs=0.02)
+    assert result.per_t_bin[0] == pytest.approx(bins[0], abs=0.007)
+
+
 def test_means_by_time_are_right_where_a_replicate_has_no_time() -> None:
     result = estimate(LinearModel(), flat_images(0.0), 0, NoiseTable(1, 3, n_replicates=40))
     assert result.per_t_bin == pytest.approx([1.0] * T_BINS, rel=0.2)

@@ -81,10 +81,10 @@ def test_a_drawing_of_two_images_halves_is_both() -> None:
 
 
 def test_rows_are_each_as_if_alone() -> None:
-    a, t = in_columns(images(600) * 0.1), at(0.2, 0.4, 0.4, 0.6)
-    x_t = t * noise(4)
+    a, t = in_columns(images(600) * 0.1), at(0.2, 0.4, 0.4, 0.6, 0.3, 0.5)
+    x_t = t * noise(6)  # more than are looked at together
     mean, effective = windowed_mean(a, x_t, t)
-    for row in range(4):
+    for row in range(6):
         alone, count = windowed_mean(a, x_t[row : row + 1], t[row : row + 1])
         torch.testing.assert_close(mean[row : row + 1], alone)
         torch.testing.assert_close(effective[row : row + 1], count)
