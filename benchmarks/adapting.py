@@ -68,6 +68,11 @@ def adapted_runes(arguments: argparse.Namespace) -> Iterator[AdaptedRune]:
     return map(adapted, tqdm(runes, unit="rune"))
 
 
+def noise_for(case: AdaptedRune, n_images: int, replicates: int) -> NoiseTable:
+    """The rune's own noise, in strata of one width: in a bin of t all times count alike."""
+    return NoiseTable(n_images, n_replicates=replicates, name=case.rune, equal=True)
+
+
 def noisy(drawings: Tensor, table: NoiseTable) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """What ``table`` asks of ``drawings`` (n, 1, 28, 28): drawings, x_t and times, by batches."""
     for r in range(table.n_replicates):

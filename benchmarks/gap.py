@@ -22,7 +22,7 @@ from finetune.flow import image_losses
 from finetune.recipe import Recipe
 from finetune.validation import T_BINS, NoiseTable
 
-from .adapting import adapted_runes, add_adapting_options
+from .adapting import adapted_runes, add_adapting_options, noise_for
 from .figures import mean_and_error
 
 DrawingsFor = Callable[[Tensor], Tensor]
@@ -38,6 +38,7 @@ def losses_by_t(model: nn.Module, drawings_for: DrawingsFor, table: NoiseTable) 
     Args:
         drawings_for: times (table.n_images * table.n_strata,) to as many images (n, 1, 28, 28):
             image i has the times from i * n_strata on.
+        table: with strata of one width.
     """
     sums, counts = torch.zeros(2, T_BINS, dtype=torch.float64)
     for r in range(table.n_replicates):
@@ -86,8 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         sizes = (len(split.train), len(split.test), len(split.test))
         for kind, drawings_for, n in zip(KINDS, drawings, sizes, strict=True):
-            # Bins of equal width: in a bin of t each time counts alike.
-            table = NoiseTable(n, n_replicates=arguments.replicates, name=case.rune, equal=True)
+            table = noise_for(case, n, arguments.replicates)
             found[kind].append(losses_by_t(case.model, drawings_for, table))
             tqdm.write(_row(f"{case.rune}, {kind}", found[kind][-1]))
     by_kind = {kind: torch.stack(rows) for kind, rows in found.items()}

@@ -17,7 +17,7 @@ from finetune.errors import run_command
 from finetune.posterior import LevelPosterior
 from finetune.validation import NoiseTable
 
-from .adapting import adapted_runes, add_adapting_options
+from .adapting import adapted_runes, add_adapting_options, noise_for
 from .figures import mean_and_error
 from .opinions import Opinions, asked
 
@@ -67,8 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         assert isinstance(case.model, LevelPosterior)
         mixed, alone = sums.mixed.sum().item(), sums.alone.sum().item()
         test = case.split.test
-        # Bins of equal width: in a bin of t each time counts alike.
-        table = NoiseTable(len(test), n_replicates=arguments.replicates, name=case.rune, equal=True)
+        table = noise_for(case, len(test), arguments.replicates)
         ask(case.model, test, table, sums)
         ratios.append((sums.mixed.sum().item() - mixed) / (sums.alone.sum().item() - alone))
     for line in table_of(sums):

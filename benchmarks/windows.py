@@ -17,7 +17,7 @@ from finetune.errors import run_command
 from finetune.posterior import LevelPosterior
 from finetune.validation import NoiseTable
 
-from .adapting import adapted_runes, add_adapting_options
+from .adapting import adapted_runes, add_adapting_options, noise_for
 from .figures import ratio
 from .opinions import Opinions, asked
 
@@ -74,8 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         assert isinstance(case.model, LevelPosterior)
         before = sums.mixed.sum().item(), sums.alone.sum().item()
         test = case.split.test
-        # Bins of equal width: in a bin of t each time counts alike.
-        table = NoiseTable(len(test), n_replicates=arguments.replicates, name=case.rune, equal=True)
+        table = noise_for(case, len(test), arguments.replicates)
         ask(case.model, test, table, sums)
         after = sums.mixed.sum().item(), sums.alone.sum().item()
         each.append((after[0] - before[0], after[1] - before[1]))

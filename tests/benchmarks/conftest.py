@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 import pytest
@@ -41,6 +42,7 @@ def make_tiny(monkeypatch: pytest.MonkeyPatch, drawn_once: None) -> Callable[[Mo
         tiny = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
         for module in (adapting, benchmark):
             monkeypatch.setattr(module, "load_network", lambda path: tiny, raising=False)
-        monkeypatch.setattr(benchmark, "NoiseTable", lambda n, **more: NoiseTable(n, 10, **more))
+            table = partial(NoiseTable, n_strata=10)
+            monkeypatch.setattr(module, "NoiseTable", table, raising=False)
 
     return patch
