@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from finetune.adapt import adapt
-from finetune.augment import Augmenter
-from finetune.bank import posterior_mean
+from finetune.augment.mix import Augmenter
 from finetune.challenge import add_data_options
-from finetune.data import NEW_LABEL, choose_runes, open_source, split_drawings
+from finetune.data.runes import NEW_LABEL, choose_runes, open_source, split_drawings
 from finetune.errors import UserError, run_command
-from finetune.networks import list_networks, load_network
+from finetune.model.checkpoints import list_networks, load_network
+from finetune.predict.bank import posterior_mean
 from finetune.recipe import Recipe, RecipeError
-from finetune.validation import T_BINS, LossTable, NoiseTable, estimate
+from finetune.scoring.estimators import T_BINS, LossTable, NoiseTable, estimate
 
 from .arguments import positive
 from .figures import mean_and_error

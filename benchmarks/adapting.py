@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from finetune.adapt import adapt
 from finetune.challenge import add_data_options
-from finetune.data import Split, choose_runes, open_source, split_drawings
+from finetune.data.runes import Split, choose_runes, open_source, split_drawings
 from finetune.errors import UserError
 from finetune.flow import interpolate
-from finetune.networks import list_networks, load_network
+from finetune.model.checkpoints import list_networks, load_network
 from finetune.recipe import Recipe, RecipeError
-from finetune.validation import NoiseTable
+from finetune.scoring.estimators import NoiseTable
 
 from .arguments import positive
 

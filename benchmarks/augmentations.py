@@ -2,8 +2,8 @@
 
 At high noise the best possible velocity follows from the posterior mean of the drawing,
 E[x | x_t], under the distribution of augmented drawings (a network that matches it is at its
-limit).  With many augmented drawings of ten (`finetune.bank.posterior_mean`), its loss on the
-*other* ten drawings, |E[x | x_t] - x|^2 / t^2, judges a mix of augmentations without any
+limit).  With many augmented drawings of ten (`finetune.predict.bank.posterior_mean`), its loss
+on the *other* ten drawings, |E[x | x_t] - x|^2 / t^2, judges a mix of augmentations without any
 training.  The baseline is the default recipe's mix.
 
 A call has not seen the other ten.  ``--within`` shows what its own ten could tell it: each mix is
@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from finetune.augment import Augmenter
-from finetune.bank import posterior_mean
+from finetune.augment.mix import Augmenter
 from finetune.challenge import add_data_options
-from finetune.data import RuneSource, choose_runes, open_source, split_drawings
+from finetune.data.runes import RuneSource, choose_runes, open_source, split_drawings
 from finetune.errors import UserError, run_command
+from finetune.predict.bank import posterior_mean
 from finetune.recipe import Recipe, RecipeError
 
 from .arguments import positive

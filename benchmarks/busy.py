@@ -1,7 +1,7 @@
 """``python -m benchmarks.busy``: training steps on cores that other programs want too.
 
 A step of the fused network on as many threads as torch takes by itself (the baseline), and on as
-many as `finetune.threads` chooses, beside 0, 1, ... processes that do nothing but multiply
+many as `finetune.machine.threads` chooses, beside 0, 1, ... processes that do nothing but multiply
 matrices, on torch's threads as well.
 """
 
@@ -18,8 +18,8 @@ import torch
 from tqdm import tqdm
 
 from finetune.errors import UserError, run_command
-from finetune.precision import resolve_precision
-from finetune.threads import fastest_threads
+from finetune.machine.device import resolve_precision
+from finetune.machine.threads import fastest_threads
 
 from .step_profile import CPU, contenders
 

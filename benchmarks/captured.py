@@ -1,9 +1,10 @@
 """``python -m benchmarks.captured``: training steps on a GPU, launched one by one and captured.
 
 Runs of the same recipe side by side, each on another rune.  The baseline is one run whose
-operations Python launches each by itself (`finetune.steps`); the others are replays of a captured
-step (`finetune.captured`), with 1, 2, 4, ... runs in one graph.  Times are of whole steps, drawing
-included, once the first images are drawn; errors are standard errors over --repeats.
+operations Python launches each by itself (`finetune.train.executors`); the others are replays of a
+captured step (`finetune.train.cuda_graph`), with 1, 2, 4, ... runs in one graph.  Times are of
+whole steps, drawing included, once the first images are drawn; errors are standard errors over
+--repeats.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from finetune.captured import CapturedSteps
 from finetune.challenge import add_data_options
-from finetune.data import open_source, split_drawings
+from finetune.data.runes import open_source, split_drawings
 from finetune.errors import UserError, run_command
-from finetune.networks import list_networks, load_network
-from finetune.precision import standard_settings
+from finetune.machine.device import standard_settings
+from finetune.model.checkpoints import list_networks, load_network
 from finetune.recipe import Recipe
-from finetune.run import Run
-from finetune.steps import Steps
+from finetune.train.cuda_graph import CapturedSteps
+from finetune.train.executors import Steps
+from finetune.train.run import Run
 
 from .figures import mean_and_error, ratio
 

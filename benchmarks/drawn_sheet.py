@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from finetune.data import open_drawn, open_omniglot
-from finetune.drawn import drawn_rune_names
+from finetune.canvas import RESIZES
+from finetune.data.runes import open_drawn, open_omniglot
+from finetune.data.synthetic import drawn_rune_names
 from finetune.errors import run_command
-from finetune.pictures import save_sheet
-from finetune.resizes import RESIZES
+from finetune.scoring.pictures import save_sheet
 
 _EACH = 5
 

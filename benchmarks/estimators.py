@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from finetune.adapt import adapt
 from finetune.challenge import add_data_options, set_seed
-from finetune.data import NEW_LABEL, choose_runes, open_source, split_drawings
+from finetune.data.runes import NEW_LABEL, choose_runes, open_source, split_drawings
 from finetune.errors import run_command
-from finetune.layers import with_mean_class
-from finetune.networks import list_networks, load_network
+from finetune.model.checkpoints import list_networks, load_network
+from finetune.model.groups import with_mean_class
 from finetune.recipe import Recipe
-from finetune.validation import NoiseTable, author_estimate, estimate
+from finetune.scoring.estimators import NoiseTable, author_estimate, estimate
 
 TARGET = 5e-4  # standard error at which the evaluations are counted
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.adapt import IMAGE_SHAPE
-from finetune.precision import training_device
+from finetune.machine.device import training_device
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MATRIX_ROWS = {"cpu": 2048, "cuda": 8192}

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from finetune.augment import Augmenter
-from finetune.data import NEW_LABEL
+from finetune.augment.mix import Augmenter
+from finetune.data.runes import NEW_LABEL
 from finetune.errors import run_command
 from finetune.flow import image_losses
 from finetune.recipe import Recipe
-from finetune.validation import T_BINS, NoiseTable
+from finetune.scoring.estimators import T_BINS, NoiseTable
 
 from .adapting import adapted_runes, add_adapting_options, noise_for
 from .figures import mean_and_error

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finetune.bank import ImageBank, posterior_mean
-from finetune.data import NEW_LABEL
-from finetune.posterior import LevelPosterior
-from finetune.validation import NoiseTable
+from finetune.data.runes import NEW_LABEL
+from finetune.predict.bank import ImageBank, posterior_mean
+from finetune.predict.posterior import LevelPosterior
+from finetune.scoring.estimators import NoiseTable
 
 from .adapting import noisy
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from finetune.data import BITMAP_SIZE, choose_runes, open_source, resize_bitmaps
+from finetune.augment.bitmaps import rebuild
+from finetune.augment.pen import PEN_RADIUS, stamp, trace
+from finetune.canvas import RESIZES
+from finetune.data.runes import BITMAP_SIZE, choose_runes, open_source, resize_bitmaps
 from finetune.errors import run_command
-from finetune.pen import PEN_RADIUS, stamp, trace
-from finetune.rebuild import rebuild
-from finetune.resizes import RESIZES
 
 _RADII = (2.0, 2.25, 2.5, 2.75, 3.0)
 _OFFSETS = (-0.5, -0.25, 0.0, 0.25)  # of discs' centres from those of pixels, along each axis

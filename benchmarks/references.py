@@ -29,13 +29,13 @@ from tqdm import tqdm, trange
 
 from finetune.adapt import adapt
 from finetune.challenge import FIRST_SEED, add_data_options, set_seed
-from finetune.data import NEW_LABEL, choose_runes, open_source, split_drawings
+from finetune.data.runes import NEW_LABEL, choose_runes, open_source, split_drawings
 from finetune.errors import UserError, run_command
 from finetune.flow import image_losses
-from finetune.layers import embedding_of, with_mean_class
-from finetune.networks import list_networks, load_network, network_digest
+from finetune.model.checkpoints import list_networks, load_network, network_digest
+from finetune.model.groups import embedding_of, with_mean_class
 from finetune.recipe import Recipe, RecipeError
-from finetune.validation import NoiseTable, estimate
+from finetune.scoring.estimators import NoiseTable, estimate
 
 from .figures import ratio
 

@@ -1,8 +1,8 @@
 """``python -m benchmarks.shares``: which of two opinions to believe, by how many images have a say.
 
 A call answers with its network's mean of the drawing, mixed with the posterior mean over augmented
-drawings (`finetune.bank`).  The best share of these is that of `benchmarks.opinions`, over unseen
-drawings.
+drawings (`finetune.predict.bank`).  The best share of these is that of `benchmarks.opinions`, over
+unseen drawings.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from finetune.errors import run_command
-from finetune.posterior import LevelPosterior
-from finetune.validation import NoiseTable
+from finetune.predict.posterior import LevelPosterior
+from finetune.scoring.estimators import NoiseTable
 
 from .adapting import adapted_runes, add_adapting_options, noise_for
 from .figures import mean_and_error

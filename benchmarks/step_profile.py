@@ -1,7 +1,7 @@
 """``python -m benchmarks.step_profile``: where a training step's time goes, operation by operation.
 
 Two ways to call the same network on the same batch: as PyTorch has it, and fused as in training on
-a CPU (`finetune.fused`); both with channels last, in the precision that is asked for.
+a CPU (`finetune.model.fused_unet`); both with channels last, in the precision that is asked for.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from tqdm import trange
 
 from finetune.errors import UserError, run_command
 from finetune.flow import VelocityModel, image_losses
-from finetune.fused import FusedUNet
-from finetune.networks import list_networks, load_network
-from finetune.precision import autocast, channels_last, resolve_precision
+from finetune.machine.device import autocast, channels_last, resolve_precision
+from finetune.model.checkpoints import list_networks, load_network
+from finetune.model.fused_unet import FusedUNet
 
 CPU = torch.device("cpu")
 _WARM_UP = 3

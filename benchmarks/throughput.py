@@ -32,11 +32,11 @@ import torch
 from tqdm import tqdm
 
 from finetune.challenge import add_data_options
-from finetune.data import choose_runes, open_source, split_drawings
+from finetune.data.runes import choose_runes, open_source, split_drawings
 from finetune.errors import UserError, run_command
-from finetune.networks import list_networks, load_network
+from finetune.model.checkpoints import list_networks, load_network
 from finetune.recipe import Recipe, RecipeError
-from finetune.validation import NoiseTable
+from finetune.scoring.estimators import NoiseTable
 from hpo.devices import n_cores
 
 from .flops import Flops, Peak, count_flops, measure_peak

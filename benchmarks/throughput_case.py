@@ -24,15 +24,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from finetune.adapt import Task, adapt_together
-from finetune.augment import Augmenter
+from finetune.augment.mix import Augmenter
 from finetune.challenge import set_seed
-from finetune.data import NEW_LABEL
+from finetune.data.runes import NEW_LABEL
 from finetune.flow import image_losses
-from finetune.layers import with_mean_class
-from finetune.networks import load_network
-from finetune.precision import resolve_precision, training_device
+from finetune.machine.device import resolve_precision, training_device
+from finetune.model.checkpoints import load_network
+from finetune.model.groups import with_mean_class
 from finetune.recipe import Recipe
-from finetune.validation import AUTHOR_TIMES, LossEstimate, NoiseTable, estimate
+from finetune.scoring.estimators import AUTHOR_TIMES, LossEstimate, NoiseTable, estimate
 
 from .flops import synchronize
 

@@ -1,10 +1,10 @@
 """``python -m benchmarks.variation``: how people's drawings of one rune differ.
 
-Smooth maps between all pairs of a rune's drawings (`finetune.correspond`) are split, by least
-squares over the ink, into a shift, a linear map and the rest.  The linear map is a product of what
-the augmentation mix has: slope . shear . scaling.  Printed are standard deviations of one drawing,
-which are those of a pair's difference over the square root of two; beside them stand those of the
-default recipe.
+Smooth maps between all pairs of a rune's drawings (`finetune.augment.registration`) are split, by
+least squares over the ink, into a shift, a linear map and the rest.  The linear map is a product of
+what the augmentation mix has: slope . shear . scaling.  Printed are standard deviations of one
+drawing, which are those of a pair's difference over the square root of two; beside them stand those
+of the default recipe.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from finetune.augment.bitmaps import rebuild
+from finetune.augment.registration import correspondences, spline_matrix
 from finetune.challenge import add_data_options
-from finetune.correspond import correspondences, spline_matrix
-from finetune.data import choose_runes, open_source
+from finetune.data.runes import choose_runes, open_source
 from finetune.errors import run_command
-from finetune.rebuild import rebuild
 from finetune.recipe import Recipe
 
 # What one drawing has more of than another: pixels of the 28x28 image, or relative changes.
@@ -34,7 +34,7 @@ def split_maps(maps: Tensor, bitmaps: Tensor) -> Tensor:
     """Parts of maps from each drawing to the others, (pairs, len(PARTS)).
 
     Args:
-        maps: (n, n, 2, G, G), as `finetune.correspond.correspondences` gives them.
+        maps: (n, n, 2, G, G), as `finetune.augment.registration.correspondences` gives them.
         bitmaps: (n, 105, 105), 1 is ink.
 
     Returns:

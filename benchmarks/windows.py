@@ -1,8 +1,8 @@
 """``python -m benchmarks.windows``: what windows on augmented drawings add, by t.
 
 Unseen drawings are asked about: the network's mean with that of whole images mixed in
-(`finetune.bank`), the mean by windows (`finetune.windows`), and both as a call answers.  The best
-share of the windows is that of `benchmarks.opinions`, one for all pixels of a t.
+(`finetune.predict.bank`), the mean by windows (`finetune.predict.windows`), and both as a call
+answers.  The best share of the windows is that of `benchmarks.opinions`, one for all pixels of a t.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from finetune.errors import run_command
-from finetune.posterior import LevelPosterior
-from finetune.validation import NoiseTable
+from finetune.predict.posterior import LevelPosterior
+from finetune.scoring.estimators import NoiseTable
 
 from .adapting import adapted_runes, add_adapting_options, noise_for
 from .figures import ratio

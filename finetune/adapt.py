@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .captured import CapturedSteps
-from .clock import Clock
-from .ensemble import answer_as_one, count_members
-from .precision import is_gpu_failure, standard_settings, training_device
+from .machine.device import is_gpu_failure, standard_settings, training_device
+from .machine.threads import fastest_threads
+from .predict.ensemble import answer_as_one, count_members
 from .recipe import Recipe
-from .run import Run
-from .steps import Steps
-from .threaded import ThreadedSteps
-from .threads import fastest_threads
+from .train.cuda_graph import CapturedSteps
+from .train.executors import Steps
+from .train.run import Run
+from .train.schedule import Clock
+from .train.threaded import ThreadedSteps
 
 IMAGE_SHAPE = (1, 28, 28)
 # Fields in which recipes of tasks side by side are equal.

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from .canvas import RESIZES, Resize
 from .errors import UserError, run_command
-from .resizes import RESIZES, Resize
 
 # Torch takes seconds to import, and `--help` needs none of it.
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .data import RuneSource
+    from .data.runes import RuneSource
 
 FinetuneModel = Callable[["nn.Module", Any], "nn.Module"]
 TIME_LIMIT_S = 150.0
@@ -85,7 +85,7 @@ def run_call(
     """
     from torch import nn
 
-    from .data import DrawingDataset
+    from .data.runes import DrawingDataset
 
     set_seed(seed)
     start = time.perf_counter()
@@ -107,8 +107,8 @@ def score_call(model: nn.Module, test: Tensor, t_samples: int) -> tuple[float, f
     Raises:
         ChallengeFailure: the model does not run under label 10, or its loss is not finite.
     """
-    from .data import NEW_LABEL
-    from .validation import author_estimate
+    from .data.runes import NEW_LABEL
+    from .scoring.estimators import author_estimate
 
     try:
         estimate = author_estimate(model.eval(), test, NEW_LABEL, passes=t_samples)
@@ -137,10 +137,10 @@ def run_challenge(
     Raises:
         ChallengeFailure: as `run_call` and `score_call`, with the rune's name.
     """
-    from .data import NEW_LABEL, split_drawings
-    from .layers import with_mean_class
-    from .networks import load_network
-    from .pictures import draw_samples, save_sheet
+    from .data.runes import NEW_LABEL, split_drawings
+    from .model.checkpoints import load_network
+    from .model.groups import with_mean_class
+    from .scoring.pictures import draw_samples, save_sheet
 
     scores, rows = [], []
     for i, rune in enumerate(tqdm(runes, desc="challenge", unit="rune"), start=1):
@@ -236,8 +236,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.t_samples < 2:
         raise UserError(f"--t-samples is {arguments.t_samples}; write 2 or more")
     from .adapt import finetune_model
-    from .data import choose_runes, open_source
-    from .networks import list_networks
+    from .data.runes import choose_runes, open_source
+    from .model.checkpoints import list_networks
 
     finetune = load_submission(arguments.submission) if arguments.submission else finetune_model
     source = open_source(arguments.source, arguments.data)

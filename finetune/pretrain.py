@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     # After the options: torch takes seconds to import.
     import torch
 
-    from .data import find_mnist
+    from .data.runes import find_mnist
     from .pretraining import PretrainConfig, pretrain
 
     data = find_mnist(arguments.data)

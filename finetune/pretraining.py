@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .data.mnist import digits_digest, load_mnist
 from .errors import UserError
 from .flow import image_losses, stratified_times
-from .mnist import digits_digest, load_mnist
-from .networks import save_network
-from .precision import autocast, channels_last, resolve_precision
-from .unet import ConditionalDiffusionUNet
+from .machine.device import autocast, channels_last, resolve_precision
+from .model.checkpoints import save_network
+from .model.unet import ConditionalDiffusionUNet
 
 CHECKPOINT_EVERY_S = 60.0
 WARMUP_STEPS = 200

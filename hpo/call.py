@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from finetune.adapt import AdaptationError, Adapted, Progress, Task, adapt_together
-from finetune.data import NEW_LABEL
-from finetune.precision import training_device
+from finetune.data.runes import NEW_LABEL
+from finetune.machine.device import training_device
 from finetune.recipe import Recipe
-from finetune.validation import LossTable, NoiseTable, estimate
+from finetune.scoring.estimators import LossTable, NoiseTable, estimate
 
 from .config import StudyConfig
 from .instances import Instance

@@ -17,9 +17,9 @@ from pydantic import (
     model_validator,
 )
 
+from finetune.canvas import Resize
 from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
-from finetune.resizes import Resize
 
 from .seeing.store import ARTIFACTS_VARIABLE, check_place, default_place
 from .space import Parameter, check_space

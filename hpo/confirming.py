@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from finetune.adapt import Progress
-from finetune.data import open_source
+from finetune.data.runes import open_source
 
 from .candidates import Candidate, choose_candidates
 from .choosing import CONFIRMED_KEY

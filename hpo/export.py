@@ -19,7 +19,7 @@ from .devices import check_device, choose_device, n_cores
 if TYPE_CHECKING:
     import optuna
 
-    from finetune.data import RuneSource
+    from finetune.data.runes import RuneSource
 
     from .choosing import Chosen
     from .config import StudyConfig
@@ -218,8 +218,8 @@ def _challenge(
     submission: Path, config: StudyConfig, measuring: Measuring, options: argparse.Namespace
 ) -> None:
     from finetune.challenge import load_submission, mean_loss, points, run_challenge, table
-    from finetune.data import open_source
-    from finetune.networks import list_networks
+    from finetune.data.runes import open_source
+    from finetune.model.checkpoints import list_networks
 
     source = open_source(config.instances.source, options.data)
     runes = held_out(source, config, options.held_out)

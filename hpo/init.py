@@ -60,7 +60,7 @@ def init(study: str, storage: str | None, data: Path | None, wait_s: float) -> s
 
     Args:
         storage: database URL; None: the environment's, else the study file's.
-        data: see `finetune.data.open_source`.
+        data: see `finetune.data.runes.open_source`.
 
     Raises:
         UserError: the study file, the data, the networks or the database are not usable, or the

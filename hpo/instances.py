@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
-from finetune.data import RuneSource, Split, open_source, split_drawings
+from finetune.data.runes import RuneSource, Split, open_source, split_drawings
 from finetune.errors import UserError
-from finetune.networks import list_networks, load_network
+from finetune.model.checkpoints import list_networks, load_network
 
 from .config import Instances, StudyConfig
 from .manifest import make_manifest
@@ -73,7 +73,7 @@ class Measuring:
 
 
 def load_measuring(config: StudyConfig, data: Path | None) -> Measuring:
-    """Data and networks of a study; ``data`` is as in `finetune.data.open_source`.
+    """Data and networks of a study; ``data`` is as in `finetune.data.runes.open_source`.
 
     Raises:
         UserError: they are missing or not usable.

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from finetune.submission.imports import absolute_name
+
 _RULE = "# " + "-" * 78
 
 
@@ -143,8 +145,8 @@ def _note_import(module: str, node: ast.Import | ast.ImportFrom, parts: _Module)
             parts.imports[bound] = _Import(alias.name, alias=alias.asname or "")
         elif node.level == 0:
             parts.imports[bound] = _Import(node.module or "", alias.name, alias.asname or "")
-        elif node.level == 1 and node.module and not alias.asname:
-            parts.siblings[bound] = node.module
+        elif node.module and not alias.asname:
+            parts.siblings[bound] = absolute_name(module, node.level, node.module)
         else:
             raise JoinError(f"{module}.py, line {node.lineno}: write from .module import name")
 

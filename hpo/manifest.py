@@ -19,57 +19,20 @@ from typing import TYPE_CHECKING
 import optuna
 
 from finetune.errors import UserError
+from finetune.submission.imports import needed_modules
 
 from .config import StudyConfig
 
 if TYPE_CHECKING:  # torch takes seconds to import, and who only joins a study needs none of it
-    from finetune.data import RuneSource
+    from finetune.data.runes import RuneSource
 
     from .instances import Instance
 
 MANIFEST_KEY = "manifest"
 MADE_BY_KEY = "made_by"
-# The modules that have a say in a loss.
-_MEASURING = (
-    *(
-        f"finetune/{m}"
-        for m in (
-            "adapt",
-            "augment",
-            "bank",
-            "batches",
-            "captured",
-            "clock",
-            "correspond",
-            "data",
-            "drawn",
-            "ensemble",
-            "flat",
-            "flow",
-            "fused",
-            "futhorc",
-            "head",
-            "layers",
-            "learners",
-            "levels",
-            "pen",
-            "posterior",
-            "precision",
-            "rebuild",
-            "recipe",
-            "resizes",
-            "run",
-            "steps",
-            "threaded",
-            "threads",
-            "unet",
-            "validation",
-            "weights",
-            "windows",
-        )
-    ),
-    *(f"hpo/{m}" for m in ("call", "instances", "objective", "space")),
-)
+# Where what has a say in a loss begins: in the method and the problem, and in the service.
+_MEASURING = ("adapt", "data.runes", "model.checkpoints", "scoring.estimators")
+_SERVICE_MEASURING = ("call", "instances", "objective", "space")
 _WITH_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _LIBRARIES = ("torch", "optuna", "numpy", "scipy", "sqlalchemy")
 _REMEDY = {
@@ -84,7 +47,7 @@ def make_manifest(
     config: StudyConfig, source: RuneSource, instances: Sequence[Instance]
 ) -> dict[str, str]:
     """Everything that two workers must agree on for their losses to be comparable."""
-    from finetune.networks import network_digest
+    from finetune.model.checkpoints import network_digest
 
     networks = {i.network: network_digest(i.pretrained)[:12] for i in instances}
     asked = config.model_dump(mode="json", include={"space", "fixed", "estimator"})
@@ -132,11 +95,11 @@ def made_by() -> dict[str, str]:
 
 
 def _code_digest() -> str:
-    texts = []
-    for path in _MEASURING:
-        package, module = path.split("/")
-        texts.append(_without_words((resources.files(package) / f"{module}.py").read_text("utf-8")))
-    return _digest("".join(texts))
+    service = [
+        (resources.files("hpo") / f"{name}.py").read_text("utf-8") for name in _SERVICE_MEASURING
+    ]
+    texts = [*needed_modules(*_MEASURING).values(), *service]
+    return _digest("".join(map(_without_words, texts)))
 
 
 def _without_words(source: str) -> str:

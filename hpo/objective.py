@@ -37,7 +37,7 @@ class Measured:
     steps: int  # of each network
     members: int  # networks, of whose answers the mean is scored
     curve: tuple[float, ...]  # training loss, by share of the schedule; see `LearningCurve`
-    per_t_bin: tuple[float | None, ...]  # loss by t, of `finetune.validation.T_BINS` bins
+    per_t_bin: tuple[float | None, ...]  # loss by t, of `finetune.scoring.estimators.T_BINS` bins
     picture: str | None = None  # id of the artifact that shows it
 
 

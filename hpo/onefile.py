@@ -10,45 +10,15 @@ import sys
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from finetune.recipe import Recipe
+from finetune.submission.imports import needed_modules
 
 from .folding import fold
 from .joining import Joined, join
 
-# What `finetune_model` is made of; the modules import nothing but these, torch and the
-# standard library.
-MODULES = (
-    "adapt",
-    "augment",
-    "bank",
-    "batches",
-    "captured",
-    "clock",
-    "correspond",
-    "ensemble",
-    "flat",
-    "flow",
-    "fused",
-    "head",
-    "layers",
-    "learners",
-    "levels",
-    "pen",
-    "posterior",
-    "precision",
-    "rebuild",
-    "recipe",
-    "run",
-    "steps",
-    "threaded",
-    "threads",
-    "weights",
-    "windows",
-)
 _ENTRY = ("adapt", "finetune_model")
 _FIRST = (("recipe", "Recipe"), _ENTRY)
 _WIDTH = 100
@@ -63,7 +33,7 @@ def one_file(recipe: Recipe, about: str) -> str:
     Raises:
         JoinError: the modules can't be joined.
     """
-    sources = {name: _source(name) for name in MODULES}
+    sources = needed_modules(_ENTRY[0])
     joined = _joined(sources, recipe)
     recipe_class, call = joined.first
     title = "Adapt a pretrained rectified-flow network to a new class from ten drawings."
@@ -149,10 +119,6 @@ def _literal(value: Any) -> str:
         inner = ", ".join(map(_literal, value))
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     return repr(value)
-
-
-def _source(module: str) -> str:
-    return (resources.files("finetune") / f"{module}.py").read_text("utf-8")
 
 
 def formatted(text: str) -> str:

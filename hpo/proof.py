@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from finetune.bank import ImageBank
-from finetune.data import NEW_LABEL
-from finetune.ensemble import VelocityMean
-from finetune.levels import GreyLevels
-from finetune.posterior import LevelPosterior
+from finetune.data.runes import NEW_LABEL
+from finetune.model.unet import ConditionalDiffusionUNet
+from finetune.predict.bank import ImageBank
+from finetune.predict.ensemble import VelocityMean
+from finetune.predict.levels import GreyLevels
+from finetune.predict.posterior import LevelPosterior
 from finetune.recipe import Recipe
-from finetune.unet import ConditionalDiffusionUNet
-from finetune.validation import LossTable, NoiseTable, estimate
+from finetune.scoring.estimators import LossTable, NoiseTable, estimate
+from finetune.submission.imports import module_source
 
 from .instances import Instance
 from .joining import imported_packages
@@ -159,7 +159,7 @@ def _case(
 ) -> dict[str, Any]:
     """What the script is told; the drawings that are scored on are not part of it."""
     return {
-        "network": (resources.files("finetune") / "unet.py").read_text("utf-8"),
+        "network": module_source("model.unet"),
         "state": instance.pretrained.state_dict(),
         "train": instance.split.train.clone(),
         "threads": threads,

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 
 from finetune.adapt import Progress
-from finetune.networks import network_digest
+from finetune.model.checkpoints import network_digest
 from finetune.recipe import Recipe
 
 from .call import timed_call

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from finetune.data import RuneSource
+from finetune.canvas import Resize
+from finetune.data.runes import RuneSource
 from finetune.errors import UserError
-from finetune.networks import list_networks
-from finetune.resizes import Resize
+from finetune.model.checkpoints import list_networks
 
 from .config import StudyConfig
 from .instances import Instance, load_instances

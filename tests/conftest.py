@@ -19,7 +19,7 @@ import pytest
 
 if TYPE_CHECKING:
     from benchmarks.postgres import Postgres
-    from finetune.data import RuneSource
+    from finetune.data.runes import RuneSource
 
 # Before torch is imported: tests run in several processes, which share the cores; so do the workers
 # that they start.  The process that only hands out tests must set nothing, as others inherit it.
@@ -74,7 +74,7 @@ _PREPARING = ("trace", "correspondences")
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Once torch is there, what drawings are prepared into is remembered by a process."""
-    module = sys.modules.get("finetune.augment")
+    module = sys.modules.get("finetune.augment.mix")
     for name in _PREPARING if module else ():
         function = getattr(module, name)
         if not hasattr(function, "remembers"):
@@ -114,7 +114,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def drawn() -> RuneSource:
-    from finetune.data import open_drawn
+    from finetune.data.runes import open_drawn
 
     return open_drawn()
 
@@ -122,7 +122,7 @@ def drawn() -> RuneSource:
 @pytest.fixture
 def drawn_once(drawn: RuneSource, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who opens the drawn runes gets those that are there: to draw them takes a second."""
-    monkeypatch.setattr("finetune.data.open_drawn", lambda: drawn)
+    monkeypatch.setattr("finetune.data.runes.open_drawn", lambda: drawn)
 
 
 class Forked:

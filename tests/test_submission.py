@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from finetune.challenge import load_submission
-from finetune.data import NEW_LABEL, DrawingDataset, Split, open_source, split_drawings
-from finetune.layers import with_mean_class
-from finetune.networks import list_networks, load_network
-from finetune.validation import NoiseTable, estimate
+from finetune.data.runes import NEW_LABEL, DrawingDataset, Split, open_source, split_drawings
+from finetune.model.checkpoints import list_networks, load_network
+from finetune.model.groups import with_mean_class
+from finetune.scoring.estimators import NoiseTable, estimate
 
 FILE = Path(__file__).parents[1] / "submission" / "finetune.py"
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from finetune.data import NEW_LABEL
+from finetune.data.runes import NEW_LABEL
 from finetune.flow import VelocityModel, sample
-from finetune.fused import FusedUNet, can_fuse
-from finetune.layers import with_mean_class
-from finetune.pictures import save_sheet
+from finetune.model.fused_unet import FusedUNet, can_fuse
+from finetune.model.groups import with_mean_class
+from finetune.scoring.pictures import save_sheet
 
 from ..instances import Instance
 

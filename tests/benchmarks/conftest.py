@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from benchmarks import adapting
-from finetune.unet import ConditionalDiffusionUNet
-from finetune.validation import NoiseTable
+from finetune.model.unet import ConditionalDiffusionUNet
+from finetune.scoring.estimators import NoiseTable
 
 # What those processes import, some of it late.
 _IMPORTED = (

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import estimators
 from benchmarks.estimators import TARGET, AntitheticTable, line, main
-from finetune.unet import ConditionalDiffusionUNet
+from finetune.model.unet import ConditionalDiffusionUNet
 
 ROWS = (
     "author's: t and noise at random",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks import gap
 from benchmarks.gap import KINDS, losses_by_t, main
 from finetune.errors import UserError
-from finetune.validation import NoiseTable, estimate
+from finetune.scoring.estimators import NoiseTable, estimate
 
 
 class Blind(nn.Module):

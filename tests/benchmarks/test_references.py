@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks import references
 from benchmarks.references import LowRankCorrection, reference_a, reference_b, summary
-from finetune.layers import add_class, embedding_of
-from finetune.unet import ConditionalDiffusionUNet
+from finetune.model.groups import add_class, embedding_of
+from finetune.model.unet import ConditionalDiffusionUNet
 
 DRAWINGS = torch.rand(10, 1, 28, 28, generator=torch.Generator().manual_seed(0)).round()
 

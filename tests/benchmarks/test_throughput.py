@@ -22,14 +22,14 @@ from benchmarks.throughput import main, make_cases, make_row, parse
 from benchmarks.throughput_case import Case, Trial, Worked, naive_call, naive_evaluation
 from benchmarks.throughput_growth import count_up, grow
 from benchmarks.throughput_table import FIGURES, ratios, table
-from finetune.data import NEW_LABEL, resize_bitmaps
-from finetune.drawn import draw_rune
+from finetune.data.runes import NEW_LABEL, resize_bitmaps
+from finetune.data.synthetic import draw_rune
 from finetune.errors import UserError
 from finetune.flow import image_losses
-from finetune.layers import embedding_of, with_mean_class
+from finetune.model.groups import embedding_of, with_mean_class
+from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.recipe import Recipe
-from finetune.unet import ConditionalDiffusionUNet
-from finetune.validation import NoiseTable, author_estimate
+from finetune.scoring.estimators import NoiseTable, author_estimate
 from tests.settings import torch_threads
 
 DRAWINGS = resize_bitmaps(draw_rune("thorn", 10, 0), "nearest")

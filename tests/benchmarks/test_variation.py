@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.variation import PARTS, deviations, main, of_recipe, split_maps
-from finetune.correspond import GRID
-from finetune.drawn import draw_rune
+from finetune.augment.registration import GRID
+from finetune.data.synthetic import draw_rune
 from finetune.recipe import Recipe
 
 

@@ -22,14 +22,14 @@ from finetune.adapt import (
     finetune_model,
     read_drawings,
 )
-from finetune.augment import Augmenter
-from finetune.data import DrawingDataset, resize_bitmaps
-from finetune.drawn import draw_rune
-from finetune.layers import group_of
+from finetune.augment.mix import Augmenter
+from finetune.data.runes import DrawingDataset, resize_bitmaps
+from finetune.data.synthetic import draw_rune
+from finetune.model.groups import group_of
+from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.recipe import GROUPS, LORA_GROUPS, Recipe
-from finetune.unet import ConditionalDiffusionUNet
-from finetune.validation import NoiseTable, estimate
-from finetune.weights import lr_factor
+from finetune.scoring.estimators import NoiseTable, estimate
+from finetune.train.optim import lr_factor
 
 QUICK: dict[str, Any] = {
     "steps": 6,
@@ -52,7 +52,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks are called, not computed by the parts that they are made of."""
-    monkeypatch.setattr("finetune.learners.can_fuse", lambda model: False)
+    monkeypatch.setattr("finetune.train.learners.can_fuse", lambda model: False)
 
 
 def quick(**values: Any) -> Recipe:
@@ -464,7 +464,7 @@ def test_slow_machine_does_fewer_steps_and_its_whole_schedule(
         covered.append((share, advance))
         return lr_factor(recipe, share, advance)
 
-    monkeypatch.setattr("finetune.weights.lr_factor", spy)
+    monkeypatch.setattr("finetune.train.optim.lr_factor", spy)
     adapt(build(), DRAWINGS, quick(steps=1))  # a process's first optimizer takes seconds
     covered.clear()
     recipe = quick(steps=600, deadline_s=1.5)  # a minute of sleep
@@ -505,8 +505,8 @@ def timed_run(
             return super().forward(x_t, t, c)
 
     monkeypatch.setattr("finetune.adapt.time", clock)
-    monkeypatch.setattr("finetune.clock.time", clock)
-    monkeypatch.setattr("finetune.learners.can_fuse", lambda model: False)
+    monkeypatch.setattr("finetune.train.schedule.time", clock)
+    monkeypatch.setattr("finetune.train.learners.can_fuse", lambda model: False)
     return progress_of(build(Timed), quick(steps=1000, deadline_s=deadline_s))
 
 

@@ -24,11 +24,11 @@ from finetune.challenge import (
     score_call,
     set_seed,
 )
-from finetune.data import RuneSource, split_drawings
+from finetune.data.runes import RuneSource, split_drawings
 from finetune.errors import UserError
-from finetune.layers import add_class, embedding_of
-from finetune.networks import list_networks
-from finetune.unet import ConditionalDiffusionUNet
+from finetune.model.checkpoints import list_networks
+from finetune.model.groups import add_class, embedding_of
+from finetune.model.unet import ConditionalDiffusionUNet
 
 SUBMISSION = """
 import torch

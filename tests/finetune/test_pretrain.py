@@ -15,14 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from finetune import data as data_module
 from finetune import pretraining as pretrain_module
+from finetune.data import runes as data_module
+from finetune.data.mnist import digits_digest
 from finetune.errors import UserError
-from finetune.mnist import digits_digest
-from finetune.networks import load_network, network_digest, save_network
+from finetune.model.checkpoints import load_network, network_digest, save_network
+from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.pretrain import main
 from finetune.pretraining import PretrainConfig, pretrain, validation_loss
-from finetune.unet import ConditionalDiffusionUNet
 
 CPU = torch.device("cpu")
 CONFIG = PretrainConfig(seed=3, epochs=2, batch_size=16, precision="fp32")

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from finetune.adapt import adapt
-from finetune.augment import Augmenter
-from finetune.data import NEW_LABEL, RESIZES, Resize, open_omniglot, split_drawings
-from finetune.layers import with_mean_class
-from finetune.networks import list_networks, load_network
+from finetune.augment.mix import Augmenter
+from finetune.data.runes import NEW_LABEL, RESIZES, Resize, open_omniglot, split_drawings
+from finetune.model.checkpoints import list_networks, load_network
+from finetune.model.groups import with_mean_class
 from finetune.recipe import Recipe
-from finetune.validation import NoiseTable, estimate, paired_difference
+from finetune.scoring.estimators import NoiseTable, estimate, paired_difference
 
 GREYS = torch.tensor([-0.01, 0.02, 0.2, 0.4, 0.6, 0.8, 0.98, 1.01])
 

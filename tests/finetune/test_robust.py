@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from finetune.adapt import adapt, finetune_model
-from finetune.data import DrawingDataset, open_drawn, resize_bitmaps, split_drawings
-from finetune.drawn import draw_rune
-from finetune.networks import list_networks, load_network
-from finetune.precision import is_gpu_failure, training_device
+from finetune.data.runes import DrawingDataset, open_drawn, resize_bitmaps, split_drawings
+from finetune.data.synthetic import draw_rune
+from finetune.machine.device import is_gpu_failure, training_device
+from finetune.model.checkpoints import list_networks, load_network
+from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.recipe import Recipe
-from finetune.unet import ConditionalDiffusionUNet
 
 DRAWINGS = DrawingDataset(resize_bitmaps(draw_rune("ing", 4, seed=0), "bilinear"))
 RECIPE = Recipe(steps=3, batch_size=2, render="direct", precision="fp32", deadline_s=1000.0)

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from torch import Tensor, nn
 
 from finetune.adapt import AdaptationError, Adapted, Progress
-from finetune.data import RuneSource
+from finetune.data.runes import RuneSource
 from finetune.errors import UserError
 from finetune.recipe import Recipe
 from hpo import call

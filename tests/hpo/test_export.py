@@ -19,11 +19,11 @@ import torch
 
 from finetune.adapt import adapt
 from finetune.challenge import load_submission
-from finetune.data import NEW_LABEL, RuneSource
-from finetune.ensemble import answer_as_one
+from finetune.data.runes import NEW_LABEL, RuneSource
 from finetune.errors import UserError
+from finetune.predict.ensemble import answer_as_one
 from finetune.recipe import Recipe
-from finetune.validation import NoiseTable, estimate
+from finetune.scoring.estimators import NoiseTable, estimate
 from hpo import export as export_module
 from hpo.choosing import CONFIRMED_KEY, choose
 from hpo.cleanroom import _count_steps

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from finetune.adapt import finetune_model
-from finetune.data import DrawingDataset, resize_bitmaps
-from finetune.drawn import draw_rune
+from finetune.data.runes import DrawingDataset, resize_bitmaps
+from finetune.data.synthetic import draw_rune
+from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.recipe import LORA_GROUPS, Recipe
-from finetune.unet import ConditionalDiffusionUNet
-from finetune.validation import NoiseTable, estimate
+from finetune.scoring.estimators import NoiseTable, estimate
 from hpo import onefile
 from hpo.joining import imported_packages
 from tests.settings import torch_threads

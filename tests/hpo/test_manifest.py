@@ -10,7 +10,7 @@ import optuna
 import pytest
 import torch
 
-from finetune.data import RuneSource, open_drawn
+from finetune.data.runes import RuneSource, open_drawn
 from finetune.errors import UserError
 from hpo import manifest as manifest_module
 from hpo.config import StudyConfig
@@ -90,7 +90,7 @@ def test_one_weight_of_a_network_counts(drawn: RuneSource) -> None:
 
 def test_the_code_that_measures_counts(drawn: RuneSource, monkeypatch: pytest.MonkeyPatch) -> None:
     before = manifest(drawn)
-    monkeypatch.setattr(manifest_module, "_MEASURING", ("finetune/adapt",))
+    monkeypatch.setattr(manifest_module, "_MEASURING", ("flow",))
     assert manifest(drawn)["code"] != before["code"]
 
 
@@ -114,10 +114,11 @@ def test_words_do_not_count_and_everything_else_does(
     )
     config = StudyConfig.model_validate(BASE)
     instances = load_instances(config.instances, drawn)
-    (tmp_path / "finetune").mkdir()
-    module = tmp_path / "finetune" / "thing.py"
-    monkeypatch.setattr(manifest_module, "_MEASURING", ("finetune/thing",))
+    (tmp_path / "hpo").mkdir()
+    module = tmp_path / "hpo" / "thing.py"
+    monkeypatch.setattr(manifest_module, "_SERVICE_MEASURING", ("thing",))
     monkeypatch.setattr(manifest_module.resources, "files", lambda package: tmp_path / package)
+    monkeypatch.setattr(manifest_module, "needed_modules", lambda *entries: {})
 
     def code(text: str) -> str:
         module.write_text(text)

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor, nn
 
 from finetune.adapt import AdaptationError, Adapted, Progress
-from finetune.data import Split
+from finetune.data.runes import Split
 from finetune.recipe import Recipe
 from hpo import call
 from hpo import objective as objective_module

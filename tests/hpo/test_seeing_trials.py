@@ -20,9 +20,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from finetune.adapt import AdaptationError, Adapted, Progress
-from finetune.data import Split
+from finetune.data.runes import Split
+from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.recipe import Recipe
-from finetune.unet import ConditionalDiffusionUNet
 from hpo import call
 from hpo.config import Budget, Recovery, StudyConfig
 from hpo.dashboard import Address, guard

@@ -1,0 +1,1 @@
+"""From ten drawings to endless ones."""

@@ -1,0 +1,1 @@
+"""Where runes and digits come from."""

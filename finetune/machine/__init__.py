@@ -1,0 +1,1 @@
+"""The machine at hand: device, number format, threads."""

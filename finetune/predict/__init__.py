@@ -1,0 +1,1 @@
+"""What an adapted network answers."""

@@ -1,0 +1,1 @@
+"""What an adapted network is worth, and costs."""

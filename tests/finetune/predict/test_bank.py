@@ -1,0 +1,189 @@
+"""The posterior mean over drawn images, in closed forms, and what it does beside a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from finetune.adapt import adapt
+from finetune.data.runes import resize_bitmaps
+from finetune.data.synthetic import draw_rune
+from finetune.model.unet import ConditionalDiffusionUNet
+from finetune.predict.bank import BANK_SIZE, ImageBank, pooled, posterior_mean
+from finetune.predict.posterior import LevelPosterior
+from finetune.recipe import Recipe
+from finetune.scoring.estimators import NoiseTable, estimate
+
+NEW = 10
+DRAWINGS = resize_bitmaps(draw_rune("ing", 12, seed=0), "bilinear")
+
+
+def images(n: int, seed: int = 0) -> Tensor:
+    return torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
+
+
+def at(t: float, n: int) -> Tensor:
+    return torch.full((n, 1, 1, 1), t)
+
+
+@given(t=st.floats(0.1, 0.99), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_two_images_follow_bayes_rule(t: float, seed: int) -> None:
+    a = images(2, seed).double() * 0.1
+    x_t = (1 - t) * a[:1] + t * torch.randn(
+        (1, 1, 28, 28), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    errors = [(x_t - (1 - t) * one).square().sum().item() for one in a]
+    share = 1 / (1 + math.exp((errors[0] - errors[1]) / (2 * t * t)))  # of the first
+    mean, effective = posterior_mean(a.flatten(1), x_t, at(t, 1).double())
+    torch.testing.assert_close(mean[0], share * a[0] + (1 - share) * a[1])
+    assert effective.item() == pytest.approx(1 / (share**2 + (1 - share) ** 2))
+
+
+def test_it_is_the_nearest_image_at_little_noise_and_the_average_at_much() -> None:
+    a = images(5)
+    for t, expected, effective in ((0.02, a, 1.0), (0.9999, a.mean(0).expand_as(a), 5.0)):
+        x_t = (1 - t) * a
+        mean, count = posterior_mean(a.flatten(1), x_t, at(t, 5))
+        torch.testing.assert_close(mean, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(count, torch.full_like(count, effective), rtol=1e-4, atol=0)
+
+
+def test_equal_images_share_the_weight() -> None:
+    """n equal images are n with a say: the share of their mean is known."""
+    one, mean, x_t = images(1), images(1, 1), images(1, 2)
+    for n, limit in ((1, 0.5), (2, 0.5), (10, 0.5), (10, 1.0)):
+        found = ImageBank(one.repeat(n, 1, 1, 1), limit)(mean, x_t, at(0.8, 1))
+        share = limit * (1 - 1 / n) ** 10
+        torch.testing.assert_close(found, mean + share * (one - mean))
+
+
+def test_it_has_no_say_at_little_noise_and_leaves_its_input_alone() -> None:
+    bank = ImageBank(images(50), 0.5)
+    mean, x_t = images(4, 1), images(4, 2)
+    before = mean.clone()
+    t = torch.tensor([0.0, 0.17, 0.6, 0.99]).view(-1, 1, 1, 1)
+    found = bank(mean, x_t, t)
+    assert torch.equal(mean, before)
+    assert torch.equal(found[:2], mean[:2])
+    assert not torch.isclose(found[3], mean[3]).all()
+    assert torch.isfinite(found).all()
+
+
+def test_many_rows_are_each_as_if_alone() -> None:
+    bank = ImageBank(images(30), 0.5)
+    mean, x_t, t = images(600, 1), images(600, 2), at(0.7, 600)
+    together = bank(mean, x_t, t)
+    for row in (0, 63, 64, 599):
+        alone = bank(mean[row : row + 1], x_t[row : row + 1], t[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone)
+
+
+def test_a_pool_has_an_equal_part_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    def banks() -> list[ImageBank]:
+        return [ImageBank(images(n, seed=n), 0.7) for n in (8, 4, 7)]
+
+    held = [bank.images for bank in banks()]
+    pool = pooled(banks())
+    assert torch.equal(pool.images, torch.cat(held))
+    assert pool.limit == 0.7
+    monkeypatch.setattr("finetune.predict.bank.POOLED_SIZE", 16)
+    assert torch.equal(pooled(banks()).images, torch.cat([part[:5] for part in held]))
+
+
+def most_allocated(what: Callable[[], object]) -> int:
+    """Bytes that torch has at most beyond those it had before, while it does ``what``."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        what()
+    events = sorted(profiled.events(), key=lambda event: event.time_range.start)
+    return max(accumulate(event.self_cpu_memory_usage for event in events))
+
+
+def test_a_pool_leaves_nothing_in_its_banks() -> None:
+    banks = [ImageBank(images(8, seed), 0.7) for seed in range(2)]
+    pooled(banks)
+    assert [bank.images.untyped_storage().nbytes() for bank in banks] == [0, 0]
+
+
+def test_columns_are_made_when_windows_are_asked_whatever_the_mode_then() -> None:
+    bank = ImageBank(images(20), 0.7)
+    mean, x_t = images(4, 1), images(4, 2)
+    bank(mean, x_t, at(0.8, 4))
+    assert [name for name, _ in bank.named_buffers()] == ["images"]
+    with torch.inference_mode():
+        bank(mean, x_t, at(0.4, 4))
+    assert bank.columns is not None and bank.columns.shape == (28, 28, 20)
+    assert list(bank.state_dict()) == ["images"]
+    (gradient,) = torch.autograd.grad(
+        bank(mean, x_t.requires_grad_(), at(0.4, 4)).square().sum(), x_t
+    )
+    assert gradient.isfinite().all() and gradient.any()
+
+
+def test_to_ask_it_takes_less_memory_than_its_images() -> None:
+    bank = ImageBank(images(4000), 0.7)
+    size = bank.images.nbytes
+    assert most_allocated(lambda: bank.images.square().sum(1)) > size
+    mean, x_t = images(200, 1), images(200, 2)
+    assert most_allocated(lambda: bank(mean, x_t, at(0.7, 200))) < 0.5 * size
+
+
+# As `adapt` makes it
+
+
+def taught(**values: Any) -> LevelPosterior:
+    torch.manual_seed(0)
+    network = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
+    fields = {"steps": 30, "batch_size": 8, "deadline_s": 1e4, "precision": "fp32", "views": 1}
+    model = adapt(network, DRAWINGS[:6], Recipe(**{**fields, **values})).model
+    assert isinstance(model, LevelPosterior)
+    return model
+
+
+def test_it_has_as_many_images_as_were_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.train.batches._DRAWN_AT_ONCE", 4)
+    model = taught(steps=6, batch_size=4, plain_share=1.0)
+    assert model.bank is not None
+    assert model.bank.images.shape == (24, 784)
+    originals = DRAWINGS[:6].flatten(1)
+    assert all((image == originals).all(1).any() for image in model.bank.images)
+
+
+def test_it_has_so_many_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert BANK_SIZE > 24
+    monkeypatch.setattr("finetune.train.learners.BANK_SIZE", 20)
+    monkeypatch.setattr("finetune.train.batches._DRAWN_AT_ONCE", 4)
+    model = taught(steps=8, batch_size=4)
+    assert model.bank is not None
+    assert model.bank.images.shape == (20, 784)
+
+
+def test_large_batches_fill_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.train.batches._DRAWN_AT_ONCE", 4)
+    model = taught(steps=2, batch_size=12)
+    assert model.bank is not None
+    assert model.bank.images.shape == (24, 784)
+
+
+def test_a_recipe_can_do_without() -> None:
+    assert taught(steps=2, bank_limit=0.0).bank is None
+
+
+def test_it_changes_nothing_in_training_and_lowers_the_loss_at_noise() -> None:
+    with_bank, without = taught(), taught(bank_limit=0.0)
+    state = with_bank.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in without.state_dict().items())
+    table = NoiseTable(6, 20, 4)
+    helped, alone = (estimate(m, DRAWINGS[6:], NEW, table) for m in (with_bank, without))
+    pairs = list(zip(helped.per_t_bin, alone.per_t_bin, strict=True))
+    assert pairs[0][0] == pairs[0][1]
+    assert all(a < b for a, b in pairs[6:])

@@ -1,0 +1,283 @@
+"""The posterior over grey levels: Bayes' rule in closed forms, and the network around it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from finetune.adapt import adapt
+from finetune.augment.bitmaps import resize_operator
+from finetune.data.runes import Resize, resize_bitmaps
+from finetune.data.synthetic import draw_rune
+from finetune.flow import image_losses, interpolate
+from finetune.model.groups import with_mean_class
+from finetune.model.unet import ConditionalDiffusionUNet
+from finetune.predict import posterior as posterior_module
+from finetune.predict.levels import GreyLevels, grey_levels
+from finetune.predict.posterior import LevelPosterior, last_features
+from finetune.recipe import LORA_GROUPS, Recipe
+from finetune.scoring.estimators import NoiseTable, author_estimate, estimate
+
+NEW = 10
+DRAWINGS = resize_bitmaps(draw_rune("ing", 6, seed=0), "bilinear")
+LEVELS = grey_levels(DRAWINGS, DRAWINGS, resize_operator("bilinear"))
+
+
+def build(views: int = 1, levels: GreyLevels = LEVELS, head: float = 0.0, n_hidden: int = 0) -> Any:
+    """A tiny network with a head whose weights have the deviation ``head``."""
+    torch.manual_seed(0)
+    network = with_mean_class(ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1))
+    model = LevelPosterior(network, levels, NEW, views, n_hidden)
+    with torch.no_grad():
+        model.head.direct.weight.normal_(0, head) if head else None
+    return model.eval()
+
+
+def noisy(t: float, n: int = 6, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x, e, t, c and x_t."""
+    g = torch.Generator().manual_seed(seed)
+    x, times = DRAWINGS[:n], torch.full((n, 1, 1, 1), t)
+    e = torch.randn(x.shape, generator=g)
+    return x, e, times, torch.full((n,), NEW), interpolate(x, e, times)
+
+
+def one_pixel(mean: list[float], variance: list[float], prior: list[float]) -> GreyLevels:
+    def plane(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64)[:, None, None]
+
+    return GreyLevels(plane(mean), plane(variance), plane(prior).log())
+
+
+@given(
+    t=st.floats(0.05, 0.95),
+    x_t=st.floats(-2, 2),
+    mean=st.floats(-1, 1),
+    variance=st.floats(1e-3, 1.0),
+)
+@settings(deadline=None)
+def test_one_level_is_a_normal_with_its_textbook_posterior(
+    t: float, x_t: float, mean: float, variance: float
+) -> None:
+    """Precisions add up: 1 / variance from the prior, ((1 - t) / t)^2 from x_t."""
+    model = build(levels=one_pixel([mean], [variance], [1.0]))
+    seen, time = (
+        torch.tensor(x_t).double().view(1, 1, 1, 1),
+        torch.tensor(t).double().view(1, 1, 1, 1),
+    )
+    logits = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    found = model.mean(logits, seen, time).item()
+    precision = ((1 - t) / t) ** 2
+    expected = (mean / variance + precision * x_t / (1 - t)) / (1 / variance + precision)
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@given(t=st.floats(0.05, 0.95), x_t=st.floats(-2, 3), prior=st.floats(0.01, 0.99))
+@settings(deadline=None)
+def test_two_sharp_levels_follow_bayes_rule(t: float, x_t: float, prior: float) -> None:
+    model = build(levels=one_pixel([0.0, 1.0], [1e-12, 1e-12], [1 - prior, prior]))
+    seen, time = (
+        torch.tensor(x_t).double().view(1, 1, 1, 1),
+        torch.tensor(t).double().view(1, 1, 1, 1),
+    )
+    logits = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
+    found = model.mean(logits, seen, time).item()
+    log_odds = math.log(prior / (1 - prior)) + (x_t**2 - (x_t - 1 + t) ** 2) / (2 * t * t)
+    expected = 1 / (1 + math.exp(-log_odds)) if log_odds > -700 else 0.0
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("t", [0.001, 0.005])
+def test_at_hardly_any_noise_nothing_has_to_be_learnt(t: float) -> None:
+    """An untrained head reads the levels off, and with them the noise itself."""
+    x, e, times, c, _ = noisy(t)
+    assert image_losses(build(), x, e, times, c).max() < 0.05
+    assert image_losses(build().network, x, e, times, c).min() > 0.5
+
+
+def test_at_no_noise_the_answer_is_finite_and_the_best_there_is() -> None:
+    x, _, times, c, x_t = noisy(0.0)
+    torch.testing.assert_close(build()(x_t, times, c), -x, rtol=0, atol=1e-5)
+
+
+@given(t=st.floats(0.011, 0.99), seed=st.integers(0, 9))
+@settings(max_examples=10, deadline=None)
+def test_training_lowers_the_flow_loss_itself(t: float, seed: int) -> None:
+    model = build(head=0.1)
+    x, e, times, c, _ = noisy(t, seed=seed)
+
+    def features(*inputs: Tensor) -> Tensor:
+        return last_features(model.network, *inputs)
+
+    labels = LEVELS.nearest(x)
+    losses, entropies = model.losses(features, labels, x, e, times, c)
+    torch.testing.assert_close(losses, image_losses(model, x, e, times, c), rtol=1e-3, atol=1e-4)
+    assert (entropies > 0).all()
+
+
+def test_the_losses_gradient_is_that_of_their_definition() -> None:
+    """Also where images count differently, as they do when only some of them are asked for."""
+    g = torch.Generator().manual_seed(0)
+    b, k = 3, 5
+    shape, one = (b, k, 4, 4), (b, 1, 4, 4)
+    logits = torch.randn(shape, generator=g, dtype=torch.float64, requires_grad=True)
+    log_probability = torch.randn(shape, generator=g, dtype=torch.float64)
+    means = torch.rand(shape, generator=g, dtype=torch.float64)
+    labels = torch.randint(k, (b, 4, 4), generator=g)
+    x = torch.rand(one, generator=g, dtype=torch.float64)
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64).view(b, 1, 1, 1)
+
+    def defined(logits: Tensor) -> tuple[Tensor, Tensor]:
+        z = logits + log_probability
+        mean = (z.softmax(1) * means).sum(1, keepdim=True)
+        entropy = nn.functional.cross_entropy(z, labels, reduction="none")
+        return ((x - mean) / t).square().flatten(1).mean(1), entropy.flatten(1).mean(1)
+
+    weights = torch.rand(2, b, generator=g, dtype=torch.float64)
+    results = []
+    for function in (
+        defined,
+        lambda z: posterior_module._level_losses(z, log_probability, means, labels, x, t),
+    ):
+        losses, entropies = function(logits)
+        (d_logits,) = torch.autograd.grad(
+            (weights[0] * losses + weights[1] * entropies).sum(), logits
+        )
+        results.append((losses, entropies, d_logits))
+    for found, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_other_classes_keep_the_networks_own_velocity() -> None:
+    model = build()
+    *_, times, _, x_t = noisy(0.5)
+    c = torch.tensor([0, 3, NEW, 9, NEW, 1])
+    found, own = model(x_t, times, c), model.network(x_t, times, c)
+    others = c != NEW
+    torch.testing.assert_close(found[others], own[others])
+    assert (found[~others] - own[~others]).abs().amax((1, 2, 3)).min() > 0.1
+    digits = torch.zeros(6, dtype=torch.long)
+    assert torch.equal(model(x_t, times, digits), model.network(x_t, times, digits))
+
+
+def test_views_are_of_the_shifted_image_and_brought_back() -> None:
+    """A network that looks at single pixels alone sees nothing new in a shifted image."""
+    one, five = build(1), build(5)
+    for model in (one, five):
+        model.fuses = False
+        torch.manual_seed(1)
+        nn.init.normal_(model.head.direct.weight, 0, 0.3)
+        local = nn.Conv2d(1, 16, 1)
+
+        def forward(
+            x_t: Tensor, t: Tensor, c: Tensor, local: Any = local, m: Any = model
+        ) -> Tensor:
+            return m.network.conv_out(local(x_t))
+
+        model.network.forward = forward
+        model.head.direct.weight.data[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
+    *_, times, c, x_t = noisy(0.6)
+    torch.testing.assert_close(five(x_t, times, c), one(x_t, times, c), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("resize", "from_t"), [("bilinear", 0.3), ("antialiased", 0.25)])
+def test_views_are_used_where_they_help_alone(resize: Resize, from_t: float) -> None:
+    """From an earlier time on where the resize looks at all pixels alike."""
+    drawings = resize_bitmaps(draw_rune("ing", 6, seed=0), resize)
+    levels = grey_levels(drawings, drawings, resize_operator(resize))
+    one, five = build(1, levels, head=0.1), build(5, levels, head=0.1)
+    *_, c, x_t = noisy(0.5)
+    times = torch.tensor([0.05, from_t, from_t + 0.01, 0.6, 0.74, 0.75]).view(-1, 1, 1, 1)
+    same = [
+        torch.equal(*pair) for pair in zip(one(x_t, times, c), five(x_t, times, c), strict=True)
+    ]
+    assert same == [True, True, False, False, False, True]
+
+
+@pytest.mark.parametrize("t", [0.02, 0.6])
+def test_it_is_the_same_with_and_without_fusing(monkeypatch: pytest.MonkeyPatch, t: float) -> None:
+    monkeypatch.setattr(posterior_module, "can_fuse", lambda network: True)
+    fused = build(5, head=0.1)
+    plain = copy.deepcopy(fused)
+    plain.fuses = False
+    *_, times, c, x_t = noisy(t)
+    torch.testing.assert_close(fused(x_t, times, c), plain(x_t, times, c), rtol=1e-3, atol=1e-3)
+
+
+def test_features_are_what_the_last_layer_gets() -> None:
+    network = build().network
+    *_, times, c, x_t = noisy(0.5)
+    features = last_features(network, x_t, times, c)
+    torch.testing.assert_close(network.conv_out(features), network(x_t, times, c))
+    assert not network.conv_out._forward_pre_hooks
+
+
+# As `adapt` returns it
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"lora_rank": 2, "lora_groups": LORA_GROUPS}, {"train_groups": ("norm_bias",)}],
+    ids=["full", "lora", "norms"],
+)
+def test_a_few_steps_teach_it(values: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    network = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
+    recipe = Recipe(steps=40, batch_size=8, deadline_s=1e4, precision="fp32", views=1, **values)
+    table = NoiseTable(len(DRAWINGS), 10, 2)
+    untaught = build()
+    model = adapt(network, DRAWINGS, recipe).model
+    assert isinstance(model, LevelPosterior)
+    assert (
+        estimate(model, DRAWINGS, NEW, table).mean
+        < 0.9 * estimate(untaught, DRAWINGS, NEW, table).mean
+    )
+
+
+@pytest.fixture(scope="module")
+def adapted() -> nn.Module:
+    torch.manual_seed(0)
+    network = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
+    return adapt(network, DRAWINGS, Recipe(steps=3, batch_size=4, deadline_s=1e4)).model
+
+
+def test_estimators_take_it_and_agree(adapted: nn.Module) -> None:
+    """None of them may take it for the plain network that it is built around."""
+    author = author_estimate(adapted, DRAWINGS, NEW, passes=100)
+    ours = estimate(adapted, DRAWINGS, NEW, NoiseTable(len(DRAWINGS), 25, 4))
+    plain = estimate(adapted.network, DRAWINGS, NEW, NoiseTable(len(DRAWINGS), 25, 4))  # type: ignore[arg-type]
+    error = (author.standard_error**2 + ours.standard_error**2) ** 0.5
+    assert abs(author.mean - ours.mean) < 5 * error + 0.002
+    assert abs(plain.mean - ours.mean) > 20 * error
+
+
+def test_it_moves_between_types_and_through_files(adapted: nn.Module) -> None:
+    *_, times, c, x_t = noisy(0.4)
+    expected = adapted(x_t, times, c)
+    double = copy.deepcopy(adapted).double()(x_t.double(), times.double(), c)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), expected, rtol=1e-3, atol=1e-3)
+
+    file = io.BytesIO()
+    torch.save(adapted.state_dict(), file)
+    file.seek(0)
+    other = copy.deepcopy(adapted)
+    for parameter in other.parameters():
+        nn.init.zeros_(parameter)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(other(x_t, times, c), expected)
+
+
+def test_the_same_seed_gives_the_same_network() -> None:
+    torch.manual_seed(0)
+    network = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
+    recipe = Recipe(steps=3, batch_size=4, deadline_s=1e4)
+    first, second = (adapt(network, DRAWINGS, recipe).model.state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
