@@ -60,7 +60,7 @@ def _recipes(base: dict[str, Any], texts: list[str]) -> dict[str, Recipe]:
             for change in changes
         }
     except (json.JSONDecodeError, RecipeError, TypeError) as error:
-        raise UserError(f"""--change: {error}; write JSON like '{{"views": 1}}'""") from error
+        raise UserError(f"""--change: {error}; write JSON like '{{"bank_limit": 0}}'""") from error
 
 
 def _describe(losses: list[LossTable], base: list[LossTable]) -> str:
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         "--samples", type=positive, default=16_000, help="of the posterior mean, drawn as for t = 1"
     )
     arguments = parser.parse_args(argv)
-    recipes = _recipes({"steps": arguments.steps, "members": 1}, arguments.change)
+    recipes = _recipes({"steps": arguments.steps}, arguments.change)
     source = open_source(arguments.source, arguments.data)
     runes = choose_runes(source, arguments.runes, 2)
     network = load_network(arguments.network or list_networks()[0])

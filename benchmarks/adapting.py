@@ -54,7 +54,7 @@ def adapted_runes(arguments: argparse.Namespace) -> Iterator[AdaptedRune]:
         UserError: an option names what there is not.
     """
     try:
-        recipe = Recipe(steps=arguments.steps, members=1, deadline_s=_NO_DEADLINE_S)
+        recipe = Recipe(steps=arguments.steps, deadline_s=_NO_DEADLINE_S)
     except RecipeError as error:
         raise UserError(f"--steps: {error}") from error
     source = open_source(arguments.source, arguments.data)

@@ -1,8 +1,8 @@
 """``python -m benchmarks.captured``: training steps on a GPU, launched one by one and captured.
 
 Runs of the same recipe side by side, each on another rune.  The baseline is one run whose
-operations Python launches each by itself (`finetune.train.executors`); the others are replays of a
-captured step (`finetune.train.cuda_graph`), with 1, 2, 4, ... runs in one graph.  Times are of
+operations Python launches each by itself; the others are replays of a captured step
+(`finetune.train.cuda_graph`), with 1, 2, 4, ... runs in one graph.  Times are of
 whole steps, drawing included, once the first images are drawn; errors are standard errors over
 --repeats.
 """
@@ -28,7 +28,6 @@ from finetune.machine.device import standard_settings
 from finetune.model.checkpoints import list_networks, load_network
 from finetune.recipe import Recipe
 from finetune.train.cuda_graph import CapturedSteps
-from finetune.train.executors import Steps
 from finetune.train.run import Run
 
 from .figures import mean_and_error, ratio
@@ -36,7 +35,7 @@ from .figures import mean_and_error, ratio
 _WARM_UP = 10
 
 
-def milliseconds(steps: Steps | CapturedSteps, n: int) -> float:
+def milliseconds(steps: CapturedSteps, n: int) -> float:
     """Mean time of a step of all runs, over ``n``."""
     for _ in range(_WARM_UP):
         steps.draw()
@@ -84,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             runs = [
                 Run(device, network, drawings[k % len(drawings)], recipe) for k in range(n_runs)
             ]
-            steps = CapturedSteps(runs, device) if captured else Steps(runs)
+            steps = CapturedSteps(runs, device, capture=captured)
             return milliseconds(steps, arguments.steps)
 
     cases = [(False, 1), *((True, n) for n in arguments.runs)]

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     rune = choose_runes(source, [arguments.rune] if arguments.rune else None, 1)[0]
     split = split_drawings(source.drawings(rune, arguments.resize), arguments.split_seed)
     pretrained = load_network(list_networks(arguments.pretrained)[0])
-    recipe = Recipe(steps=arguments.steps, members=1, deadline_s=1e4, output=arguments.output)
+    recipe = Recipe(steps=arguments.steps, deadline_s=1e4, output=arguments.output)
     model = adapt(pretrained, split.train, recipe).model
     other = adapt(pretrained, split.train, replace(recipe, lr=2e-3)).model
     before = with_mean_class(pretrained)

@@ -45,7 +45,7 @@ def asked(model: LevelPosterior, drawings: Tensor, table: NoiseTable) -> Iterato
     for x, x_t, t in noisy(drawings, table):
         alone = x_t - t * model(x_t, t, torch.full((len(x_t),), NEW_LABEL))
         own, effective = posterior_mean(bank.images, x_t, t)
-        mixed = bank.mixed(alone, own, effective, t)
+        mixed = bank.mixed(alone, own, effective, t, bank.limit)
         yield Asked(x, x_t, t, alone, own, effective, mixed, bank)
     model.bank = bank
 

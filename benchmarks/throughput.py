@@ -179,7 +179,6 @@ def make_cases(arguments: argparse.Namespace) -> tuple[list[Case], Row]:
             batch_size=arguments.batch_size,
             precision=arguments.precision,
             output="velocity",  # as the naive script learns it
-            members=1,
             deadline_s=_NO_DEADLINE_S,
         )
     except RecipeError as error:

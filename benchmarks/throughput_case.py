@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from finetune.adapt import Task, adapt_together
 from finetune.augment.mix import Augmenter
 from finetune.challenge import set_seed
 from finetune.data.runes import NEW_LABEL
@@ -33,6 +32,7 @@ from finetune.model.checkpoints import load_network
 from finetune.model.groups import with_mean_class
 from finetune.recipe import Recipe
 from finetune.scoring.estimators import AUTHOR_TIMES, LossEstimate, NoiseTable, estimate
+from finetune.side_by_side import Task, adapt_together
 
 from .flops import synchronize
 
@@ -151,7 +151,7 @@ def ours_calls(
 ) -> list[nn.Module]:
     """The call that trials of a study make, ``n`` of them side by side."""
     tasks = [Task(pretrained, drawings, replace(recipe, seed=recipe.seed + k)) for k in range(n)]
-    adapted = adapt_together(tasks, lambda _: on_step(n * recipe.batch_size))
+    adapted = adapt_together(tasks, lambda *_: on_step(recipe.batch_size))
     return [a.model for a in adapted]
 
 

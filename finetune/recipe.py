@@ -54,19 +54,7 @@ class Recipe:
     warmup: float = _number(0.05, 0.0, 0.9, "share", "linear warm-up of the learning rate")
     beta2: float = _number(0.99, 0.8, 0.9999, "1", "AdamW's decay of squared gradients")
     weight_decay: float = _number(0.0, 0.0, 10.0, "1", "AdamW's decay toward zero")
-    l2_sp: float = _number(0.0, 0.0, 100.0, "1", "decay toward the pretrained weights (L2-SP)")
     clip_norm: float = _number(1.0, 0.0, 1e6, "1", "largest gradient norm; 0 is no clipping")
-    ema_half_life: float = _number(
-        0.03, 0.0, 1.0, "share", "half-life of the averaged weights; 0 keeps the last ones"
-    )
-
-    # Several networks
-    members: int = _number(
-        4, 1, 16, "networks", "most networks whose mean answers; on a CPU one a thread at most"
-    )
-    member_steps: int = _number(
-        1200, 1, 1_000_000, "steps", "of each member at least; fewer members, if time is short"
-    )
 
     # Which layers
     train_groups: tuple[str, ...] = _subset(
@@ -76,12 +64,6 @@ class Recipe:
     lora_scale: float = _number(1.0, 1e-3, 100.0, "1", "factor of the low-rank updates")
     lora_groups: tuple[str, ...] = _subset(
         (), LORA_GROUPS, "groups whose convolutions get low-rank updates, if the rank is not 0"
-    )
-    embedding_init: str = _choice(
-        "mean", ("mean", "nearest", "random", "zeros"), "start of the new class's embedding"
-    )
-    embedding_lr_factor: float = _number(
-        1.0, 0.0, 1000.0, "1", "learning rate of the new embedding over that of the rest"
     )
 
     # What is learnt
@@ -99,15 +81,31 @@ class Recipe:
     head_lr_factor: float = _number(
         3.0, 0.0, 1000.0, "1", "learning rate of the levels' head over that of the rest"
     )
-    views: int = _number(5, 1, 5, "1", "shifted views over which levels are averaged, at noise")
-    bank_limit: float = _number(
-        0.9, 0.0, 1.0, "1", "most that the posterior mean over augmented drawings counts, at noise"
-    )
     time_sampling: str = _choice(
         "logit_normal", ("stratified", "uniform", "logit_normal"), "how t is drawn in training"
     )
     logit_mean: float = _number(-0.5, -5.0, 5.0, "1", "for logit_normal: mean of logit(t)")
     logit_std: float = _number(1.5, 0.05, 5.0, "1", "for logit_normal: deviation of logit(t)")
+
+    # Posterior means over a bank of augmented drawings
+    bank_images: int = _number(
+        4096, 0, 65_536, "images", "augmented drawings in the bank; 0 is no bank"
+    )
+    bank_limit: float = _number(
+        0.9, 0.0, 1.0, "1", "most that their posterior mean counts in an answer, at noise"
+    )
+    target_limit: float = _number(
+        0.9, 0.0, 1.0, "1", "most that it counts in the target of a training step"
+    )
+    window_images: int = _number(
+        2048, 0, 65_536, "images", "of the bank that are also compared window by window"
+    )
+    window_limit: float = _number(
+        0.35, 0.0, 1.0, "1", "most that their mean counts in an answer, at less noise"
+    )
+    window_px: float = _number(
+        5.5, 0.5, 50.0, "px", "deviation of a window at as much noise as signal"
+    )
 
     # Augmentation mix
     render: str = _choice(

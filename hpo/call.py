@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from finetune.adapt import AdaptationError, Adapted, Progress, Task, adapt_together
+from finetune.adapt import AdaptationError, Adapted, Progress
 from finetune.data.runes import NEW_LABEL
 from finetune.machine.device import training_device
 from finetune.recipe import Recipe
 from finetune.scoring.estimators import LossTable, NoiseTable, estimate
+from finetune.side_by_side import Task, adapt_together
 
 from .config import StudyConfig
 from .instances import Instance
@@ -26,8 +27,7 @@ class Called:
 
     losses: LossTable
     seconds: float  # of adapting alone
-    steps: int  # of each network
-    members: int  # networks whose mean answers
+    steps: int
     model: nn.Module  # the adapted network, where it was scored
 
 
@@ -48,10 +48,7 @@ def timed_call(
         TrialEndedError: it was stopped at the limit, or a loss is not finite.
     """
 
-    def told(progress: Sequence[Progress]) -> None:
-        on_step(progress[0])
-
-    return timed_calls(config, recipe, [instance], table_seed, told)[0]
+    return timed_calls(config, recipe, [instance], table_seed, lambda _, p: on_step(p))[0]
 
 
 def timed_calls(
@@ -59,18 +56,21 @@ def timed_calls(
     recipe: Recipe,
     instances: Sequence[Instance],
     table_seed: int,
-    on_step: Callable[[Sequence[Progress]], None],
+    on_step: Callable[[int, Progress], None],
 ) -> list[Called]:
-    """`timed_call` of several instances side by side, each of which takes the time of all."""
+    """`timed_call` of several instances; on a GPU side by side, each in the time of all.
+
+    ``on_step`` is also told which of the instances made the step.
+    """
     label = " and ".join(instance.label for instance in instances)
 
-    def step(progress: Sequence[Progress]) -> None:
-        on_step(progress)
-        if progress[0].elapsed_s > config.limit_s:
+    def step(index: int, progress: Progress) -> None:
+        on_step(index, progress)
+        if progress.elapsed_s > config.limit_s:
             raise TrialEndedError(
                 Outcome.OUT_OF_TIME,
-                f"stopped on {label} after {progress[0].elapsed_s:.1f} s, at step "
-                f"{progress[0].step} of {recipe.steps}; the limit is {config.limit_s:g} s",
+                f"stopped on {label} after {progress.elapsed_s:.1f} s, at step "
+                f"{progress.step} of {recipe.steps}; the limit is {config.limit_s:g} s",
             )
 
     tasks = [Task(i.pretrained, i.split.train, replace(recipe, seed=i.seed)) for i in instances]
@@ -94,7 +94,7 @@ def _scored(config: StudyConfig, instance: Instance, table_seed: int, adapted: A
         reason = f"{instance.label}: the loss on unseen drawings is {losses.mean}"
         raise TrialEndedError(Outcome.NOT_FINITE, reason)
     seconds = round(adapted.seconds, 3)
-    return Called(losses, seconds, adapted.steps, adapted.members, model)
+    return Called(losses, seconds, adapted.steps, model)
 
 
 def noise_table(config: StudyConfig, instance: Instance, seed: int) -> NoiseTable:

@@ -135,7 +135,7 @@ def _count_steps() -> Callable[[], int]:
     """From now on; the answer is how many steps of AdamW the busiest optimizer has made."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    steps: Counter[torch.optim.Optimizer] = Counter()  # side by side there are several
+    steps: Counter[torch.optim.Optimizer] = Counter()
 
     def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if isinstance(optimizer, torch.optim.AdamW):

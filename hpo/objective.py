@@ -34,8 +34,7 @@ class Measured:
     loss: float
     standard_error: float
     seconds: float
-    steps: int  # of each network
-    members: int  # networks, of whose answers the mean is scored
+    steps: int
     curve: tuple[float, ...]  # training loss, by share of the schedule; see `LearningCurve`
     per_t_bin: tuple[float | None, ...]  # loss by t, of `finetune.scoring.estimators.T_BINS` bins
     picture: str | None = None  # id of the artifact that shows it
@@ -142,18 +141,16 @@ class Objective:
         prunes = not isinstance(trial.study.pruner, optuna.pruners.NopPruner)
         known = [self._curves.on(trial.study, i.label) if prunes else [] for i in instances]
 
-        def on_step(progress: Sequence[Progress]) -> None:
+        def on_step(index: int, progress: Progress) -> None:
             watch.check()
-            loss = sum(p.loss for p in progress) / len(progress)
-            watch.display.show_trial(title, progress[0].share, loss)
-            for instance, p, curve, others in zip(instances, progress, curves, known, strict=True):
-                curve.add(p.share, p.loss)
-                if curve.is_hopeless(others):
-                    raise TrialEndedError(
-                        Outcome.HOPELESS,
-                        f"on {instance.label}: training loss {p.loss:g} after "
-                        f"{p.share:.0%} of the run, far above {len(others)} earlier ones",
-                    )
+            watch.display.show_trial(title, progress.share, progress.loss)
+            curves[index].add(progress.share, progress.loss)
+            if curves[index].is_hopeless(known[index]):
+                raise TrialEndedError(
+                    Outcome.HOPELESS,
+                    f"on {instances[index].label}: training loss {progress.loss:g} after "
+                    f"{progress.share:.0%} of the run, far above {len(known[index])} earlier ones",
+                )
 
         watch.display.show_trial(title)
         seed = self.config.estimator.seed
@@ -167,7 +164,6 @@ class Objective:
                     standard_error=called.losses.standard_error,
                     seconds=called.seconds,
                     steps=called.steps,
-                    members=called.members,
                     curve=curve.means(),
                     per_t_bin=tuple(_short(loss) for loss in called.losses.per_t_bin),
                     picture=picture.id if picture else None,

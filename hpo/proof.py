@@ -27,14 +27,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from finetune.data.runes import NEW_LABEL
+from finetune.machine.device import resolve_precision
 from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.predict.bank import ImageBank
-from finetune.predict.ensemble import VelocityMean
 from finetune.predict.levels import GreyLevels
 from finetune.predict.posterior import LevelPosterior
 from finetune.recipe import Recipe
 from finetune.scoring.estimators import LossTable, NoiseTable, estimate
 from finetune.submission.imports import module_source
+from finetune.train.learners import product_type
 
 from .instances import Instance
 from .joining import imported_packages
@@ -67,7 +68,6 @@ class Proof:
     loss: LossTable
     seconds: float
     steps: int  # of each network
-    members: int  # networks whose mean answers
     exact: bool  # the trial's loss, bit for bit
 
 
@@ -136,7 +136,6 @@ def check_call(
     if ran["seconds"] > limit_s:
         raise ProofError(f"the call took {ran['seconds']:.1f} s; the limit is {limit_s:g} s")
     model = _returned(ran["state"], recipe)
-    members = len(model.members) if isinstance(model, VelocityMean) else 1
     loss = estimate(model, instance.split.test, NEW_LABEL, table)
     exact = claim is not None and loss.mean == claim.loss
     if not math.isfinite(loss.mean):
@@ -149,9 +148,7 @@ def check_call(
                 f"and the trial's was {claim.loss:.6f} in {claim.steps}: "
                 f"more than {allowed:.6f} apart"
             )
-    return Proof(
-        loss=loss, seconds=ran["seconds"], steps=ran["steps"], members=members, exact=exact
-    )
+    return Proof(loss=loss, seconds=ran["seconds"], steps=ran["steps"], exact=exact)
 
 
 def _case(
@@ -219,30 +216,14 @@ def _run(
 def _returned(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
     """What the call returned, rebuilt of the project's own classes."""
     try:
-        has_bank = recipe.output == "levels" and recipe.bank_limit
-        bank = ImageBank(state["bank.images"], recipe.bank_limit) if has_bank else None
-        first, *others = _parts(state)
-        if not others:
-            return _network(first, recipe, bank).eval()
-        members = [_network(part, recipe, None) for part in (first, *others)]
+        return _network(state, recipe).eval()
     except (KeyError, RuntimeError) as error:
         why = " ".join(str(error).split())[:200]
         raise ProofError(f"what the file returns is not the course's network: {why}") from error
-    return VelocityMean(members, bank).eval()
 
 
-def _parts(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The states of an ensemble's members; of one network alone, its own."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        if key.startswith("members."):
-            _, member, name = key.split(".", 2)
-            parts.setdefault(member, {})[name] = value
-    return list(parts.values()) or [dict(state)]
-
-
-def _network(state: Mapping[str, Tensor], recipe: Recipe, bank: ImageBank | None) -> nn.Module:
-    """One network, with its head where it has one, and a bank of its own if it has that."""
+def _network(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
+    """The network, with its head and bank where it has them."""
     prefix = "network."
     inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     label = len((inner or state)["class_embedding.weight"]) - 1
@@ -251,8 +232,11 @@ def _network(state: Mapping[str, Tensor], recipe: Recipe, bank: ImageBank | None
     model.load_state_dict(inner or dict(state), strict=True, assign=True)
     if inner:
         levels = GreyLevels(state["means"], state["variances"], state["log_prior"])
-        model = LevelPosterior(model, levels, label, recipe.views, recipe.head_hidden)
-        model.bank = bank
+        bank = ImageBank(state["bank.images"], recipe) if "bank.images" in state else None
+        dtype = product_type(resolve_precision(recipe.precision, torch.device("cpu")))
+        model = LevelPosterior(
+            model, levels, label, recipe.head_hidden, bank=bank, answer_dtype=dtype
+        )
         model.load_state_dict(dict(state), strict=True, assign=True)
     return model
 
@@ -260,8 +244,6 @@ def _network(state: Mapping[str, Tensor], recipe: Recipe, bank: ImageBank | None
 def describe(proof: Proof, claim: Claim | None, recipe: Recipe, label: str) -> Sequence[str]:
     """Lines for people: what was compared and how well it agrees."""
     call = f"{proof.seconds:.1f} s, {proof.steps} steps"
-    if proof.members > 1:
-        call += f" of {proof.members} networks"
     if claim is None:
         return [f"{label}: loss {proof.loss}, {call}; no trial to compare with"]
     if proof.exact:

@@ -52,7 +52,6 @@ def measure(
         "standard_error": called.losses.standard_error,
         "seconds": called.seconds,
         "steps": called.steps,
-        "members": called.members,
     }
 
 

@@ -1,36 +1,34 @@
-"""A second opinion where there is noise: the posterior mean over many augmented drawings.
+"""The posterior mean over augmented drawings, mixed into the network's answer and its targets.
 
-If these images a_i were all there are, the image behind x_t = (1 - t) x + t e would be
+If the images a_i were all there are, the image behind x_t = (1 - t) x + t e would be
 
     E[x | x_t] = sum_i w_i a_i,   w = softmax_i( -|x_t - (1 - t) a_i|^2 / (2 t^2) ).
 
-That errs for other reasons than a network does (it knows few images, but has nothing to learn),
-so a mean of both is better than either, where enough images have a say; and where hundreds have,
-the images alone are.  At less noise none is like the whole drawing, but near each place many are
+A network makes other errors than that (it knows more images, but has to learn), so the mean of
+both is better than either where several images share the weight; where hundreds do, the images
+alone are best.  At less noise one image has all the weight, but near each place many are alike
 (`finetune.predict.windows`).
+
+In training, the same mixture is the target: a drawing is one sample of the posterior, and the
+posterior mean has the same expectation with less variance (Xu, Tong and Jaakkola, "Stable target
+field for reduced variance score estimation in diffusion models" (2023)).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .windows import in_columns, windowed_mean
+from ..recipe import Recipe
+from .windows import window_columns, windowed_mean
 
-# Images, of one network; the time that more would take to draw is better spent on steps.
-BANK_SIZE = 32_768
-POOLED_SIZE = 65_536  # at most, of several
-# Below it one image has nearly all the weight, and no say.
+# Below this t one image has nearly all the weight.
 _FROM_T = 0.3
-# The share rises with the number of images that have a say: 0 for one, half of its limit for 15.
+# The share of whole images rises with their effective number: half of its limit for 15.
 _SHARPNESS = 10
-# Where windows have a say, and how much of the limit, if many images have one.  To look through
-# them takes a hundred times longer than to look at whole images, so fewer are looked at.
-_WINDOWS_FROM_T, _WINDOWS_TO_T = 0.18, 0.65
-_WINDOWS_SHARE = 0.4
-_WINDOWED = 8192
+_WINDOWS_FROM_T, _WINDOWS_TO_T = 0.2, 0.6
 _ROWS = 64  # of x_t that are compared at once: bounds the memory
 
 
@@ -59,74 +57,78 @@ def posterior_mean(images: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tens
 
 
 class ImageBank(nn.Module):
-    """Images (n, 1, 28, 28) and how much their posterior mean counts, at most (``limit``)."""
+    """Augmented drawings, and how far an answer or a target moves toward their posterior mean.
+
+    Args:
+        images: (n, 1, 28, 28); windows look at the first ``recipe.window_images`` of them.
+        recipe: its fields ``bank_limit``, ``target_limit``, ``window_images``, ``window_limit``
+            and ``window_px``.
+    """
 
     images: Tensor  # (n, 784)
-    columns: Tensor | None  # of some of them, from the first time on that windows are asked
 
-    def __init__(self, images: Tensor, limit: float) -> None:
+    def __init__(self, images: Tensor, recipe: Recipe) -> None:
         super().__init__()
         self.register_buffer("images", images.flatten(1))
-        self.register_buffer("columns", None, persistent=False)
-        self.limit = limit
+        self.limit = recipe.bank_limit
+        self.target_limit = recipe.target_limit
+        self.window_images = recipe.window_images
+        self.window_limit = recipe.window_limit
+        self.window_px = recipe.window_px
+        self._columns: Tensor | None = None  # of the images under windows, once they are needed
 
     def forward(self, mean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """``mean``, a network's E[x | x_t] (B, 1, 28, 28), with the images' own mixed in."""
-        mean = mean.clone()
-        noisy = _has_say(t).flatten()
-        if noisy.any():
-            own, effective = posterior_mean(self.images, x_t[noisy], t[noisy])
-            mean[noisy] = self.mixed(mean[noisy], own, effective, t[noisy])
-        seen = _has_windows(t).flatten()
-        if seen.any():
+        mean = self._toward_posterior(mean, x_t, t, self.limit)
+        seen = has_windows(t).flatten()
+        if self.window_limit and self.window_images and seen.any():
             near, effective = self.near(x_t[seen], t[seen])
             mean[seen] = self.mixed_near(mean[seen], near, effective, t[seen])
         return mean
 
-    def corrected(self, velocity: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """A network's ``velocity`` (B, 1, 28, 28) with what the images say mixed in."""
-        mean = x_t - t * velocity
-        corrected: Tensor = self(mean, x_t, t)
-        # Where images say nothing the difference is 0, whatever t.
-        return velocity + (mean - corrected) / t.clamp(min=_WINDOWS_FROM_T)
+    def target(self, x: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """What training at ``x_t`` (B, 1, 28, 28) aims at, for the drawing ``x`` behind it."""
+        return self._toward_posterior(x, x_t, t, self.target_limit)
 
-    def mixed(self, mean: Tensor, own: Tensor, effective: Tensor, t: Tensor) -> Tensor:
-        """``mean`` with what `posterior_mean` says, ``own`` and ``effective``, mixed in."""
-        share = self.limit * (1 - 1 / effective) ** _SHARPNESS
-        return mean + _has_say(t) * share * (own - mean)
+    def mixed(
+        self, mean: Tensor, own: Tensor, effective: Tensor, t: Tensor, limit: float
+    ) -> Tensor:
+        """``mean`` moved toward ``own``, the `posterior_mean` of ``effective`` images."""
+        share = limit * (1 - 1 / effective) ** _SHARPNESS
+        return mean + (t > _FROM_T) * share * (own - mean)
 
     def near(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """What `windowed_mean` says of some of the images."""
-        if self.columns is None:  # a bank that goes into a pool is never asked
+        """What `windowed_mean` says, by the images under windows."""
+        if self._columns is None:
             with torch.inference_mode(False):
-                self.columns = in_columns(self.images[:_WINDOWED])
-        return windowed_mean(self.columns, x_t, t)
+                self._columns = window_columns(self.images[: self.window_images])
+        return windowed_mean(self._columns, x_t, t, self.window_px)
 
     def mixed_near(self, mean: Tensor, near: Tensor, effective: Tensor, t: Tensor) -> Tensor:
-        """``mean`` with what `near` says, ``near`` and ``effective``, mixed in."""
-        share = self.limit * _WINDOWS_SHARE * (1 - 1 / effective)
-        return mean + _has_windows(t) * share * (near - mean)
+        """``mean`` moved toward ``near``, which `near` gave with ``effective``."""
+        share = self.window_limit * (1 - 1 / effective)
+        return mean + has_windows(t) * share * (near - mean)
+
+    def _toward_posterior(self, mean: Tensor, x_t: Tensor, t: Tensor, limit: float) -> Tensor:
+        mean = mean.clone()
+        noisy = (t > _FROM_T).flatten()
+        if limit and noisy.any():
+            own, effective = posterior_mean(self.images, x_t[noisy], t[noisy])
+            mean[noisy] = self.mixed(mean[noisy], own, effective, t[noisy], limit)
+        return mean
+
+    # Whatever changes the images must not leave the old columns behind.
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ImageBank:
+        self._columns = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._columns = None
+        super()._load_from_state_dict(*args, **kwargs)
 
 
-def _has_say(t: Tensor) -> Tensor:
-    """Whether whole images have a say at t."""
-    return t > _FROM_T
-
-
-def _has_windows(t: Tensor) -> Tensor:
-    """Whether windows on them have one."""
+def has_windows(t: Tensor) -> Tensor:
+    """Whether answers at times t look at windows."""
     return (t > _WINDOWS_FROM_T) & (t < _WINDOWS_TO_T)
-
-
-def pooled(banks: Sequence[ImageBank]) -> ImageBank:
-    """One bank of what ``banks`` of one limit hold, in equal parts, up to `POOLED_SIZE` images.
-
-    They are empty afterwards: of a hundred megabytes, both places need not have all at once.
-    """
-    each = POOLED_SIZE // len(banks)
-    sizes = [min(each, len(bank.images)) for bank in banks]
-    images = banks[0].images.new_empty(sum(sizes), banks[0].images.shape[1])
-    for bank, place in zip(banks, images.split(sizes), strict=True):
-        place.copy_(bank.images[: len(place)])
-        bank.images = images.new_empty(0, images.shape[1])
-    return ImageBank(images, banks[0].limit)

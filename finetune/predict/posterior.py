@@ -21,12 +21,6 @@ from .head import LevelHead
 from .levels import GreyLevels
 
 Features = Callable[[Tensor, Tensor, Tensor], Tensor]
-# Shifts over which the levels' logits are averaged.  Strides make the network see a shifted
-# image a little differently.  At much noise there is nothing to gain; at low noise it matters
-# which of the resize's places a pixel has, and a shifted one has another: a little less where
-# levels are alike at all places.
-_SHIFTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
-_SHIFT_FROM_T, _SHIFT_FROM_T_ALIKE, _SHIFT_TO_T = 0.3, 0.25, 0.75
 # Below this t an error of the drawing would be multiplied out of all proportion in training;
 # at t = 0 itself the noise can't be seen, and its mean, 0, is the best guess.
 _LEAST_T_IN_TRAINING = 0.01
@@ -40,9 +34,9 @@ class LevelPosterior(nn.Module):
         network: its last layer is a convolution called ``conv_out``.
         levels: of the pixels of the new class's drawings.
         label: the new class; others get the network's own velocity.
-        views: over how many shifts of at most one pixel logits are averaged outside of
-            training, 1 to 5.
         n_hidden, generator: of its `LevelHead`.
+        bank: mixed into answers, and into the targets of training.
+        answer_dtype: of the network's products on a CPU; the one that it was trained in is best.
     """
 
     means: Tensor  # (K, 28, 28) or (K, 1, 1), as the two below
@@ -54,9 +48,10 @@ class LevelPosterior(nn.Module):
         network: nn.Module,
         levels: GreyLevels,
         label: int,
-        views: int,
         n_hidden: int,
         generator: torch.Generator | None = None,
+        bank: ImageBank | None = None,
+        answer_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.network = network
@@ -69,10 +64,8 @@ class LevelPosterior(nn.Module):
         self.label = label
         self.n_channels_img = network.n_channels_img
         self.n_classes = network.n_classes
-        self.shifts = _SHIFTS[:views]
-        alike = levels.means[0].numel() == 1
-        self.shift_from_t = _SHIFT_FROM_T_ALIKE if alike else _SHIFT_FROM_T
-        self.bank: ImageBank | None = None  # a second opinion outside of training
+        self.bank = bank
+        self.answer_dtype = answer_dtype
         self.fuses = device.type == "cpu" and can_fuse(network)
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
@@ -82,7 +75,7 @@ class LevelPosterior(nn.Module):
             velocity: Tensor = self.network(x_t, t, c)
             return velocity
         t = t.to(x_t)
-        x = self.mean(self._shifted_logits(x_t, t, c), x_t, t)
+        x = self.mean(self.head(self._features(x_t, t, c)).to(x_t.dtype), x_t, t)
         if self.bank is not None:
             x = self.bank(x, x_t, t)
         velocity = torch.where(t < _LEAST_T, -x, (x_t - x) / t.clamp(min=_LEAST_T))
@@ -129,27 +122,14 @@ class LevelPosterior(nn.Module):
         x_t = interpolate(x, e, t)
         with torch.no_grad():
             log_probability, means = self.of_levels(x_t, t)
+            target = x if self.bank is None else self.bank.target(x, x_t, t)
         logits = self.head(features(x_t, t, c))
         t = t.clamp(min=_LEAST_T_IN_TRAINING)
-        return _level_losses(logits, log_probability, means, labels, x, t)
-
-    def _shifted_logits(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        logits: Tensor = self.head(self._features(x_t, t, c))
-        helped = ((t > self.shift_from_t) & (t < _SHIFT_TO_T)).flatten()
-        if len(self.shifts) == 1 or not helped.any():
-            return logits.to(x_t.dtype)
-        some = [a[helped] for a in (x_t, t, c)]
-        total = logits[helped]
-        for shift in self.shifts[1:]:
-            back = (-shift[0], -shift[1])
-            features = self._features(some[0].roll(shift, (2, 3)), some[1], some[2])
-            total = total + self.head(features).roll(back, (2, 3))
-        logits[helped] = total / len(self.shifts)
-        return logits.to(x_t.dtype)
+        return _level_losses(logits, log_probability, means, labels, target, t)
 
     def _features(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         if self.fuses and x_t.device.type == "cpu" and self.means.dtype == torch.float32:
-            return FusedUNet(self.network, torch.float32).features(x_t, t, c)
+            return FusedUNet(self.network, self.answer_dtype).features(x_t, t, c)
         return last_features(self.network, x_t, t, c)
 
 

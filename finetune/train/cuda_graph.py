@@ -19,10 +19,14 @@ _PLAIN_STEPS = 3
 
 
 class CapturedSteps:
-    """As `Steps`, on a GPU.  Where a step can't be captured, its operations are launched alone."""
+    """Steps of ``runs`` on a GPU, side by side.
 
-    def __init__(self, runs: Sequence[Run], device: torch.device) -> None:
+    Where a step can't be captured, its operations are launched one by one.
+    """
+
+    def __init__(self, runs: Sequence[Run], device: torch.device, *, capture: bool = True) -> None:
         self._runs = runs
+        self._captures = capture
         self._device = device
         self._streams = [torch.cuda.Stream(device) for _ in runs]
         self._drawn: list[Batch] = []  # of each run, always in the same place
@@ -51,7 +55,7 @@ class CapturedSteps:
         for run in self._runs:
             run.weights.set_rates(share, advance)
         with torch.cuda.device(self._device):
-            if self._n_done == _PLAIN_STEPS:
+            if self._captures and self._n_done == _PLAIN_STEPS:
                 self._capture()
             if self._graph is None:
                 self._train()
@@ -80,7 +84,9 @@ class CapturedSteps:
             stream.wait_stream(current)
             with torch.cuda.stream(stream):
                 batch = Batch(*(part.index_select(0, self._next)[0] for part in self._drawn[k]))
-                self._losses[k].copy_(run.train(batch))
+                objective, loss = run.losses(batch)
+                run.weights.step(objective)
+                self._losses[k].copy_(loss)
         for stream in self._streams:
             current.wait_stream(stream)
         self._next += 1

@@ -9,7 +9,7 @@ from ..augment.mix import Augmenter
 from ..flow import VelocityModel, image_losses
 from ..machine.device import autocast
 from ..model.fused_unet import FusedUNet, can_fuse
-from ..predict.bank import BANK_SIZE, ImageBank
+from ..predict.bank import ImageBank
 from ..predict.levels import grey_levels
 from ..predict.posterior import Features, LevelPosterior, last_features
 from ..recipe import Recipe
@@ -31,17 +31,10 @@ class LearnsVelocity:
         """What else there is to learn of images x (n, 1, 28, 28): nothing."""
         return x.new_zeros(len(x))
 
-    def prepare(self, n: int) -> None:
-        """``n`` images more will be learnt."""
-
     def losses(self, batch: Batch, c: Tensor) -> tuple[Tensor, Tensor]:
         """What is lowered and the flow loss, both means over the batch of labels c (B,)."""
         loss = image_losses(self._velocity, batch.x, batch.e, batch.t, c).mean()
         return loss, loss.detach()
-
-    def finished(self) -> nn.Module:
-        """What has learnt."""
-        return self.model
 
 
 class LearnsLevels:
@@ -64,33 +57,22 @@ class LearnsLevels:
         self._augment = augment.with_generator(numbers)
         start = torch.Generator(device).manual_seed(recipe.seed + 2)
         self.model = LevelPosterior(
-            network, self._levels, label, recipe.views, recipe.head_hidden, start
+            network,
+            self._levels,
+            label,
+            recipe.head_hidden,
+            start,
+            self._draw_bank(recipe),
+            product_type(precision) if device.type == "cpu" else torch.float32,
         )
         self.head = tuple(self.model.head.parameters())
         network.conv_out.requires_grad_(False)  # the head is in its place
         self._features = _feature_model(network, device, precision)
         self._weight = recipe.level_weight
-        self._bank_limit = recipe.bank_limit
-        self._drawn_at_once = drawn_at_once(device)
-        # In one piece that fills: to join many pieces would take twice the memory.
-        n = min(BANK_SIZE, recipe.steps * recipe.batch_size) if recipe.bank_limit else 0
-        self._bank = torch.empty(n, *augment.drawings.shape[1:], device=device)
-        self._n_learnt = self._n_banked = 0
 
     def targets(self, x: Tensor) -> Tensor:
         """The levels of images x (n, 1, 28, 28), (n, 28, 28)."""
         return self._levels.nearest(x)
-
-    def prepare(self, n: int) -> None:
-        """``n`` images more will be learnt."""
-        # The bank speaks at noise, so its images are those for noise; as many come as are learnt,
-        # so a slow machine makes fewer.
-        self._n_learnt += n
-        wanted = min(self._n_learnt, len(self._bank))
-        while self._n_banked < wanted:
-            images = self._augment(self._drawn_at_once)[: len(self._bank) - self._n_banked]
-            self._bank[self._n_banked : self._n_banked + len(images)] = images
-            self._n_banked += len(images)
 
     def losses(self, batch: Batch, c: Tensor) -> tuple[Tensor, Tensor]:
         """What is lowered and the flow loss, both means over the batch of labels c (B,)."""
@@ -99,14 +81,14 @@ class LearnsLevels:
         loss = losses.mean()
         return loss + self._weight * entropies.mean(), loss.detach()
 
-    def finished(self) -> nn.Module:
-        """What has learnt, with the bank beside it."""
-        if self._n_banked:
-            full = self._n_banked == len(self._bank)
-            images = self._bank if full else self._bank[: self._n_banked].clone()
-            self.model.bank = ImageBank(images, self._bank_limit)
-            self._bank = images[:0].clone()  # the model's alone
-        return self.model
+    def _draw_bank(self, recipe: Recipe) -> ImageBank | None:
+        """Augmented drawings as for t = 1, no more of them than training draws itself."""
+        n = min(recipe.bank_images, recipe.steps * recipe.batch_size)
+        if not n or not (recipe.bank_limit or recipe.target_limit or recipe.window_limit):
+            return None
+        at_once = drawn_at_once(self._augment.drawings.device)
+        images = [self._augment(min(at_once, n - first)) for first in range(0, n, at_once)]
+        return ImageBank(torch.cat(images), recipe)
 
 
 def _velocity_model(model: nn.Module, device: torch.device, precision: str) -> VelocityModel:

@@ -35,28 +35,20 @@ class Weights:
                 matrices.append(parameter)
         groups = [matrices, vectors, embedding, list(head)]
         self.flat = FlatParameters(groups, dtype)
-        # Toward pretrained values: the new embedding and low-rank factors have none.
-        own = {id(p) for name, p in trainable(model) if "parametrizations" in name}
-        own |= {id(p) for p in [*embedding, *head]}
-        laid = zip([p for group in groups for p in group], self.flat.masters, strict=True)
-        self.anchored = [master for p, master in laid if recipe.l2_sp and id(p) not in own]
-        self.anchors = [master.clone() for master in self.anchored]
         n_head = sum(p.numel() for p in head)
         sizes = [len(self.flat.values) - n_head, n_head]
         # Apart: the head's gradient is the larger one, and would slow down the rest.
         self.clipped = [part for part in self.flat.gradients.split(sizes) if len(part)]
         # Digits' rows get no gradient, and must not decay either; vectors are not decayed,
         # as is usual.
-        factors = (1.0, 1.0, recipe.embedding_lr_factor, recipe.head_lr_factor)
+        factors = (1.0, 1.0, 1.0, recipe.head_lr_factor)
         decays = (recipe.weight_decay, 0.0, 0.0, 0.0)
         some = [k for k, group in enumerate(self.flat.groups) if len(group)]
         self.factors = [factors[k] for k in some]
         self.optimizer = _adamw(
             [{"params": [self.flat.groups[k]], "weight_decay": decays[k]} for k in some], recipe
         )
-        if recipe.ema_half_life:
-            self.average = self.flat.values.clone()
-        self.rates: Sequence[float] | Sequence[Tensor] = [0.0] * (len(some) + 2)
+        self.rates: Sequence[float] | Sequence[Tensor] = [0.0] * len(some)
         self._rates_there: Tensor | None = None
         device = self.flat.values.device
         if device.type == "cuda":
@@ -80,29 +72,20 @@ class Weights:
             for gradient in self.clipped:
                 # As `clip_grad_norm_` does.
                 gradient.mul_((self.recipe.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1))
-        *lrs, toward_anchors, toward_values = self.rates
-        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
+        for group, lr in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = lr
         self.optimizer.step()
         with torch.no_grad():
-            for weight, anchor in zip(self.anchored, self.anchors, strict=True):
-                weight.lerp_(anchor, toward_anchors)
             self.flat.show_values()
-            if self.recipe.ema_half_life:
-                self.average.lerp_(self.flat.values, toward_values)
 
     def finish(self) -> None:
-        """Put the averaged weights into the model, whose parameters are its own again."""
-        if self.recipe.ema_half_life:
-            self.flat.values.copy_(self.average)
+        """Give the model's parameters memory of their own again."""
         self.flat.release()
 
     def _rates_at(self, share: float, advance: float) -> list[float]:
-        """Learning rates of the optimizer's groups; how far to go to anchors, and averages."""
-        r = self.recipe
-        lr = r.lr * lr_factor(r, share, advance)
-        keep = 0.5 ** (advance / r.ema_half_life) if r.ema_half_life else 0.0
-        return [*(lr * factor for factor in self.factors), min(1.0, lr * r.l2_sp), 1 - keep]
+        """Learning rates of the optimizer's groups."""
+        lr = self.recipe.lr * lr_factor(self.recipe, share, advance)
+        return [lr * factor for factor in self.factors]
 
 
 def lr_factor(recipe: Recipe, share: float, advance: float = 0.0) -> float:

@@ -65,11 +65,10 @@ def _losses(calls: Sequence[Mapping[str, Any]]) -> str:
             with_error(call["loss"], call["standard_error"]),
             f"{call['seconds']:.1f}",
             str(call["steps"]),
-            str(call.get("members", "")),  # studies of before do not tell
         )
         for call in calls
     ]
-    return table(("instance", "loss", "seconds", "steps", "networks"), rows)
+    return table(("instance", "loss", "seconds", "steps"), rows)
 
 
 def _recipe(trial: FrozenTrial) -> str:

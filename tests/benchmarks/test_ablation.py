@@ -45,11 +45,11 @@ def test_a_tiny_run_prints_every_recipe_and_the_bound(
     monkeypatch.setattr(ablation, "_BATCH", 100)
     options = ["--source", "drawn", "--runes", "thorn", "--steps", "1", "--samples", "100"]
     options += ["--replicates", "1"]
-    assert main([*options, "--change", '{"views": 1}', '{"output": "velocity"}']) == 0
+    assert main([*options, "--change", '{"bank_limit": 0}', '{"output": "velocity"}']) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[:20].strip() for line in lines[1:]] == [
         "the recipe",
-        '{"views": 1}',
+        '{"bank_limit": 0}',
         '{"output": "velocity',
         "posterior mean of 10",
     ]
@@ -59,6 +59,6 @@ def test_a_tiny_run_prints_every_recipe_and_the_bound(
 
 
 def test_a_change_that_is_none_is_told() -> None:
-    for text in ("{", '{"vews": 1}', '{"views": 9}', "3"):
+    for text in ("{", '{"bank_limt": 1}', '{"bank_limit": 9}', "3"):
         with pytest.raises(UserError, match="--change"):
             main(["--source", "drawn", "--change", text])

@@ -32,7 +32,7 @@ def test_forty_steps_teach_a_real_rune_and_strokes_teach_it_better(real_data: Pa
     before = with_mean_class(pretrained)
     losses = {"before": estimate(before, split.test, NEW_LABEL, table)}
     for render in ("direct", "rebuilt", "pen"):
-        recipe = Recipe(steps=40, render=render, views=1, deadline_s=1000.0)
+        recipe = Recipe(steps=40, render=render, deadline_s=1000.0)
         model = adapt(pretrained, split.train, recipe).model
         losses[render] = estimate(model, split.test, NEW_LABEL, table)
 

@@ -83,7 +83,6 @@ def test_bf16_steps_use_the_weights_of_their_own_step(outside: bool) -> None:
             output="velocity",
             render="direct",
             precision=precision,
-            ema_half_life=0.0,
         )
         with torch.autocast("cpu", torch.bfloat16, enabled=outside):
             adapted = adapt(pretrained, drawings, recipe).model.state_dict()

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from finetune.adapt import Adapted, Progress, Task
+from finetune.adapt import Adapted, Progress
+from finetune.side_by_side import Task
 
-Together = Callable[[Sequence[Task], Callable[[Sequence[Progress]], Any]], list[Adapted]]
+Together = Callable[[Sequence[Task], Callable[[int, Progress], Any]], list[Adapted]]
 
 
 def one_by_one(adapt: Callable[..., Adapted]) -> Together:
-    """In the place of `adapt_together`: ``adapt`` for each task, which all seem to do its steps."""
+    """In the place of `adapt_together`: ``adapt`` for each task."""
 
     def adapt_together(
-        tasks: Sequence[Task], on_step: Callable[[Sequence[Progress]], Any]
+        tasks: Sequence[Task], on_step: Callable[[int, Progress], Any]
     ) -> list[Adapted]:
         return [
-            adapt(t.pretrained_model, t.drawings, t.recipe, lambda p: on_step([p] * len(tasks)))
-            for t in tasks
+            adapt(t.pretrained_model, t.drawings, t.recipe, partial(on_step, k))
+            for k, t in enumerate(tasks)
         ]
 
     return adapt_together

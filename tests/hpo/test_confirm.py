@@ -142,7 +142,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fake], list[float]]:
             made.append(recipe.lr)
             took = seconds(recipe)
             on_step(Progress(step=1, share=0.5, loss=1.0, elapsed_s=took))
-            return Adapted(Offset(100 * recipe.lr), recipe.steps, 1, took, stopped=False)
+            return Adapted(Offset(100 * recipe.lr), recipe.steps, took, stopped=False)
 
         monkeypatch.setattr(call, "adapt_together", one_by_one(adapt))
         return made

@@ -15,18 +15,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 import optuna
 import pytest
-import torch
 
 from finetune.adapt import adapt
 from finetune.challenge import load_submission
 from finetune.data.runes import NEW_LABEL, RuneSource
 from finetune.errors import UserError
-from finetune.predict.ensemble import answer_as_one
 from finetune.recipe import Recipe
 from finetune.scoring.estimators import NoiseTable, estimate
 from hpo import export as export_module
 from hpo.choosing import CONFIRMED_KEY, choose
-from hpo.cleanroom import _count_steps
 from hpo.config import StudyConfig, load_study_file
 from hpo.export import held_out, main
 from hpo.instances import Instance, load_instances
@@ -324,10 +321,10 @@ def test_the_call_agrees_with_the_trial_or_does_not(tmp_path: Path, instance: In
     loss = estimate(adapted.model, instance.split.test, NEW_LABEL, TABLE)
     claim = Claim(loss.mean, loss.standard_error, 3)
     proof = check_call(path, RECIPE, instance, TABLE, 100.0, claim)
-    assert proof.exact and proof.steps == 3 and proof.members == 1
+    assert proof.exact and proof.steps == 3
     assert "bit for bit" in describe(proof, claim, RECIPE, "thorn/0")[0]
     assert "3 steps; " in describe(proof, claim, RECIPE, "thorn/0")[0]
-    assert "3 steps of 2 networks; " in describe(replace(proof, members=2), None, RECIPE, "")[0]
+    assert "no trial to compare with" in describe(proof, None, RECIPE, "")[0]
 
     near = replace(claim, loss=loss.mean * (1 + 1e-6), steps=2)
     proof = check_call(path, RECIPE, instance, TABLE, 100.0, near)
@@ -342,34 +339,15 @@ def test_the_call_agrees_with_the_trial_or_does_not(tmp_path: Path, instance: In
 
 
 @pytest.mark.parametrize("output", ["levels", "velocity"])
-def test_several_networks_are_rebuilt_as_they_answer(instance: Instance, output: str) -> None:
+def test_a_network_is_rebuilt_as_it_answers(instance: Instance, output: str) -> None:
     recipe = replace(RECIPE, output=output, steps=1)
-    members = [
-        adapt(instance.pretrained, instance.split.train, replace(recipe, seed=seed)).model
-        for seed in range(2)
-    ]
-    # One alone, with its bank if it has levels; then several, which have it taken away for theirs.
-    for model_of in (lambda: members[0], lambda: answer_as_one(members).eval()):
-        model = model_of()
-        assert ("bank.images" in model.state_dict()) == (output == "levels")
-        rebuilt = _returned(model.state_dict(), recipe)
-        assert not rebuilt.training
-        found = estimate(rebuilt, instance.split.test, NEW_LABEL, TABLE)
-        expected = estimate(model, instance.split.test, NEW_LABEL, TABLE)
-        assert found.replicates == expected.replicates
-
-
-def test_steps_are_those_of_one_of_several_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    hooks: list[Any] = []
-    optimizers = sys.modules["torch.optim.optimizer"]
-    monkeypatch.setattr(optimizers, "register_optimizer_step_post_hook", hooks.append)
-    steps = _count_steps()
-    assert steps() == 0
-    weight = torch.nn.Parameter(torch.zeros(1))
-    one, other = torch.optim.AdamW([weight]), torch.optim.AdamW([weight])
-    for optimizer in (one, other, other, one, one, torch.optim.SGD([weight])):
-        hooks[0](optimizer, (), {})
-    assert steps() == 3
+    model = adapt(instance.pretrained, instance.split.train, recipe).model
+    assert ("bank.images" in model.state_dict()) == (output == "levels")
+    rebuilt = _returned(model.state_dict(), recipe)
+    assert not rebuilt.training
+    found = estimate(rebuilt, instance.split.test, NEW_LABEL, TABLE)
+    expected = estimate(model, instance.split.test, NEW_LABEL, TABLE)
+    assert found.replicates == expected.replicates
 
 
 def test_the_instances_seed_is_the_calls(tmp_path: Path, instance: Instance) -> None:

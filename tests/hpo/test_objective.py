@@ -80,7 +80,7 @@ def run(config: StudyConfig, instances: list[Instance], monkeypatch: pytest.Monk
         def adapt(pretrained: nn.Module, drawings: Tensor, recipe: Recipe, on_step: Any) -> Adapted:
             constant, seconds = fake(recipe)
             on_step(Progress(step=1, share=0.5, loss=1.0, elapsed_s=seconds))
-            return Adapted(Offset(constant), recipe.steps, 2, seconds, stopped=False)
+            return Adapted(Offset(constant), recipe.steps, seconds, stopped=False)
 
         whole_call = len(signature(fake).parameters) > 1
         monkeypatch.setattr(call, "adapt_together", one_by_one(fake if whole_call else adapt))
@@ -106,7 +106,7 @@ def test_the_value_is_the_mean_over_instances(run: Run) -> None:
     (trial,) = run(lambda r: (10 * r.lr, 1.0), [0.01])
     measured = trial.user_attrs["instances"]
     assert [m["instance"] for m in measured] == ["r0/0", "r1/0/1", "r2/0/2"]
-    assert [(m["steps"], m["members"]) for m in measured] == 3 * [(recipe_of(trial).steps, 2)]
+    assert [m["steps"] for m in measured] == 3 * [recipe_of(trial).steps]
     assert trial.value == pytest.approx(sum(m["loss"] for m in measured) / 3)
     # Blank drawings: E (e - constant)^2 = 1 + constant^2.
     assert trial.value == pytest.approx(1 + 0.1**2, abs=5 * trial.user_attrs["standard_error"])
@@ -195,7 +195,7 @@ def test_a_run_far_above_all_known_curves_is_hopeless(run: Run) -> None:
     def adapt(pretrained: nn.Module, drawings: Tensor, recipe: Recipe, on_step: Any) -> Adapted:
         for step in range(1, 33):
             on_step(Progress(step, step / 32, 10 * recipe.lr + 1 / step, elapsed_s=1.0))
-        return Adapted(Offset(0.0), 32, 1, 1.0, stopped=False)
+        return Adapted(Offset(0.0), 32, 1.0, stopped=False)
 
     lrs = [0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.1]
     *fine, bad = run(adapt, lrs)

@@ -93,7 +93,7 @@ def run_trials(
         seconds = fake(recipe)
         for step in range(1, 17):
             on_step(Progress(step, step / 16, 1 / step, elapsed_s=seconds))
-        return Adapted(network(), recipe.steps, 2, seconds, stopped=False)
+        return Adapted(network(), recipe.steps, seconds, stopped=False)
 
     storage = open_storage(config.storage, worker="me")
     storage.create_study("s", {}, [{"lr": lr} for lr in lrs])

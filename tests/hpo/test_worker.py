@@ -34,7 +34,6 @@ replicates = 2
 [fixed]
 steps = {steps}
 batch_size = 2
-views = 1
 render = "direct"
 precision = "fp32"
 [[start]]

@@ -1,139 +1,82 @@
-"""How many threads are used: never more than there were, fewer where that is faster."""
+"""One thread computes steps and another draws; nothing of either is left behind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from finetune.machine import threads
-from finetune.machine.threads import cpu_quota, fastest_threads
-from tests.settings import torch_threads
+from finetune.adapt import adapt
+from finetune.data.runes import resize_bitmaps
+from finetune.data.synthetic import draw_rune
+from finetune.machine.threads import drawing_thread, one_thread
+from finetune.model.unet import ConditionalDiffusionUNet
+from finetune.recipe import Recipe
+from finetune.train.run import Run
 
 CPU = torch.device("cpu")
+DRAWINGS = resize_bitmaps(draw_rune("ing", 4, seed=0), "bilinear")
+RECIPE = Recipe(steps=70, batch_size=8, precision="fp32", deadline_s=1e4, head_hidden=4, blend=0.0)
 
 
 @pytest.fixture(autouse=True)
-def eight() -> Iterator[None]:
-    with torch_threads(8):
-        yield
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
-@pytest.fixture(autouse=True)
-def no_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_QUOTA_FILES", ())
+def network() -> ConditionalDiffusionUNet:
+    torch.manual_seed(0)
+    return ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
 
 
-@pytest.fixture
-def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], list[int]]:
-    """Makes a number of threads take so long; returns those that are tried, in order."""
-
-    def pretend(seconds: dict[int, float]) -> list[int]:
-        tried: list[int] = []
-
-        def took(n: int) -> float:
-            tried.append(n)
-            torch.set_num_threads(n)
-            return seconds[n]
-
-        monkeypatch.setattr(threads, "_seconds", took)
-        return tried
-
-    return pretend
-
-
-@pytest.mark.parametrize(
-    ("seconds", "chosen", "tried"),
-    [
-        ({8: 1.0, 4: 2.0}, 8, [8, 4]),
-        ({8: 1.0, 4: 0.9}, 8, [8, 4]),  # that may be noise
-        ({8: 1.0, 4: 0.5, 2: 0.6}, 4, [8, 4, 2]),
-        ({8: 9.0, 4: 6.0, 2: 3.0, 1: 1.0}, 1, [8, 4, 2, 1]),
-    ],
-)
-def test_as_many_as_are_fastest(
-    measure: Callable[[dict[int, float]], list[int]],
-    seconds: dict[int, float],
-    chosen: int,
-    tried: list[int],
-) -> None:
-    seen = measure(seconds)
-    with fastest_threads(CPU):
-        assert torch.get_num_threads() == chosen
-    assert torch.get_num_threads() == 8
-    assert seen == tried
-
-
-def test_no_more_than_a_container_is_given(
-    measure: Callable[[dict[int, float]], list[int]],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "cpu.max").write_text("300000 100000\n")
-    monkeypatch.setattr(threads, "_QUOTA_FILES", ((str(tmp_path / "cpu.max"),),))
-    seen = measure({3: 1.0, 1: 2.0})
-    with fastest_threads(CPU):
+def test_steps_have_one_thread_and_the_process_gets_its_own_back() -> None:
+    seen = []
+    adapt(network(), DRAWINGS, RECIPE, lambda _: seen.append(torch.get_num_threads()))
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 3
+    with pytest.raises(KeyError), one_thread(CPU):
+        raise KeyError
+    assert torch.get_num_threads() == 3
+    with one_thread(torch.device("meta")):
         assert torch.get_num_threads() == 3
-    assert seen == [3, 1]
 
 
-def test_they_are_put_back_after_an_error(
-    measure: Callable[[dict[int, float]], list[int]],
-) -> None:
-    measure({8: 1.0, 4: 0.1, 2: 1.0})
-    with pytest.raises(RuntimeError, match="of the run"), fastest_threads(CPU):
-        raise RuntimeError("of the run")
-    assert torch.get_num_threads() == 8
-    measure({})  # the measurement itself fails
-    with pytest.raises(KeyError), fastest_threads(CPU):
-        pass
-    assert torch.get_num_threads() == 8
+def test_what_is_drawn_ahead_is_what_would_be_drawn_now() -> None:
+    """More than two draws of 32 batches, each the same as without a thread."""
+    alone = Run(CPU, network(), DRAWINGS, RECIPE)
+    with drawing_thread(CPU) as thread:
+        ahead = Run(CPU, network(), DRAWINGS, RECIPE, thread)
+        for _ in range(70):
+            for one, other in zip(alone.next_batch(), ahead.next_batch(), strict=True):
+                assert torch.equal(one, other)
 
 
-def test_one_thread_and_gpus_need_no_measurement(
-    measure: Callable[[dict[int, float]], list[int]],
-) -> None:
-    seen = measure({})
-    with fastest_threads(torch.device("cuda")):
-        assert torch.get_num_threads() == 8
-    torch.set_num_threads(1)
-    with fastest_threads(CPU):
-        assert torch.get_num_threads() == 1
-    assert seen == []
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_ended_call_leaves_no_thread(error: type[BaseException]) -> None:
+    before = threading.active_count()
+
+    def stop(_: object) -> None:
+        raise error
+
+    with pytest.raises(error):
+        adapt(network(), DRAWINGS, RECIPE, stop)
+    assert threading.active_count() == before
 
 
-def test_the_measurement_draws_no_random_numbers() -> None:
-    torch.set_num_threads(2)
-    state = torch.get_rng_state()
-    with fastest_threads(CPU):
-        assert torch.get_num_threads() in (1, 2)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.get_num_threads() == 2
+def test_an_error_in_the_thread_is_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, calls = Run.draw, []
 
+    def fail(self: Run) -> object:
+        calls.append(1)
+        if len(calls) > 1:
+            raise ValueError("no ink")
+        return draw(self)
 
-@pytest.mark.parametrize(
-    ("quota", "cores"),
-    [
-        ("max 100000", None),
-        ("200000 100000", 2),
-        ("150000 100000", 2),
-        ("10000 100000", 1),
-        ("-1 100000", None),  # as version 1 says that there is none
-        ("nonsense", None),
-        ("", None),
-    ],
-)
-def test_quotas_of_both_versions(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int | None
-) -> None:
-    new, old = tmp_path / "cpu.max", [tmp_path / "quota", tmp_path / "period"]
-    missing = str(tmp_path / "missing")
-    new.write_text(quota)
-    monkeypatch.setattr(threads, "_QUOTA_FILES", ((missing,), (str(new),)))
-    assert cpu_quota() == cores
-    for file, word in zip(old, [*quota.split(), "", ""][:2], strict=True):
-        file.write_text(word + "\n")
-    monkeypatch.setattr(threads, "_QUOTA_FILES", ((missing,), tuple(map(str, old))))
-    assert cpu_quota() == cores
+    monkeypatch.setattr(Run, "draw", fail)
+    with pytest.raises(ValueError, match="no ink"):
+        adapt(network(), DRAWINGS, RECIPE)

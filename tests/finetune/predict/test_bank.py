@@ -18,7 +18,7 @@ from finetune.adapt import adapt
 from finetune.data.runes import resize_bitmaps
 from finetune.data.synthetic import draw_rune
 from finetune.model.unet import ConditionalDiffusionUNet
-from finetune.predict.bank import BANK_SIZE, ImageBank, pooled, posterior_mean
+from finetune.predict.bank import ImageBank, posterior_mean
 from finetune.predict.posterior import LevelPosterior
 from finetune.recipe import Recipe
 from finetune.scoring.estimators import NoiseTable, estimate
@@ -62,13 +62,16 @@ def test_equal_images_share_the_weight() -> None:
     """n equal images are n with a say: the share of their mean is known."""
     one, mean, x_t = images(1), images(1, 1), images(1, 2)
     for n, limit in ((1, 0.5), (2, 0.5), (10, 0.5), (10, 1.0)):
-        found = ImageBank(one.repeat(n, 1, 1, 1), limit)(mean, x_t, at(0.8, 1))
+        bank = ImageBank(one.repeat(n, 1, 1, 1), Recipe(bank_limit=limit, target_limit=0.3))
         share = limit * (1 - 1 / n) ** 10
-        torch.testing.assert_close(found, mean + share * (one - mean))
+        expected = mean + share * (one - mean)
+        torch.testing.assert_close(bank(mean, x_t, at(0.8, 1)), expected)
+        expected = mean + 0.3 * (1 - 1 / n) ** 10 * (one - mean)
+        torch.testing.assert_close(bank.target(mean, x_t, at(0.8, 1)), expected)
 
 
 def test_it_has_no_say_at_little_noise_and_leaves_its_input_alone() -> None:
-    bank = ImageBank(images(50), 0.5)
+    bank = ImageBank(images(50), Recipe(bank_limit=0.5))
     mean, x_t = images(4, 1), images(4, 2)
     before = mean.clone()
     t = torch.tensor([0.0, 0.17, 0.6, 0.99]).view(-1, 1, 1, 1)
@@ -80,24 +83,12 @@ def test_it_has_no_say_at_little_noise_and_leaves_its_input_alone() -> None:
 
 
 def test_many_rows_are_each_as_if_alone() -> None:
-    bank = ImageBank(images(30), 0.5)
+    bank = ImageBank(images(30), Recipe(bank_limit=0.5))
     mean, x_t, t = images(600, 1), images(600, 2), at(0.7, 600)
     together = bank(mean, x_t, t)
     for row in (0, 63, 64, 599):
         alone = bank(mean[row : row + 1], x_t[row : row + 1], t[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], alone)
-
-
-def test_a_pool_has_an_equal_part_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    def banks() -> list[ImageBank]:
-        return [ImageBank(images(n, seed=n), 0.7) for n in (8, 4, 7)]
-
-    held = [bank.images for bank in banks()]
-    pool = pooled(banks())
-    assert torch.equal(pool.images, torch.cat(held))
-    assert pool.limit == 0.7
-    monkeypatch.setattr("finetune.predict.bank.POOLED_SIZE", 16)
-    assert torch.equal(pooled(banks()).images, torch.cat([part[:5] for part in held]))
 
 
 def most_allocated(what: Callable[[], object]) -> int:
@@ -108,33 +99,51 @@ def most_allocated(what: Callable[[], object]) -> int:
     return max(accumulate(event.self_cpu_memory_usage for event in events))
 
 
-def test_a_pool_leaves_nothing_in_its_banks() -> None:
-    banks = [ImageBank(images(8, seed), 0.7) for seed in range(2)]
-    pooled(banks)
-    assert [bank.images.untyped_storage().nbytes() for bank in banks] == [0, 0]
+def test_to_ask_it_takes_less_memory_than_its_images() -> None:
+    bank = ImageBank(images(4000), Recipe(bank_limit=0.7))
+    size = bank.images.nbytes
+    assert most_allocated(lambda: bank.images.square().sum(1)) > size
+    mean, x_t = images(200, 1), images(200, 2)
+    assert most_allocated(lambda: bank(mean, x_t, at(0.7, 200))) < 0.5 * size
 
 
-def test_columns_are_made_when_windows_are_asked_whatever_the_mode_then() -> None:
-    bank = ImageBank(images(20), 0.7)
+def test_whatever_changes_the_images_changes_what_windows_see() -> None:
+    """Also a state that is loaded after the first answer, another type, and a copy."""
+    mean, x_t, t = images(4, 1), images(4, 2), at(0.4, 4)
+    one, other = (ImageBank(images(20, seed), Recipe()) for seed in (0, 9))
+    expected = other(mean, x_t, t)
+    assert not torch.allclose(one(mean, x_t, t), expected)
+    one.load_state_dict(other.state_dict())
+    assert torch.equal(one(mean, x_t, t), expected)
+    found = one.double()(mean.double(), x_t.double(), t.double())
+    torch.testing.assert_close(found, expected.double(), rtol=0, atol=1e-5)
+    assert list(one.state_dict()) == ["images"]
+
+
+def test_windows_can_be_asked_first_where_no_gradients_are() -> None:
+    bank = ImageBank(images(20), Recipe())
     mean, x_t = images(4, 1), images(4, 2)
-    bank(mean, x_t, at(0.8, 4))
-    assert [name for name, _ in bank.named_buffers()] == ["images"]
     with torch.inference_mode():
         bank(mean, x_t, at(0.4, 4))
-    assert bank.columns is not None and bank.columns.shape == (28, 28, 20)
-    assert list(bank.state_dict()) == ["images"]
     (gradient,) = torch.autograd.grad(
         bank(mean, x_t.requires_grad_(), at(0.4, 4)).square().sum(), x_t
     )
     assert gradient.isfinite().all() and gradient.any()
 
 
-def test_to_ask_it_takes_less_memory_than_its_images() -> None:
-    bank = ImageBank(images(4000), 0.7)
-    size = bank.images.nbytes
-    assert most_allocated(lambda: bank.images.square().sum(1)) > size
-    mean, x_t = images(200, 1), images(200, 2)
-    assert most_allocated(lambda: bank(mean, x_t, at(0.7, 200))) < 0.5 * size
+@given(t=st.floats(0.35, 0.95), seed=st.integers(0, 99))
+@settings(max_examples=10, deadline=None)
+def test_targets_have_the_drawings_mean_and_less_variance(t: float, seed: int) -> None:
+    """Over drawings of the bank that are noisy at t: the posterior mean is exact for these."""
+    bank = ImageBank(images(40) * 0.1, Recipe(target_limit=1.0))
+    g = torch.Generator().manual_seed(seed)
+    x = bank.images[torch.randint(40, (4000,), generator=g)].view(-1, 1, 28, 28)
+    x_t = (1 - t) * x + t * torch.randn(x.shape, generator=g)
+    target = bank.target(x, x_t, at(t, 4000))
+    error = (target - x).mean(0)
+    spread = (target - x).std(0) / 4000**0.5
+    assert (error.abs() <= 5 * spread + 1e-6).all()
+    assert target.var(0).mean() < x.var(0).mean()
 
 
 # As `adapt` makes it
@@ -143,47 +152,40 @@ def test_to_ask_it_takes_less_memory_than_its_images() -> None:
 def taught(**values: Any) -> LevelPosterior:
     torch.manual_seed(0)
     network = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
-    fields = {"steps": 30, "batch_size": 8, "deadline_s": 1e4, "precision": "fp32", "views": 1}
+    fields = {"steps": 30, "batch_size": 8, "deadline_s": 1e4, "precision": "fp32"}
     model = adapt(network, DRAWINGS[:6], Recipe(**{**fields, **values})).model
     assert isinstance(model, LevelPosterior)
     return model
 
 
-def test_it_has_as_many_images_as_were_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.train.batches._DRAWN_AT_ONCE", 4)
-    model = taught(steps=6, batch_size=4, plain_share=1.0)
-    assert model.bank is not None
-    assert model.bank.images.shape == (24, 784)
-    originals = DRAWINGS[:6].flatten(1)
-    assert all((image == originals).all(1).any() for image in model.bank.images)
+def test_it_has_as_many_images_as_the_recipe_says_and_training_draws() -> None:
+    for steps, wanted, there in ((6, 4096, 48), (6, 20, 20)):
+        bank = taught(steps=steps, bank_images=wanted, plain_share=1.0).bank
+        assert bank is not None
+        assert bank.images.shape == (there, 784)
+        originals = DRAWINGS[:6].flatten(1)
+        assert all((image == originals).all(1).any() for image in bank.images)
 
 
-def test_it_has_so_many_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert BANK_SIZE > 24
-    monkeypatch.setattr("finetune.train.learners.BANK_SIZE", 20)
-    monkeypatch.setattr("finetune.train.batches._DRAWN_AT_ONCE", 4)
-    model = taught(steps=8, batch_size=4)
-    assert model.bank is not None
-    assert model.bank.images.shape == (20, 784)
+@pytest.mark.parametrize(
+    "values",
+    [{"bank_images": 0}, {"bank_limit": 0.0, "target_limit": 0.0, "window_limit": 0.0}],
+)
+def test_a_recipe_can_do_without(values: dict[str, Any]) -> None:
+    assert taught(steps=2, **values).bank is None
 
 
-def test_large_batches_fill_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.train.batches._DRAWN_AT_ONCE", 4)
-    model = taught(steps=2, batch_size=12)
-    assert model.bank is not None
-    assert model.bank.images.shape == (24, 784)
-
-
-def test_a_recipe_can_do_without() -> None:
-    assert taught(steps=2, bank_limit=0.0).bank is None
-
-
-def test_it_changes_nothing_in_training_and_lowers_the_loss_at_noise() -> None:
-    with_bank, without = taught(), taught(bank_limit=0.0)
-    state = with_bank.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in without.state_dict().items())
+def test_it_lowers_the_loss_at_noise() -> None:
+    model = taught(target_limit=0.0)
     table = NoiseTable(6, 20, 4)
-    helped, alone = (estimate(m, DRAWINGS[6:], NEW, table) for m in (with_bank, without))
+    helped = estimate(model, DRAWINGS[6:], NEW, table)
+    model.bank = None
+    alone = estimate(model, DRAWINGS[6:], NEW, table)
     pairs = list(zip(helped.per_t_bin, alone.per_t_bin, strict=True))
     assert pairs[0][0] == pairs[0][1]
     assert all(a < b for a, b in pairs[6:])
+
+
+def test_a_target_that_it_has_a_share_in_changes_what_is_learnt() -> None:
+    with_it, without = (taught(target_limit=limit).state_dict() for limit in (0.9, 0.0))
+    assert not torch.equal(with_it["head.direct.weight"], without["head.direct.weight"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from finetune.adapt import adapt
 from finetune.augment.bitmaps import resize_operator
-from finetune.data.runes import Resize, resize_bitmaps
+from finetune.data.runes import resize_bitmaps
 from finetune.data.synthetic import draw_rune
 from finetune.flow import image_losses, interpolate
 from finetune.model.groups import with_mean_class
@@ -31,11 +31,11 @@ DRAWINGS = resize_bitmaps(draw_rune("ing", 6, seed=0), "bilinear")
 LEVELS = grey_levels(DRAWINGS, DRAWINGS, resize_operator("bilinear"))
 
 
-def build(views: int = 1, levels: GreyLevels = LEVELS, head: float = 0.0, n_hidden: int = 0) -> Any:
+def build(levels: GreyLevels = LEVELS, head: float = 0.0, n_hidden: int = 0) -> Any:
     """A tiny network with a head whose weights have the deviation ``head``."""
     torch.manual_seed(0)
     network = with_mean_class(ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1))
-    model = LevelPosterior(network, levels, NEW, views, n_hidden)
+    model = LevelPosterior(network, levels, NEW, n_hidden)
     with torch.no_grad():
         model.head.direct.weight.normal_(0, head) if head else None
     return model.eval()
@@ -167,44 +167,10 @@ def test_other_classes_keep_the_networks_own_velocity() -> None:
     assert torch.equal(model(x_t, times, digits), model.network(x_t, times, digits))
 
 
-def test_views_are_of_the_shifted_image_and_brought_back() -> None:
-    """A network that looks at single pixels alone sees nothing new in a shifted image."""
-    one, five = build(1), build(5)
-    for model in (one, five):
-        model.fuses = False
-        torch.manual_seed(1)
-        nn.init.normal_(model.head.direct.weight, 0, 0.3)
-        local = nn.Conv2d(1, 16, 1)
-
-        def forward(
-            x_t: Tensor, t: Tensor, c: Tensor, local: Any = local, m: Any = model
-        ) -> Tensor:
-            return m.network.conv_out(local(x_t))
-
-        model.network.forward = forward
-        model.head.direct.weight.data[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
-    *_, times, c, x_t = noisy(0.6)
-    torch.testing.assert_close(five(x_t, times, c), one(x_t, times, c), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(("resize", "from_t"), [("bilinear", 0.3), ("antialiased", 0.25)])
-def test_views_are_used_where_they_help_alone(resize: Resize, from_t: float) -> None:
-    """From an earlier time on where the resize looks at all pixels alike."""
-    drawings = resize_bitmaps(draw_rune("ing", 6, seed=0), resize)
-    levels = grey_levels(drawings, drawings, resize_operator(resize))
-    one, five = build(1, levels, head=0.1), build(5, levels, head=0.1)
-    *_, c, x_t = noisy(0.5)
-    times = torch.tensor([0.05, from_t, from_t + 0.01, 0.6, 0.74, 0.75]).view(-1, 1, 1, 1)
-    same = [
-        torch.equal(*pair) for pair in zip(one(x_t, times, c), five(x_t, times, c), strict=True)
-    ]
-    assert same == [True, True, False, False, False, True]
-
-
 @pytest.mark.parametrize("t", [0.02, 0.6])
 def test_it_is_the_same_with_and_without_fusing(monkeypatch: pytest.MonkeyPatch, t: float) -> None:
     monkeypatch.setattr(posterior_module, "can_fuse", lambda network: True)
-    fused = build(5, head=0.1)
+    fused = build(head=0.1)
     plain = copy.deepcopy(fused)
     plain.fuses = False
     *_, times, c, x_t = noisy(t)
@@ -230,7 +196,7 @@ def test_features_are_what_the_last_layer_gets() -> None:
 def test_a_few_steps_teach_it(values: dict[str, Any]) -> None:
     torch.manual_seed(0)
     network = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
-    recipe = Recipe(steps=40, batch_size=8, deadline_s=1e4, precision="fp32", views=1, **values)
+    recipe = Recipe(steps=40, batch_size=8, deadline_s=1e4, precision="fp32", **values)
     table = NoiseTable(len(DRAWINGS), 10, 2)
     untaught = build()
     model = adapt(network, DRAWINGS, recipe).model
@@ -245,7 +211,21 @@ def test_a_few_steps_teach_it(values: dict[str, Any]) -> None:
 def adapted() -> nn.Module:
     torch.manual_seed(0)
     network = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
-    return adapt(network, DRAWINGS, Recipe(steps=3, batch_size=4, deadline_s=1e4)).model
+    recipe = Recipe(steps=3, batch_size=4, deadline_s=1e4, precision="fp32")
+    return adapt(network, DRAWINGS, recipe).model
+
+
+def test_answers_in_bf16_are_those_in_float32_but_for_rounding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(posterior_module, "can_fuse", lambda network: True)
+    model = build(head=0.1)
+    *_, times, c, x_t = noisy(0.4)
+    expected = model(x_t, times, c)
+    model.answer_dtype = torch.bfloat16
+    found = model(x_t, times, c)
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
 
 
 def test_estimators_take_it_and_agree(adapted: nn.Module) -> None:

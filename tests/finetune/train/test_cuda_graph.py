@@ -10,20 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune.adapt import Progress, Task, adapt, adapt_together
+from finetune.adapt import adapt
 from finetune.data.runes import resize_bitmaps
 from finetune.data.synthetic import draw_rune
 from finetune.model.unet import ConditionalDiffusionUNet
-from finetune.predict.ensemble import VelocityMean
 from finetune.recipe import Recipe
+from finetune.side_by_side import Task
 from finetune.train.cuda_graph import CapturedSteps
-from finetune.train.executors import Steps
 from finetune.train.run import Run
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(
-    steps=12, batch_size=4, precision="fp32", deadline_s=1000.0, views=1, head_hidden=4, l2_sp=0.1
-)
+RECIPE = Recipe(steps=12, batch_size=4, precision="fp32", deadline_s=1000.0, head_hidden=4)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -41,13 +38,25 @@ def make_run(t: Task, device: torch.device) -> Run:
     return Run(device, t.pretrained_model, t.drawings, t.recipe)
 
 
-def losses(steps: Steps | CapturedSteps, n: int) -> Tensor:
+def losses(steps: CapturedSteps, n: int) -> Tensor:
     """Of each step and run, (n, runs)."""
     found = []
     for i in range(n):
         steps.draw()
         found.append(steps.train(i / n, 1 / n))
     return torch.tensor(found)
+
+
+def losses_one_by_one(runs: list[Run], n: int) -> Tensor:
+    """The same by the operations of `adapt`."""
+    found = torch.empty(n, len(runs))
+    for i in range(n):
+        for k, run in enumerate(runs):
+            run.weights.set_rates(i / n, 1 / n)
+            objective, loss = run.losses(run.next_batch())
+            run.weights.step(objective)
+            found[i, k] = loss
+    return found
 
 
 @pytest.fixture
@@ -83,41 +92,9 @@ def without_capture(on_the_cpu: None, monkeypatch: pytest.MonkeyPatch) -> list[s
     return tried
 
 
-@pytest.mark.usefixtures("on_the_cpu")
-def test_tasks_side_by_side_come_out_as_each_alone() -> None:
-    tasks = [task("ing"), task("thorn", seed=1), task("ing", seed=2, lr=1e-3)]
-    seen: list[list[Progress]] = []
-    together = adapt_together(tasks, lambda progress: seen.append(list(progress)))
-    assert [len(progress) for progress in seen] == [3] * 12
-    for k, t in enumerate(tasks):
-        told: list[Progress] = []
-        alone = adapt(t.pretrained_model, t.drawings, t.recipe, told.append)
-        assert together[k].steps == alone.steps == 12
-        assert [progress[k].loss for progress in seen] == [progress.loss for progress in told]
-        state = alone.model.state_dict()
-        assert all(torch.equal(v, state[n]) for n, v in together[k].model.state_dict().items())
-
-
-@pytest.mark.usefixtures("on_the_cpu")
-def test_one_word_stops_them_all() -> None:
-    tasks = [task("ing"), task("thorn", seed=1)]
-    together = adapt_together(tasks, lambda progress: progress[1].step == 5)
-    assert [(a.steps, a.stopped) for a in together] == [(5, True)] * 2
-
-
-def test_tasks_of_different_schedules_are_refused() -> None:
-    message = "need equal steps, batch_size, members, member_steps, deadline_s$"
-    for values in (
-        *({"steps": 11}, {"batch_size": 5}, {"members": 2}, {"member_steps": 9}),
-        {"deadline_s": 900.0},
-    ):
-        with pytest.raises(ValueError, match=message):
-            adapt_together([task("ing"), task("thorn", **values)], lambda _: None)
-
-
 def test_what_can_not_be_captured_is_launched_step_by_step(without_capture: list[str]) -> None:
     tasks = [task("ing"), task("thorn", seed=1)]
-    expected = losses(Steps([make_run(t, CPU) for t in tasks]), 12)
+    expected = losses_one_by_one([make_run(t, CPU) for t in tasks], 12)
     runs = [make_run(t, CPU) for t in tasks]
     found = losses(CapturedSteps(runs, CPU), 12)
     assert torch.equal(found, expected)
@@ -129,7 +106,7 @@ def test_captured_steps_are_the_plain_ones() -> None:
     device = torch.device("cuda")
     plain, captured = (make_run(task("ing", steps=60), device) for _ in range(2))
     steps = CapturedSteps([captured], device)
-    expected, found = losses(Steps([plain]), 60), losses(steps, 60)
+    expected, found = losses_one_by_one([plain], 60), losses(steps, 60)
     assert steps._graph is not None
     torch.testing.assert_close(found, expected, rtol=0.1, atol=1e-3)
     assert len(found.unique()) > 50, "every step has a batch of its own"
@@ -156,25 +133,9 @@ def test_branches_of_one_graph_are_as_if_alone() -> None:
 def test_many_draws_refill_the_same_places(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda")
     monkeypatch.setattr("finetune.train.batches._DRAWN_ON_GPU", 12)
-    expected = losses(Steps([make_run(task("ing"), device)]), 40)
+    expected = losses_one_by_one([make_run(task("ing"), device)], 40)
     found = losses(CapturedSteps([make_run(task("ing"), device)], device), 40)
     torch.testing.assert_close(found, expected, rtol=0.1, atol=1e-3)
-
-
-@needs_gpu
-def test_members_are_branches_of_one_graph_too() -> None:
-    device = torch.device("cuda")
-    t = task("ing", steps=40, members=3, member_steps=1)
-    told: list[Progress] = []
-    adapted = adapt(t.pretrained_model, t.drawings, t.recipe, told.append)
-    assert isinstance(adapted.model, VelocityMean)
-    assert len(adapted.model.members) == 3
-    first = make_run(t, device)
-    runs = [first, first.sibling(1), first.sibling(2)]
-    alone = torch.stack([losses(CapturedSteps([run], device), 40)[:, 0] for run in runs], 1)
-    means = torch.tensor([progress.loss for progress in told])
-    torch.testing.assert_close(means, alone.mean(1), rtol=0.1, atol=1e-3)
-    assert not torch.allclose(alone[:, 0], alone[:, 1], rtol=1e-3), "each draws for itself"
 
 
 @needs_gpu
