@@ -24,15 +24,8 @@ from finetune.errors import UserError
 from finetune.predict.ensemble import answer_as_one
 from finetune.recipe import Recipe
 from finetune.scoring.estimators import NoiseTable, estimate
-from hpo import export as export_module
-from hpo.choosing import CONFIRMED_KEY, choose
-from hpo.cleanroom import _count_steps
-from hpo.config import StudyConfig, load_study_file
-from hpo.export import held_out, main
-from hpo.instances import Instance, load_instances
-from hpo.manifest import MANIFEST_KEY
-from hpo.onefile import one_file
-from hpo.proof import (
+from finetune.submission.bundle import bundle
+from finetune.submission.proof import (
     Claim,
     ProofError,
     _returned,
@@ -41,6 +34,13 @@ from hpo.proof import (
     check_same_source,
     describe,
 )
+from finetune.submission.sandbox import _count_steps
+from hpo import export as export_module
+from hpo.choosing import CONFIRMED_KEY, choose
+from hpo.config import StudyConfig, load_study_file
+from hpo.export import held_out, main
+from hpo.instances import Instance, load_instances
+from hpo.manifest import MANIFEST_KEY
 from hpo.storage import open_storage
 from hpo.study_storage import StudyStorage
 from tests.settings import torch_threads
@@ -102,8 +102,8 @@ def clean_interpreters(monkeypatch: pytest.MonkeyPatch, nurse: Nurse, drawn_once
         nursery = nurse(("torch",), options=tuple(options))
         return nursery.start(command[3:], cwd, env, Path(stdout.name), Path(stderr.name))
 
-    monkeypatch.setattr("hpo.proof.subprocess", SimpleNamespace(Popen=start))
-    monkeypatch.setattr("hpo.proof._POLL_S", 0.02)
+    monkeypatch.setattr("finetune.submission.proof.subprocess", SimpleNamespace(Popen=start))
+    monkeypatch.setattr("finetune.submission.proof._POLL_S", 0.02)
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -178,9 +178,9 @@ def test_a_failing_proof_leaves_nothing_new_behind(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def tampered(recipe: Recipe, about: str) -> str:
-        return one_file(recipe, about).replace("0.5 * (1 + math.cos", "0.4 * (1 + math.cos")
+        return bundle(recipe, about).replace("0.5 * (1 + math.cos", "0.4 * (1 + math.cos")
 
-    monkeypatch.setattr("hpo.onefile.one_file", tampered)
+    monkeypatch.setattr("finetune.submission.bundle.bundle", tampered)
     assert run("--out", "out/f.py", "--no-challenge") == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("failed: after 3 steps the file's weights are not those of the")
@@ -313,13 +313,13 @@ def written(directory: Path, text: str) -> Path:
 
 
 def tampered(old: str, new: str) -> str:
-    text = one_file(RECIPE, "About.")
+    text = bundle(RECIPE, "About.")
     assert old in text
     return text.replace(old, new)
 
 
 def test_the_call_agrees_with_the_trial_or_does_not(tmp_path: Path, instance: Instance) -> None:
-    path = written(tmp_path, one_file(RECIPE, "About."))
+    path = written(tmp_path, bundle(RECIPE, "About."))
     adapted = adapt(instance.pretrained, instance.split.train, RECIPE)
     loss = estimate(adapted.model, instance.split.test, NEW_LABEL, TABLE)
     claim = Claim(loss.mean, loss.standard_error, 3)
@@ -373,7 +373,7 @@ def test_steps_are_those_of_one_of_several_networks(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_instances_seed_is_the_calls(tmp_path: Path, instance: Instance) -> None:
-    path = written(tmp_path, one_file(RECIPE, "About."))
+    path = written(tmp_path, bundle(RECIPE, "About."))
     seeded = replace(instance, seed=5)
     adapted = adapt(instance.pretrained, instance.split.train, replace(RECIPE, seed=5))
     loss = estimate(adapted.model, instance.split.test, NEW_LABEL, TABLE)
@@ -427,7 +427,7 @@ def test_a_file_that_was_tampered_with_fails(
 
 
 def test_a_foreign_import_fails_without_a_run(tmp_path: Path) -> None:
-    check_imports(written(tmp_path, one_file(RECIPE, "About.")))
+    check_imports(written(tmp_path, bundle(RECIPE, "About.")))
     with pytest.raises(ProofError, match=r"the file imports finetune, numpy$"):
         check_imports(written(tmp_path, "import numpy, torch, os\nfrom finetune import adapt\n"))
     with pytest.raises(ProofError, match="the file is not Python"):

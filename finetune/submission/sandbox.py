@@ -1,11 +1,12 @@
 """Runs a submission in an interpreter that has nothing but torch: a script, never imported.
 
-    python -I -B cleanroom.py SUBMISSION CASE
+    python -I -B sandbox.py SUBMISSION CASE
 
-CASE is a file of `torch.save` with the keys of `hpo.proof.Case`.  The submission may import
-torch, numpy and the standard library, may not write, start a process or open a connection, and
-sees ten drawings and a network.  What it returns goes to standard output, as `torch.save` again.
-With no SUBMISSION (an empty word) the project's own modules run instead, for comparison.
+CASE is a file of `torch.save` with what `finetune.submission.proof` says of the case.  The
+submission may import torch, numpy and the standard library, may not write, start a process or open
+a connection, and sees ten drawings and a network.  What it returns goes to standard output, as
+`torch.save` again.  With no SUBMISSION (an empty word) the project's own modules run instead, for
+comparison.
 """
 
 from __future__ import annotations

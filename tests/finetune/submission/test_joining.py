@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from hpo.folding import fold
-from hpo.joining import JoinError, join
+from finetune.submission.folding import fold
+from finetune.submission.joining import JoinError, join
 
 
 def source(text: str) -> str:

@@ -20,26 +20,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from finetune.data.runes import NEW_LABEL
-from finetune.model.unet import ConditionalDiffusionUNet
-from finetune.predict.bank import ImageBank
-from finetune.predict.ensemble import VelocityMean
-from finetune.predict.levels import GreyLevels
-from finetune.predict.posterior import LevelPosterior
-from finetune.recipe import Recipe
-from finetune.scoring.estimators import LossTable, NoiseTable, estimate
-from finetune.submission.imports import module_source
-
-from .instances import Instance
+from ..data.runes import NEW_LABEL, Split
+from ..model.unet import ConditionalDiffusionUNet
+from ..predict.bank import ImageBank
+from ..predict.ensemble import VelocityMean
+from ..predict.levels import GreyLevels
+from ..predict.posterior import LevelPosterior
+from ..recipe import Recipe
+from ..scoring.estimators import LossTable, NoiseTable, estimate
+from .imports import module_source
 from .joining import imported_packages
 
-_SCRIPT = Path(__file__).with_name("cleanroom.py")
+_SCRIPT = Path(__file__).with_name("sandbox.py")
 _SHORT_STEPS = 5
 _START_S = 120.0  # that an interpreter may take to import torch, on a busy machine
 _POLL_S = 0.2
@@ -49,6 +47,19 @@ _ERRORS = 3.0
 
 class ProofError(Exception):
     """The submission is not what it claims to be.  The message is one line that says why."""
+
+
+class Instance(Protocol):
+    """What one call is measured on."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def pretrained(self) -> nn.Module: ...
+    @property
+    def split(self) -> Split: ...
 
 
 @dataclass(frozen=True)
@@ -165,7 +176,7 @@ def _case(
         "threads": threads,
         "recipe": recipe.to_dict(),
         "overrides": dict(overrides),
-        "project": str(Path(__file__).parents[1]),
+        "project": str(Path(__file__).parents[2]),
     }
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from finetune.submission.imports import absolute_name
+from .imports import absolute_name
 
 _RULE = "# " + "-" * 78
 

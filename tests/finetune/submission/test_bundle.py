@@ -30,8 +30,8 @@ from finetune.data.synthetic import draw_rune
 from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.recipe import LORA_GROUPS, Recipe
 from finetune.scoring.estimators import NoiseTable, estimate
-from hpo import onefile
-from hpo.joining import imported_packages
+from finetune.submission import bundle as bundling
+from finetune.submission.joining import imported_packages
 from tests.settings import torch_threads
 
 RECIPE = Recipe(steps=6, batch_size=4, render="direct", precision="fp32", deadline_s=1000.0)
@@ -57,7 +57,7 @@ _NUMBERS = itertools.count()
 @functools.cache
 def one_file(recipe: Recipe, about: str) -> str:
     """The file, made once for all tests: that takes a second."""
-    return onefile.one_file(recipe, about)
+    return bundling.bundle(recipe, about)
 
 
 def _block(conv: nn.Module, width: int) -> list[nn.Module]:

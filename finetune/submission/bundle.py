@@ -13,10 +13,9 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from finetune.recipe import Recipe
-from finetune.submission.imports import needed_modules
-
+from ..recipe import Recipe
 from .folding import fold
+from .imports import needed_modules
 from .joining import Joined, join
 
 _ENTRY = ("adapt", "finetune_model")
@@ -24,7 +23,7 @@ _FIRST = (("recipe", "Recipe"), _ENTRY)
 _WIDTH = 100
 
 
-def one_file(recipe: Recipe, about: str) -> str:
+def bundle(recipe: Recipe, about: str) -> str:
     """The text of a Python file with ``finetune_model`` in it that runs ``recipe``.
 
     Args:
