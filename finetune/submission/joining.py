@@ -1,298 +1,431 @@
-"""Modules of one package as one file: the same definitions in one namespace, fewer of them.
+"""Modules of one package as one file, in an order for people: the same definitions, fewer of them.
 
-Definitions are cut out of the source as text, comments and all, and are kept when the entry
-can reach them by name.  As every module's names become names of the one file, two that differ
-but are called the same can't be joined; that is found and told, never guessed at.
+Definitions are cut out of the source as text, comments and all, and are kept when the entry can
+reach them by name.  The file can stand among other code:
+
+- every name that it binds at its top, but the entry's and ``torch``, begins with an underscore;
+- what torch's modules bind is written out (``torch.nn.functional.relu``);
+- annotations that name what comes later are strings, so it needs no import from `__future__`.
 """
 
 from __future__ import annotations
 
 import ast
-import builtins
+import io
+import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import textwrap
+import tokenize
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from .imports import absolute_name
+from .program import Definition, Import, JoinError, Program
+from .pruning import prune
+from .scopes import FUNCTIONS, GlobalName, evaluated, global_names
+from .text import Edit, Text
 
-_RULE = "# " + "-" * 78
+__all__ = ["JoinError", "Joined", "Section", "imported_packages", "join"]
 
+_WIDTH = 100
+_BLOCKS = (*FUNCTIONS, ast.ClassDef)
+_DATACLASS = Import("dataclasses", "dataclass")
+# A dataclass whose annotations are strings looks its module up in `sys.modules`.  They are strings
+# where code that postpones annotations executes the file's text, and text has no module.
+_DATACLASS_TEXT = '''
 
-class JoinError(Exception):
-    """The modules can't be joined: they use something that is not provided for."""
-
-
-@dataclass(frozen=True, order=True)
-class _Import:
-    """``import module as alias``, or ``from module import name as alias``."""
-
-    module: str
-    name: str = ""
-    alias: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class _Definition:
-    """A statement of a module that binds names, with the comments right above it."""
-
-    names: tuple[str, ...]
-    node: ast.stmt
-    text: str
-    after_blank: bool  # whether a blank line came before
+def _dataclass(kind=None, /, **options):
+    """`dataclasses.dataclass`, also where this text is executed and has no module to look up."""
+    if kind is None:
+        return lambda kind: _dataclass(kind, **options)
+    module, kind.__module__ = kind.__module__, "builtins"
+    kind = _dataclasses.dataclass(**options)(kind)
+    kind.__module__ = module
+    return kind
+'''
+_FOR_TOOLS = re.compile(r"#\s*(type:\s*ignore|noqa)\b.*")
 
 
-@dataclass
-class _Module:
-    """A module, taken apart."""
+@dataclass(frozen=True)
+class Section:
+    """A part of the file: what it is called, and the modules in it in their order."""
 
-    docstring: str
-    definitions: list[_Definition] = field(default_factory=list)
-    imports: dict[str, _Import] = field(default_factory=dict)  # by the name that they bind
-    siblings: dict[str, str] = field(default_factory=dict)  # name -> module of the package
-
-    def definition(self, name: str) -> _Definition | None:
-        return next((d for d in self.definitions if name in d.names), None)
+    title: str
+    modules: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Joined:
-    """What is left of the modules, as text."""
+    """What is left of the modules."""
 
-    imports: str
-    first: tuple[str, ...]  # the definitions that were asked to come first
-    rest: str
+    text: str  # imports and definitions
     attributes: frozenset[str]  # names that occur as ``something.name``
 
 
-def join(
-    sources: Mapping[str, str], entry: tuple[str, str], first: Iterable[tuple[str, str]]
-) -> Joined:
-    """Join what ``entry`` needs, each module before those that it imports.
+def join(sources: Mapping[str, str], entry: tuple[str, str], sections: Sequence[Section]) -> Joined:
+    """Join what ``entry`` needs, in the order of ``sections``.
+
+    Within a module the order is the module's.  Only what must be defined earlier, because an
+    earlier statement uses it as the file is loaded, moves up to there.
 
     Args:
         sources: module -> text, of all modules that may be needed.
         entry: the module and the name of what is wanted.
-        first: modules and names of what is handed back on its own, in this order.
 
     Raises:
-        JoinError: a name is bound twice, or a statement is of an unknown kind.
+        JoinError: something is not provided for; says what.
     """
-    modules = {name: _take_apart(name, text) for name, text in sources.items()}
-    while (unused := _unused_method(modules, entry)) is not None:
-        name, method = unused
-        sources = {**sources, name: _without(sources[name], method)}
-        modules[name] = _take_apart(name, sources[name])
-    order = _importers_first(modules, entry[0])
-    kept = _reachable(modules, entry)
-    imports = _imports(modules, kept)
-    _check_names(kept, imports)
-    leading = [modules[module].definition(name) for module, name in first]
-    sections = []
-    for name in order:
-        definitions = [d for d in modules[name].definitions if d in kept and d not in leading]
-        if definitions:
-            heading = "" if name == entry[0] else _heading(modules[name].docstring)
-            sections.append(heading + _laid_out(definitions))
-    nodes = [node for d in kept for node in ast.walk(d.node)]
-    return Joined(
-        imports=_import_block(imports.values()),
-        first=tuple(d.text for d in leading if d is not None),
-        rest="\n\n\n".join(sections) + "\n",
-        attributes=frozenset(n.attr for n in nodes if isinstance(n, ast.Attribute)),
-    )
+    program = Program(prune(sources, entry), entry)
+    order = _reading_order(program, sections)
+    writer = _Writer(program, [definition for definition, _ in order], sections)
+    parts = [writer.imports()]
+    previous: Definition | None = None
+    section, module = "", ""
+    titles = {name: s.title for s in sections for name in s.modules}
+    for definition, home in order:
+        if home != module:
+            heading = f"{'#' * 78}\n# {titles[home]}\n\n" if titles[home] != section else ""
+            docstring = writer.reworded(program.modules[home].docstring, home)
+            heading += "".join(f"# {line}".rstrip() + "\n" for line in docstring.splitlines())
+            parts += ["\n\n\n" if previous else "\n\n", heading, "\n"]
+            section, module = titles[home], home
+        elif previous is not None:
+            blocks = isinstance(definition.node, _BLOCKS) or isinstance(previous.node, _BLOCKS)
+            parts.append("\n\n\n" if blocks else "\n\n" if definition.after_blank else "\n")
+        parts.append(writer.written(definition))
+        previous = definition
+    text = "".join(parts) + "\n"
+    _check_names(text, program.entry)
+    nodes = [node for d in program.kept for node in ast.walk(d.node)]
+    return Joined(text, frozenset(n.attr for n in nodes if isinstance(n, ast.Attribute)))
 
 
-def _take_apart(module: str, source: str) -> _Module:
-    tree = ast.parse(source)
-    parts = _Module(docstring=ast.get_docstring(tree) or "")
-    lines = source.splitlines()
-    for node in tree.body:
-        if isinstance(node, ast.Expr) and node is tree.body[0]:
+def _reading_order(program: Program, sections: Sequence[Section]) -> list[tuple[Definition, str]]:
+    """Definitions in the file's order, each with the module under whose heading it stands."""
+    places = {name: i for i, name in enumerate(m for s in sections for m in s.modules)}
+    for definition in sorted(program.kept, key=str):
+        if definition.module not in places:
+            raise JoinError(
+                f"the file needs {definition}, but no section lists the module "
+                f"{definition.module}; add it to SECTIONS, where a reader should meet it"
+            )
+
+    def place(definition: Definition) -> tuple[int, int]:
+        return places[definition.module], definition.first_line
+
+    placed: dict[Definition, str] = {}
+    waiting: list[Definition] = []
+
+    def put(definition: Definition, home: str) -> None:
+        if definition in placed:
+            return
+        if definition in waiting:
+            circle = " and ".join(str(d) for d in waiting[waiting.index(definition) :])
+            raise JoinError(f"{circle} need each other as the file is loaded")
+        waiting.append(definition)
+        for needed in sorted(_needed_at_once(program, definition), key=place):
+            put(needed, home)
+        waiting.pop()
+        placed[definition] = home
+
+    for definition in sorted(program.kept, key=place):
+        put(definition, definition.module)
+    return list(placed.items())
+
+
+def _needed_at_once(program: Program, definition: Definition) -> set[Definition]:
+    """What must be there when the statement of a definition runs."""
+    targets = {id(used.node): target for used, target in program.references(definition)}
+    needed: set[Definition] = set()
+    called: list[Definition] = []
+    for node, kind in evaluated(definition.node):
+        if kind == "annotation":
             continue
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            _note_import(module, node, parts)
-            continue
-        names = _bound_names(node)
-        if not names:
-            raise JoinError(f"{module}.py, line {node.lineno}: no definition and no import")
-        start = _first_line(node)
-        while start > 1 and lines[start - 2].startswith("#"):
-            start -= 1
-        text = "\n".join(lines[start - 1 : node.end_lineno])
-        after_blank = start == 1 or not lines[start - 2].strip()
-        parts.definitions.append(_Definition(names, node, text, after_blank))
-    return parts
+        functions = [n.func for n in ast.walk(node) if isinstance(n, ast.Call)]
+        functions += [node] if kind == "called" and isinstance(node, ast.expr) else []
+        roots = {id(n) for f in functions for n in ast.walk(f)}
+        for inner in ast.walk(node):
+            target = targets.get(id(inner))
+            if isinstance(target, Definition) and target is not definition:
+                needed.add(target)
+                called += [target] if id(inner) in roots else []
+    while called:  # its body runs, too
+        function = called.pop()
+        for target in _named_in_body(program, function):
+            if target is definition:
+                raise JoinError(
+                    f"{definition} and {function} need each other as the file is loaded"
+                )
+            if target not in needed:
+                needed.add(target)
+                called.append(target)
+    return needed
 
 
-def _first_line(node: ast.stmt) -> int:
-    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
-    return min([node.lineno, *(d.lineno for d in decorators)])
+def _named_in_body(program: Program, definition: Definition) -> Iterator[Definition]:
+    """What runs as a definition is called: of a class, its special methods."""
+    idle: list[ast.AST] = [
+        node for node, kind in evaluated(definition.node) if kind == "annotation"
+    ]
+    if isinstance(definition.node, ast.ClassDef):
+        methods = [m for m in definition.node.body if isinstance(m, FUNCTIONS)]
+        idle += [m for m in methods if not m.name.startswith("__")]
+    passed_over = {id(inner) for node in idle for inner in ast.walk(node)}
+    for used, target in program.references(definition):
+        if isinstance(target, Definition) and id(used.node) not in passed_over:
+            yield target
 
 
-def _bound_names(node: ast.stmt) -> tuple[str, ...]:
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        return (node.name,)
-    targets = node.targets if isinstance(node, ast.Assign) else ()
-    if isinstance(node, ast.AnnAssign):
-        targets = [node.target]
-    return tuple(n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name))
+class _Writer:
+    """Writes definitions with the names that they have in the file."""
 
+    def __init__(
+        self, program: Program, order: Sequence[Definition], sections: Sequence[Section]
+    ) -> None:
+        self._program = program
+        self._titles = {name: s.title for s in sections for name in s.modules}
+        self._place = {definition: i for i, definition in enumerate(order)}
+        self._names: dict[tuple[Definition, str], str] = {}
+        bound: dict[str, Definition] = {}
+        for definition in order:
+            for name in definition.names:
+                new = name if definition is program.entry else f"_{name.removeprefix('_')}"
+                if new in bound:
+                    raise JoinError(
+                        f"{bound[new]} and {definition} would both be {new}; give one another name"
+                    )
+                bound[new] = definition
+                self._names[definition, name] = new
+        self._imports: dict[Import, str] = {}  # and what they are called
+        for definition in order:
+            for _, target in program.references(definition):
+                if isinstance(target, Import) and target not in self._imports:
+                    self._imports[target] = _import_name(target, bound)
 
-def _note_import(module: str, node: ast.Import | ast.ImportFrom, parts: _Module) -> None:
-    for alias in node.names:
-        bound = alias.asname or alias.name
-        if isinstance(node, ast.Import):
-            parts.imports[bound] = _Import(alias.name, alias=alias.asname or "")
-        elif node.level == 0:
-            parts.imports[bound] = _Import(node.module or "", alias.name, alias.asname or "")
-        elif node.module and not alias.asname:
-            parts.siblings[bound] = absolute_name(module, node.level, node.module)
-        else:
-            raise JoinError(f"{module}.py, line {node.lineno}: write from .module import name")
+    def imports(self) -> str:
+        """Sorted as isort does: the standard library, then the rest; plain imports first."""
+        lines: dict[bool, list[tuple[bool, str, str]]] = {True: [], False: []}
+        for target, name in self._imports.items():
+            if target.module.partition(".")[0] == "torch":
+                line = "import torch"
+            elif target == _DATACLASS:
+                line = "import dataclasses as _dataclasses"
+            elif target.name:
+                line = f"from {target.module} import {target.name} as {name}"
+            else:
+                line = f"import {target.module} as {name}"
+            found = (line.startswith("from"), target.module, line)
+            if line == "import torch":
+                found = (False, "torch", line)
+            lines[_is_standard(target.module)].append(found)
+        blocks = ["\n".join(line for *_, line in sorted(set(lines[k]))) for k in (True, False)]
+        text = "\n\n".join(block for block in blocks if block)
+        return text + (_DATACLASS_TEXT if _DATACLASS in self._imports else "")
 
+    def written(self, definition: Definition) -> str:
+        """The text of a definition."""
+        text = Text(definition.text, definition.first_line)
+        edits = list(self._renamings(definition, text))
+        for node, kind in evaluated(definition.node):
+            if kind == "annotation" and self._comes_later(definition, node):
+                start, end = text.span(node)
+                inside = [e for e in edits if start <= e.start and e.end <= end]
+                written = " ".join(text.edited(inside, start, end).split())
+                quote = "'" if '"' in written else '"'
+                edits = [e for e in edits if e not in inside]
+                edits.append(Edit(start, end, f"{quote}{written}{quote}"))
+        edits += self._prose(definition, text)
+        lines = text.edited(edits).splitlines()
+        return "\n".join(line.rstrip() for line in lines)
 
-def _importers_first(modules: Mapping[str, _Module], entry: str) -> list[str]:
-    """Every module that ``entry`` needs, itself first, each after all that import it."""
-    done: list[str] = []
-
-    def visit(name: str) -> None:
-        if name not in done:
-            # Last to first, because what is done first ends up last.
-            for sibling in reversed(list(dict.fromkeys(modules[name].siblings.values()))):
-                visit(sibling)
-            done.append(name)
-
-    visit(entry)
-    return done[::-1]
-
-
-def _names(node: ast.AST) -> set[str]:
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-
-
-def _reachable(
-    modules: Mapping[str, _Module], entry: tuple[str, str]
-) -> dict[_Definition, _Module]:
-    """Definitions that ``entry`` can reach by name, each with its module."""
-    kept: dict[_Definition, _Module] = {}
-    queue = [entry]
-    while queue:
-        module, name = queue.pop()
-        if name in modules[module].siblings:
-            queue.append((modules[module].siblings[name], name))
-            continue
-        definition = modules[module].definition(name)
-        if definition is None:
-            if (module, name) == entry or name not in modules[module].imports:
-                raise JoinError(f"{module}.py does not define {name}")
-            continue
-        if definition in kept:
-            continue
-        kept[definition] = modules[module]
-        known = {
-            *modules[module].siblings,
-            *(n for d in modules[module].definitions for n in d.names),
-        }
-        queue += [(module, used) for used in sorted(_names(definition.node) & known)]
-    return kept
-
-
-def _imports(
-    modules: Mapping[str, _Module], kept: Mapping[_Definition, _Module]
-) -> dict[str, _Import]:
-    """What the kept definitions import, by the name that is bound."""
-    found: dict[str, _Import] = {}
-    for definition, module in kept.items():
-        for name in _names(definition.node) & module.imports.keys():
-            if found.setdefault(name, module.imports[name]) != module.imports[name]:
-                raise JoinError(f"two imports bind {name}; give one another name")
-    return found
-
-
-def _check_names(kept: Iterable[_Definition], imports: Mapping[str, _Import]) -> None:
-    """No name may mean two things, or hide a builtin that another module may mean."""
-    seen = set(imports)
-    for definition in kept:
-        for name in definition.names:
-            if name in seen:
-                raise JoinError(f"{name} is bound in two modules; give one another name")
-            if hasattr(builtins, name):
-                raise JoinError(f"{name} hides a builtin; give it another name")
-            seen.add(name)
-
-
-def _unused_method(
-    modules: Mapping[str, _Module], entry: tuple[str, str]
-) -> tuple[str, ast.FunctionDef] | None:
-    """A method that nothing which is kept mentions, and the name of its module.
-
-    Classes that inherit are left alone: their methods may be called by the base class.
-    """
-    kept = _reachable(modules, entry)
-    nodes = [node for d in kept for node in ast.walk(d.node)]
-    mentioned = {n.attr for n in nodes if isinstance(n, ast.Attribute)}
-    for name, module in modules.items():
-        classes = [d.node for d in module.definitions if d in kept]
-        for node in classes:
-            if not isinstance(node, ast.ClassDef) or node.bases:
+    def _renamings(self, definition: Definition, text: Text) -> Iterator[Edit]:
+        node = definition.node
+        if isinstance(node, _BLOCKS):
+            start = text.at(node.lineno, node.col_offset)
+            line = text.slice(start, start + 2 * len(node.name) + 100)
+            match = re.match(r"(?:async\s+)?(?:def|class)\s+(\w+)", line)
+            assert match is not None and match[1] == node.name
+            start += len(line[: match.start(1)].encode())
+            new = self._names[definition, node.name]
+            yield Edit(start, start + len(node.name.encode()), new)
+        in_strings: dict[int, ast.JoinedStr] = {}
+        for string in ast.walk(node):
+            if isinstance(string, ast.JoinedStr):
+                for name_node in ast.walk(string):
+                    in_strings.setdefault(id(name_node), string)  # the outermost
+        strings: dict[int, set[tuple[str, str]]] = {}
+        for used, target in self._program.references(definition):
+            name = used.node.id
+            new = self._new_name(target, definition.module, name)
+            root = new.partition(".")[0]
+            if new == name:
                 continue
-            for method in node.body:
-                if not isinstance(method, ast.FunctionDef) or method.name.endswith("__"):
-                    continue
-                if method.name not in mentioned:
-                    return name, method
-    return None
+            if root in used.hidden:
+                raise JoinError(
+                    f"{definition}, line {used.node.lineno}: {name} becomes {new} in the file, "
+                    f"but {root} is a local name there; give that another name"
+                )
+            if id(used.node) in in_strings:
+                strings.setdefault(id(in_strings[id(used.node)]), set()).add((name, new))
+                continue
+            yield Edit(*text.span(used.node), new)
+        for string in ast.walk(node):
+            if id(string) in strings:
+                assert isinstance(string, ast.JoinedStr)
+                yield from self._in_string(definition, string, strings[id(string)], text)
 
+    def _in_string(
+        self,
+        definition: Definition,
+        string: ast.JoinedStr,
+        names: set[tuple[str, str]],
+        text: Text,
+    ) -> Iterator[Edit]:
+        """Names in an f-string, whose places Python 3.11 does not know."""
+        start, end = text.span(string)
+        source = text.slice(start, end)
+        for name, new in names:
+            expected = sum(isinstance(n, ast.Name) and n.id == name for n in ast.walk(string))
+            matches = [
+                group.start() + match.start()
+                for group in re.finditer(r"\{[^{}]*\}", source)
+                for match in re.finditer(rf"(?<![\w.]){name}\b", group[0])
+            ]
+            if len(matches) != expected:
+                raise JoinError(
+                    f"{definition}, line {string.lineno}: {name} in an f-string can't be renamed; "
+                    "take it out of the string"
+                )
+            for match in matches:
+                place = start + len(source[:match].encode())
+                yield Edit(place, place + len(name.encode()), new)
 
-def _without(source: str, node: ast.stmt) -> str:
-    lines = source.splitlines(keepends=True)
-    start = _first_line(node) - 1
-    while not lines[start - 1].strip():
-        start -= 1
-    return "".join([*lines[:start], *lines[node.end_lineno :]])
+    def _new_name(self, target: Definition | Import, module: str, name: str) -> str:
+        if isinstance(target, Import):
+            return self._imports[target]
+        # The name that it has where it is defined.
+        siblings = self._program.modules
+        while name in siblings[module].siblings:
+            module, name = siblings[module].siblings[name]
+        return self._names[target, name]
 
-
-def _heading(docstring: str) -> str:
-    lines = [f"# {line}".rstrip() for line in docstring.splitlines()]
-    return "\n".join([_RULE, *lines, "", ""])
-
-
-def _laid_out(definitions: list[_Definition]) -> str:
-    """As in the source: a line between constants where there was one, two around the rest."""
-    text, previous = "", None
-    for d in definitions:
-        blocks = isinstance(d.node, (ast.FunctionDef, ast.ClassDef)) or isinstance(
-            previous, (ast.FunctionDef, ast.ClassDef)
+    def _comes_later(self, definition: Definition, annotation: ast.AST) -> bool:
+        inside = {id(node) for node in ast.walk(annotation)}
+        return any(
+            isinstance(target, Definition) and self._place[target] >= self._place[definition]
+            for used, target in self._program.references(definition)
+            if id(used.node) in inside
         )
-        if previous is not None:
-            text += "\n\n\n" if blocks else "\n\n" if d.after_blank else "\n"
-        text, previous = text + d.text, d.node
-    return text
+
+    def _prose(self, definition: Definition, text: Text) -> Iterator[Edit]:
+        """Docstrings and comments by the file's names."""
+        for node in ast.walk(definition.node):
+            if isinstance(node, _BLOCKS) and ast.get_docstring(node) is not None:
+                first = node.body[0]
+                start, end = text.span(first)
+                # With its indentation, which counts in the width of a line.
+                indent = " " * first.col_offset
+                prose = self.reworded(indent + text.slice(start, end), definition.module)
+                yield Edit(start, end, prose.removeprefix(indent))
+        tokens = tokenize.generate_tokens(io.StringIO(definition.text).readline)
+        for token in tokens:
+            if token.type == tokenize.COMMENT:
+                line = token.start[0] + definition.first_line - 1
+                before = token.line[: token.start[1]].encode()
+                start = text.at(line, len(before))
+                new = self.reworded(_FOR_TOOLS.sub("", token.string).rstrip(), definition.module)
+                yield Edit(start, start + len(token.string.encode()), new)
+
+    def reworded(self, prose: str, module: str) -> str:
+        """Prose of a module, whose names in backquotes become the file's."""
+
+        def renamed(match: re.Match[str]) -> str:
+            dotted = match[1]
+            if dotted.startswith("finetune."):
+                return self._reference(dotted.removeprefix("finetune."))
+            root, dot, rest = dotted.partition(".")
+            try:
+                target = self._program.resolve(module, root)
+            except JoinError:
+                return match[0]
+            if isinstance(target, Definition) and target in self._place:
+                return f"`{self._new_name(target, module, root)}{dot}{rest}`"
+            if isinstance(target, Import) and target in self._imports:
+                return f"`{self._imports[target]}{dot}{rest}`"
+            return match[0]
+
+        def renamed_word(name: str) -> str:
+            return re.sub(r"(.+)", renamed, name).strip("`")
+
+        # A command of the project's, in parentheses.
+        prose = re.sub(r"\s*\(``python -m [^`]*``\)", "", prose)
+        prose = re.sub(r"``(finetune\.[\w.]+)``", r"`\1`", prose)
+        prose = re.sub(r"(?<!`)`([A-Za-z_][\w.]*)`(?!`)", renamed, prose)
+        # Errors in a list of what is raised stand without backquotes.
+        prose = re.sub(
+            r"(?<=\n)( +)([A-Z]\w*Error)(?=: )", lambda m: m[1] + renamed_word(m[2]), prose
+        )
+        return "\n".join(line for long in prose.split("\n") for line in _wrapped(long))
+
+    def _reference(self, dotted: str) -> str:
+        """What a module of the package, or a name in one, is in the file."""
+        if dotted in self._titles:
+            return f'the section "{self._titles[dotted]}"'
+        module, _, name = dotted.rpartition(".")
+        parts = self._program.modules.get(module)
+        definition = parts.definitions.get(name) if parts else None
+        if definition is not None and definition in self._place:
+            return f"`{self._names[definition, name]}`"
+        return f"the project's `{name}`"
 
 
-def _import_block(imports: Iterable[_Import]) -> str:
-    """Sorted as isort does: the standard library, then the rest; plain imports first."""
-    blocks = ["from __future__ import annotations"]
-    for standard in (True, False):
-        group = [i for i in set(imports) if _is_standard(i.module) == standard]
-        plain = sorted(i for i in group if not i.name)
-        lines = [f"import {i.module}" + (f" as {i.alias}" if i.alias else "") for i in plain]
-        for module in sorted({i.module for i in group if i.name}):
-            names = sorted((i for i in group if i.module == module and i.name), key=_import_key)
-            words = [i.name + (f" as {i.alias}" if i.alias else "") for i in names]
-            lines.append(f"from {module} import {', '.join(words)}")
-        if lines:
-            blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+def _wrapped(line: str) -> list[str]:
+    """A line of prose that new names have made too long, as two."""
+    if len(line) + 2 <= _WIDTH:  # a heading gets "# " in front
+        return [line]
+    indent = re.match(r"\s*(#\s*)?", line)
+    assert indent is not None
+    return textwrap.wrap(line, _WIDTH - 2, subsequent_indent=indent[0], break_long_words=False)
+
+
+def _import_name(target: Import, bound: Mapping[str, Definition]) -> str:
+    """What an import is called in the file: torch's by its whole path."""
+    if target.module.partition(".")[0] == "torch":
+        return ".".join(filter(None, (target.module, target.name)))
+    words = target.module.split(".") + ([target.name] if target.name else [])
+    name = f"_{words[-1]}"
+    if name in bound:  # a definition's
+        name = "_" + "_".join(words if target.name else [*words, "module"])
+    if name in bound:
+        raise JoinError(f"{bound[name]} has the name of an import; give it another")
+    return name
+
+
+def _check_names(text: str, entry: Definition) -> None:
+    """Everything that the file names is there, and it binds nothing else.
+
+    Raises:
+        JoinError: a fault of this module's.
+    """
+    tree = ast.parse(text)
+    bound: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            bound |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, _BLOCKS):
+            bound.add(node.name)
+        else:
+            stores = (n for n in ast.walk(node) if isinstance(n, ast.Name))
+            bound |= {n.id for n in stores if isinstance(n.ctx, ast.Store)}
+    public = {name for name in bound if not name.startswith("_")} - {"torch", *entry.names}
+    builtins = set(dir(__builtins__)) if not isinstance(__builtins__, dict) else set(__builtins__)
+    used: Iterable[GlobalName] = (u for node in tree.body for u in global_names(node))
+    missing = {u.node.id for u in used} - bound - builtins - {"__name__", "__file__"}
+    if public or missing:
+        raise JoinError(f"joined wrongly: {', '.join(sorted(public | missing))}")
 
 
 def _is_standard(module: str) -> bool:
     return module.partition(".")[0] in sys.stdlib_module_names
-
-
-def _import_key(item: _Import) -> tuple[int, str]:
-    kind = 0 if item.name.isupper() else 1 if item.name[0].isupper() else 2
-    return kind, item.name
 
 
 def imported_packages(source: str) -> Iterator[str]:

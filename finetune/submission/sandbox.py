@@ -87,10 +87,11 @@ def main(submission: str, case_path: str) -> None:
         if submission:
             guard.watch()
             module = _load("submission", Path(submission))
+            recipe = module._Recipe()
         else:
             sys.path.insert(0, case["project"])
             module = importlib.import_module("finetune.adapt")
-        recipe = module.Recipe() if submission else module.Recipe(**case["recipe"])
+            recipe = module.Recipe(**case["recipe"])
         # The plain call of two arguments, where nothing has to be otherwise.
         plain = submission and not case["overrides"]
         extra = [] if plain else [dataclasses.replace(recipe, **case["overrides"])]
@@ -150,7 +151,6 @@ def _load(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 

@@ -178,7 +178,7 @@ def test_a_failing_proof_leaves_nothing_new_behind(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def tampered(recipe: Recipe, about: str) -> str:
-        return bundle(recipe, about).replace("0.5 * (1 + math.cos", "0.4 * (1 + math.cos")
+        return bundle(recipe, about).replace("0.5 * (1 + _math.cos", "0.4 * (1 + _math.cos")
 
     monkeypatch.setattr("finetune.submission.bundle.bundle", tampered)
     assert run("--out", "out/f.py", "--no-challenge") == 1
@@ -391,26 +391,26 @@ def test_the_instances_seed_is_the_calls(tmp_path: Path, instance: Instance) -> 
         ),
         ("keep = 0.5 **", "keep = 0.6 **", "weights are not those of the modules"),
         (
-            "    drawings = read_drawings(train_dataset)",
-            "    print(1)\n    drawings = read_drawings(train_dataset)",
+            "    drawings = _read_drawings(train_dataset)",
+            "    print(1)\n    drawings = _read_drawings(train_dataset)",
             "printed '1'",
         ),
         (
-            "    drawings = read_drawings(train_dataset)",
+            "    drawings = _read_drawings(train_dataset)",
             "    try:\n        open('x', 'w')\n    except Exception:\n        pass\n"
-            "    drawings = read_drawings(train_dataset)",
+            "    drawings = _read_drawings(train_dataset)",
             "did what a submission must not do: open x",
         ),
         (
-            "    drawings = read_drawings(train_dataset)",
+            "    drawings = _read_drawings(train_dataset)",
             "    __import__('socket').create_connection(('127.0.0.1', 9))\n"
-            "    drawings = read_drawings(train_dataset)",
+            "    drawings = _read_drawings(train_dataset)",
             "failed in a clean interpreter: PermissionError: socket",
         ),
         (
-            "    drawings = read_drawings(train_dataset)",
+            "    drawings = _read_drawings(train_dataset)",
             "    __import__('importlib').import_module('finetune.recipe')\n"
-            "    drawings = read_drawings(train_dataset)",
+            "    drawings = _read_drawings(train_dataset)",
             "failed in a clean interpreter: ImportError: finetune is not torch",
         ),
     ],
@@ -436,8 +436,8 @@ def test_a_foreign_import_fails_without_a_run(tmp_path: Path) -> None:
 
 def test_a_call_that_hangs_or_is_too_long_fails(tmp_path: Path, instance: Instance) -> None:
     sleeping = tampered(
-        "    drawings = read_drawings(train_dataset)",
-        "    time.sleep(1)\n    drawings = read_drawings(train_dataset)",
+        "    drawings = _read_drawings(train_dataset)",
+        "    _time.sleep(1)\n    drawings = _read_drawings(train_dataset)",
     )
     with pytest.raises(ProofError, match=r"the call took \d\.\d s; the limit is 0.5 s"):
         check_call(written(tmp_path, sleeping), RECIPE, instance, TABLE, 0.5)
@@ -445,13 +445,13 @@ def test_a_call_that_hangs_or_is_too_long_fails(tmp_path: Path, instance: Instan
 
 def test_a_loss_that_is_no_number_fails(tmp_path: Path, instance: Instance) -> None:
     broken = tampered(
-        "adapt(pretrained_model, drawings, recipe or Recipe()).model",
-        "adapt(pretrained_model, drawings, recipe or Recipe()).model.fill()",
+        "_adapt(pretrained_model, drawings, recipe or _Recipe()).model",
+        "_adapt(pretrained_model, drawings, recipe or _Recipe()).model.fill()",
     )
     broken += (
-        "\n\ndef fill(model: nn.Module) -> nn.Module:\n"
-        "    nn.init.constant_(model.head.direct.bias, float('nan'))\n"
-        "    return model\n\n\nnn.Module.fill = fill\n"
+        "\n\ndef fill(model):\n"
+        "    torch.nn.init.constant_(model.head.direct.bias, float('nan'))\n"
+        "    return model\n\n\ntorch.nn.Module.fill = fill\n"
     )
     with pytest.raises(ProofError, match="the loss on thorn/0 is nan"):
         check_call(written(tmp_path, broken), RECIPE, instance, TABLE, 100.0)
