@@ -21,14 +21,12 @@ from finetune.adapt import adapt
 from finetune.challenge import load_submission
 from finetune.data.runes import NEW_LABEL, RuneSource
 from finetune.errors import UserError
-from finetune.predict.ensemble import answer_as_one
 from finetune.recipe import Recipe
 from finetune.scoring.estimators import NoiseTable, estimate
 from finetune.submission.bundle import bundle
 from finetune.submission.proof import (
     Claim,
     ProofError,
-    _returned,
     check_call,
     check_imports,
     check_same_source,
@@ -324,10 +322,9 @@ def test_the_call_agrees_with_the_trial_or_does_not(tmp_path: Path, instance: In
     loss = estimate(adapted.model, instance.split.test, NEW_LABEL, TABLE)
     claim = Claim(loss.mean, loss.standard_error, 3)
     proof = check_call(path, RECIPE, instance, TABLE, 100.0, claim)
-    assert proof.exact and proof.steps == 3 and proof.members == 1
+    assert proof.exact and proof.steps == 3
     assert "bit for bit" in describe(proof, claim, RECIPE, "thorn/0")[0]
     assert "3 steps; " in describe(proof, claim, RECIPE, "thorn/0")[0]
-    assert "3 steps of 2 networks; " in describe(replace(proof, members=2), None, RECIPE, "")[0]
 
     near = replace(claim, loss=loss.mean * (1 + 1e-6), steps=2)
     proof = check_call(path, RECIPE, instance, TABLE, 100.0, near)
@@ -339,24 +336,6 @@ def test_the_call_agrees_with_the_trial_or_does_not(tmp_path: Path, instance: In
     far = replace(claim, loss=loss.mean + 10 * loss.standard_error)
     with pytest.raises(ProofError, match=r"loss on thorn/0 is .* apart"):
         check_call(path, RECIPE, instance, TABLE, 100.0, far)
-
-
-@pytest.mark.parametrize("output", ["levels", "velocity"])
-def test_several_networks_are_rebuilt_as_they_answer(instance: Instance, output: str) -> None:
-    recipe = replace(RECIPE, output=output, steps=1)
-    members = [
-        adapt(instance.pretrained, instance.split.train, replace(recipe, seed=seed)).model
-        for seed in range(2)
-    ]
-    # One alone, with its bank if it has levels; then several, which have it taken away for theirs.
-    for model_of in (lambda: members[0], lambda: answer_as_one(members).eval()):
-        model = model_of()
-        assert ("bank.images" in model.state_dict()) == (output == "levels")
-        rebuilt = _returned(model.state_dict(), recipe)
-        assert not rebuilt.training
-        found = estimate(rebuilt, instance.split.test, NEW_LABEL, TABLE)
-        expected = estimate(model, instance.split.test, NEW_LABEL, TABLE)
-        assert found.replicates == expected.replicates
 
 
 def test_steps_are_those_of_one_of_several_networks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,6 +370,11 @@ def test_the_instances_seed_is_the_calls(tmp_path: Path, instance: Instance) -> 
         ),
         ("keep = 0.5 **", "keep = 0.6 **", "weights are not those of the modules"),
         (
+            "velocity = torch.where(",
+            "velocity = 1.001 * torch.where(",
+            "has the weights of its modules' but answers otherwise",
+        ),
+        (
             "    drawings = _read_drawings(train_dataset)",
             "    print(1)\n    drawings = _read_drawings(train_dataset)",
             "printed '1'",
@@ -414,7 +398,7 @@ def test_the_instances_seed_is_the_calls(tmp_path: Path, instance: Instance) -> 
             "failed in a clean interpreter: ImportError: finetune is not torch",
         ),
     ],
-    ids=["value", "arithmetic", "print", "write", "network", "import"],
+    ids=["value", "arithmetic", "answers", "print", "write", "network", "import"],
 )
 def test_a_file_that_was_tampered_with_fails(
     tmp_path: Path, instance: Instance, old: str, new: str, message: str
