@@ -112,6 +112,9 @@ def _answer(
             return _UNKNOWN
         fields.add(test.attr)
         return values[test.attr]
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        operand = _answer(test.operand, recipes, values, fields)
+        return _UNKNOWN if operand is _UNKNOWN else not operand
     if isinstance(test, ast.BoolOp):
         # Only the first operand: it decides before any other is looked at.
         first = _answer(test.values[0], recipes, values, fields)

@@ -90,6 +90,12 @@ def test_the_first_of_several_conditions_may_decide() -> None:
         assert folded(text.format(word), on=on) == text.format(word)
 
 
+def test_a_condition_may_be_the_opposite() -> None:
+    text = "def f(recipe: Recipe):\n    if not recipe.on:\n        go()\n    end()\n"
+    assert folded(text, on=True) == "def f(recipe: Recipe):\n    end()\n"
+    assert folded(text, on=False) == text
+
+
 def test_attributes_and_copies_that_always_hold_the_recipe_count_as_it() -> None:
     text = """
         class C:
