@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import optuna
 
     from finetune.data.runes import RuneSource
+    from finetune.submission.proof import Claim
 
     from .choosing import Chosen
     from .config import StudyConfig
     from .instances import Instance, Measuring
-    from .proof import Claim
 
 EXIT_FAILED = 1
 
@@ -122,12 +122,12 @@ def _export(
     import torch
 
     from finetune.challenge import ChallengeFailure
+    from finetune.submission.bundle import bundle
+    from finetune.submission.joining import JoinError
+    from finetune.submission.proof import ProofError
 
     from .choosing import describe_origin
     from .instances import load_measuring
-    from .joining import JoinError
-    from .onefile import one_file
-    from .proof import ProofError
 
     check_device(options.device)
     torch.set_num_threads(options.threads or _threads_of(chosen))
@@ -136,7 +136,7 @@ def _export(
         _check_same_measure(study, measuring.manifest)
     try:
         code = measuring.manifest["code"]
-        text = one_file(chosen.recipe, describe_origin(chosen, config.name, code, options.out.name))
+        text = bundle(chosen.recipe, describe_origin(chosen, config.name, code, options.out.name))
     except JoinError as error:
         raise UserError(f"the modules can't be joined: {error}") from error
     with tempfile.TemporaryDirectory(prefix="export-") as directory:
@@ -179,8 +179,9 @@ def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
 
 
 def _prove(submission: Path, config: StudyConfig, chosen: Chosen, measuring: Measuring) -> None:
+    from finetune.submission.proof import check_call, check_imports, check_same_source, describe
+
     from .call import noise_table
-    from .proof import check_call, check_imports, check_same_source, describe
 
     instance, claim = _claimed(chosen, measuring.instances)
     check_imports(submission)
@@ -194,7 +195,7 @@ def _prove(submission: Path, config: StudyConfig, chosen: Chosen, measuring: Mea
 
 def _claimed(chosen: Chosen, instances: Sequence[Instance]) -> tuple[Instance, Claim | None]:
     """The instance to run the file on, and what the trial measured there."""
-    from .proof import Claim
+    from finetune.submission.proof import Claim
 
     if chosen.trial is None:
         return instances[0], None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import Executor, Future
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class Run:
         self._augment = augment = Augmenter(drawings, recipe, generator)
         self._left = 0  # batches that are drawn and not learnt
         self._c = torch.full((recipe.batch_size,), label, device=device)
-        self._learner: LearnsVelocity | LearnsLevels
+        self._learner: Any  # an annotation with both classes would export both
         if recipe.output == "velocity":
             self._learner = LearnsVelocity(model, device, precision)
         else:
@@ -73,14 +74,15 @@ class Run:
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What a step lowers, and the flow loss, which it reports: means over the batch."""
-        return self._learner.losses(batch, self._c)
+        objective, flow_loss = self._learner.losses(batch, self._c)
+        return objective, flow_loss
 
     def finished(self) -> nn.Module:
         """The adapted network, where the pretrained one was, in evaluation mode."""
         self.weights.finish()
         if self.recipe.lora_rank:
             merge_lora(self._model)
-        adapted = self._learner.model
+        adapted: nn.Module = self._learner.model
         for parameter in adapted.parameters():
             parameter.requires_grad_(True)
         return adapted.to(self._home, self._dtype).eval()

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import optuna
 import pytest
+import torch
 
 from finetune.adapt import adapt
 from finetune.challenge import load_submission
@@ -22,22 +23,22 @@ from finetune.data.runes import NEW_LABEL, RuneSource
 from finetune.errors import UserError
 from finetune.recipe import Recipe
 from finetune.scoring.estimators import NoiseTable, estimate
+from finetune.submission.bundle import bundle
+from finetune.submission.proof import (
+    Claim,
+    ProofError,
+    check_call,
+    check_imports,
+    check_same_source,
+    describe,
+)
+from finetune.submission.sandbox import _count_steps
 from hpo import export as export_module
 from hpo.choosing import CONFIRMED_KEY, choose
 from hpo.config import StudyConfig, load_study_file
 from hpo.export import held_out, main
 from hpo.instances import Instance, load_instances
 from hpo.manifest import MANIFEST_KEY
-from hpo.onefile import one_file
-from hpo.proof import (
-    Claim,
-    ProofError,
-    _returned,
-    check_call,
-    check_imports,
-    check_same_source,
-    describe,
-)
 from hpo.storage import open_storage
 from hpo.study_storage import StudyStorage
 from tests.settings import torch_threads
@@ -99,8 +100,8 @@ def clean_interpreters(monkeypatch: pytest.MonkeyPatch, nurse: Nurse, drawn_once
         nursery = nurse(("torch",), options=tuple(options))
         return nursery.start(command[3:], cwd, env, Path(stdout.name), Path(stderr.name))
 
-    monkeypatch.setattr("hpo.proof.subprocess", SimpleNamespace(Popen=start))
-    monkeypatch.setattr("hpo.proof._POLL_S", 0.02)
+    monkeypatch.setattr("finetune.submission.proof.subprocess", SimpleNamespace(Popen=start))
+    monkeypatch.setattr("finetune.submission.proof._POLL_S", 0.02)
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -175,9 +176,9 @@ def test_a_failing_proof_leaves_nothing_new_behind(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def tampered(recipe: Recipe, about: str) -> str:
-        return one_file(recipe, about).replace("0.5 * (1 + math.cos", "0.4 * (1 + math.cos")
+        return bundle(recipe, about).replace("0.5 * (1 + _math.cos", "0.4 * (1 + _math.cos")
 
-    monkeypatch.setattr("hpo.onefile.one_file", tampered)
+    monkeypatch.setattr("finetune.submission.bundle.bundle", tampered)
     assert run("--out", "out/f.py", "--no-challenge") == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("failed: after 3 steps the file's weights are not those of the")
@@ -310,13 +311,13 @@ def written(directory: Path, text: str) -> Path:
 
 
 def tampered(old: str, new: str) -> str:
-    text = one_file(RECIPE, "About.")
+    text = bundle(RECIPE, "About.")
     assert old in text
     return text.replace(old, new)
 
 
 def test_the_call_agrees_with_the_trial_or_does_not(tmp_path: Path, instance: Instance) -> None:
-    path = written(tmp_path, one_file(RECIPE, "About."))
+    path = written(tmp_path, bundle(RECIPE, "About."))
     adapted = adapt(instance.pretrained, instance.split.train, RECIPE)
     loss = estimate(adapted.model, instance.split.test, NEW_LABEL, TABLE)
     claim = Claim(loss.mean, loss.standard_error, 3)
@@ -324,7 +325,6 @@ def test_the_call_agrees_with_the_trial_or_does_not(tmp_path: Path, instance: In
     assert proof.exact and proof.steps == 3
     assert "bit for bit" in describe(proof, claim, RECIPE, "thorn/0")[0]
     assert "3 steps; " in describe(proof, claim, RECIPE, "thorn/0")[0]
-    assert "no trial to compare with" in describe(proof, None, RECIPE, "")[0]
 
     near = replace(claim, loss=loss.mean * (1 + 1e-6), steps=2)
     proof = check_call(path, RECIPE, instance, TABLE, 100.0, near)
@@ -338,20 +338,21 @@ def test_the_call_agrees_with_the_trial_or_does_not(tmp_path: Path, instance: In
         check_call(path, RECIPE, instance, TABLE, 100.0, far)
 
 
-@pytest.mark.parametrize("output", ["levels", "velocity"])
-def test_a_network_is_rebuilt_as_it_answers(instance: Instance, output: str) -> None:
-    recipe = replace(RECIPE, output=output, steps=1)
-    model = adapt(instance.pretrained, instance.split.train, recipe).model
-    assert ("bank.images" in model.state_dict()) == (output == "levels")
-    rebuilt = _returned(model.state_dict(), recipe)
-    assert not rebuilt.training
-    found = estimate(rebuilt, instance.split.test, NEW_LABEL, TABLE)
-    expected = estimate(model, instance.split.test, NEW_LABEL, TABLE)
-    assert found.replicates == expected.replicates
+def test_steps_are_those_of_one_of_several_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks: list[Any] = []
+    optimizers = sys.modules["torch.optim.optimizer"]
+    monkeypatch.setattr(optimizers, "register_optimizer_step_post_hook", hooks.append)
+    steps = _count_steps()
+    assert steps() == 0
+    weight = torch.nn.Parameter(torch.zeros(1))
+    one, other = torch.optim.AdamW([weight]), torch.optim.AdamW([weight])
+    for optimizer in (one, other, other, one, one, torch.optim.SGD([weight])):
+        hooks[0](optimizer, (), {})
+    assert steps() == 3
 
 
 def test_the_instances_seed_is_the_calls(tmp_path: Path, instance: Instance) -> None:
-    path = written(tmp_path, one_file(RECIPE, "About."))
+    path = written(tmp_path, bundle(RECIPE, "About."))
     seeded = replace(instance, seed=5)
     adapted = adapt(instance.pretrained, instance.split.train, replace(RECIPE, seed=5))
     loss = estimate(adapted.model, instance.split.test, NEW_LABEL, TABLE)
@@ -367,32 +368,37 @@ def test_the_instances_seed_is_the_calls(tmp_path: Path, instance: Instance) -> 
             "lr: float = 0.003",
             "the file's lr is 0.003, and the recipe's 0.002",
         ),
-        ("keep = 0.5 **", "keep = 0.6 **", "weights are not those of the modules"),
+        ("[lr * factor for", "[1.1 * lr * factor for", "weights are not those of the modules"),
         (
-            "    drawings = read_drawings(train_dataset)",
-            "    print(1)\n    drawings = read_drawings(train_dataset)",
+            "velocity = torch.where(",
+            "velocity = 1.001 * torch.where(",
+            "has the weights of its modules' but answers otherwise",
+        ),
+        (
+            "    drawings = _read_drawings(train_dataset)",
+            "    print(1)\n    drawings = _read_drawings(train_dataset)",
             "printed '1'",
         ),
         (
-            "    drawings = read_drawings(train_dataset)",
+            "    drawings = _read_drawings(train_dataset)",
             "    try:\n        open('x', 'w')\n    except Exception:\n        pass\n"
-            "    drawings = read_drawings(train_dataset)",
+            "    drawings = _read_drawings(train_dataset)",
             "did what a submission must not do: open x",
         ),
         (
-            "    drawings = read_drawings(train_dataset)",
+            "    drawings = _read_drawings(train_dataset)",
             "    __import__('socket').create_connection(('127.0.0.1', 9))\n"
-            "    drawings = read_drawings(train_dataset)",
+            "    drawings = _read_drawings(train_dataset)",
             "failed in a clean interpreter: PermissionError: socket",
         ),
         (
-            "    drawings = read_drawings(train_dataset)",
+            "    drawings = _read_drawings(train_dataset)",
             "    __import__('importlib').import_module('finetune.recipe')\n"
-            "    drawings = read_drawings(train_dataset)",
+            "    drawings = _read_drawings(train_dataset)",
             "failed in a clean interpreter: ImportError: finetune is not torch",
         ),
     ],
-    ids=["value", "arithmetic", "print", "write", "network", "import"],
+    ids=["value", "arithmetic", "answers", "print", "write", "network", "import"],
 )
 def test_a_file_that_was_tampered_with_fails(
     tmp_path: Path, instance: Instance, old: str, new: str, message: str
@@ -405,7 +411,7 @@ def test_a_file_that_was_tampered_with_fails(
 
 
 def test_a_foreign_import_fails_without_a_run(tmp_path: Path) -> None:
-    check_imports(written(tmp_path, one_file(RECIPE, "About.")))
+    check_imports(written(tmp_path, bundle(RECIPE, "About.")))
     with pytest.raises(ProofError, match=r"the file imports finetune, numpy$"):
         check_imports(written(tmp_path, "import numpy, torch, os\nfrom finetune import adapt\n"))
     with pytest.raises(ProofError, match="the file is not Python"):
@@ -414,8 +420,8 @@ def test_a_foreign_import_fails_without_a_run(tmp_path: Path) -> None:
 
 def test_a_call_that_hangs_or_is_too_long_fails(tmp_path: Path, instance: Instance) -> None:
     sleeping = tampered(
-        "    drawings = read_drawings(train_dataset)",
-        "    time.sleep(1)\n    drawings = read_drawings(train_dataset)",
+        "    drawings = _read_drawings(train_dataset)",
+        "    _time.sleep(1)\n    drawings = _read_drawings(train_dataset)",
     )
     with pytest.raises(ProofError, match=r"the call took \d\.\d s; the limit is 0.5 s"):
         check_call(written(tmp_path, sleeping), RECIPE, instance, TABLE, 0.5)
@@ -423,13 +429,13 @@ def test_a_call_that_hangs_or_is_too_long_fails(tmp_path: Path, instance: Instan
 
 def test_a_loss_that_is_no_number_fails(tmp_path: Path, instance: Instance) -> None:
     broken = tampered(
-        "adapt(pretrained_model, drawings, recipe or Recipe()).model",
-        "adapt(pretrained_model, drawings, recipe or Recipe()).model.fill()",
+        "_adapt(pretrained_model, drawings, recipe or _Recipe()).model",
+        "_adapt(pretrained_model, drawings, recipe or _Recipe()).model.fill()",
     )
     broken += (
-        "\n\ndef fill(model: nn.Module) -> nn.Module:\n"
-        "    nn.init.constant_(model.head.direct.bias, float('nan'))\n"
-        "    return model\n\n\nnn.Module.fill = fill\n"
+        "\n\ndef fill(model):\n"
+        "    torch.nn.init.constant_(model.head.direct.bias, float('nan'))\n"
+        "    return model\n\n\ntorch.nn.Module.fill = fill\n"
     )
     with pytest.raises(ProofError, match="the loss on thorn/0 is nan"):
         check_call(written(tmp_path, broken), RECIPE, instance, TABLE, 100.0)

@@ -1,6 +1,6 @@
 """Source text without the branches that a recipe does not take.
 
-A test such as ``recipe.l2_sp`` or ``recipe.schedule == "cosine"`` has one answer once the
+A test such as ``recipe.lora_rank`` or ``recipe.schedule == "cosine"`` has one answer once the
 recipe is fixed, and the branch that it rules out can go.  What counts as a recipe is read off
 the annotations, which mypy has checked: a parameter of type `Recipe`, an attribute of ``self``
 or a local name that holds nothing else.
@@ -112,6 +112,9 @@ def _answer(
             return _UNKNOWN
         fields.add(test.attr)
         return values[test.attr]
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        operand = _answer(test.operand, recipes, values, fields)
+        return _UNKNOWN if operand is _UNKNOWN else not operand
     if isinstance(test, ast.BoolOp):
         # Only the first operand: it decides before any other is looked at.
         first = _answer(test.values[0], recipes, values, fields)

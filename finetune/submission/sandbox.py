@@ -1,11 +1,13 @@
 """Runs a submission in an interpreter that has nothing but torch: a script, never imported.
 
-    python -I -B cleanroom.py SUBMISSION CASE
+    python -I -B sandbox.py SUBMISSION CASE
 
-CASE is a file of `torch.save` with the keys of `hpo.proof.Case`.  The submission may import
-torch, numpy and the standard library, may not write, start a process or open a connection, and
-sees ten drawings and a network.  What it returns goes to standard output, as `torch.save` again.
-With no SUBMISSION (an empty word) the project's own modules run instead, for comparison.
+CASE is a file of `torch.save` with what `finetune.submission.proof` says of the case.  The
+submission may import torch, numpy and the standard library, may not write, start a process or open
+a connection, and sees ten drawings and a network.  What is said of the call goes to standard
+output; the network that it returned then answers the questions in the case's file of questions,
+which is written after the call, and the answers go to standard output, too.  With no SUBMISSION
+(an empty word) the project's own modules run instead, for comparison.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -32,6 +34,7 @@ _FORBIDDEN = (
     *("urllib.", "ftplib.", "http.", "smtplib."),
 )
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_POLL_S = 0.02
 
 
 class Guard(importlib.abc.MetaPathFinder):
@@ -86,32 +89,46 @@ def main(submission: str, case_path: str) -> None:
         if submission:
             guard.watch()
             module = _load("submission", Path(submission))
+            recipe = module._Recipe()
         else:
             sys.path.insert(0, case["project"])
             module = importlib.import_module("finetune.adapt")
-        recipe = module.Recipe() if submission else module.Recipe(**case["recipe"])
-        # The plain call of two arguments, where nothing has to be otherwise.
-        plain = submission and not case["overrides"]
-        extra = [] if plain else [dataclasses.replace(recipe, **case["overrides"])]
+            recipe = module.Recipe(**case["recipe"])
+        values = dataclasses.asdict(recipe)
+        # Of the fields that the file has; and the plain call of two arguments, where nothing has
+        # to be otherwise.
+        overrides = {k: v for k, v in case["overrides"].items() if k in values}
+        extra = [dataclasses.replace(recipe, **overrides)] if overrides or not submission else []
         steps = _count_steps()
         torch.manual_seed(43)  # the author seeds every stream
         start = time.perf_counter()
         adapted = module.finetune_model(model, Drawings(case["train"]), *extra)
         seconds = time.perf_counter() - start
+        state = {k: v.detach().cpu() for k, v in adapted.state_dict().items()}
+        report = {"state": state, "seconds": seconds, "steps": steps(), "recipe": values}
+        _send(out, report)
+        answers = _answers(adapted, Path(case["questions"]))
     finally:
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-    report = {
-        "state": {k: v.detach().cpu() for k, v in adapted.state_dict().items()},
-        "seconds": seconds,
-        "steps": steps(),
-        "recipe": dataclasses.asdict(recipe),
-        "refused": guard.refused,
-        "said": said.getvalue()[:1000],
-    }
+    _send(out, {"answers": answers, "refused": guard.refused, "said": said.getvalue()[:1000]})
+
+
+def _send(out: BinaryIO, message: dict[str, Any]) -> None:
+    """A message, after its length in eight bytes."""
     packed = io.BytesIO()
-    torch.save(report, packed)
-    out.write(packed.getvalue())
+    torch.save(message, packed)
+    out.write(len(packed.getvalue()).to_bytes(8, "big") + packed.getvalue())
     out.flush()
+
+
+def _answers(model: torch.nn.Module, questions: Path) -> list[torch.Tensor]:
+    """What a network answers to each (x_t, t, c) of a file that comes to be."""
+    while not questions.exists():  # whoever waits for the answers ends this process at last
+        time.sleep(_POLL_S)
+    asked = torch.load(questions, weights_only=True)
+    model.eval()
+    with torch.inference_mode():
+        return [model(*question).cpu().clone() for question in asked]
 
 
 def _network(case: dict[str, Any]) -> torch.nn.Module:
@@ -149,7 +166,6 @@ def _load(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 

@@ -30,8 +30,8 @@ from finetune.data.synthetic import draw_rune
 from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.recipe import LORA_GROUPS, Recipe
 from finetune.scoring.estimators import NoiseTable, estimate
-from hpo import onefile
-from hpo.joining import imported_packages
+from finetune.submission.bundle import SECTIONS, bundle
+from finetune.submission.joining import imported_packages
 from tests.settings import torch_threads
 
 RECIPE = Recipe(steps=6, batch_size=4, render="direct", precision="fp32", deadline_s=1000.0)
@@ -55,7 +55,7 @@ _NUMBERS = itertools.count()
 @functools.cache
 def one_file(recipe: Recipe, about: str) -> str:
     """The file, made once for all tests: that takes a second."""
-    return onefile.one_file(recipe, about)
+    return bundle(recipe, about)
 
 
 def _block(conv: nn.Module, width: int) -> list[nn.Module]:
@@ -169,9 +169,9 @@ def test_it_gives_what_the_modules_give_bit_for_bit(recipe: Recipe, tmp_path: Pa
     # Neither the clock nor a measurement of speed shall have a say.
     short = {"steps": 3, "batch_size": 3, "precision": "fp32", "deadline_s": 1e6}
     theirs = finetune_model(tiny(), DrawingDataset(DRAWINGS), Recipe(**{**vars(recipe), **short}))
-    values = {k: v for k, v in vars(module.Recipe()).items() if k not in short}
+    values = {k: v for k, v in vars(module._Recipe()).items() if k not in short}
     ours = module.finetune_model(
-        tiny(), DrawingDataset(DRAWINGS), module.Recipe(**{**values, **short})
+        tiny(), DrawingDataset(DRAWINGS), module._Recipe(**{**values, **short})
     )
     assert same(ours, theirs)
 
@@ -180,7 +180,7 @@ def test_it_gives_what_the_modules_give_bit_for_bit(recipe: Recipe, tmp_path: Pa
 def test_every_value_that_it_shows_is_the_recipes_and_is_read(recipe: Recipe) -> None:
     text = one_file(recipe, "About.")
     tree = ast.parse(text)
-    (shown,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Recipe")
+    (shown,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "_Recipe")
     values = {
         n.target.id: ast.literal_eval(n.value)
         for n in shown.body
@@ -225,22 +225,51 @@ def test_it_is_formatted_linted_and_has_nothing_that_is_not_used(recipe: Recipe)
     assert defined - used - {"forward"} == {"finetune_model"}
 
 
-def test_recipe_call_and_parts_come_in_this_order() -> None:
-    text = one_file(RECIPE, "About.")
-    assert text.startswith('"""')
+def test_it_is_read_from_top_to_bottom() -> None:
+    text = one_file(VARIETY["default"], "About.")
+    assert text.startswith('# SPDX-License-Identifier: MIT\n"""')
     assert "\n\nAbout.\n" in text
-    places = [
-        text.index(f"\n{w}") for w in ("import ", "class Recipe", "def finetune_model", "def adapt")
-    ]
+    titles = [f"\n{'#' * 78}\n# {section.title}\n" for section in SECTIONS]
+    words = ["\nimport ", titles[0], "class _Recipe", titles[1], "def finetune_model", *titles[2:]]
+    places = [text.index(word) for word in words]
     assert places == sorted(places)
-    assert "def add_lora" not in text and "def rebuild(" not in text
+    assert all(text.count(title) == 1 for title in titles)
+
+
+def test_what_the_recipe_rules_out_is_not_there() -> None:
+    text = one_file(RECIPE, "About.")
+    assert "def _add_lora" not in text and "def _rebuild(" not in text
     assert "# lora_rank = 0: rank of the low-rank updates; 0 is full training" in text
     assert "steps: int = 6  # optimizer steps when time allows" in text
-    assert "def add_lora" in one_file(VARIETY["lora"], "About.")
-    rebuilt = ("_render", "signed_distance", "stroke_px", "_prepare_strokes", "class Rebuilt")
-    for part in (*rebuilt, "def trace(", "def stamp(", "draw_points", "class PenPaths"):
+    assert "def _add_lora" in one_file(VARIETY["lora"], "About.")
+    rebuilt = ("_render", "_signed_distance", "stroke_px", "_prepare_strokes", "class _Rebuilt")
+    for part in (*rebuilt, "def _trace(", "def _stamp(", "draw_points", "class _PenPaths"):
         assert part not in text
         assert part in one_file(VARIETY["default"], "About.")
+    assert "def _first_embedding(model: torch.nn.Module) -> torch.Tensor:" in text
+    assert "_first_embedding(model, drawings, generator)" in one_file(VARIETY["uniform"], "About.")
+    for name in ("_checked", "to_json", "RecipeError", "difflib"):
+        assert name not in text
+
+
+@pytest.mark.parametrize("recipe", VARIETY.values(), ids=VARIETY)
+def test_it_clashes_with_nothing_and_refers_to_nothing_else(recipe: Recipe) -> None:
+    text = one_file(recipe, "About.")
+    assert "__future__" not in text
+    assert re.findall(r"finetune\.\w+|from \.", text) == []
+    bound = set()
+    for node in ast.parse(text).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            bound |= {alias.asname or alias.name for alias in node.names}
+        else:
+            bound |= {
+                n.id
+                for n in ast.walk(node)
+                if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+            }
+    assert {name for name in bound if not name.startswith("_")} == {"torch", "finetune_model"}
 
 
 def test_it_imports_torch_and_the_standard_library_alone() -> None:
@@ -298,9 +327,9 @@ def test_the_courses_class_has_as_many_parameters_as_the_courses() -> None:
 def test_a_machine_ten_times_slower_returns_in_time_with_a_sensible_network(
     exported: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exported, "can_fuse", lambda model: False)  # or it would not be called
-    exported.finetune_model(tiny(), DRAWINGS, exported.Recipe(steps=1))  # torch's first optimizer
-    recipe = exported.Recipe(steps=100_000, batch_size=8, lr=1e-2, plain_share=1.0, deadline_s=4.0)
+    monkeypatch.setattr(exported, "_can_fuse", lambda model: False)  # or it would not be called
+    exported.finetune_model(tiny(), DRAWINGS, exported._Recipe(steps=1))  # torch's first optimizer
+    recipe = exported._Recipe(steps=100_000, batch_size=8, lr=1e-2, plain_share=1.0, deadline_s=4.0)
     start = time.perf_counter()
     model = exported.finetune_model(tiny(TenTimesSlower), DrawingDataset(DRAWINGS), recipe)
     assert time.perf_counter() - start < 5.0
@@ -310,7 +339,7 @@ def test_a_machine_ten_times_slower_returns_in_time_with_a_sensible_network(
     model.network = quick
     table = NoiseTable(len(DRAWINGS), n_strata=5, n_replicates=2)
     # A single step leaves the levels' posterior as the pixels alone tell it.
-    untrained = exported.finetune_model(tiny(), DRAWINGS, exported.Recipe(steps=1))
+    untrained = exported.finetune_model(tiny(), DRAWINGS, exported._Recipe(steps=1))
     before = estimate(untrained, DRAWINGS, 10, table).mean
     after = estimate(model, DRAWINGS, 10, table).mean
     assert after < 0.9 * before, (after, before)
@@ -440,7 +469,7 @@ def test_a_float64_network_comes_back_in_float64(exported: ModuleType) -> None:
 def gpu_at_hand(module: ModuleType, monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[str]:
     """A GPU that is always chosen and always fails; returns the devices that were tried."""
     tried: list[str] = []
-    move = module.channels_last
+    move = module._channels_last
 
     def fail(model: nn.Module, device: torch.device) -> nn.Module:
         tried.append(device.type)
@@ -449,8 +478,8 @@ def gpu_at_hand(module: ModuleType, monkeypatch: pytest.MonkeyPatch, error: Exce
         moved: nn.Module = move(model, device)
         return moved
 
-    monkeypatch.setattr(module, "training_device", lambda home: torch.device("cuda"))
-    monkeypatch.setattr(module, "channels_last", fail)
+    monkeypatch.setattr(module, "_training_device", lambda home: torch.device("cuda"))
+    monkeypatch.setattr(module, "_channels_last", fail)
     return tried
 
 

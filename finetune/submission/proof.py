@@ -1,11 +1,13 @@
 """Proof that a submission is what a trial measured: it is run where nothing else is.
 
-Two runs in clean interpreters, neither of which sees the drawings that are scored on:
+Two runs in clean interpreters, neither of which sees the drawings that are scored on before its
+call is over:
 
-- a short one beside the project's own modules, on the CPU: all weights must be the same, bit
-  for bit, on whichever machine;
-- the whole call on an instance of the trial, whose loss must be the trial's: bit for bit on
-  the machine and with the threads of the trial, within the errors elsewhere.
+- a short one beside the project's own modules, on the CPU: all weights, and what the returned
+  networks answer, must be the same, bit for bit, on whichever machine;
+- the whole call on an instance of the trial.  The network that it returns, and no other, is scored
+  in its own interpreter: its loss must be the trial's, bit for bit on the machine and with the
+  threads of the trial, within the errors elsewhere.
 """
 
 from __future__ import annotations
@@ -17,39 +19,47 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from finetune.data.runes import NEW_LABEL
-from finetune.machine.device import resolve_precision
-from finetune.model.unet import ConditionalDiffusionUNet
-from finetune.predict.bank import ImageBank
-from finetune.predict.levels import GreyLevels
-from finetune.predict.posterior import LevelPosterior
-from finetune.recipe import Recipe
-from finetune.scoring.estimators import LossTable, NoiseTable, estimate
-from finetune.submission.imports import module_source
-from finetune.train.learners import product_type
-
-from .instances import Instance
+from ..data.runes import NEW_LABEL, Split
+from ..recipe import Recipe
+from ..scoring.estimators import LossTable, NoiseTable, estimate
+from .imports import module_source
 from .joining import imported_packages
 
-_SCRIPT = Path(__file__).with_name("cleanroom.py")
+_SCRIPT = Path(__file__).with_name("sandbox.py")
 _SHORT_STEPS = 5
 _START_S = 120.0  # that an interpreter may take to import torch, on a busy machine
 _POLL_S = 0.2
 # Of the difference of two losses on one table of noise, as if their errors were independent.
 _ERRORS = 3.0
+_TIMES = (0.0, 0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.99)
+_Question = tuple[Tensor, Tensor, Tensor]  # x_t, t and c
 
 
 class ProofError(Exception):
     """The submission is not what it claims to be.  The message is one line that says why."""
+
+
+class Instance(Protocol):
+    """What one call is measured on."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def pretrained(self) -> nn.Module: ...
+    @property
+    def split(self) -> Split: ...
 
 
 @dataclass(frozen=True)
@@ -96,11 +106,11 @@ def check_same_source(submission: Path, recipe: Recipe, instance: Instance) -> N
     case = _case(recipe, instance, 1, short)
     on_cpu = {"CUDA_VISIBLE_DEVICES": ""}
     limit_s = _START_S + 10 * recipe.deadline_s
-    with tempfile.TemporaryDirectory() as directory:
-        ran = [
-            _run(path, case, Path(directory), limit_s, f"{what}, {short['steps']} steps", on_cpu)
-            for path, what in ((submission, "the file"), (None, "its modules"))
-        ]
+    questions = _questions(NEW_LABEL) + _questions(0)
+    ran = [
+        _run(path, case, questions, limit_s, f"{what}, {short['steps']} steps", on_cpu)
+        for path, what in ((submission, "the file"), (None, "its modules"))
+    ]
     for name, value in ran[0]["recipe"].items():
         wanted = getattr(recipe, name, None)
         if value != wanted:
@@ -113,6 +123,21 @@ def check_same_source(submission: Path, recipe: Recipe, instance: Instance) -> N
             f"after {short['steps']} steps the file's weights are not those of the modules that "
             f"it was made from: {what} differs"
         )
+    pairs = zip(ran[0]["answers"], ran[1]["answers"], strict=True)
+    if not all(torch.equal(a, b) for a, b in pairs):
+        raise ProofError(
+            f"after {short['steps']} steps the file's network has the weights of its modules' but "
+            "answers otherwise"
+        )
+
+
+def _questions(label: int) -> list[_Question]:
+    """At each of some times, noise and zeros under a label."""
+    numbers = torch.Generator().manual_seed(0)
+    x_t = torch.randn(len(_TIMES), 1, 28, 28, generator=numbers)
+    t = torch.tensor(_TIMES)[:, None, None, None]
+    c = torch.full((len(_TIMES),), label)
+    return [(x_t, t, c), (torch.zeros_like(x_t), t, c)]
 
 
 def check_call(
@@ -130,13 +155,14 @@ def check_call(
     """
     overrides = {} if recipe.seed == instance.seed else {"seed": instance.seed}
     case = _case(recipe, instance, torch.get_num_threads(), overrides)
-    with tempfile.TemporaryDirectory() as directory:
-        what = f"the whole call on {instance.label}"
-        ran = _run(submission, case, Path(directory), _START_S + limit_s, what, {})
+    what = f"the whole call on {instance.label}"
+    # Asked first, to learn the questions; then with the answers.
+    asked = _Answering()
+    estimate(asked, instance.split.test, NEW_LABEL, table)
+    ran = _run(submission, case, asked.questions, _START_S + limit_s, what, {})
     if ran["seconds"] > limit_s:
         raise ProofError(f"the call took {ran['seconds']:.1f} s; the limit is {limit_s:g} s")
-    model = _returned(ran["state"], recipe)
-    loss = estimate(model, instance.split.test, NEW_LABEL, table)
+    loss = estimate(_Answering(ran["answers"]), instance.split.test, NEW_LABEL, table)
     exact = claim is not None and loss.mean == claim.loss
     if not math.isfinite(loss.mean):
         raise ProofError(f"the loss on {instance.label} is {loss.mean}")
@@ -151,6 +177,25 @@ def check_call(
     return Proof(loss=loss, seconds=ran["seconds"], steps=ran["steps"], exact=exact)
 
 
+class _Answering(nn.Module):
+    """A network elsewhere: notes what it is asked and gives the answers that came, or zeros."""
+
+    def __init__(self, answers: Sequence[Tensor] | None = None) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(()))  # it is on the CPU
+        self.questions: list[_Question] = []
+        self._answers = answers
+
+    def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        self.questions.append((x_t, t, c))
+        if self._answers is None:
+            return torch.zeros_like(x_t)
+        answer = self._answers[len(self.questions) - 1]
+        if answer.shape != x_t.shape:
+            raise ProofError(f"the returned network answers {tuple(answer.shape)} to {x_t.shape}")
+        return answer
+
+
 def _case(
     recipe: Recipe, instance: Instance, threads: int, overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -162,50 +207,55 @@ def _case(
         "threads": threads,
         "recipe": recipe.to_dict(),
         "overrides": dict(overrides),
-        "project": str(Path(__file__).parents[1]),
+        "project": str(Path(__file__).parents[2]),
     }
 
 
 def _run(
     submission: Path | None,
     case: Mapping[str, Any],
-    directory: Path,
+    questions: Sequence[_Question],
     limit_s: float,
     what: str,
     environment: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The script's report.
+    """The script's report, with the returned network's answers to ``questions``.
 
     Raises:
         ProofError: it failed, hung, or did what it must not do.
     """
-    case_path = directory / "case.pt"
-    torch.save(dict(case), case_path)
-    arguments = [str(submission.resolve()) if submission else "", str(case_path)]
+    arguments = [str(submission.resolve()) if submission else "", "case.pt"]
     command = [sys.executable, "-I", "-B", str(_SCRIPT), *arguments]
-    with (directory / "out").open("w+b") as out, (directory / "err").open("w+b") as err:
-        start = time.monotonic()
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        directory = Path(name)
+        file = directory / "questions.pt"
+        torch.save({**case, "questions": str(file)}, directory / "case.pt")
+        out, err = (stack.enter_context((directory / n).open("w+b")) for n in ("out", "err"))
         child = subprocess.Popen(
             command, cwd=directory, env={**os.environ, **environment}, stdout=out, stderr=err
         )
-        try:
-            with tqdm(desc=what, disable=None, leave=False, bar_format="{desc}: {elapsed}") as bar:
-                while child.poll() is None:
-                    time.sleep(_POLL_S)
-                    bar.refresh()
-                    if time.monotonic() - start > limit_s:
-                        raise ProofError(f"{what} did not end within {limit_s:.0f} s")
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-        out.seek(0)
-        err.seek(0)
-        packed, words = out.read(), err.read().decode(errors="replace")
-    if child.returncode != 0:
+        stack.callback(child.wait)
+        stack.callback(child.kill)
+        bar = tqdm(desc=what, disable=None, leave=False, bar_format="{desc}: {elapsed}")
+        stack.enter_context(bar)
+        start = time.monotonic()
+        while child.poll() is None:
+            if not file.exists() and len(_messages(directory / "out")) == 1:
+                # The call is over, and only now may it see what it is scored on.
+                torch.save(list(questions), directory / "part")
+                (directory / "part").rename(file)
+                limit_s += _START_S
+            time.sleep(_POLL_S)
+            bar.refresh()
+            if time.monotonic() - start > limit_s:
+                raise ProofError(f"{what} did not end within {limit_s:.0f} s")
+        messages, words = _messages(directory / "out"), (directory / "err").read_text("utf-8")
+    if child.returncode != 0 or len(messages) != 2:
         last = (words.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
         raise ProofError(f"{what} failed in a clean interpreter: {last}")
-    report: dict[str, Any] = torch.load(BytesIO(packed), weights_only=True)
+    report: dict[str, Any] = {}
+    for message in messages:
+        report |= torch.load(BytesIO(message), weights_only=True)
     if report["refused"]:
         raise ProofError(f"{what} did what a submission must not do: {report['refused'][0]}")
     if submission and report["said"]:
@@ -213,32 +263,13 @@ def _run(
     return report
 
 
-def _returned(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
-    """What the call returned, rebuilt of the project's own classes."""
-    try:
-        return _network(state, recipe).eval()
-    except (KeyError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise ProofError(f"what the file returns is not the course's network: {why}") from error
-
-
-def _network(state: Mapping[str, Tensor], recipe: Recipe) -> nn.Module:
-    """The network, with its head and bank where it has them."""
-    prefix = "network."
-    inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    label = len((inner or state)["class_embedding.weight"]) - 1
-    model: nn.Module = ConditionalDiffusionUNet(n_classes=label + 1)
-    # With the memory format that the call chose, which rounding depends on.
-    model.load_state_dict(inner or dict(state), strict=True, assign=True)
-    if inner:
-        levels = GreyLevels(state["means"], state["variances"], state["log_prior"])
-        bank = ImageBank(state["bank.images"], recipe) if "bank.images" in state else None
-        dtype = product_type(resolve_precision(recipe.precision, torch.device("cpu")))
-        model = LevelPosterior(
-            model, levels, label, recipe.head_hidden, bank=bank, answer_dtype=dtype
-        )
-        model.load_state_dict(dict(state), strict=True, assign=True)
-    return model
+def _messages(path: Path) -> list[bytes]:
+    """Those that are whole, of what the script has written so far."""
+    data, found = path.read_bytes(), []
+    while len(data) >= 8 and len(data) >= 8 + (n := int.from_bytes(data[:8], "big")):
+        found.append(data[8 : 8 + n])
+        data = data[8 + n :]
+    return found
 
 
 def describe(proof: Proof, claim: Claim | None, recipe: Recipe, label: str) -> Sequence[str]:

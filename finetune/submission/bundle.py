@@ -1,30 +1,56 @@
-"""A recipe and the modules that it ran in, as the one file that is handed in."""
+"""A recipe and the modules that it runs in, as the one file that is handed in."""
 
 from __future__ import annotations
 
 import ast
+import io
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import tokenize
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from finetune.recipe import Recipe
-from finetune.submission.imports import needed_modules
-
+from ..recipe import Recipe
 from .folding import fold
-from .joining import Joined, join
+from .imports import needed_modules
+from .joining import Joined, Section, join
 
+# The order in which the file is read, whatever imports what.  A module that this list lacks can't
+# be part of the file; one that the recipe does not need is passed over.
+SECTIONS = (
+    Section("The recipe", ("recipe",)),
+    Section("The call and its loop", ("adapt", "errors")),
+    Section("Drawings", ("augment.bitmaps", "augment.pen", "augment.registration", "canvas")),
+    Section("Augmentation", ("augment.mix",)),
+    Section(
+        "Prediction",
+        (
+            *("predict.posterior", "predict.head", "predict.levels", "predict.bank"),
+            *("predict.windows", "model.unet", "model.groups", "model.fused_unet", "flow"),
+        ),
+    ),
+    Section(
+        "Training: batches, optimizer and schedule",
+        (
+            *("train.run", "train.batches", "train.learners", "train.optim", "train.flat"),
+            "train.schedule",
+        ),
+    ),
+    Section("The machine", ("machine.device", "machine.threads")),
+)
 _ENTRY = ("adapt", "finetune_model")
-_FIRST = (("recipe", "Recipe"), _ENTRY)
+_TITLE = "Adapt a pretrained rectified-flow network to a new class from ten drawings."
+_LICENSE = "# SPDX-License-Identifier: MIT"
 _WIDTH = 100
+_SAYS = "Every value that can be tuned: change one here, and it has its effect."
 
 
-def one_file(recipe: Recipe, about: str) -> str:
+def bundle(recipe: Recipe, about: str) -> str:
     """The text of a Python file with ``finetune_model`` in it that runs ``recipe``.
 
     Args:
@@ -33,13 +59,8 @@ def one_file(recipe: Recipe, about: str) -> str:
     Raises:
         JoinError: the modules can't be joined.
     """
-    sources = needed_modules(_ENTRY[0])
-    joined = _joined(sources, recipe)
-    recipe_class, call = joined.first
-    title = "Adapt a pretrained rectified-flow network to a new class from ten drawings."
-    docstring = f'"""{title}\n\n{about}\n"""'
-    parts = [docstring, "\n\n", joined.imports, "\n\n\n", recipe_class, "\n\n\n", call, "\n\n\n"]
-    return formatted("".join([*parts, joined.rest]))
+    joined = _joined(needed_modules(_ENTRY[0]), recipe)
+    return formatted(f'{_LICENSE}\n"""{_TITLE}\n\n{about}\n"""\n\n{joined.text}')
 
 
 def _joined(sources: Mapping[str, str], recipe: Recipe) -> Joined:
@@ -49,18 +70,20 @@ def _joined(sources: Mapping[str, str], recipe: Recipe) -> Joined:
     any more: every value that the file shows can be changed there and has its effect.
     """
     values = recipe.to_dict()
+    shown: frozenset[str] = frozenset()
     while True:
         folded, decided = dict(sources), frozenset[str]()
         for name in sources.keys() - {"recipe"}:
             folded[name], fields_of = fold(sources[name], values)
             decided |= fields_of
-        folded["recipe"] = recipe_module(sources["recipe"], recipe, values, ())
-        read = join(folded, _ENTRY, _FIRST).attributes
-        if not decided & read:
-            break
-        values = {name: value for name, value in values.items() if name not in decided & read}
-    folded["recipe"] = recipe_module(sources["recipe"], recipe, read, decided)
-    return join(folded, _ENTRY, _FIRST)
+        folded["recipe"] = recipe_module(sources["recipe"], recipe, shown, decided)
+        joined = join(folded, _ENTRY, SECTIONS)
+        read = joined.attributes & recipe.to_dict().keys()
+        if decided & read:
+            values = {name: value for name, value in values.items() if name not in decided & read}
+        elif read == shown:
+            return joined
+        shown = read
 
 
 def recipe_module(source: str, recipe: Recipe, shown: Iterable[str], decided: Iterable[str]) -> str:
@@ -76,7 +99,8 @@ def recipe_module(source: str, recipe: Recipe, shown: Iterable[str], decided: It
     (node,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Recipe")
     lines = source.splitlines()
     docstring = (ast.get_docstring(node) or "").partition("\n\nRaises:")[0]
-    text = ["from dataclasses import dataclass", "", "", "@dataclass(frozen=True)", "class Recipe:"]
+    text = [f'"""{_SAYS}"""', "", "from dataclasses import dataclass", "", ""]
+    text += ["@dataclass(frozen=True)", "class Recipe:"]
     text += textwrap.indent(f'"""{docstring}\n"""', "    ").splitlines()
     if decided:
         text += ["", "    # These are decided, and built into the code below:"]
@@ -128,5 +152,25 @@ def formatted(text: str) -> str:
     if ruff is None:
         return text
     command = [ruff, "format", "--isolated", f"--line-length={_WIDTH}", "--stdin-filename=x.py"]
-    result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    return result.stdout if result.returncode == 0 else text
+    for _ in range(2):  # again, because comments move
+        result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            return text
+        text = _narrow(result.stdout)
+    return text
+
+
+def _narrow(text: str) -> str:
+    """Comments at the end of lines that are too long, as longer names make some, go above them."""
+    lines = text.splitlines()
+    moved = []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            line = lines[token.start[0] - 1]
+            code = line[: token.start[1]].rstrip()
+            if code and len(line) > _WIDTH:
+                moved.append((token.start[0] - 1, code, token.string))
+    for index, code, comment in reversed(moved):
+        indent = code[: len(code) - len(code.lstrip())]
+        lines[index : index + 1] = [indent + comment, code]
+    return "\n".join(lines) + "\n"

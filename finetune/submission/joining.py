@@ -1,0 +1,439 @@
+"""Modules of one package as one file, in an order for people: the same definitions, fewer of them.
+
+Definitions are cut out of the source as text, comments and all, and are kept when the entry can
+reach them by name.  The file can stand among other code:
+
+- every name that it binds at its top, but the entry's and ``torch``, begins with an underscore;
+- what torch's modules bind is written out (``torch.nn.functional.relu``);
+- annotations that name what comes later are strings, so it needs no import from `__future__`.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import sys
+import textwrap
+import tokenize
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from .program import Definition, Import, JoinError, Program
+from .pruning import prune
+from .scopes import FUNCTIONS, GlobalName, evaluated, global_names
+from .text import Edit, Text
+
+__all__ = ["JoinError", "Joined", "Section", "imported_packages", "join"]
+
+_WIDTH = 100
+_BLOCKS = (*FUNCTIONS, ast.ClassDef)
+_DATACLASS = Import("dataclasses", "dataclass")
+# A dataclass whose annotations are strings looks its module up in `sys.modules`.  They are strings
+# where code that postpones annotations executes the file's text, and text has no module.
+_DATACLASS_TEXT = '''
+
+def _dataclass(kind=None, /, **options):
+    """`dataclasses.dataclass`, also where this text is executed and has no module to look up."""
+    if kind is None:
+        return lambda kind: _dataclass(kind, **options)
+    module, kind.__module__ = kind.__module__, "builtins"
+    kind = _dataclasses.dataclass(**options)(kind)
+    kind.__module__ = module
+    return kind
+'''
+_FOR_TOOLS = re.compile(r"#\s*(type:\s*ignore|noqa)\b.*")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the file: what it is called, and the modules in it in their order."""
+
+    title: str
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What is left of the modules."""
+
+    text: str  # imports and definitions
+    attributes: frozenset[str]  # names that occur as ``something.name``
+
+
+def join(sources: Mapping[str, str], entry: tuple[str, str], sections: Sequence[Section]) -> Joined:
+    """Join what ``entry`` needs, in the order of ``sections``.
+
+    Within a module the order is the module's.  Only what must be defined earlier, because an
+    earlier statement uses it as the file is loaded, moves up to there.
+
+    Args:
+        sources: module -> text, of all modules that may be needed.
+        entry: the module and the name of what is wanted.
+
+    Raises:
+        JoinError: something is not provided for; says what.
+    """
+    program = Program(prune(sources, entry), entry)
+    order = _reading_order(program, sections)
+    writer = _Writer(program, [definition for definition, _ in order], sections)
+    parts = [writer.imports()]
+    previous: Definition | None = None
+    section, module = "", ""
+    titles = {name: s.title for s in sections for name in s.modules}
+    for definition, home in order:
+        if home != module:
+            heading = f"{'#' * 78}\n# {titles[home]}\n\n" if titles[home] != section else ""
+            docstring = writer.reworded(program.modules[home].docstring, home)
+            heading += "".join(f"# {line}".rstrip() + "\n" for line in docstring.splitlines())
+            parts += ["\n\n\n" if previous else "\n\n", heading, "\n"]
+            section, module = titles[home], home
+        elif previous is not None:
+            blocks = isinstance(definition.node, _BLOCKS) or isinstance(previous.node, _BLOCKS)
+            parts.append("\n\n\n" if blocks else "\n\n" if definition.after_blank else "\n")
+        parts.append(writer.written(definition))
+        previous = definition
+    text = "".join(parts) + "\n"
+    _check_names(text, program.entry)
+    nodes = [node for d in program.kept for node in ast.walk(d.node)]
+    return Joined(text, frozenset(n.attr for n in nodes if isinstance(n, ast.Attribute)))
+
+
+def _reading_order(program: Program, sections: Sequence[Section]) -> list[tuple[Definition, str]]:
+    """Definitions in the file's order, each with the module under whose heading it stands."""
+    places = {name: i for i, name in enumerate(m for s in sections for m in s.modules)}
+    for definition in sorted(program.kept, key=str):
+        if definition.module not in places:
+            raise JoinError(
+                f"the file needs {definition}, but no section lists the module "
+                f"{definition.module}; add it to SECTIONS, where a reader should meet it"
+            )
+
+    def place(definition: Definition) -> tuple[int, int]:
+        return places[definition.module], definition.first_line
+
+    placed: dict[Definition, str] = {}
+    waiting: list[Definition] = []
+
+    def put(definition: Definition, home: str) -> None:
+        if definition in placed:
+            return
+        if definition in waiting:
+            circle = " and ".join(str(d) for d in waiting[waiting.index(definition) :])
+            raise JoinError(f"{circle} need each other as the file is loaded")
+        waiting.append(definition)
+        for needed in sorted(_needed_at_once(program, definition), key=place):
+            put(needed, home)
+        waiting.pop()
+        placed[definition] = home
+
+    for definition in sorted(program.kept, key=place):
+        put(definition, definition.module)
+    return list(placed.items())
+
+
+def _needed_at_once(program: Program, definition: Definition) -> set[Definition]:
+    """What must be there when the statement of a definition runs."""
+    targets = {id(used.node): target for used, target in program.references(definition)}
+    needed: set[Definition] = set()
+    called: list[Definition] = []
+    for node, kind in evaluated(definition.node):
+        if kind == "annotation":
+            continue
+        functions = [n.func for n in ast.walk(node) if isinstance(n, ast.Call)]
+        functions += [node] if kind == "called" and isinstance(node, ast.expr) else []
+        roots = {id(n) for f in functions for n in ast.walk(f)}
+        for inner in ast.walk(node):
+            target = targets.get(id(inner))
+            if isinstance(target, Definition) and target is not definition:
+                needed.add(target)
+                called += [target] if id(inner) in roots else []
+    while called:  # its body runs, too
+        function = called.pop()
+        for target in _named_in_body(program, function):
+            if target is definition:
+                raise JoinError(
+                    f"{definition} and {function} need each other as the file is loaded"
+                )
+            if target not in needed:
+                needed.add(target)
+                called.append(target)
+    return needed
+
+
+def _named_in_body(program: Program, definition: Definition) -> Iterator[Definition]:
+    """What runs as a definition is called: of a class, its special methods."""
+    idle: list[ast.AST] = [
+        node for node, kind in evaluated(definition.node) if kind == "annotation"
+    ]
+    if isinstance(definition.node, ast.ClassDef):
+        methods = [m for m in definition.node.body if isinstance(m, FUNCTIONS)]
+        idle += [m for m in methods if not m.name.startswith("__")]
+    passed_over = {id(inner) for node in idle for inner in ast.walk(node)}
+    for used, target in program.references(definition):
+        if isinstance(target, Definition) and id(used.node) not in passed_over:
+            yield target
+
+
+class _Writer:
+    """Writes definitions with the names that they have in the file."""
+
+    def __init__(
+        self, program: Program, order: Sequence[Definition], sections: Sequence[Section]
+    ) -> None:
+        self._program = program
+        self._titles = {name: s.title for s in sections for name in s.modules}
+        self._place = {definition: i for i, definition in enumerate(order)}
+        self._names: dict[tuple[Definition, str], str] = {}
+        bound: dict[str, Definition] = {}
+        for definition in order:
+            for name in definition.names:
+                new = name if definition is program.entry else f"_{name.removeprefix('_')}"
+                if new in bound:
+                    raise JoinError(
+                        f"{bound[new]} and {definition} would both be {new}; give one another name"
+                    )
+                bound[new] = definition
+                self._names[definition, name] = new
+        self._imports: dict[Import, str] = {}  # and what they are called
+        for definition in order:
+            for _, target in program.references(definition):
+                if isinstance(target, Import) and target not in self._imports:
+                    self._imports[target] = _import_name(target, bound)
+
+    def imports(self) -> str:
+        """Sorted as isort does: the standard library, then the rest; plain imports first."""
+        lines: dict[bool, list[tuple[bool, str, str]]] = {True: [], False: []}
+        for target, name in self._imports.items():
+            if target.module.partition(".")[0] == "torch":
+                line = "import torch"
+            elif target == _DATACLASS:
+                line = "import dataclasses as _dataclasses"
+            elif target.name:
+                line = f"from {target.module} import {target.name} as {name}"
+            else:
+                line = f"import {target.module} as {name}"
+            found = (line.startswith("from"), target.module, line)
+            if line == "import torch":
+                found = (False, "torch", line)
+            lines[_is_standard(target.module)].append(found)
+        blocks = ["\n".join(line for *_, line in sorted(set(lines[k]))) for k in (True, False)]
+        text = "\n\n".join(block for block in blocks if block)
+        return text + (_DATACLASS_TEXT if _DATACLASS in self._imports else "")
+
+    def written(self, definition: Definition) -> str:
+        """The text of a definition."""
+        text = Text(definition.text, definition.first_line)
+        edits = list(self._renamings(definition, text))
+        for node, kind in evaluated(definition.node):
+            if kind == "annotation" and self._comes_later(definition, node):
+                start, end = text.span(node)
+                inside = [e for e in edits if start <= e.start and e.end <= end]
+                written = " ".join(text.edited(inside, start, end).split())
+                quote = "'" if '"' in written else '"'
+                edits = [e for e in edits if e not in inside]
+                edits.append(Edit(start, end, f"{quote}{written}{quote}"))
+        edits += self._prose(definition, text)
+        lines = text.edited(edits).splitlines()
+        return "\n".join(line.rstrip() for line in lines)
+
+    def _renamings(self, definition: Definition, text: Text) -> Iterator[Edit]:
+        node = definition.node
+        if isinstance(node, _BLOCKS):
+            start = text.at(node.lineno, node.col_offset)
+            line = text.slice(start, start + 2 * len(node.name) + 100)
+            match = re.match(r"(?:async\s+)?(?:def|class)\s+(\w+)", line)
+            assert match is not None and match[1] == node.name
+            start += len(line[: match.start(1)].encode())
+            new = self._names[definition, node.name]
+            yield Edit(start, start + len(node.name.encode()), new)
+        in_strings: dict[int, ast.JoinedStr] = {}
+        for string in ast.walk(node):
+            if isinstance(string, ast.JoinedStr):
+                for name_node in ast.walk(string):
+                    in_strings.setdefault(id(name_node), string)  # the outermost
+        strings: dict[int, set[tuple[str, str]]] = {}
+        for used, target in self._program.references(definition):
+            name = used.node.id
+            new = self._new_name(target, definition.module, name)
+            root = new.partition(".")[0]
+            if new == name:
+                continue
+            if root in used.hidden:
+                raise JoinError(
+                    f"{definition}, line {used.node.lineno}: {name} becomes {new} in the file, "
+                    f"but {root} is a local name there; give that another name"
+                )
+            if id(used.node) in in_strings:
+                strings.setdefault(id(in_strings[id(used.node)]), set()).add((name, new))
+                continue
+            yield Edit(*text.span(used.node), new)
+        for string in ast.walk(node):
+            if id(string) in strings:
+                assert isinstance(string, ast.JoinedStr)
+                yield from self._in_string(definition, string, strings[id(string)], text)
+
+    def _in_string(
+        self,
+        definition: Definition,
+        string: ast.JoinedStr,
+        names: set[tuple[str, str]],
+        text: Text,
+    ) -> Iterator[Edit]:
+        """Names in an f-string, whose places Python 3.11 does not know."""
+        start, end = text.span(string)
+        source = text.slice(start, end)
+        for name, new in names:
+            expected = sum(isinstance(n, ast.Name) and n.id == name for n in ast.walk(string))
+            matches = [
+                group.start() + match.start()
+                for group in re.finditer(r"\{[^{}]*\}", source)
+                for match in re.finditer(rf"(?<![\w.]){name}\b", group[0])
+            ]
+            if len(matches) != expected:
+                raise JoinError(
+                    f"{definition}, line {string.lineno}: {name} in an f-string can't be renamed; "
+                    "take it out of the string"
+                )
+            for match in matches:
+                place = start + len(source[:match].encode())
+                yield Edit(place, place + len(name.encode()), new)
+
+    def _new_name(self, target: Definition | Import, module: str, name: str) -> str:
+        if isinstance(target, Import):
+            return self._imports[target]
+        # The name that it has where it is defined.
+        siblings = self._program.modules
+        while name in siblings[module].siblings:
+            module, name = siblings[module].siblings[name]
+        return self._names[target, name]
+
+    def _comes_later(self, definition: Definition, annotation: ast.AST) -> bool:
+        inside = {id(node) for node in ast.walk(annotation)}
+        return any(
+            isinstance(target, Definition) and self._place[target] >= self._place[definition]
+            for used, target in self._program.references(definition)
+            if id(used.node) in inside
+        )
+
+    def _prose(self, definition: Definition, text: Text) -> Iterator[Edit]:
+        """Docstrings and comments by the file's names."""
+        for node in ast.walk(definition.node):
+            if isinstance(node, _BLOCKS) and ast.get_docstring(node) is not None:
+                first = node.body[0]
+                start, end = text.span(first)
+                # With its indentation, which counts in the width of a line.
+                indent = " " * first.col_offset
+                prose = self.reworded(indent + text.slice(start, end), definition.module)
+                yield Edit(start, end, prose.removeprefix(indent))
+        tokens = tokenize.generate_tokens(io.StringIO(definition.text).readline)
+        for token in tokens:
+            if token.type == tokenize.COMMENT:
+                line = token.start[0] + definition.first_line - 1
+                before = token.line[: token.start[1]].encode()
+                start = text.at(line, len(before))
+                new = self.reworded(_FOR_TOOLS.sub("", token.string).rstrip(), definition.module)
+                yield Edit(start, start + len(token.string.encode()), new)
+
+    def reworded(self, prose: str, module: str) -> str:
+        """Prose of a module, whose names in backquotes become the file's."""
+
+        def renamed(match: re.Match[str]) -> str:
+            dotted = match[1]
+            if dotted.startswith("finetune."):
+                return self._reference(dotted.removeprefix("finetune."))
+            root, dot, rest = dotted.partition(".")
+            try:
+                target = self._program.resolve(module, root)
+            except JoinError:
+                return match[0]
+            if isinstance(target, Definition) and target in self._place:
+                return f"`{self._new_name(target, module, root)}{dot}{rest}`"
+            if isinstance(target, Import) and target in self._imports:
+                return f"`{self._imports[target]}{dot}{rest}`"
+            return match[0]
+
+        def renamed_word(name: str) -> str:
+            return re.sub(r"(.+)", renamed, name).strip("`")
+
+        # A command of the project's, in parentheses.
+        prose = re.sub(r"\s*\(``python -m [^`]*``\)", "", prose)
+        prose = re.sub(r"``(finetune\.[\w.]+)``", r"`\1`", prose)
+        prose = re.sub(r"(?<!`)`([A-Za-z_][\w.]*)`(?!`)", renamed, prose)
+        # Errors in a list of what is raised stand without backquotes.
+        prose = re.sub(
+            r"(?<=\n)( +)([A-Z]\w*Error)(?=: )", lambda m: m[1] + renamed_word(m[2]), prose
+        )
+        return "\n".join(line for long in prose.split("\n") for line in _wrapped(long))
+
+    def _reference(self, dotted: str) -> str:
+        """What a module of the package, or a name in one, is in the file."""
+        if dotted in self._titles:
+            return f'the section "{self._titles[dotted]}"'
+        module, _, name = dotted.rpartition(".")
+        parts = self._program.modules.get(module)
+        definition = parts.definitions.get(name) if parts else None
+        if definition is not None and definition in self._place:
+            return f"`{self._names[definition, name]}`"
+        return f"the project's `{name}`"
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line of prose that new names have made too long, as two."""
+    if len(line) + 2 <= _WIDTH:  # a heading gets "# " in front
+        return [line]
+    indent = re.match(r"\s*(#\s*)?", line)
+    assert indent is not None
+    return textwrap.wrap(line, _WIDTH - 2, subsequent_indent=indent[0], break_long_words=False)
+
+
+def _import_name(target: Import, bound: Mapping[str, Definition]) -> str:
+    """What an import is called in the file: torch's by its whole path."""
+    if target.module.partition(".")[0] == "torch":
+        return ".".join(filter(None, (target.module, target.name)))
+    words = target.module.split(".") + ([target.name] if target.name else [])
+    name = f"_{words[-1]}"
+    if name in bound:  # a definition's
+        name = "_" + "_".join(words if target.name else [*words, "module"])
+    if name in bound:
+        raise JoinError(f"{bound[name]} has the name of an import; give it another")
+    return name
+
+
+def _check_names(text: str, entry: Definition) -> None:
+    """Everything that the file names is there, and it binds nothing else.
+
+    Raises:
+        JoinError: a fault of this module's.
+    """
+    tree = ast.parse(text)
+    bound: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            bound |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, _BLOCKS):
+            bound.add(node.name)
+        else:
+            stores = (n for n in ast.walk(node) if isinstance(n, ast.Name))
+            bound |= {n.id for n in stores if isinstance(n.ctx, ast.Store)}
+    public = {name for name in bound if not name.startswith("_")} - {"torch", *entry.names}
+    builtins = set(dir(__builtins__)) if not isinstance(__builtins__, dict) else set(__builtins__)
+    used: Iterable[GlobalName] = (u for node in tree.body for u in global_names(node))
+    missing = {u.node.id for u in used} - bound - builtins - {"__name__", "__file__"}
+    if public or missing:
+        raise JoinError(f"joined wrongly: {', '.join(sorted(public | missing))}")
+
+
+def _is_standard(module: str) -> bool:
+    return module.partition(".")[0] in sys.stdlib_module_names
+
+
+def imported_packages(source: str) -> Iterator[str]:
+    """Top-level packages that a file imports, wherever in it, other than the standard library."""
+    for node in ast.walk(ast.parse(source)):
+        modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            modules = ["." * node.level + (node.module or "")]
+        for module in modules:
+            if not _is_standard(module):
+                yield module.partition(".")[0] or module
