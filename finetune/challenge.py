@@ -2,6 +2,7 @@
 
 Five calls of ``finetune_model``, each with a rune and a pretrained network of its own,
 timed, then scored by the author's estimator on ten drawings that the call did not see.
+The returned network's cost is told as well: the grader runs it 1,000 times for each rune.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class CallScore:
     loss: float
     standard_error: float
     seconds: float
+    cost: float  # CPU time of an answer, over the plain network's; see `finetune.scoring.cost`
+    pass_s: float  # wall clock of one of the grader's passes over ten drawings
 
 
 def points(loss: float) -> int:
@@ -140,6 +143,7 @@ def run_challenge(
     from .data.runes import NEW_LABEL, split_drawings
     from .model.checkpoints import load_network
     from .model.groups import with_mean_class
+    from .scoring.cost import measure_cost, measure_pass_s
     from .scoring.pictures import draw_samples, save_sheet
 
     scores, rows = [], []
@@ -153,7 +157,17 @@ def run_challenge(
             loss, standard_error = score_call(model, split.test, t_samples)
         except ChallengeFailure as failure:
             raise ChallengeFailure(f"{rune}: {failure}") from failure
-        scores.append(CallScore(rune, path.stem, FIRST_SEED + i, loss, standard_error, seconds))
+        score = CallScore(
+            rune=rune,
+            network=path.stem,
+            seed=FIRST_SEED + i,
+            loss=loss,
+            standard_error=standard_error,
+            seconds=seconds,
+            cost=measure_cost(model, pretrained, split.test, NEW_LABEL).ratio,
+            pass_s=measure_pass_s(model, split.test, NEW_LABEL),
+        )
+        scores.append(score)
         if picture is not None:
             before = with_mean_class(pretrained)
             rows += [split.test]
@@ -170,21 +184,41 @@ def mean_loss(scores: Sequence[CallScore]) -> tuple[float, float]:
     return mean, math.sqrt(sum(s.standard_error**2 for s in scores)) / len(scores)
 
 
+def mean_cost(scores: Sequence[CallScore]) -> float:
+    """CPU time of an answer over the plain network's, the mean over the calls."""
+    return statistics.fmean(s.cost for s in scores)
+
+
+def grader_seconds(scores: Sequence[CallScore]) -> float:
+    """Wall-clock seconds that the grader needs: the calls, and 1,000 passes for each rune."""
+    from .scoring.cost import GRADER_PASSES
+
+    return sum(s.seconds + GRADER_PASSES * s.pass_s for s in scores)
+
+
 def table(scores: Sequence[CallScore]) -> str:
     """What a person reads: a line a rune, then the mean and its points."""
-    lines = [f"{'rune':<14}{'network':<10}{'loss':>8}   {'± s.e.':<8}{'seconds':>8}{'points':>8}"]
+    width = max(14, *(len(s.rune) + 2 for s in scores))
+    lines = [
+        f"{'rune':<{width}}{'network':<10}{'loss':>8}   {'± s.e.':<8}{'seconds':>8}{'cost':>8}"
+        f"{'points':>8}"
+    ]
     for s in scores:
         lines.append(
-            f"{s.rune:<14}{s.network:<10}{s.loss:>8.4f} ± {s.standard_error:<8.4f}"
-            f"{s.seconds:>8.1f}{points(s.loss):>8}"
+            f"{s.rune:<{width}}{s.network:<10}{s.loss:>8.4f} ± {s.standard_error:<8.4f}"
+            f"{s.seconds:>8.1f}{s.cost:>8.2f}{points(s.loss):>8}"
         )
     mean, standard_error = mean_loss(scores)
     spread = statistics.pstdev(s.loss for s in scores)
     lines.append(
-        f"{'mean':<24}{mean:>8.4f} ± {standard_error:<8.4f}"
-        f"{max(s.seconds for s in scores):>8.1f}{points(mean):>8}"
+        f"{'mean':<{width + 10}}{mean:>8.4f} ± {standard_error:<8.4f}"
+        f"{max(s.seconds for s in scores):>8.1f}{mean_cost(scores):>8.2f}{points(mean):>8}"
     )
     lines.append(f"spread over runes {spread:.4f}; seconds of the mean are the longest call's")
+    lines.append(
+        "cost: CPU time of an answer over the plain network's; the whole grading takes "
+        f"{grader_seconds(scores):.0f} s on this machine"
+    )
     return "\n".join(lines)
 
 
@@ -265,6 +299,8 @@ def main(argv: list[str] | None = None) -> int:
             "mean_loss": mean,
             "standard_error": standard_error,
             "points": points(mean),
+            "cost": mean_cost(scores),
+            "grader_s": grader_seconds(scores),
         }
         print(json.dumps(report, indent=2))
     else:

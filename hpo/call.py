@@ -13,12 +13,15 @@ from finetune.adapt import AdaptationError, Adapted, Progress
 from finetune.data.runes import NEW_LABEL
 from finetune.machine.device import training_device
 from finetune.recipe import Recipe
+from finetune.scoring.cost import measure_cost
 from finetune.scoring.estimators import LossTable, NoiseTable, estimate
 from finetune.side_by_side import Task, adapt_together
 
 from .config import StudyConfig
 from .instances import Instance
 from .outcome import Outcome, TrialEndedError
+
+_COST_SHARE, _COST_S = 0.05, 1.0  # of a call's seconds, and at most: to measure an answer's cost
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Called:
     losses: LossTable
     seconds: float  # of adapting alone
     steps: int
+    cost: float  # CPU time of an answer, over the plain network's
     model: nn.Module  # the adapted network, where it was scored
 
 
@@ -94,7 +98,16 @@ def _scored(config: StudyConfig, instance: Instance, table_seed: int, adapted: A
         reason = f"{instance.label}: the loss on unseen drawings is {losses.mean}"
         raise TrialEndedError(Outcome.NOT_FINITE, reason)
     seconds = round(adapted.seconds, 3)
-    return Called(losses, seconds, adapted.steps, model)
+    cost = _cost(model, instance, seconds)
+    return Called(losses, seconds, adapted.steps, cost, model)
+
+
+def _cost(model: nn.Module, instance: Instance, seconds: float) -> float:
+    """`finetune.scoring.cost.Cost.ratio`, in little time beside a call of so many ``seconds``."""
+    budget_s = min(_COST_S, _COST_SHARE * seconds)
+    test = instance.split.test
+    cost = measure_cost(model, instance.pretrained, test, NEW_LABEL, budget_s=budget_s)
+    return round(cost.ratio, 3)
 
 
 def noise_table(config: StudyConfig, instance: Instance, seed: int) -> NoiseTable:

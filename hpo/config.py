@@ -58,6 +58,13 @@ class Pruner(_Table):
     startup_trials: PositiveInt = 5  # complete trials before any is pruned
 
 
+class Limits(_Table):
+    """What else makes a recipe infeasible, beside the seconds of its calls."""
+
+    # CPU time of an answer of the returned network, over the plain network's.  None: no limit.
+    cost: Annotated[float, Field(ge=1)] | None = None
+
+
 class Instances(_Table):
     """What a trial is measured on: each rune of each split with each seed, in this order."""
 
@@ -150,6 +157,7 @@ class StudyConfig(_Table):
     artifacts: Annotated[str, AfterValidator(_place)] | None = None  # none: beside the database
     limit_s: PositiveFloat = 150.0  # a call that takes this long is stopped
     margin_s: Annotated[float, Field(ge=0)] = 30.0  # a call this near it is infeasible
+    limits: Limits = Limits()
     instances: Instances
     space: Annotated[dict[str, Parameter], Field(min_length=1)]
     fixed: dict[str, Any] = {}

@@ -8,17 +8,21 @@ from typing import Any
 
 from .candidates import Candidate, search_difference, title
 from .halving import CONFIDENCE, Halved, Interval, Left, Standing
-from .words import with_error
+from .words import cost_of_answer, with_error
 
 
 def result_of(
-    halved: Halved, candidates: Sequence[Candidate], reasons: Mapping[str, str | None]
+    halved: Halved,
+    candidates: Sequence[Candidate],
+    reasons: Mapping[str, str | None],
+    costs: Mapping[str, float | None],
 ) -> dict[str, Any]:
     """What is stored as the study's attribute ``confirmed``: JSON values, null where unknown.
 
     Args:
         candidates: the baseline first.
         reasons: by digest, why a candidate is infeasible.
+        costs: by digest, CPU time of an answer over the plain network's.
     """
     by_digest = {c.digest: c for c in candidates}
     baseline = candidates[0]
@@ -35,13 +39,18 @@ def result_of(
         **_identity(winner),
         "loss": loss.mean,
         "standard_error": _number(loss.standard_error),
+        "cost": costs.get(winner.digest),
         "recipe": winner.recipe.to_dict(),
         "against": against,
         "confidence": CONFIDENCE,
         "units": loss.units,
         "instances": list(halved.units),
         "table": [
-            _row(halved, s, by_digest[s.candidate], baseline, reasons) for s in halved.standings
+            {
+                **_row(halved, s, by_digest[s.candidate], baseline, reasons),
+                "cost": costs.get(s.candidate),
+            }
+            for s in halved.standings
         ],
     }
 
@@ -92,8 +101,18 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-_COLUMNS = ("candidate", "trial", "loss", "to default", "in the search", "longest", "rounds", "")
-_RIGHT = (1, 5, 6)  # columns of numbers
+_COLUMNS = (
+    "candidate",
+    "trial",
+    "loss",
+    "to default",
+    "in the search",
+    "longest",
+    "cost",
+    "rounds",
+    "",
+)
+_RIGHT = (1, 5, 6, 7)  # columns of numbers
 
 
 def to_text(result: Mapping[str, Any]) -> str:
@@ -119,6 +138,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         with_error(row["difference"], row["difference_error"], "+"),
         with_error(row["search_difference"], row["search_difference_error"], "+"),
         f"{row['longest_call_s']:.1f} s",
+        "" if row.get("cost") is None else f"{row['cost']:.2f}",
         str(row["rounds"]),
         "" if row["left"] == Left.FINALIST else row["left"],
     )
@@ -136,6 +156,8 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
         f"{with_error(result['loss'], result['standard_error'])} "
         f"on {n} unseen instance{'' if n == 1 else 's'}"
     ]
+    if result.get("cost") is not None:
+        lines.append(f"  cost of an answer: {cost_of_answer(result['cost'])}")
     default, other = result["against"].get("default"), result["against"].get("runner_up")
     if default:
         lines.append(f"  against the default recipe: {describe_difference(default)}")

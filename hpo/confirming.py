@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import optuna
 import torch
@@ -72,7 +73,12 @@ def confirm(config: StudyConfig, study: optuna.Study, options: argparse.Namespac
         )
         return EXIT_FAILED
     result = {
-        **result_of(halved, candidates, {c.digest: running.why(c) for c in candidates}),
+        **result_of(
+            halved,
+            candidates,
+            reasons={c.digest: running.why(c) for c in candidates},
+            costs={c.digest: running.cost(c) for c in candidates},
+        ),
         "rounds": block_ends(len(instances), options.rounds),
         "estimator": {**config.estimator.model_dump(), "seed": table_seed(config)},
         "feasible_s": config.feasible_s,
@@ -113,6 +119,7 @@ class _Calls:
         self._candidates = {c.digest: c for c in candidates}
         self._instances = {u.label: u for u in instances}
         self._reasons: dict[str, str] = {}
+        self._costs: dict[str, list[float]] = {}
         calls = most_calls(len(candidates) - 1, len(instances), rounds)
         known = kept.count([c.recipe for c in candidates])
         info(
@@ -157,7 +164,24 @@ class _Calls:
         elif seconds > self._config.feasible_s:
             allowed = f"{self._config.feasible_s:g} are allowed"
             self._reasons[digest] = f"{label}: a call took {seconds:.1f} s; {allowed}"
+        elif (why := self._too_dear(candidate, measured)) is not None:
+            self._reasons[digest] = f"{label}: {why}"
+            return math.nan, seconds  # which puts it out of the race
         return (math.nan if loss is None else float(loss)), seconds
+
+    def _too_dear(self, candidate: Candidate, measured: Mapping[str, Any]) -> str | None:
+        """Why an answer costs too much, by the mean of the candidate's calls; None: it does not."""
+        if measured.get("cost") is not None:
+            self._costs.setdefault(candidate.digest, []).append(measured["cost"])
+        cost, allowed = self.cost(candidate), self._config.limits.cost
+        if cost is None or allowed is None or cost <= allowed:
+            return None
+        return f"an answer costs {cost:.2f} of the plain network's; {allowed:g} are allowed"
+
+    def cost(self, candidate: Candidate) -> float | None:
+        """CPU time of an answer over the plain network's; None: not known."""
+        costs = self._costs.get(candidate.digest)
+        return statistics.fmean(costs) if costs else None
 
     def why(self, candidate: Candidate) -> str | None:
         """Why a candidate is infeasible; None: it is not."""

@@ -21,7 +21,7 @@ from .log import info, warn
 from .outcome import Ending, Outcome, ending_of
 from .progress import Display
 from .pulse import Pulse
-from .results import FAILED, OVER_LIMIT
+from .results import FAILED, OVER_COST, OVER_LIMIT
 from .signals import acknowledge_stop, raise_if_stopped
 from .study_storage import StudyStorage
 
@@ -74,6 +74,7 @@ class Loop:
     Args:
         run: the objective: runs a trial and returns its value.
         feasible_s: a trial whose attribute ``longest_call_s`` is above this is infeasible.
+        feasible_cost: so is one whose attribute ``cost`` is above this; None: no limit.
         show: system attributes for a trial that ends, for people to look at.
         after: called after each trial that ended here.
     """
@@ -85,6 +86,7 @@ class Loop:
     recovery: Recovery
     display: Display
     feasible_s: float = float("inf")
+    feasible_cost: float | None = None
     show: Show = _show_nothing
     after: Callable[[], object] = _do_nothing
     _poll_s: float = field(init=False, default=_FIRST_POLL_S)
@@ -189,6 +191,9 @@ class Loop:
         longest_s = trial.user_attrs.get("longest_call_s")
         if longest_s is not None:
             constraints[OVER_LIMIT] = longest_s - self.feasible_s
+        cost = trial.user_attrs.get("cost")
+        if cost is not None and self.feasible_cost is not None:
+            constraints[OVER_COST] = cost - self.feasible_cost
         if ending.outcome.is_recipes_fault:
             constraints[FAILED] = _WORSE_THAN_SLOW
         frozen = trial._cached_frozen_trial

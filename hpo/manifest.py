@@ -31,10 +31,12 @@ if TYPE_CHECKING:  # torch takes seconds to import, and who only joins a study n
 MANIFEST_KEY = "manifest"
 MADE_BY_KEY = "made_by"
 # Where what has a say in a loss begins: in the method and the problem, and in the service.
-_MEASURING = ("adapt", "data.runes", "model.checkpoints", "scoring.estimators")
+_MEASURING = ("adapt", "data.runes", "model.checkpoints", "scoring.cost", "scoring.estimators")
 _SERVICE_MEASURING = ("call", "instances", "objective", "space")
 _WITH_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _LIBRARIES = ("torch", "optuna", "numpy", "scipy", "sqlalchemy")
+# Entries that a manifest has only where the study file sets them, so that studies of before stand.
+_OPTIONAL = ("cost",)
 _REMEDY = {
     "code": "run the version that made it",
     "data": "name that data by --data",
@@ -51,7 +53,7 @@ def make_manifest(
 
     networks = {i.network: network_digest(i.pretrained)[:12] for i in instances}
     asked = config.model_dump(mode="json", include={"space", "fixed", "estimator"})
-    return {
+    manifest = {
         "code": _code_digest(),
         "data": f"{source.name} {source.digest[:12]}",
         "networks": " ".join(f"{name}:{digest}" for name, digest in networks.items()),
@@ -63,6 +65,9 @@ def make_manifest(
         "space": _digest(json.dumps([asked["space"], asked["fixed"]])),
         "torch": ".".join(version("torch").split(".")[:2]),
     }
+    if config.limits.cost is not None:
+        manifest["cost"] = f"{config.limits.cost:g} of the plain network's"
+    return manifest
 
 
 def check_manifest(study: optuna.Study, mine: Mapping[str, str]) -> None:
@@ -77,7 +82,8 @@ def check_manifest(study: optuna.Study, mine: Mapping[str, str]) -> None:
             f"study {study.study_name} has no manifest, so what it measures is not known; "
             "give your study another name"
         )
-    for entry, value in mine.items():
+    unset = {entry: None for entry in _OPTIONAL if entry in theirs}
+    for entry, value in {**unset, **mine}.items():
         if theirs.get(entry) != value:
             remedy = _REMEDY.get(entry, "undo the change in the study file")
             raise UserError(

@@ -38,6 +38,7 @@ class Measured:
     curve: tuple[float, ...]  # training loss, by share of the schedule; see `LearningCurve`
     per_t_bin: tuple[float | None, ...]  # loss by t, of `finetune.scoring.estimators.T_BINS` bins
     picture: str | None = None  # id of the artifact that shows it
+    cost: float | None = None  # CPU time of an answer, over the plain network's
 
 
 class Objective:
@@ -85,9 +86,18 @@ class Objective:
                     Outcome.INFEASIBLE,
                     f"a call took {longest_s:.1f} s; {self.config.feasible_s:g} are allowed",
                 )
+            self._check_cost(measured)
             if len(measured) < len(self.instances) and trial.should_prune():
                 raise self._weak(trial, [m.loss for m in measured])
         return _mean_loss(measured)
+
+    def _check_cost(self, measured: Sequence[Measured]) -> None:
+        cost, allowed = _mean_cost(measured), self.config.limits.cost
+        if allowed is not None and cost is not None and cost > allowed:
+            raise TrialEndedError(
+                Outcome.INFEASIBLE,
+                f"an answer costs {cost:.2f} of the plain network's; {allowed:g} are allowed",
+            )
 
     def _report(
         self, trial: optuna.Trial, watch: Watch, measured: list[Measured], picture: Artifact | None
@@ -103,6 +113,7 @@ class Objective:
             trial.set_user_attr("instances", [asdict(m) for m in measured])
             trial.set_user_attr("standard_error", math.sqrt(variance) / number)
             trial.set_user_attr("longest_call_s", max(m.seconds for m in measured))
+            trial.set_user_attr("cost", _mean_cost(measured))
 
     def _weak(self, trial: optuna.Trial, losses: Sequence[float]) -> TrialEndedError:
         """The end of a trial that the pruner drops, with the loss that it probably has."""
@@ -167,9 +178,16 @@ class Objective:
                     curve=curve.means(),
                     per_t_bin=tuple(_short(loss) for loss in called.losses.per_t_bin),
                     picture=picture.id if picture else None,
+                    cost=called.cost,
                 ),
                 picture,
             )
+
+
+def _mean_cost(measured: Sequence[Measured]) -> float | None:
+    """Of the calls so far: each is timed for a moment, and a mean of them is steadier."""
+    costs = [m.cost for m in measured if m.cost is not None]
+    return sum(costs) / len(costs) if costs else None
 
 
 def _mean_loss(measured: Sequence[Measured]) -> float:

@@ -23,7 +23,7 @@ class Outcome(enum.StrEnum):
 
     COMPLETE = "complete"
     PRUNED = "pruned"
-    INFEASIBLE = "infeasible"  # a call took too long
+    INFEASIBLE = "infeasible"  # a call took too long, or an answer costs too much
     HOPELESS = "hopeless"  # its learning curve is far above all known ones
     NOT_FINITE = "not finite"
     OUT_OF_MEMORY = "out of memory"

@@ -28,7 +28,7 @@ def table_seed(config: StudyConfig) -> int:
 def measure(
     config: StudyConfig, recipe: Recipe, unseen: Unseen, on_step: Callable[[Progress], None]
 ) -> dict[str, Any]:
-    """One timed call: its loss with its standard error, its seconds, steps and networks.
+    """One timed call: loss with standard error, seconds, steps, networks, the cost of an answer.
 
     A call that is stopped at the limit, lacks memory or whose loss is not finite has the loss
     None, and a reason.
@@ -52,6 +52,7 @@ def measure(
         "standard_error": called.losses.standard_error,
         "seconds": called.seconds,
         "steps": called.steps,
+        "cost": called.cost,
     }
 
 

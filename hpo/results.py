@@ -9,11 +9,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 # Keys of Optuna's constraints; a trial is feasible when none is above zero.
 OVER_LIMIT = "seconds over the limit"
+OVER_COST = "cost of an answer over the limit"
 FAILED = "failed"
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether every call kept the time limit and no failure was the recipe's."""
+    """Whether all limits were kept and no failure was the recipe's."""
     return all(value <= 0 for value in trial.constraints.values())
 
 

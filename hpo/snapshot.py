@@ -44,6 +44,7 @@ class Best:
     longest_call_s: float | None
     changed: dict[str, Any] | None  # what its recipe has otherwise than the default, if stored
     params: dict[str, Any]  # that the sampler chose
+    cost: float | None = None  # CPU time of an answer, over the plain network's
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,7 @@ def _best(trial: FrozenTrial) -> Best:
         longest_call_s=trial.user_attrs.get("longest_call_s"),
         changed=_changed(trial),
         params=dict(trial.params),
+        cost=trial.user_attrs.get("cost"),
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError, run_command
 
-from .words import duration, setting
+from .words import cost_of_answer, duration, setting
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:
@@ -132,6 +132,8 @@ def _best_lines(best: Best, width: int) -> Iterator[tuple[str, str]]:
     error = "" if best.standard_error is None else f" ± {best.standard_error:.4f}"
     call = "" if best.longest_call_s is None else f"  longest call {best.longest_call_s:.1f} s"
     yield "best", f"trial {best.trial:>{width}}  loss {best.loss:.4f}{error}{call}"
+    if best.cost is not None:
+        yield "", f"  cost of an answer: {cost_of_answer(best.cost)}"
     values = best.params if best.changed is None else best.changed
     words = "  ".join(f"{name}={setting(v)}" for name, v in values.items())
     if best.changed == {}:

@@ -12,6 +12,7 @@ from finetune.recipe import Recipe
 from .config import StudyConfig
 from .results import best_trial, describe_loss
 from .space import recipe_of
+from .words import cost_of_answer
 
 
 def changed_values(recipe: Recipe) -> dict[str, Any]:
@@ -38,6 +39,8 @@ def print_summary(study: optuna.Study, config: StudyConfig, asked: str) -> None:
             f"over {n} instance{'' if n == 1 else 's'}, "
             f"longest call {best.user_attrs['longest_call_s']:.1f} s"
         )
+        if (cost := best.user_attrs.get("cost")) is not None:
+            print(f"  cost of an answer: {cost_of_answer(cost)}")
         first = trials[0]
         if first.state == TrialState.COMPLETE and first.number != best.number and first.value:
             print(

@@ -20,6 +20,11 @@ def setting(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def cost_of_answer(cost: float | None) -> str:
+    """CPU time of an answer over the plain network's, in words; empty: unknown."""
+    return "" if cost is None else f"{cost:.2g} of the plain network's"
+
+
 def with_error(value: float | None, error: float | None, sign: str = "") -> str:
     """A loss with its standard error, or a difference (its ``sign`` is ``+``); empty: unknown."""
     if value is None:

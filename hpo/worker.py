@@ -103,6 +103,7 @@ def run_worker(options: Options) -> int:
             recovery=config.recovery,
             display=display,
             feasible_s=config.feasible_s,
+            feasible_cost=config.limits.cost,
             show=showing.of_trial,
             after=story.refresh,
         )

@@ -47,6 +47,7 @@ class Standing(_Stored):
     rounds: int
     calls: int = 0
     longest_call_s: FiniteFloat
+    cost: FiniteFloat | None = None
     loss: FiniteFloat | None
     standard_error: FiniteFloat | None = None
     difference: FiniteFloat | None = None

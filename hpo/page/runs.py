@@ -38,6 +38,7 @@ class Run:
     loss: float | None  # of one that was pruned: an estimate; finite
     standard_error: float | None
     longest_s: float | None  # of its calls
+    cost: float | None  # CPU time of an answer, over the plain network's
     feasible: bool
     calls: Sequence[Call]
     params: Mapping[str, Any]
@@ -103,6 +104,7 @@ def _run(trial: FrozenTrial) -> Run:
         loss=finite(trial.values[0]) if trial.values else None,
         standard_error=finite(attrs.get("standard_error")),
         longest_s=finite(attrs.get("longest_call_s")),
+        cost=finite(attrs.get("cost")),
         feasible=is_feasible(trial),
         calls=_calls(attrs.get("instances")),
         params=trial.params,

@@ -19,6 +19,7 @@ _MEANINGS = {
     "instances": "resize, then rune/split@network of each instance, in their order",
     "estimator": "of the loss",
     "limit": "of a call",
+    "cost": "of an answer, at most",
     "space": "digest of what is sampled and what is fixed",
     "torch": "its release",
 }
@@ -31,12 +32,18 @@ def what_section(given: Given) -> Section:
 
 def _what(given: Given) -> Iterator[Block]:
     config = given.config
+    limit = config.limits.cost
     yield Text(
         "Ten drawings of a rune, and a rectified-flow network that has only seen digits: a recipe "
         "says how to teach it the rune. A trial samples a recipe, runs the timed call on one "
         "instance (rune, split of its drawings, network, seed) after another, and is measured by "
         "the mean loss on drawings that the call did not see: lower is better. A call over "
-        f"{config.feasible_s:g} s makes a recipe infeasible."
+        f"{config.feasible_s:g} s makes a recipe infeasible"
+        + (
+            "."
+            if limit is None
+            else f", and so does an answer that costs over {limit:g} times the plain network's."
+        )
     )
     rows = [
         (str(key), str(value), _MEANINGS.get(str(key), "")) for key, value in given.manifest.items()

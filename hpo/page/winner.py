@@ -18,6 +18,10 @@ from .rows import Mark, Row, rows_figure
 from .runs import Call, Run
 
 _MOST_TRIALS = 8
+_COST = "cost of an answer"
+_COST_MEANING = (
+    "The cost of an answer is the CPU time of the returned network over the plain one's."
+)
 
 
 def lead(given: Given) -> Iterator[str]:
@@ -82,14 +86,14 @@ def _confirmed_blocks(given: Given, confirmed: Confirmation) -> Iterator[Block]:
     yield Table(
         "The best of the search and the default recipe, measured again on instances that no "
         "trial saw",
-        ("recipe", "loss", "to the default", "in the search", "longest call", "left"),
+        ("recipe", "loss", "to the default", "in the search", "longest call", _COST, "left"),
         [_standing(row) for row in confirmed.table],
-        numbers=(1, 2, 3, 4),
+        numbers=(1, 2, 3, 4, 5),
     )
     yield Text(
         f"Errors are standard errors over {confirmed.units} runes. Differences are paired, on "
         "the instances that both were measured on; losses of recipes that left early are of "
-        "fewer instances.",
+        f"fewer instances. {_COST_MEANING}",
         aside=True,
     )
     marks = [
@@ -147,8 +151,13 @@ def _standing(row: Standing) -> tuple[str, ...]:
         with_error(row.difference, row.difference_error, "+"),
         with_error(row.search_difference, row.search_difference_error, "+"),
         f"{row.longest_call_s:.1f} s",
+        _cost(row.cost),
         f"{left}: {row.reason}" if row.reason else left,
     )
+
+
+def _cost(cost: float | None) -> str:
+    return "" if cost is None else f"{cost:.2f}"
 
 
 def _best_blocks(given: Given) -> Iterator[Block]:
@@ -166,14 +175,21 @@ def _best_blocks(given: Given) -> Iterator[Block]:
     )
     yield Table(
         "The best trials of the search",
-        ("trial", "loss", "longest call"),
+        ("trial", "loss", "longest call", _COST),
         [
-            (f"trial {r.number}", _loss(r), "" if r.longest_s is None else f"{r.longest_s:.1f} s")
+            (
+                f"trial {r.number}",
+                _loss(r),
+                "" if r.longest_s is None else f"{r.longest_s:.1f} s",
+                _cost(r.cost),
+            )
             for r in given.best[:_MOST_TRIALS]
         ],
-        numbers=(1, 2),
+        numbers=(1, 2, 3),
     )
-    yield Text("Errors are of the noise on these instances, not over runes.", aside=True)
+    yield Text(
+        f"Errors are of the noise on these instances, not over runes. {_COST_MEANING}", aside=True
+    )
     best = given.best[0]
     means = {f"trial {best.number}": best.loss or 0.0}
     default = given.default_run

@@ -12,7 +12,7 @@ from finetune.recipe import Recipe
 from ..outcome import Ending, Outcome
 from ..space import recipe_of
 from ..summary import changed_values
-from ..words import with_error
+from ..words import cost_of_answer, with_error
 
 
 def trial_note(
@@ -29,7 +29,11 @@ def trial_note(
         links: titles and addresses of its pictures.
     """
     calls: list[Mapping[str, Any]] = trial.user_attrs.get("instances", [])
-    parts = [_headline(trial, ending, calls), _feasibility(calls, ending, feasible_s)]
+    parts = [
+        _headline(trial, ending, calls),
+        _feasibility(calls, ending, feasible_s),
+        _cost(trial.user_attrs.get("cost")),
+    ]
     parts += [f"![{cell(title)}]({address})" for title, address in links]
     if calls:
         parts.append(_losses(calls))
@@ -54,8 +58,13 @@ def _feasibility(calls: Sequence[Mapping[str, Any]], ending: Ending, feasible_s:
     if not calls:
         return ""
     longest_s = max(call["seconds"] for call in calls)
-    word = "Feasible" if longest_s <= feasible_s else "**Not feasible**"
+    feasible = longest_s <= feasible_s and ending.outcome is not Outcome.INFEASIBLE
+    word = "Feasible" if feasible else "**Not feasible**"
     return f"{word}: the longest call took {longest_s:.1f} s; {feasible_s:g} s are allowed."
+
+
+def _cost(cost: float | None) -> str:
+    return "" if cost is None else f"Cost of an answer: {cost_of_answer(cost)}."
 
 
 def _losses(calls: Sequence[Mapping[str, Any]]) -> str:

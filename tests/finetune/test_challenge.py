@@ -16,13 +16,16 @@ from PIL import Image
 from torch import nn
 
 from finetune.challenge import (
+    CallScore,
     ChallengeFailure,
+    grader_seconds,
     main,
     points,
     run_call,
     run_challenge,
     score_call,
     set_seed,
+    table,
 )
 from finetune.data.runes import RuneSource, split_drawings
 from finetune.errors import UserError
@@ -130,8 +133,25 @@ def test_the_command_scores_a_file_and_draws_a_picture(
     assert code == 0
     assert report["points"] == points(report["mean_loss"])
     assert [call["rune"] for call in report["calls"]] == ["thorn"]
+    (call,) = report["calls"]
+    assert 0.5 < call["cost"] < 2, "it returned a plain network"
+    assert report["cost"] == call["cost"]
+    assert report["grader_s"] == pytest.approx(call["seconds"] + 1000 * call["pass_s"])
     sheet = np.asarray(Image.open(picture))
     assert sheet.shape == (3 * 30 * 3, 10 * 30 * 3)  # real, before, after; ten each; threefold
+
+
+def test_the_table_tells_what_an_answer_costs_and_how_long_grading_takes() -> None:
+    scores = [
+        CallScore("thorn", "unet_1", 43, 0.08, 0.001, 30.0, cost=1.5, pass_s=0.02),
+        CallScore("character_of_a_long_name", "unet_1", 44, 0.09, 0.001, 40.0, 2.5, 0.03),
+    ]
+    header, first, second, mean, *_, last = table(scores).splitlines()
+    assert grader_seconds(scores) == pytest.approx(30 + 20 + 40 + 30)
+    assert "the whole grading takes 120 s" in last
+    end = header.index("cost") + len("cost")
+    for line, cost in ((first, "1.50"), (second, "2.50"), (mean, "2.00")):
+        assert line[:end].endswith(cost)
 
 
 def test_a_failing_submission_is_a_verdict_and_not_a_traceback(

@@ -112,6 +112,7 @@ def test_the_runes_that_are_kept_out_of_the_search_are_those_to_confirm_on(name:
         ('name = "s"', 'name = "s"\nmargin_s = 200.0', "margin_s is 200 and limit_s 150"),
         ("steps = 3", "seed = 3", "write instances.seeds"),
         ('source = "drawn"', 'source = "drawn"\nseeds = [-1]', "instances.seeds.0 is -1"),
+        ("[fixed]", "[limits]\ncost = 0.5\n[fixed]", "limits.cost is 0.5"),
         ("[fixed]", "[budget]\ntrials = 0\n[fixed]", "budget.trials is 0"),
         ("[fixed]", "[budget]\nhours = 1\n[fixed]", "unknown key budget.hours"),
         ("[fixed]", "[recovery]\ngrace_s = 20\n[fixed]", "at least three heartbeats"),

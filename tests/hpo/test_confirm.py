@@ -20,6 +20,7 @@ from finetune.adapt import AdaptationError, Adapted, Progress
 from finetune.data.runes import RuneSource
 from finetune.errors import UserError
 from finetune.recipe import Recipe
+from finetune.scoring.cost import Cost
 from hpo import call
 from hpo.choosing import CALLS_PREFIX, CONFIRMED_KEY, choose
 from hpo.config import StudyConfig, load_study_file
@@ -212,6 +213,49 @@ def test_the_winner_is_found_where_the_search_was_wrong(
     assert against["trial"] == 2
     assert against["low"] < against["difference"] < against["high"] < 0
     assert against["difference"] == pytest.approx(rows["best 3"]["difference"])
+
+
+def test_a_recipe_whose_answers_cost_too_much_is_out_and_all_costs_are_told(
+    tmp_path: Path,
+    study: optuna.Study,
+    calls: Calls,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "tiny.toml").write_text(f"{STUDY}\n[limits]\ncost = 2.0\n")
+    config = load_study_file("tiny.toml")
+    study.set_user_attr(MANIFEST_KEY, load_measuring(config, None).manifest)
+    calls(lambda r: 1.5)
+
+    def cost(model: nn.Module, *_: Any, **__: Any) -> Cost:  # the best recipe's is too high
+        assert isinstance(model, Offset)
+        return Cost(2.5 if model.constant < 0.15 else 1.5, 1.0)
+
+    monkeypatch.setattr(call, "measure_cost", cost)
+    assert run() == 0
+    out = capsys.readouterr().out
+    assert "an answer costs 2.50 of the plain network's; 2 are allowed" in out
+    assert "cost of an answer: 1.5 of the plain network's" in out
+    rows = {row["name"]: row for row in confirmed()["table"]}
+    assert rows["best 3"]["left"] == "infeasible"
+    assert rows["best 3"]["cost"] == 2.5
+    assert confirmed()["name"] != "best 3"
+    assert confirmed()["cost"] == 1.5
+
+
+def test_calls_that_were_stored_without_their_cost_are_used(
+    study: optuna.Study, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = calls(lambda r: 1.5)
+    assert run("--top", "1") == 0
+    for key, measured in kept(load_study(open_storage("sqlite:///tiny.db"), "tiny")).items():
+        study.set_user_attr(key, {k: v for k, v in measured.items() if k != "cost"})
+    made.clear()
+    capsys.readouterr()
+    assert run("--top", "1") == 0
+    assert made == []
+    assert "cost of an answer" not in capsys.readouterr().out
+    assert confirmed()["cost"] is None
 
 
 def test_exports_and_status_use_what_was_confirmed(
@@ -517,24 +561,32 @@ def test_the_text_is_a_table_and_a_verdict() -> None:
         "search_loss": 0.0750,
         "search_difference": -0.0052,
         "search_difference_error": 0.0009,
+        "cost": 1.62,
     }
     default = {**row, "name": "default", "trial": None, "digest": "def", "loss": 0.0843}
+    del default["cost"]  # as of a result that was stored before costs were measured
     default |= {"difference": None, "difference_error": None, "search_difference": None}
     tied = {**row, "name": "best 2", "trial": 3, "digest": "ghi", "left": "t", "rounds": 1}
     other = {"name": "default", "trial": None, "digest": "def", "difference": -0.0031}
     other |= {"standard_error": 0.0006, "low": -0.0047, "high": -0.0015}
     result = {
-        **{k: row[k] for k in ("name", "trial", "digest", "loss", "standard_error")},
+        **{k: row[k] for k in ("name", "trial", "digest", "loss", "standard_error", "cost")},
         "instances": ["a"] * 12,
         "against": {"default": other, "runner_up": other},
         "table": [row, default, tied],
     }
     assert to_text(result).splitlines() == [
-        "candidate  trial  loss             to default        in the search     longest  rounds",
-        "best 1        17  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009   79.0 s       3",
-        "default        -  0.0843 ± 0.0031                                       79.0 s       3",
-        "best 2         3  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009   79.0 s       1  t",
+        "candidate  trial  loss             to default        in the search   "
+        "  longest  cost  rounds",
+        "best 1        17  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
+        "   79.0 s  1.62       3",
+        "default        -  0.0843 ± 0.0031                                    "
+        "   79.0 s             3",
+        "best 2         3  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
+        "   79.0 s  1.62       1"
+        "  t",
         "winner: best 1 (trial 17), loss 0.0812 ± 0.0031 on 12 unseen instances",
+        "  cost of an answer: 1.6 of the plain network's",
         "  against the default recipe: -0.0031 (95 % interval -0.0047 to -0.0015)",
         "  in the search: loss 0.0750, -0.0052 ± 0.0009 to the default's",
     ]

@@ -48,6 +48,7 @@ def test_the_same_study_is_joined(drawn: RuneSource) -> None:
         ({"instances": {**BASE["instances"], "seeds": [7]}}, "instances"),
         ({"limit_s": 99.0}, "limit"),
         ({"margin_s": 9.0}, "limit"),
+        ({"limits": {"cost": 2.0}}, "cost"),
         ({"instances": {**BASE["instances"], "resize": "nearest"}}, "instances"),
         ({"estimator": {"strata": 3}}, "estimator"),
         ({"fixed": {"steps": 7}}, "space"),
@@ -71,6 +72,14 @@ def test_another_study_file_is_refused(
 )
 def test_what_no_loss_depends_on_may_change(drawn: RuneSource, changes: dict[str, Any]) -> None:
     assert manifest(drawn, **changes) == manifest(drawn)
+
+
+def test_a_bound_on_the_cost_is_in_the_manifest_only_where_it_is_set(drawn: RuneSource) -> None:
+    bounded = manifest(drawn, limits={"cost": 2.0})
+    assert "cost" not in manifest(drawn)
+    check_manifest(made_with(bounded), bounded)
+    with pytest.raises(UserError, match="made with other cost"):
+        check_manifest(made_with(bounded), manifest(drawn))
 
 
 def test_one_pixel_of_the_data_counts(drawn: RuneSource) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from finetune.adapt import AdaptationError, Adapted, Progress
 from finetune.data.runes import Split
 from finetune.recipe import Recipe
+from finetune.scoring.cost import Cost
 from hpo import call
 from hpo import objective as objective_module
-from hpo.config import Budget, Pruner, Recovery, StudyConfig
+from hpo.config import Budget, Limits, Pruner, Recovery, StudyConfig
 from hpo.instances import Instance
 from hpo.loop import Loop, WorkerFailedError
 from hpo.objective import Objective
@@ -89,6 +90,7 @@ def run(config: StudyConfig, instances: list[Instance], monkeypatch: pytest.Monk
         study = load_study(storage, "s", pruner=make_pruner(config.pruner))
         with Display("s", None, 0) as display:
             Loop(
+                feasible_cost=config.limits.cost,
                 study=study,
                 storage=storage,
                 run=Objective(config, instances, together=together),
@@ -160,6 +162,9 @@ def test_calls_side_by_side_tell_what_they_tell_alone(run: Run, config: StudyCon
     object.__setattr__(config, "storage", config.storage.replace(".db", "-2.db"))
     (beside,) = run(fake, [0.01], together=2)
     assert [m["instance"] for m in beside.user_attrs["instances"]] == ["r0/0", "r1/0/1", "r2/0/2"]
+    for trial in (alone, beside):
+        for measured in trial.user_attrs["instances"]:
+            assert measured.pop("cost") > 0  # a time, which differs from call to call
     for key in ("instances", "standard_error", "longest_call_s"):
         assert beside.user_attrs[key] == alone.user_attrs[key]
     assert beside.intermediate_values == alone.intermediate_values
@@ -299,6 +304,41 @@ def test_an_interrupted_trial_is_queued_again_with_its_recipe(
     assert waiting.params == {"lr": 0.03}
     assert waiting.intermediate_values == {}
     assert list(waiting.user_attrs) == ["attempts"]
+
+
+def test_each_call_stores_what_an_answer_costs_and_the_trial_their_mean(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs, budgets = iter([1.2, 1.4, 1.9]), []
+
+    def measure(*_: Any, budget_s: float) -> Cost:
+        budgets.append(budget_s)
+        return Cost(next(costs), 1.0)
+
+    monkeypatch.setattr(call, "measure_cost", measure)
+    seconds = iter([9.0, 0.5, 9.0])
+    (trial,) = run(lambda r: (0.0, next(seconds)), [0.01])
+    assert [m["cost"] for m in trial.user_attrs["instances"]] == [1.2, 1.4, 1.9]
+    assert trial.user_attrs["cost"] == pytest.approx(1.5)
+    assert budgets == pytest.approx([0.45, 0.025, 0.45])
+    assert "cost of an answer over the limit" not in trial.constraints, "no limit is set"
+
+
+def test_a_trial_whose_answers_cost_too_much_is_infeasible_and_never_best(
+    run: Run, config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    object.__setattr__(config, "limits", Limits(cost=2.0))
+    costs = iter([2.5, 2.0, 2.0, 2.0])
+    monkeypatch.setattr(call, "measure_cost", lambda *_, **__: Cost(next(costs), 1.0))
+    dear, fine = run(lambda r: (10 * r.lr, 1.0), [0.001, 0.002])
+    assert dear.state == TrialState.PRUNED
+    assert dear.user_attrs["outcome"] == "infeasible"
+    assert dear.user_attrs["reason"] == "an answer costs 2.50 of the plain network's; 2 are allowed"
+    assert dear.constraints["cost of an answer over the limit"] == pytest.approx(0.5)
+    assert len(dear.user_attrs["instances"]) == 1
+    assert fine.user_attrs["outcome"] == "complete"
+    best = best_trial(load_study(open_storage(config.storage), "s"))
+    assert best is not None and best.number == fine.number
 
 
 def test_values_at_odds_with_each_other_are_pruned_at_once(

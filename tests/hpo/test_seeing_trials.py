@@ -235,6 +235,8 @@ class TestTrials:
         assert f"| r0/0 | {loss} | 1.0 | {first['steps']} | 2 |" in note
         assert "| r1/0/1 |" in note
         assert "Feasible: the longest call took 2.0 s; 10 s are allowed." in note
+        words = f"{trial.user_attrs['cost']:.2g} of the plain network's"
+        assert f"Cost of an answer: {words}." in note
         assert "| lr | 0.01 | 0.004 |" in note
         for name, artifact_id in done.files.items():
             assert f"/artifacts/1/{trial._trial_id}/{artifact_id})" in note, name

@@ -43,7 +43,7 @@ STATUS = Status(
     best=(
         Best(11, 0.2, 0.01, 79.0, {"lr": 0.002, "train_groups": ["up", "output"]}, {"lr": 0.002}),
         Best(2, 0.3, None, None, None, {"lr": 0.001}),
-        Best(3, 0.4, None, None, {}, {"lr": 0.004}),
+        Best(3, 0.4, None, None, {}, {"lr": 0.004}, cost=1.62),
     ),
     pace=Pace(12.0, 6, 1800.0, True),
     workers=(Worker("host:1", 12, 3.0, True), Worker("host:2", 13, 91.0, False)),
@@ -75,6 +75,7 @@ def test_the_text_is_short_lines_that_begin_with_what_they_are_about() -> None:
         "best        trial  2  loss 0.3000",
         "              lr=0.001",
         "best        trial  3  loss 0.4000",
+        "              cost of an answer: 1.6 of the plain network's",
         "              the default recipe",
         "importance  lr     0.90 ± 0.05",
         "importance  scale  0.10 ± 0.05",

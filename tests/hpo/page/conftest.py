@@ -148,7 +148,8 @@ def confirmation(config: StudyConfig, trials: Sequence[FrozenTrial]) -> dict[str
 
     units = units_of({label: label.partition("/")[0] for label in labels})
     halved = halve(list(by_digest), candidates[0].digest, units, measure)
-    result = result_of(halved, candidates, dict.fromkeys(by_digest))
+    costs = dict.fromkeys(by_digest, 1.625)
+    result = result_of(halved, candidates, dict.fromkeys(by_digest), costs)
     return {**attrs, CONFIRMED_KEY: json.loads(json.dumps(result))}
 
 

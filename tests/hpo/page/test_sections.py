@@ -86,6 +86,17 @@ def test_a_best_trial_is_not_called_confirmed(given: Make, trials: list[FrozenTr
     assert "python -m hpo.confirm --study runes" in codes(section(story, "next"))
 
 
+def test_the_best_trials_are_shown_with_what_an_answer_costs(given: Make) -> None:
+    attrs = {"outcome": "complete", "longest_call_s": 70.0}
+    new = frozen(0, TrialState.COMPLETE, 0.08, **attrs, cost=1.625)
+    old = frozen(1, TrialState.COMPLETE, 0.09, **attrs)  # stored before costs were measured
+    part = section(story_of(given([new, old])), "best")
+    table = tables(part)[0]
+    column = table.columns.index("cost of an answer")
+    assert [row[column] for row in table.rows] == ["1.62", ""]
+    assert "CPU time of the returned network over the plain one's" in texts(part)
+
+
 def test_an_infeasible_trial_is_never_best(given: Make) -> None:
     slow = frozen(0, TrialState.COMPLETE, 0.01, longest_call_s=140.0)
     slow.system_attrs["constraints:seconds over the limit"] = 20.0
