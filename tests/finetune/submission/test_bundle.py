@@ -246,8 +246,8 @@ def test_what_the_recipe_rules_out_is_not_there() -> None:
     for part in (*rebuilt, "def _trace(", "def _stamp(", "draw_points", "class _PenPaths"):
         assert part not in text
         assert part in one_file(VARIETY["default"], "About.")
-    assert "def _first_embedding(model: torch.nn.Module) -> torch.Tensor:" in text
-    assert "_first_embedding(model, drawings, generator)" in one_file(VARIETY["uniform"], "About.")
+    for part in ("_LearnsVelocity", "_velocity_model", "_image_losses"):
+        assert part not in text
     for name in ("_checked", "to_json", "RecipeError", "difflib"):
         assert name not in text
 
