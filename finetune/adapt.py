@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .data.drawings import read_drawings
 from .machine.device import is_gpu_failure, standard_settings, training_device
 from .machine.threads import fastest_threads
 from .predict.ensemble import answer_as_one, count_members
@@ -23,7 +24,6 @@ from .train.run import Run
 from .train.schedule import Clock
 from .train.threaded import ThreadedSteps
 
-IMAGE_SHAPE = (1, 28, 28)
 # Fields in which recipes of tasks side by side are equal.
 _SHARED = ("steps", "batch_size", "members", "member_steps", "deadline_s")
 
@@ -69,29 +69,15 @@ def finetune_model(
 
     Args:
         pretrained_model: the course's network or ours; it is left as it was.
-        train_dataset: pairs (image, label) or bare images, each 1x28x28 in [0, 1].
+        train_dataset: pairs (image, label) or bare images, each 1x28x28 in [0, 1]; what else is
+            understood: `read_drawings`.
 
     Raises:
-        ValueError: the dataset is empty or its images have another shape.
+        ValueError: the dataset is empty, or not of drawings: see `read_drawings`.
         AdaptationError: the loss is not finite.
     """
     drawings = read_drawings(train_dataset)
     return adapt(pretrained_model, drawings, recipe or Recipe()).model
-
-
-def read_drawings(dataset: Any) -> Tensor:
-    """The images of a dataset as one tensor, (n, 1, 28, 28) float32; labels are ignored."""
-    images = []
-    # By length and index: a dataset need not end an iteration over it properly.
-    for item in (dataset[i] for i in range(len(dataset))):
-        image = item[0] if isinstance(item, (tuple, list)) else item
-        image = torch.as_tensor(image, device="cpu")  # whatever the default device is
-        if image.numel() != math.prod(IMAGE_SHAPE):
-            raise ValueError(f"an image is {tuple(image.shape)}; expected {IMAGE_SHAPE}")
-        images.append(image.detach().to(torch.float32).reshape(IMAGE_SHAPE))
-    if not images:
-        raise ValueError("the dataset is empty; at least one drawing is needed")
-    return torch.stack(images)
 
 
 def adapt(
