@@ -73,7 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runes", nargs="+", metavar="RUNE", help="default: one")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=_DEFAULT, help="of resizing")
     parser.add_argument("--steps", type=positive, default=500)
-    parser.add_argument("--replicates", type=positive, default=2, help="noises for each image and t")
+    parser.add_argument(
+        "--replicates", type=positive, default=2, help="noises for each image and t"
+    )
     parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--no-reference", action="store_true", help="leave reference A out")
     arguments = parser.parse_args(argv)
@@ -85,7 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     runes = choose_runes(source, arguments.runes, 1)
     for rune, way in tqdm([(rune, way) for rune in runes for way in arguments.ways], unit="way"):
         split = split_drawings(WAYS[way](source.bitmaps[rune]), arguments.split_seed)
-        table = NoiseTable(len(split.test), n_replicates=arguments.replicates, name=rune, equal=True)
+        table = NoiseTable(
+            len(split.test), n_replicates=arguments.replicates, name=rune, equal=True
+        )
 
         def loss(model: torch.nn.Module, x: Tensor = split.test, t: NoiseTable = table) -> float:
             return estimate(model, x, NEW_LABEL, t).mean

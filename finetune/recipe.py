@@ -112,8 +112,8 @@ class Recipe:
     # Augmentation mix
     render: str = _choice(
         "pen",
-        ("pen", "rebuilt", "direct"),
-        "draw along the pen's path anew, warp rebuilt strokes, or the 28x28 drawing itself",
+        ("pen", "direct"),
+        "draw along the pen's path anew, or warp the 28x28 drawing itself",
     )
     plain_share: float = _number(0.0, 0.0, 1.0, "share", "drawings left as they are")
     rotation_deg: float = _number(2.0, 0.0, 180.0, "degrees", "rotation, either way")

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PEN_RADIUS = 2.5  # pixels of the bitmap, whoever draws
+from ..canvas import PEN_RADIUS
+
 _TRACE_STEPS = 40
 _FIRST_LR, _LAST_LR = 0.15, 0.03  # pixels
 _FIRST_EDGE, _LAST_EDGE = 0.6, 0.2  # softness of the stroke's edge while fitting, pixels
@@ -39,7 +40,7 @@ class PenPaths:
     error: float
 
 
-def trace(bitmaps: Tensor, seen: Tensor) -> PenPaths:
+def trace(bitmaps: Tensor, seen: Tensor, radius: float = PEN_RADIUS) -> PenPaths:
     """The paths along which a pen draws ``bitmaps`` (n, H, H), 1 is ink.
 
     Starts from the skeleton and moves its points by gradient descent until discs around them
@@ -47,6 +48,7 @@ def trace(bitmaps: Tensor, seen: Tensor) -> PenPaths:
 
     Args:
         seen: rows and columns (H,) whose bits are known; only these count.
+        radius: of the pen, pixels.
     """
     points, present = _padded([s.nonzero().flip(1).float() for s in skeletons(bitmaps > 0.5)])
     links = _links(points, present)
@@ -62,7 +64,7 @@ def trace(bitmaps: Tensor, seen: Tensor) -> PenPaths:
             # The nearest point alone decides whether a pixel is ink.
             index = torch.cdist(places, points.detach()).argmin(2)[..., None].expand(-1, -1, 2)
             distance = ((places - points.gather(1, index)).square().sum(-1) + 1e-6).sqrt()
-            wrong = (torch.sigmoid((PEN_RADIUS - distance) / edge) - bits).square().sum()
+            wrong = (torch.sigmoid((radius - distance) / edge) - bits).square().sum()
             # Inside a stroke a point lies halfway between its neighbours.
             bend = (links @ points / n_links.clamp(min=1) - points).square().sum(-1)
             loss = wrong + _STRAIGHT_WEIGHT * (bend * (n_links[..., 0] == 2)).sum()
@@ -70,7 +72,7 @@ def trace(bitmaps: Tensor, seen: Tensor) -> PenPaths:
             loss.backward()
             optimizer.step()
     points, present = _with_middles(points.detach(), present, links)
-    ink = torch.cdist(places, points).amin(2) <= PEN_RADIUS
+    ink = torch.cdist(places, points).amin(2) <= radius
     error = (ink != (bits > 0.5)).sum(1) / bits.sum(1).clamp(min=1)  # (n,)
     return PenPaths(points, present, error.max().item())
 

@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .spline import spline_weights
+
 GRID = 8  # control points along each axis
+_REACH = 1 + 2 / (GRID - 3)  # one step beyond the canvas on either side
 _SIZE = 48  # of the images that are compared, pixels along each axis
 _BLURS_PX = (4.0, 2.0, 1.2)
 _STEPS = 40  # for each blur
@@ -56,12 +59,8 @@ def correspondences(bitmaps: Tensor) -> Tensor:
 
 
 def spline_matrix(positions: Tensor) -> Tensor:
-    """Uniform cubic B-spline weights (k, GRID) at ``positions`` (k,) in [-1, 1]; rows sum to 1."""
-    knots, step = _knots(positions.device)
-    u = (positions[:, None] - knots).abs() / step
-    near = 2 / 3 - u**2 + u**3 / 2
-    far = (2 - u).clamp(min=0) ** 3 / 6
-    return torch.where(u < 1, near, far)
+    """Weights (k, GRID) of the maps' control points at ``positions`` (k,) in [-1, 1]."""
+    return spline_weights(positions, GRID, _REACH)
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
@@ -75,15 +74,9 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     return F.conv2d(rows, kernel.view(1, 1, -1, 1))
 
 
-def _knots(device: torch.device) -> tuple[Tensor, float]:
-    """Control points' places, (GRID,), one step beyond the canvas on either side."""
-    step = 2 / (GRID - 3)
-    return torch.linspace(-1 - step, 1 + step, GRID, device=device), step
-
-
 def _boxes_onto_boxes(images: Tensor, p: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Maps that bring means and deviations of the ink together, along each axis."""
-    knots, _ = _knots(images.device)
+    knots = torch.linspace(-_REACH, _REACH, GRID, device=images.device)
     maps = []
     for axis in (3, 2):  # x, y
         ink = images.sum((1, 5 - axis))  # (n, _SIZE)

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_MOST_BITS = 2  # along each axis: pixels that look at more have too many values to list
+from ..augment.resizing import has_few_bits, listed_levels, tap_weights
+
 _N_BINS = 16  # of values that can't be listed: paper, ink and equal steps between
 _EDGE = 1e-3  # values this near to 0 and 1 are paper and ink
 _LEAST_VARIANCE = 1e-8
 _LEAST_SHARE = 1e-5  # of pixels at a level; keeps its logarithm finite
-_PERIOD = 4  # plain resizing from 105 to 28 looks at bits alike every so many pixels
+_MOST_PHASES = 9  # ways in which rows look at bits, each with shares of its own
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,11 @@ def grey_levels(drawings: Tensor, samples: Tensor, operator: Tensor | None) -> G
         samples: many augmented ones, (N, 1, 28, 28); they tell how common each level is.
         operator: the matrix (28, m) that made the drawings out of bitmaps, if it is known.
     """
-    if operator is not None and int((operator != 0).sum(1).max()) <= _MOST_BITS:
-        means = _listed(operator)
+    if operator is None and _is_two_valued(drawings) and _is_two_valued(samples):
+        operator = torch.eye(drawings.shape[-1]).to(drawings)  # each pixel is one bit
+    listed = operator is not None and has_few_bits(operator)
+    if operator is not None and listed:
+        means = listed_levels(operator)
         # What the list leaves unexplained, such as a file format's rounding, widens every level.
         floor = means.new_full((1, 1, 1), _LEAST_VARIANCE)
         residual = drawings - _values(means, _nearest(drawings, means, floor))
@@ -58,26 +62,27 @@ def grey_levels(drawings: Tensor, samples: Tensor, operator: Tensor | None) -> G
         means, variances = _binned(torch.cat([drawings, samples]).flatten())
     labels = _nearest(samples, means, variances)
     shares = F.one_hot(labels, len(means)).float().mean(0).permute(2, 0, 1)  # (K, 28, 28)
-    if len(means[0].flatten()) == 1:
-        shares = shares.mean((1, 2), keepdim=True)
+    if operator is not None and listed:
+        alike = _alike(operator)
+        shares = alike @ shares @ alike.T
     else:
-        k, h, w = shares.shape
-        tiles = (k, h // _PERIOD, _PERIOD, w // _PERIOD, _PERIOD)
-        shares = shares.view(tiles).mean((1, 3), keepdim=True).expand(tiles).reshape(k, h, w)
+        shares = shares.mean((1, 2), keepdim=True)
     return GreyLevels(means, variances, torch.log(shares + _LEAST_SHARE))
 
 
-def _listed(operator: Tensor) -> Tensor:
-    """Every value that each pixel of ``D bits D^T`` can have, (K, H, W).
+def _alike(operator: Tensor) -> Tensor:
+    """Which of 28 rows look at bits alike, as a mean over them, (28, 28).
 
-    A level is the same ink in the same of a pixel's bits everywhere, whichever grey that makes:
-    so it looks alike to a convolution.
+    Plain resizing to 28 has four phases.  Where all phases differ, all rows but the border's are
+    taken together: bits beside each other are as often ink wherever a pixel lies between them.
     """
-    n = int((operator != 0).sum(1).max())
-    bits = operator.topk(n, dim=1).indices.sort(1).values  # from left to right
-    weights = operator.gather(1, bits)  # (28, n)
-    patterns = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * (n * n)).view(-1, n, n)
-    return torch.einsum("ia,jb,kab->kij", weights, weights, patterns.to(weights))
+    weights = (tap_weights(operator) * 1000).round()
+    kind = torch.unique(weights, dim=0, return_inverse=True)[1]
+    if int(kind.max()) >= _MOST_PHASES:
+        kind = (weights.sum(1) > 0).long()
+    same: Tensor = (kind[:, None] == kind).to(operator)
+    same = same / same.sum(1, keepdim=True)
+    return same
 
 
 def _binned(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,6 +96,10 @@ def _binned(values: Tensor) -> tuple[Tensor, Tensor]:
     squares = torch.zeros_like(counts).index_add(0, bins, (values - means[bins]).square())
     variances = squares / counts.clamp(min=1) + _LEAST_VARIANCE
     return means[:, None, None], variances[:, None, None]
+
+
+def _is_two_valued(images: Tensor) -> bool:
+    return bool(((images == 0) | (images == 1)).all())
 
 
 def _nearest(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:

@@ -601,7 +601,7 @@ def test_the_call_may_be_made_where_no_gradients_are() -> None:
     assert same(weights(model), adapted())
 
 
-@pytest.mark.parametrize("render", ["pen", "rebuilt"])
+@pytest.mark.parametrize("render", ["pen", "direct"])
 def test_strokes_of_one_drawing_are_enough(render: str) -> None:
     recipe = dataclasses.replace(quick(steps=2), render=render)
     result = adapt(build(), DRAWINGS[:1], recipe)

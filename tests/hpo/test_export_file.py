@@ -48,7 +48,6 @@ VARIETY = {
     ),
     "random": Recipe(embedding_init="random", render="direct", precision="fp32"),
     "zeros": replace(STILL, embedding_init="zeros", elastic_px=0.0, stroke_px=0.4),
-    "rebuilt": Recipe(render="rebuilt", blend=0.5),
     "blend": Recipe(blend=0.5),
 }
 _NUMBERS = itertools.count()
@@ -239,8 +238,14 @@ def test_recipe_call_and_parts_come_in_this_order() -> None:
     assert "# lora_rank = 0: rank of the low-rank updates; 0 is full training" in text
     assert "steps: int = 6  # optimizer steps when time allows" in text
     assert "def add_lora" in one_file(VARIETY["lora"], "About.")
-    rebuilt = ("_render", "signed_distance", "stroke_px", "_prepare_strokes", "class Rebuilt")
-    for part in (*rebuilt, "def trace(", "def stamp(", "draw_points", "class PenPaths"):
+    for part in (
+        "stroke_px",
+        "class Rebuilt",
+        "def trace(",
+        "def stamp(",
+        "draw_points",
+        "class PenPaths",
+    ):
         assert part not in text
         assert part in one_file(VARIETY["default"], "About.")
 
@@ -378,7 +383,7 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("render", ["direct", "rebuilt", "pen"])
+@pytest.mark.parametrize("render", ["direct", "pen"])
 def test_the_process_is_left_as_it_was_and_has_no_say(
     setting: Callable[[], AbstractContextManager[Any]],
     render: str,

@@ -12,8 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from finetune.augment.bitmaps import resize_operator
-from finetune.augment.pen import PEN_RADIUS, PenPaths, skeletons, stamp, trace
+from finetune.augment.pen import PenPaths, skeletons, stamp, trace
+from finetune.augment.resizing import Resizing
+from finetune.canvas import PEN_RADIUS
 from finetune.data.synthetic import draw_rune
 
 SIZE = 105
@@ -23,7 +24,7 @@ RESIZES = ("antialiased", "bilinear", "nearest")
 
 
 def seen_by(resize: str) -> Tensor:
-    return resize_operator(resize).abs().sum(0) > 0
+    return Resizing(resize).seen()
 
 
 def distances(points: Tensor, size: int = SIZE) -> Tensor:

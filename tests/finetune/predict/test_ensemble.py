@@ -113,7 +113,7 @@ def test_they_have_one_bank_of_all_their_images() -> None:
 # Who they are
 
 
-@pytest.mark.parametrize("values", [{}, {"output": "velocity"}, {"render": "rebuilt"}])
+@pytest.mark.parametrize("values", [{}, {"output": "velocity"}, {"render": "direct"}])
 def test_a_sibling_is_what_a_run_of_its_seed_would_be(values: dict[str, Any]) -> None:
     recipe = replace(RECIPE, **values)
     run = make_run(recipe)

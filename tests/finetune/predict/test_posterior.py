@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from finetune.adapt import adapt
-from finetune.augment.bitmaps import resize_operator
+from finetune.augment.resizing import Resizing
 from finetune.data.runes import Resize, resize_bitmaps
 from finetune.data.synthetic import draw_rune
 from finetune.flow import image_losses, interpolate
@@ -28,7 +28,7 @@ from finetune.scoring.estimators import NoiseTable, author_estimate, estimate
 
 NEW = 10
 DRAWINGS = resize_bitmaps(draw_rune("ing", 6, seed=0), "bilinear")
-LEVELS = grey_levels(DRAWINGS, DRAWINGS, resize_operator("bilinear"))
+LEVELS = grey_levels(DRAWINGS, DRAWINGS, Resizing("bilinear").operator())
 
 
 def build(views: int = 1, levels: GreyLevels = LEVELS, head: float = 0.0, n_hidden: int = 0) -> Any:
@@ -191,7 +191,7 @@ def test_views_are_of_the_shifted_image_and_brought_back() -> None:
 def test_views_are_used_where_they_help_alone(resize: Resize, from_t: float) -> None:
     """From an earlier time on where the resize looks at all pixels alike."""
     drawings = resize_bitmaps(draw_rune("ing", 6, seed=0), resize)
-    levels = grey_levels(drawings, drawings, resize_operator(resize))
+    levels = grey_levels(drawings, drawings, Resizing(resize).operator())
     one, five = build(1, levels, head=0.1), build(5, levels, head=0.1)
     *_, c, x_t = noisy(0.5)
     times = torch.tensor([0.05, from_t, from_t + 0.01, 0.6, 0.74, 0.75]).view(-1, 1, 1, 1)

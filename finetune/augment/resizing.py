@@ -1,0 +1,129 @@
+"""The family of resizes by which a bitmap of 105x105 may have become an image of 28x28.
+
+A member is a kernel, a size that may leave a border, and what became of values afterwards.  All
+but the largest value of each cell are linear along each axis: ``image = D bitmap D^T``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..canvas import BITMAP_SIZE, IMAGE_SIZE
+
+# How torch is asked for a kernel along each axis; phases are half pixels but for the corners'.
+_TORCH_KERNELS: dict[str, dict[str, object]] = {
+    "nearest": {"mode": "nearest"},
+    "bilinear": {"mode": "bilinear"},
+    "antialiased": {"mode": "bilinear", "antialias": True},
+    "area": {"mode": "area"},  # adaptive average pooling: whole pixels
+    "bicubic": {"mode": "bicubic", "antialias": True},
+    "bilinear-corners": {"mode": "bilinear", "align_corners": True},
+    "bicubic-plain": {"mode": "bicubic"},
+    "bicubic-corners": {"mode": "bicubic", "align_corners": True},
+}
+TWO_VALUED = ("nearest", "max")  # "max": the largest value of each cell
+KERNELS = (*_TORCH_KERNELS, "lanczos", "box", "coverage", "max")  # coverage: of parts of pixels
+_MOST_LISTED = 2  # bits along each axis whose every value is listed
+_OVERSHOOT = ("bicubic", "bicubic-plain", "bicubic-corners", "lanczos")  # have negative lobes
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """One way to resize.
+
+    ``size`` is that of the picture in the middle of 28x28, ``in_8_bits`` says that values are
+    multiples of 1/255, and ``clips`` that they were cut off at 0 and 1.
+    """
+
+    kernel: str
+    size: int = IMAGE_SIZE
+    in_8_bits: bool = False
+    clips: bool = True
+
+    @property
+    def border(self) -> int:
+        """Empty pixels on each side."""
+        return (IMAGE_SIZE - self.size) // 2
+
+    def operator(self, n_in: int = BITMAP_SIZE) -> Tensor | None:
+        """The matrix D (28, n_in) along each axis, or None if there is none."""
+        if self.kernel == "max":
+            return None
+        return F.pad(_kernel_matrix(self.kernel, n_in, self.size), (0, 0, self.border, self.border))
+
+    def seen(self) -> Tensor:
+        """The rows and columns of a bitmap that it looks at, (105,) bool."""
+        operator = self.operator()
+        if operator is None:
+            return torch.ones(BITMAP_SIZE, dtype=torch.bool)
+        return operator.abs().sum(0) > 0
+
+    def apply(self, bitmaps: Tensor, operator: Tensor | None, exact: bool = True) -> Tensor:
+        """Bitmaps (n, k, k) of what is seen to images (n, 28, 28).
+
+        Args:
+            operator: its own, (28, k): the columns seen; None as `operator` gives it.
+            exact: as the drawings were made; else without rounding, for gradients.
+        """
+        if operator is None:
+            images = F.adaptive_max_pool2d(bitmaps[:, None], self.size)[:, 0]
+            return F.pad(images, (self.border,) * 4)
+        if self.in_8_bits:  # as PIL does: along the rows first, and what is between is bytes, too
+            return self._stored(operator @ self._stored(bitmaps @ operator.T, exact), exact)
+        return self._stored(operator @ bitmaps @ operator.T, exact)
+
+    def _stored(self, images: Tensor, exact: bool) -> Tensor:
+        if self.clips and self.kernel in _OVERSHOOT:
+            images = images.clamp(0, 1)
+        return (images * 255).round() / 255 if exact and self.in_8_bits else images
+
+    def __call__(self, bitmaps: Tensor) -> Tensor:
+        """Whole bitmaps (n, 105, 105) in {0, 1} to images (n, 28, 28)."""
+        operator = self.operator()
+        return self.apply(bitmaps, None if operator is None else operator.to(bitmaps))
+
+
+def listed_levels(operator: Tensor) -> Tensor:
+    """Every value that each pixel of ``D bits D^T`` can have, (K, 28, 28), for few bits.
+
+    A level is the same ink in the same of a pixel's bits everywhere, whichever grey that makes:
+    so it looks alike to a convolution.
+    """
+    weights = tap_weights(operator)
+    n = weights.shape[1]
+    patterns = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * (n * n)).view(-1, n, n)
+    return torch.einsum("ia,jb,kab->kij", weights, weights, patterns.to(weights))
+
+
+def tap_weights(operator: Tensor) -> Tensor:
+    """Of the bits that each row of ``operator`` (28, m) looks at, from left to right, (28, n)."""
+    n = int((operator != 0).sum(1).max())
+    return operator.gather(1, operator.topk(n, dim=1).indices.sort(1).values)
+
+
+def has_few_bits(operator: Tensor) -> bool:
+    """Whether the values of its pixels can be listed."""
+    return int((operator != 0).sum(1).max()) <= _MOST_LISTED
+
+
+def _kernel_matrix(kernel: str, n_in: int, n_out: int) -> Tensor:
+    """Weights (n_out, n_in) of each pixel in; rows sum to one."""
+    if kernel in _TORCH_KERNELS:
+        basis = torch.eye(n_in)[:, None, None, :]  # one unit vector per batch entry, 1 x n_in
+        options = _TORCH_KERNELS[kernel]
+        rows = F.interpolate(basis, size=(1, n_out), **options)  # type: ignore[arg-type]
+        return rows[:, 0, 0, :].T.contiguous()
+    cell = n_in / n_out
+    i, left = torch.arange(n_in), torch.arange(n_out)[:, None] * cell
+    x = (i + 0.5 - left) / cell - 0.5  # from the cell's middle, in cells
+    if kernel == "coverage":
+        weights = (torch.minimum(left + cell, i + 1) - torch.maximum(left, i)).clamp(min=0)
+    elif kernel == "box":
+        weights = ((x >= -0.5) & (x < 0.5)).float()
+    else:  # Lanczos, three lobes
+        weights = torch.sinc(x) * torch.sinc(x / 3) * (x.abs() < 3)
+    return weights / weights.sum(1, keepdim=True)
