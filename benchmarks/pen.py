@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         for rune in tqdm(runes, unit="rune", desc=resize, leave=False):
             drawings = resize_bitmaps(source.bitmaps[rune], resize)[:10, 0]
             rebuilt = rebuild(drawings)
-            paths = trace(rebuilt.bitmaps, rebuilt.resizing.seen())
+            paths = trace(rebuilt.bitmaps, rebuilt.resizing.seen(), PEN_RADIUS)
             pen = torch.full((len(drawings),), PEN_RADIUS)
             wrong.append(paths.error)
             rebuilt_widths += widths(rebuilt.bitmaps)

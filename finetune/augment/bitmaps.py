@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..canvas import BITMAP_SIZE, IMAGE_SIZE, PEN_RADIUS
+from ..canvas import BITMAP_SIZE, PEN_RADIUS
 from .resizing import KERNELS, TWO_VALUED, Resizing, has_few_bits, listed_levels
 
 _GREY = 0.02  # values further than this from 0 and 1 are grey
-_SIZES = (IMAGE_SIZE, 24, 20)  # of the picture inside of an empty border, as MNIST has one
+_BORDERS = (0, 2, 4)  # pixels; MNIST has four
 _EXACT = 0.6 / 255  # values this near to those that a resize can give are its own
 _SCREEN_STEPS, _FIT_STEPS = 15, 80
 _SCREENED = 4  # drawings
@@ -55,14 +55,13 @@ def find_resizing(images: Tensor) -> Resizing:
     in_8_bits = not two_valued and bool(((steps - steps.round()).abs() < 1e-3).all())
     clips = bool(((images >= 0) & (images <= 1)).all())
     candidates = []
-    for size in _SIZES:
-        border = (IMAGE_SIZE - size) // 2
-        inner = F.pad(images.new_zeros(size, size), (border,) * 4, value=1.0)
-        if (images * inner).abs().max() > _GREY:
+    for border in _BORDERS:
+        outside = images.abs() - F.pad(F.pad(images.abs(), (-border,) * 4), (border,) * 4)
+        if outside.max() > _GREY:
             break
         for kernel in KERNELS:
             if (kernel in TWO_VALUED) == two_valued:
-                candidates.append(Resizing(kernel, size, in_8_bits, clips))
+                candidates.append(Resizing(kernel, border, in_8_bits, clips))
     if not two_valued:
         exact = [candidate for candidate in candidates if _lists(candidate, images)]
         candidates = exact or candidates

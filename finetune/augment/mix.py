@@ -64,7 +64,6 @@ class Augmenter:
         # Maps between all pairs cost the square of the number of drawings.
         self._blends = bool(recipe.blend) and len(drawings) <= _MOST_BLENDED
         self.operator: Tensor | None = None  # (28, m), that made the drawings, if it is known
-        self.rebuilt: Rebuilt | None = None
         self.by_pen = False  # drawn along paths, and not the 28x28 picture warped
         self._radius = PEN_RADIUS
         self._positions = _pixel_centres(drawings.shape[-1]).to(drawings)

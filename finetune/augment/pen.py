@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..canvas import PEN_RADIUS
-
 _TRACE_STEPS = 40
 _FIRST_LR, _LAST_LR = 0.15, 0.03  # pixels
 _FIRST_EDGE, _LAST_EDGE = 0.6, 0.2  # softness of the stroke's edge while fitting, pixels
@@ -40,7 +38,7 @@ class PenPaths:
     error: float
 
 
-def trace(bitmaps: Tensor, seen: Tensor, radius: float = PEN_RADIUS) -> PenPaths:
+def trace(bitmaps: Tensor, seen: Tensor, radius: float) -> PenPaths:
     """The paths along which a pen draws ``bitmaps`` (n, H, H), 1 is ink.
 
     Starts from the skeleton and moves its points by gradient descent until discs around them

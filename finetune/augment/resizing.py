@@ -28,32 +28,34 @@ _TORCH_KERNELS: dict[str, dict[str, object]] = {
 TWO_VALUED = ("nearest", "max")  # "max": the largest value of each cell
 KERNELS = (*_TORCH_KERNELS, "lanczos", "box", "coverage", "max")  # coverage: of parts of pixels
 _MOST_LISTED = 2  # bits along each axis whose every value is listed
-_OVERSHOOT = ("bicubic", "bicubic-plain", "bicubic-corners", "lanczos")  # have negative lobes
+_WITH_LOBES = ("bicubic", "bicubic-plain", "bicubic-corners", "lanczos")  # have negative lobes
 
 
 @dataclass(frozen=True)
 class Resizing:
     """One way to resize.
 
-    ``size`` is that of the picture in the middle of 28x28, ``in_8_bits`` says that values are
+    ``border`` pixels are empty on each side of the picture, ``in_8_bits`` says that values are
     multiples of 1/255, and ``clips`` that they were cut off at 0 and 1.
     """
 
     kernel: str
-    size: int = IMAGE_SIZE
+    border: int = 0
     in_8_bits: bool = False
     clips: bool = True
 
     @property
-    def border(self) -> int:
-        """Empty pixels on each side."""
-        return (IMAGE_SIZE - self.size) // 2
+    def size(self) -> int:
+        """Of the picture inside of its border, pixels a side."""
+        return IMAGE_SIZE - 2 * self.border
 
-    def operator(self, n_in: int = BITMAP_SIZE) -> Tensor | None:
-        """The matrix D (28, n_in) along each axis, or None if there is none."""
+    def operator(self) -> Tensor | None:
+        """The matrix D (28, 105) along each axis, or None if there is none."""
         if self.kernel == "max":
             return None
-        return F.pad(_kernel_matrix(self.kernel, n_in, self.size), (0, 0, self.border, self.border))
+        return F.pad(
+            _kernel_matrix(self.kernel, BITMAP_SIZE, self.size), (0, 0, self.border, self.border)
+        )
 
     def seen(self) -> Tensor:
         """The rows and columns of a bitmap that it looks at, (105,) bool."""
@@ -77,7 +79,7 @@ class Resizing:
         return self._stored(operator @ bitmaps @ operator.T, exact)
 
     def _stored(self, images: Tensor, exact: bool) -> Tensor:
-        if self.clips and self.kernel in _OVERSHOOT:
+        if self.clips and self.kernel in _WITH_LOBES:
             images = images.clamp(0, 1)
         return (images * 255).round() / 255 if exact and self.in_8_bits else images
 

@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from finetune.augment.pen import PenPaths, skeletons, stamp, trace
+from finetune.augment import pen
+from finetune.augment.pen import PenPaths, skeletons, stamp
 from finetune.augment.resizing import Resizing
 from finetune.canvas import PEN_RADIUS
 from finetune.data.synthetic import draw_rune
@@ -21,6 +22,10 @@ SIZE = 105
 ALL = torch.ones(SIZE, dtype=torch.bool)
 # Rows and columns that a resize looks at: all, about half and about a quarter of them.
 RESIZES = ("antialiased", "bilinear", "nearest")
+
+
+def trace(bitmaps: Tensor, seen: Tensor) -> PenPaths:
+    return pen.trace(bitmaps, seen, PEN_RADIUS)
 
 
 def seen_by(resize: str) -> Tensor:
