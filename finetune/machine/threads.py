@@ -1,8 +1,9 @@
 """How a call uses a CPU's cores: one computes steps, another draws what they learn from.
 
 A step on 16 small images is some thousand short operations.  Torch's threads meet after each and
-wait by spinning, so a second one gains little, and where another program wants its core, steps take
-many times as long.  One thread is never much slower, and gives the same numbers everywhere.
+wait by spinning.  On an idle machine a second thread makes steps about half as fast again; where
+another program wants its core, steps take many times as long.  One thread avoids that, and its
+numbers do not depend on how many cores there are.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class LevelHead(nn.Module):
         logits = _apply(self.direct, features)
         if self.n_hidden:
             logits = logits + _apply(self.outer, _apply(self.hidden, features).relu_())
-        # Next to each other lie the pixels, as of the levels' means: quicker than channels last.
+        # NCHW: sums over levels are faster than channels_last here.
         return logits.float().contiguous()
 
 

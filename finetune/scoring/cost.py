@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..flow import interpolate
+from ..machine.threads import one_thread
 
 GRADER_PASSES = 1000  # over the test drawings of a rune
 PASS_DRAWINGS = 10  # in each of the grader's passes
@@ -89,7 +90,7 @@ def measure_cost(
             if keep:
                 seconds.append(_clock(device) - start)
 
-    with _as_graded(model, plain), _one_thread():
+    with _as_graded(model, plain), one_thread(device):
         # The first pass is slower than those that follow, so it is not counted.  It tells how
         # many passes the budget is worth.
         start = time.perf_counter()
@@ -150,16 +151,6 @@ def _as_graded(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _device_of(model: nn.Module) -> torch.device:
