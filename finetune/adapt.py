@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .machine.device import is_gpu_failure, standard_settings, training_device
-from .machine.threads import drawing_thread, one_thread
+from .machine.threads import helper_threads, one_thread
 from .recipe import Recipe
 from .train.run import Run
 from .train.schedule import Clock
@@ -104,16 +104,16 @@ def _adapt_on(
     on_step: Callable[[Progress], bool | None] | None,
 ) -> Adapted:
     """The training loop; ``start`` is when the call began, by `time.perf_counter`."""
-    with standard_settings(device), one_thread(device), drawing_thread(device) as thread:
-        run = Run(device, pretrained_model, drawings, recipe, thread)
+    with standard_settings(device), one_thread(device), helper_threads(device) as threads:
+        run = Run(device, pretrained_model, drawings, recipe, threads)
         clock = Clock(start, recipe.steps, recipe.deadline_s)
         stopped = False
         while not clock.is_over and not stopped:
             batch = run.next_batch()  # augmented drawings x, times t, noises e
             share, advance = clock.share, clock.tick()
             run.weights.set_rates(share, advance)
-            objective, flow_loss = run.losses(batch)
-            run.weights.step(objective)
+            gradients, flow_loss = run.gradients(batch)
+            run.weights.step(gradients)
             loss = flow_loss.item()
             check_finite(loss, clock.step, recipe)
             if on_step is not None:

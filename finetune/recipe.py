@@ -46,7 +46,7 @@ class Recipe:
 
     # Optimisation
     steps: int = _number(6000, 1, 1_000_000, "steps", "optimizer steps when time allows")
-    batch_size: int = _number(16, 1, 4096, "images", "augmented drawings per step")
+    batch_size: int = _number(32, 1, 4096, "images", "augmented drawings per step")
     lr: float = _number(4e-3, 1e-7, 1.0, "1", "peak learning rate of AdamW")
     schedule: str = _choice(
         "cosine", ("cosine", "linear", "constant"), "learning rate after the warm-up"

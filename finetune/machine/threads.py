@@ -1,9 +1,9 @@
-"""How a call uses a CPU's cores: one computes steps, another draws what they learn from.
+"""How a call uses a CPU's cores: two compute half a step each, while a batch is drawn ahead.
 
-A step on 16 small images is some thousand short operations.  Torch's threads meet after each and
-wait by spinning.  On an idle machine a second thread makes steps about half as fast again; where
-another program wants its core, steps take many times as long.  One thread avoids that, and its
-numbers do not depend on how many cores there are.
+A step on 32 small images is some thousand short operations.  Torch's threads meet after each and
+wait by spinning: where another program wants their core, steps take many times as long.  Here each
+thread computes the gradients of half of the images with one of torch's threads, and they meet
+once a step.  The numbers do not depend on how many cores there are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """Compute with one thread on a CPU; the process's own number is put back."""
+    """Let torch use one thread on a CPU; the process's own number is put back."""
     threads = torch.get_num_threads()
     try:
         if device.type == "cpu":
@@ -28,12 +28,12 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def drawing_thread(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
-    """A thread that works beside the training steps; none on a GPU, which does one by one."""
+def helper_threads(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
+    """Two threads, to draw and to compute beside the caller's; none on a GPU."""
     if device.type != "cpu":
         yield None
         return
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             yield pool
         finally:

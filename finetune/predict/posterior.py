@@ -9,6 +9,7 @@ Bayes' rule, exact at any t.
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -179,7 +180,13 @@ def last_features(network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor) -> Tens
     """What the network's last convolution is given, (B, C, 28, 28), whatever its forward does."""
     seen: list[Tensor] = []
     conv: Any = network.conv_out
-    hook = conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    caller = get_ident()
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if get_ident() == caller:  # another thread may be in the same network
+            seen.append(inputs[0])
+
+    hook = conv.register_forward_pre_hook(look)
     try:
         network(x_t, t, c)
     finally:

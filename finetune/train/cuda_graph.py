@@ -72,10 +72,8 @@ class CapturedSteps:
             with torch.cuda.graph(graph):
                 self._train()
         except RuntimeError:  # of whatever in the network can't be captured
-            for run in self._runs:
-                run.weights.flat.forget_gradients()
-        else:
-            self._graph = graph
+            return
+        self._graph = graph
 
     def _train(self) -> None:
         """One step of each run, each in a stream of its own."""
@@ -84,8 +82,8 @@ class CapturedSteps:
             stream.wait_stream(current)
             with torch.cuda.stream(stream):
                 batch = Batch(*(part.index_select(0, self._next)[0] for part in self._drawn[k]))
-                objective, loss = run.losses(batch)
-                run.weights.step(objective)
+                gradients, loss = run.gradients(batch)
+                run.weights.step(gradients)
                 self._losses[k].copy_(loss)
         for stream in self._streams:
             current.wait_stream(stream)

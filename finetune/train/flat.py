@@ -11,6 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+# Of each parameter in turn; none where the loss does not depend on it.
+Gradients = Sequence[Tensor | None]
+
 
 class FlatParameters:
     """Float32 values of parameters in one tensor, and their gradients in another.
@@ -25,14 +28,14 @@ class FlatParameters:
     """
 
     def __init__(self, groups: Sequence[Sequence[nn.Parameter]], dtype: torch.dtype) -> None:
-        self._parameters = [p for group in groups for p in group]
+        self.parameters = [p for group in groups for p in group]
         sizes = [sum(p.numel() for p in group) for group in groups]
-        device = self._parameters[0].device
+        device = self.parameters[0].device
         self.values = torch.empty(sum(sizes), device=device)
         self.gradients = torch.zeros(sum(sizes), device=device)
-        self.masters = list(_views(self.values, self._parameters))  # of each parameter
-        self._gradients = list(_views(self.gradients, self._parameters))
-        for parameter, master in zip(self._parameters, self.masters, strict=True):
+        self.masters = list(_views(self.values, self.parameters))  # of each parameter
+        self._gradients = list(_views(self.gradients, self.parameters))
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
             master.copy_(parameter.detach())
             parameter.data = master
         # Each group's, as an optimizer takes it.
@@ -47,22 +50,21 @@ class FlatParameters:
         for parameter, seen in zip(groups[0], _views(self._seen, groups[0]), strict=True):
             parameter.data = seen
 
-    def take_gradients(self) -> None:
-        """Move the parameters' gradients, where they have one, into ``gradients``."""
-        places, gradients = [], []
-        for parameter, place in zip(self._parameters, self._gradients, strict=True):
-            if parameter.grad is None:
+    def take_gradients(self, parts: Sequence[Gradients]) -> None:
+        """Let ``gradients`` be the sum of ``parts``; one that is None counts as zero."""
+        first, *others = parts
+        places, values = [], []
+        for place, value in zip(self._gradients, first, strict=True):
+            if value is None:
                 place.zero_()
             else:
                 places.append(place)
-                gradients.append(parameter.grad)
-        _copy(places, gradients)
-        self.forget_gradients()
-
-    def forget_gradients(self) -> None:
-        """Let the parameters have none."""
-        for parameter in self._parameters:
-            parameter.grad = None
+                values.append(value)
+        _copy(places, values)
+        for part in others:
+            for place, value in zip(self._gradients, part, strict=True):
+                if value is not None:
+                    place.add_(value)
 
     def show_values(self) -> None:
         """Let the parameters be what ``values`` has become."""
@@ -71,7 +73,7 @@ class FlatParameters:
 
     def release(self) -> None:
         """Give each parameter float32 memory of its own again."""
-        for parameter, master in zip(self._parameters, self.masters, strict=True):
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
             parameter.data = master.clone()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..model.groups import trainable
 from ..recipe import Recipe
-from .flat import FlatParameters
+from .flat import FlatParameters, Gradients
 
 
 class Weights:
@@ -64,10 +64,9 @@ class Weights:
         else:
             self._rates_there.copy_(torch.tensor(rates))
 
-    def step(self, objective: Tensor) -> None:
-        """Move the weights down the gradient, by the rates that were set."""
-        objective.backward()
-        self.flat.take_gradients()
+    def step(self, parts: Sequence[Gradients]) -> None:
+        """Move the weights down the sum of these gradients, by the rates that were set."""
+        self.flat.take_gradients(parts)
         if self.recipe.clip_norm:
             for gradient in self.clipped:
                 # As `clip_grad_norm_` does.

@@ -14,6 +14,7 @@ from ..machine.device import channels_last, resolve_precision
 from ..model.groups import add_class, add_lora, embedding_of, freeze_all_but, merge_lora
 from ..recipe import Recipe
 from .batches import Batch, draw_batches
+from .flat import Gradients
 from .learners import LearnsLevels, LearnsVelocity, product_type
 from .optim import Weights
 
@@ -22,7 +23,8 @@ class Run:
     """A copy of ``pretrained_model`` that learns ``drawings`` (n, 1, 28, 28) on ``device``.
 
     Args:
-        thread: draws the next batches while these are learnt.
+        threads: two; one draws the next batches while these are learnt, one computes half of
+            each step on a CPU.  Without them the caller does both, with the same result.
     """
 
     def __init__(
@@ -31,10 +33,11 @@ class Run:
         pretrained_model: nn.Module,
         drawings: Tensor,
         recipe: Recipe,
-        thread: Executor | None = None,
+        threads: Executor | None = None,
     ) -> None:
-        self._thread = thread
-        self._ahead: Future[Batch] | None = None  # batches that the thread draws
+        self._threads = threads
+        self._n_parts = 2 if device.type == "cpu" else 1  # of a batch, whatever cores there are
+        self._ahead: Future[Batch] | None = None  # batches that a thread draws
         weight = next(pretrained_model.parameters())
         self._home, self._dtype = weight.device, weight.dtype
         self.recipe = recipe
@@ -67,15 +70,32 @@ class Run:
         """One batch; several are drawn at a time."""
         if not self._left:
             self._drawn = self._ahead.result() if self._ahead else self.draw()
-            self._ahead = self._thread.submit(self.draw) if self._thread else None
+            self._ahead = self._threads.submit(self.draw) if self._threads else None
             self._left = len(self._drawn.x)
         self._left -= 1
         return Batch(*(part[-1 - self._left] for part in self._drawn))
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What a step lowers, and the flow loss, which it reports: means over the batch."""
-        objective, flow_loss = self._learner.losses(batch, self._c)
-        return objective, flow_loss
+    def gradients(self, batch: Batch) -> tuple[list[Gradients], Tensor]:
+        """Gradients of what a step lowers, of each part of the batch, and the batch's flow loss."""
+        parts = [Batch(*columns) for columns in zip(*map(self._split, batch), strict=True)]
+        if self._threads is None:
+            found = [self._part_gradients(part) for part in parts]
+        else:
+            others = [self._threads.submit(self._part_gradients, part) for part in parts[1:]]
+            found = [self._part_gradients(parts[0]), *(other.result() for other in others)]
+        return [gradients for gradients, _ in found], torch.stack([loss for _, loss in found]).sum()
+
+    def _split(self, column: Tensor) -> tuple[Tensor, ...]:
+        return column.chunk(self._n_parts)
+
+    def _part_gradients(self, part: Batch) -> tuple[Gradients, Tensor]:
+        """The part's share in the gradients and in the flow loss of the whole batch."""
+        n = len(part.x)
+        objective, flow_loss = self._learner.losses(part, self._c[:n])
+        share = n / len(self._c)
+        parameters = self.weights.flat.parameters
+        gradients = torch.autograd.grad(objective * share, parameters, allow_unused=True)
+        return gradients, flow_loss * share
 
     def finished(self) -> nn.Module:
         """The adapted network, where the pretrained one was, in evaluation mode."""

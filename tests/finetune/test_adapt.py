@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from itertools import cycle, pairwise
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -185,7 +186,7 @@ def times_seen(**values: Any) -> Tensor:
     """(steps, batch), sorted within each step."""
     TimesSeen.seen = []
     adapt(build(TimesSeen), DRAWINGS, quick(batch_size=16, **values))
-    times = torch.stack(TimesSeen.seen)
+    times = torch.cat(TimesSeen.seen).view(-1, 16)  # each step asks twice, side by side
     assert times.min() >= 0 and times.max() < 1
     return times.sort(1).values
 
@@ -209,7 +210,7 @@ def test_drawings_are_learnt_at_the_times_that_they_were_drawn_for(
 
     monkeypatch.setattr(Augmenter, "__call__", marked)
     adapt(build(Records), DRAWINGS, quick(batch_size=batch_size, steps=8))
-    assert len(seen) == 8
+    assert len(seen) == 2 * 8  # each step asks twice
     assert max(seen) < 0.5  # the noise's mean over an image deviates by t / 28
 
 
@@ -353,14 +354,16 @@ def test_callback_changes_nothing() -> None:
 
 
 class GoesWrong(ConditionalDiffusionUNet):
-    """Answers that are no numbers from the third call on."""
+    """Answers that are no numbers from the third step on."""
 
-    calls = 0
+    def __init__(self, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        self.calls: list[int] = []  # two a step, by two threads
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        self.calls += 1
+        self.calls.append(len(x_t))
         answer = super().forward(x_t, t, c)
-        return answer * math.nan if self.calls >= 3 else answer
+        return answer * math.nan if len(self.calls) > 4 else answer
 
 
 @pytest.mark.usefixtures("as_it_is")
@@ -428,10 +431,15 @@ def timed_run(
 ) -> tuple[list[Progress], Any]:
     """A run whose steps last ``step_s``, over and over, by the clock that it sees."""
     clock, durations = Clock(), cycle(step_s)
+    one_at_a_time = Lock()
+    calls = []
 
     class Timed(ConditionalDiffusionUNet):
         def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
-            clock.now_s += next(durations)
+            with one_at_a_time:
+                calls.append(len(x_t))
+                if len(calls) % 2:  # the second half of a step takes no longer
+                    clock.now_s += next(durations)
             return super().forward(x_t, t, c)
 
     monkeypatch.setattr("finetune.adapt.time", clock)

@@ -1,7 +1,8 @@
-"""One thread computes steps and another draws; nothing of either is left behind."""
+"""Threads compute steps and draw beside each other; nothing of them is left behind."""
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 
@@ -11,8 +12,9 @@ import torch
 from finetune.adapt import adapt
 from finetune.data.runes import resize_bitmaps
 from finetune.data.synthetic import draw_rune
-from finetune.machine.threads import drawing_thread, one_thread
+from finetune.machine.threads import helper_threads, one_thread
 from finetune.model.unet import ConditionalDiffusionUNet
+from finetune.predict.posterior import last_features
 from finetune.recipe import Recipe
 from finetune.train.run import Run
 
@@ -49,11 +51,70 @@ def test_steps_have_one_thread_and_the_process_gets_its_own_back() -> None:
 def test_what_is_drawn_ahead_is_what_would_be_drawn_now() -> None:
     """More than two draws of 32 batches, each the same as without a thread."""
     alone = Run(CPU, network(), DRAWINGS, RECIPE)
-    with drawing_thread(CPU) as thread:
+    with helper_threads(CPU) as thread:
         ahead = Run(CPU, network(), DRAWINGS, RECIPE, thread)
         for _ in range(70):
             for one, other in zip(alone.next_batch(), ahead.next_batch(), strict=True):
                 assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+@pytest.mark.parametrize("output", ["levels", "velocity"])
+def test_halves_side_by_side_are_the_halves_one_after_the_other(
+    batch_size: int, output: str
+) -> None:
+    recipe = dataclasses.replace(RECIPE, batch_size=batch_size, output=output)
+    with one_thread(CPU), helper_threads(CPU) as threads:
+        alone = Run(CPU, network(), DRAWINGS, recipe)
+        together = Run(CPU, network(), DRAWINGS, recipe, threads)
+        for _ in range(3):
+            parts, loss = together.gradients(together.next_batch())
+            expected_parts, expected = alone.gradients(alone.next_batch())
+            assert len(parts) == min(batch_size, 2) and torch.equal(loss, expected)
+            for part, expected_part in zip(parts, expected_parts, strict=True):
+                for one, other in zip(part, expected_part, strict=True):
+                    assert (one is None) == (other is None)
+                    assert one is None or other is None or torch.equal(one, other)
+            together.weights.set_rates(0.5, 0.1)
+            alone.weights.set_rates(0.5, 0.1)
+            together.weights.step(parts)
+            alone.weights.step(expected_parts)
+
+
+@pytest.mark.parametrize("batch_size", [6, 7])
+def test_the_parts_add_up_to_the_whole_batch(batch_size: int) -> None:
+    recipe = dataclasses.replace(RECIPE, batch_size=batch_size)
+    run = Run(CPU, network(), DRAWINGS, recipe)
+    batch = run.next_batch()
+    parts, loss = run.gradients(batch)
+    run.weights.flat.take_gradients(parts)
+    halves = run.weights.flat.gradients.clone()
+    run._n_parts = 1
+    whole, whole_loss = run.gradients(batch)
+    run.weights.flat.take_gradients(whole)
+    torch.testing.assert_close(loss, whole_loss)
+    torch.testing.assert_close(halves, run.weights.flat.gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_each_thread_sees_the_features_of_its_own_call() -> None:
+    """Where the network is not ours: its last convolution is looked at as it is called."""
+    model = network()
+    both_inside = threading.Barrier(2)
+
+    class Waits(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            both_inside.wait(timeout=30)
+            return x
+
+    model.conv_in.append(Waits())
+    x, t, c = torch.randn(2, 1, 28, 28), torch.rand(2, 1, 1, 1), torch.zeros(2, dtype=torch.long)
+    plain = network()
+    expected = [last_features(plain, image[None], t[:1], c[:1]) for image in x]
+    with helper_threads(CPU) as threads:
+        assert threads is not None
+        calls = [threads.submit(last_features, model, image[None], t[:1], c[:1]) for image in x]
+        for call, features in zip(calls, expected, strict=True):
+            torch.testing.assert_close(call.result(), features)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -53,8 +53,8 @@ def losses_one_by_one(runs: list[Run], n: int) -> Tensor:
     for i in range(n):
         for k, run in enumerate(runs):
             run.weights.set_rates(i / n, 1 / n)
-            objective, loss = run.losses(run.next_batch())
-            run.weights.step(objective)
+            gradients, loss = run.gradients(run.next_batch())
+            run.weights.step(gradients)
             found[i, k] = loss
     return found
 
