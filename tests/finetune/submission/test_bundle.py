@@ -222,7 +222,7 @@ def test_it_is_formatted_linted_and_has_nothing_that_is_not_used(recipe: Recipe)
         for n in (top, *(top.body if isinstance(top, ast.ClassDef) else ()))
         if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("__")
     }
-    assert defined - used - {"forward"} == {"finetune_model"}
+    assert defined - used - {"forward", "backward"} == {"finetune_model"}
 
 
 def test_it_is_read_from_top_to_bottom() -> None:

@@ -80,7 +80,7 @@ def make_trials(config: StudyConfig, count: int, seed: int = 0) -> list[FrozenTr
         calls: list[dict[str, Any]] = []
         for label in labels:
             loss = loss_of(recipe, label, rng)
-            seconds = min(140.0, recipe.steps * recipe.batch_size / 1500 + rng.uniform(5, 8))
+            seconds = min(140.0, recipe.steps * recipe.batch_size / 2500 + rng.uniform(5, 8))
             calls.append({"instance": label, "loss": loss, "standard_error": 0.001 * loss / 0.09,
                           "seconds": round(seconds, 3), "steps": recipe.steps})  # fmt: skip
             mean = sum(c["loss"] for c in calls) / len(calls)
