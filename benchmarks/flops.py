@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.adapt import IMAGE_SHAPE
+from finetune.canvas import IMAGE_SIZE
 from finetune.machine.device import training_device
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -61,7 +61,7 @@ def count_flops(model: nn.Module) -> Flops:
     device = next(model.parameters()).device
     t, c = torch.zeros(1, 1, 1, 1, device=device), torch.zeros(1, dtype=torch.long, device=device)
     with torch.enable_grad():
-        model(torch.zeros(1, *IMAGE_SHAPE, device=device), t, c)
+        model(torch.zeros(1, 1, IMAGE_SIZE, IMAGE_SIZE, device=device), t, c)
     return Flops(forward, training)
 
 

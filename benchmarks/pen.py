@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from finetune.augment.bitmaps import rebuild
-from finetune.augment.pen import PEN_RADIUS, stamp, trace
-from finetune.canvas import RESIZES
-from finetune.data.runes import BITMAP_SIZE, choose_runes, open_source, resize_bitmaps
+from finetune.augment.pen import stamp, trace
+from finetune.canvas import BITMAP_SIZE, PEN_RADIUS, RESIZES
+from finetune.data.runes import choose_runes, open_source, resize_bitmaps
 from finetune.errors import run_command
 
 _RADII = (2.0, 2.25, 2.5, 2.75, 3.0)
@@ -85,11 +85,10 @@ def main(argv: list[str] | None = None) -> int:
         for rune in tqdm(runes, unit="rune", desc=resize, leave=False):
             drawings = resize_bitmaps(source.bitmaps[rune], resize)[:10, 0]
             rebuilt = rebuild(drawings)
-            paths = trace(rebuilt.bitmaps, rebuilt.operator.abs().sum(0) > 0)
-            pen = torch.full((len(drawings),), PEN_RADIUS)
+            paths = trace(rebuilt.bitmaps, rebuilt.resizing.seen(), PEN_RADIUS)
             wrong.append(paths.error)
             rebuilt_widths += widths(rebuilt.bitmaps)
-            drawn_widths += widths(stamp(paths.points, paths.present, pen, everywhere))
+            drawn_widths += widths(stamp(paths.points, paths.present, PEN_RADIUS, everywhere))
         lines.append(f"{'rebuilt from ' + resize:<28}{_described(rebuilt_widths)}")
         lines.append(f"{'drawn along its path':<28}{_described(drawn_widths)}")
         found = torch.tensor(wrong)

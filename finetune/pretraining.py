@@ -42,7 +42,6 @@ class _Run:
         torch.manual_seed(config.seed)  # the initial weights
         self.config = config
         self.device = device
-        self.precision = resolve_precision(config.precision, device)
         self.model = channels_last(ConditionalDiffusionUNet(), device)
         self.ema = [p.detach().clone() for p in self.model.parameters()]
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, fused=True)
@@ -69,7 +68,7 @@ class _Run:
         e = torch.randn(x.shape, generator=self.generator, device=self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = c.lr * _schedule(self.step, self.n_steps)
-        with autocast(self.device, self.precision):
+        with autocast(self.device, self.config.precision):
             loss = image_losses(self.model, x, e, t, labels[index].to(self.device)).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -180,7 +179,7 @@ def pretrain(config: PretrainConfig, data: Path, out: Path, device: torch.device
     mean, standard_error = validation_loss(model, *load_mnist(data, "test"))
     card = {
         **asdict(config),
-        "precision": run.precision,
+        "precision": resolve_precision(config.precision, device),
         "steps": run.n_steps,
         "data_digest": digits_digest(images, labels),
         "validation_loss": round(mean, 6),

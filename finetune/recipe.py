@@ -81,11 +81,8 @@ class Recipe:
     head_lr_factor: float = _number(
         3.0, 0.0, 1000.0, "1", "learning rate of the levels' head over that of the rest"
     )
-    time_sampling: str = _choice(
-        "logit_normal", ("stratified", "uniform", "logit_normal"), "how t is drawn in training"
-    )
-    logit_mean: float = _number(-0.5, -5.0, 5.0, "1", "for logit_normal: mean of logit(t)")
-    logit_std: float = _number(1.5, 0.05, 5.0, "1", "for logit_normal: deviation of logit(t)")
+    logit_mean: float = _number(-0.5, -5.0, 5.0, "1", "mean of logit(t) for the times of training")
+    logit_std: float = _number(1.5, 0.05, 5.0, "1", "deviation of logit(t)")
 
     # Posterior means over a bank of augmented drawings
     bank_images: int = _number(
@@ -110,22 +107,19 @@ class Recipe:
     # Augmentation mix
     render: str = _choice(
         "pen",
-        ("pen", "rebuilt", "direct"),
-        "draw along the pen's path anew, warp rebuilt strokes, or the 28x28 drawing itself",
+        ("pen", "direct"),
+        "draw along the pen's path anew, or warp the 28x28 drawing itself",
     )
-    plain_share: float = _number(0.0, 0.0, 1.0, "share", "drawings left as they are")
     rotation_deg: float = _number(2.0, 0.0, 180.0, "degrees", "rotation, either way")
     scale: float = _number(0.2, 0.0, 0.9, "1", "size, as a relative change")
     aspect: float = _number(0.3, 0.0, 0.9, "1", "width over height, as a relative change")
     shear: float = _number(0.08, 0.0, 1.0, "1", "horizontal shear: how upright strokes lean")
     slope: float = _number(0.2, 0.0, 1.0, "1", "vertical shear: how level strokes rise")
     shift_px: float = _number(1.5, 0.0, 14.0, "px", "shift along each axis")
-    elastic_px: float = _number(0.4, 0.0, 10.0, "px", "deviation of the elastic grid's offsets")
-    elastic_grid: int = _number(5, 2, 14, "points", "elastic control points along each axis")
+    elastic_px: float = _number(0.4, 0.0, 10.0, "px", "deviation of smooth random displacements")
     vertical: float = _number(
         1.5, 0.1, 10.0, "1", "shifts and elastic offsets along y over those along x"
     )
-    stroke_px: float = _number(0.0, 0.0, 2.0, "px", "change of the stroke's width")
     blend: float = _number(
         0.8,
         0.0,

@@ -134,7 +134,7 @@ def describe_origin(chosen: Chosen, study: str, code: str, file: str) -> str:
         )
     made = (
         f"Made from runes {version('runes')}, code {code}, by joining the modules that trials run; "
-        "branches that this recipe does not take are left out.  It needs Python 3.10 and torch 2.2 "
+        "branches that this recipe does not take are left out.  It needs Python 3.10 and torch 2.4 "
         "or newer, no file and no network; it uses a GPU where there is one.  To make it again:"
     )
     command = f"    python -m hpo.export --study {study} {which} --out {file}"

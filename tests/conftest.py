@@ -90,10 +90,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
     known: dict[tuple[object, ...], Any] = {}
 
-    def remembering(*tensors: Any) -> Any:
-        key = tuple((t.shape, t.dtype, str(t.device), t.cpu().numpy().tobytes()) for t in tensors)
+    def of(argument: Any) -> object:
+        if isinstance(argument, float):
+            return argument
+        values = argument.cpu().numpy().tobytes()
+        return argument.shape, argument.dtype, str(argument.device), values
+
+    def remembering(*arguments: Any) -> Any:
+        key = tuple(map(of, arguments))
         if key not in known:
-            known[key] = function(*tensors)
+            known[key] = function(*arguments)
         return known[key]
 
     remembering.remembers = True  # type: ignore[attr-defined]

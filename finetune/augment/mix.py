@@ -9,54 +9,29 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..canvas import BITMAP_SIZE, PEN_RADIUS
 from ..recipe import Recipe
-from .bitmaps import BITMAP_SIZE, Rebuilt, rebuild, resize_with, signed_distance
-from .pen import PEN_RADIUS, stamp, trace
-from .registration import blur, correspondences, spline_matrix
+from .bitmaps import Rebuilt, rebuild, stroke_radius
+from .pen import stamp, trace
+from .registration import GRID, correspondences, spline_matrix
 
 # Above this the drawings are no resized strokes (they may be photographs or already
 # grey); they are then warped as they are.  Real drawings rebuild to 1e-4 or better.
 _MAX_REBUILD_ERROR = 5e-3
-# No pen of that width made the drawings where strokes are narrower or wider than this, over its
-# width, or where more bits of one are wrong.  Real ones: 0.86 to 1.26 (little is known of strokes
+# Another pen made the drawings where strokes are narrower or wider than this, over Omniglot's,
+# and none where more bits of one are wrong.  Real ones: 0.86 to 1.26 (little is known of strokes
 # that were resized to the nearest pixel) and up to 0.2, mostly under 0.05.
 _NARROWEST, _WIDEST = 0.8, 1.32
+_RADIUS_BIAS = 1.04  # of area over edge, for strokes have ends
+_THINNEST = 0.2  # over Omniglot's pen: a pixel wide
 _MAX_PEN_ERROR = 0.2
+_FIELD_DEVIATION = 0.48  # of a field whose control points have unit deviation, on average
 _MOST_BLENDED = 20  # drawings: six seconds on one core
-_EDGE_SMOOTH_PX = 0.7  # takes the staircase off a one-bit edge
-_CALIBRATION_BATCH, _CALIBRATION_ROUNDS = 128, 7
-
-
-@dataclass(frozen=True)
-class _Affine:
-    """Maps of the canvas, [-1, 1] along each axis: source to output, each for one of b images.
-
-    ``linear`` (b, 2, 2) is rotation . slope . shear . scaling, ``inverse`` undoes it, ``scale``
-    (b,) is how much it enlarges, ``shift`` (b, 2) comes after it.
-    """
-
-    linear: Tensor
-    inverse: Tensor
-    scale: Tensor
-    shift: Tensor
-
-
-@dataclass(frozen=True)
-class Warp:
-    """Coordinates to look up, for each pixel drawn: output to source, in units of the canvas.
-
-    ``grid`` (b, H, W, 2) in [-1, 1] as `F.grid_sample` takes it; ``scale`` (b,) is how much
-    larger the output is than the source.
-    """
-
-    grid: Tensor
-    scale: Tensor
 
 
 class Augmenter:
@@ -75,16 +50,15 @@ class Augmenter:
         # Maps between all pairs cost the square of the number of drawings.
         self._blends = bool(recipe.blend) and len(drawings) <= _MOST_BLENDED
         self.operator: Tensor | None = None  # (28, m), that made the drawings, if it is known
-        if recipe.render == "direct":
-            self._positions = _pixel_centres(drawings.shape[-1]).to(drawings)
-        else:
-            self.rebuilt: Rebuilt | None = None
-            self.by_pen = False  # drawn along paths
-            rebuilt = rebuild(drawings[:, 0])
-            if rebuilt.error <= _MAX_REBUILD_ERROR:
-                self._prepare(rebuilt)
-            else:
-                self._positions = _pixel_centres(drawings.shape[-1]).to(drawings)
+        self.by_pen = False  # drawn along paths, and not the 28x28 picture warped
+        self._radius = PEN_RADIUS
+        # A pixel along x and y, on a canvas that spans [-1, 1]; shifts are larger along y.
+        root = math.sqrt(recipe.vertical)
+        self._px = drawings.new_tensor([1 / root, root]) * (2 / drawings.shape[-1])
+        if recipe.render == "pen":
+            self.rebuilt = rebuild(drawings[:, 0])
+            if self.rebuilt.error <= _MAX_REBUILD_ERROR:
+                self.by_pen = self._prepare(self.rebuilt)
 
     def with_generator(self, generator: torch.Generator) -> Augmenter:
         """The same with random numbers of its own."""
@@ -100,105 +74,67 @@ class Augmenter:
         """
         device = self.drawings.device
         index = torch.randint(len(self.drawings), (n,), generator=self.generator, device=device)
-        plain = self._uniform(n) < self.recipe.plain_share
-        if self.recipe.render == "direct" or self.rebuilt is None:
-            warped = F.grid_sample(
-                self.drawings[index],
-                self.draw_warp(index, times).grid,
-                mode="bilinear",
-                align_corners=False,
-            )
-        else:
-            warped = self._strokes(index, times)
-        return torch.where(plain[:, None, None, None], self.drawings[index], warped)
-
-    def _strokes(self, index: Tensor, times: Tensor | None) -> Tensor:
-        """The drawings ``index`` (n,) along moved paths, or of warped strokes, (n, 1, 28, 28)."""
-        if self.by_pen:
+        if self.recipe.render == "pen" and self.by_pen:
             points = self.draw_points(index, times)
-            radius = PEN_RADIUS + self._widths(len(index))
-            strokes = stamp(points, self._present[index], radius, self._used)
-            return resize_with(strokes, self._operator)[:, None]
-        warp = self.draw_warp(index, times)
-        return self._render(index, warp, self._widths(len(index)))
+            strokes = stamp(points, self._present[index], self._radius, self._seen)
+            return self._resizing.apply(strokes, self.operator)[:, None]
+        return F.grid_sample(self.drawings[index], self.draw_warp(index), align_corners=False)
 
-    def draw_warp(self, index: Tensor, times: Tensor | None = None) -> Warp:
-        """Random maps for the drawings ``index`` (n,), as looked up at the positions drawn."""
-        r, n = self.recipe, len(index)
-        affine = self._draw_affine(n)
-        p = self._positions  # (k,)
-        k = len(p)
-        xy = torch.stack(torch.meshgrid(p, p, indexing="xy"), -1)  # (k, k, 2) as (x, y)
+    def draw_warp(self, index: Tensor) -> Tensor:
+        """Random maps for the drawings ``index`` (n,), (n, H, W, 2) as `F.grid_sample` takes them.
+
+        Output to source: where to look up each pixel, in units of the canvas.
+        """
+        n, size = len(index), self.drawings.shape[-1]
+        p = (torch.arange(size).to(self.drawings) + 0.5) * (2 / size) - 1  # of pixels' centres
+        linear, shift = self._draw_affine(n)
+        xy = torch.stack(torch.meshgrid(p, p, indexing="xy"), -1)  # (H, W, 2) as (x, y)
         # Source = inverse (output - shift).
-        grid = (xy[None] - affine.shift[:, None, None, :]) @ affine.inverse[:, None].mT
-        if r.elastic_px:
-            spread = _cubic_matrix(r.elastic_grid, p)  # (k, g)
-            field = spread @ self._draw_offsets(n) @ spread.T
-            grid = grid + field.movedim(1, -1)
-        if r.blend and self._blends and self.operator is not None:
-            # What lies at a place of each other drawing, and where in this one.
-            maps = self._mixed(self._maps[index], times)
-            field = self._map_spread @ maps @ self._map_spread.T
-            grid = grid + field.movedim(1, -1)
-        return Warp(grid=grid.view(n, k, k, 2), scale=affine.scale)
+        grid: Tensor = (xy[None] - shift[:, None, None, :]) @ torch.linalg.inv(linear)[:, None].mT
+        spread = spline_matrix(p)  # (H, GRID)
+        grid = grid + (spread @ self._draw_offsets(n) @ spread.T).movedim(1, -1)
+        return grid
 
     def draw_points(self, index: Tensor, times: Tensor | None = None) -> Tensor:
         """Random places to which the paths of the drawings ``index`` (n,) move, (n, P, 2)."""
-        r, n = self.recipe, len(index)
-        affine = self._draw_affine(n)
-        points = self._paths[index]  # on the canvas
-        if r.elastic_px:
-            points = points + _spread_at(self._elastic_spread[index], self._draw_offsets(n))
-        if r.blend and self._blends:
+        n, spread = len(index), self._spread[index]  # (n, P, 2, GRID)
+        linear, shift = self._draw_affine(n)
+        controls = self._draw_offsets(n)
+        if self._blends:
             # Where in each other drawing lies what is here: the maps the other way round.
-            maps = self._mixed(self._maps[:, index].transpose(0, 1), times)
-            points = points + _spread_at(self._map_spread[index], maps)
-        points = points @ affine.linear.mT + affine.shift[:, None]
+            controls = controls + self._mixed(self._maps[:, index].transpose(0, 1), times)
+        # The fields' values at the points: along y first, whose weights are all points' own.
+        rows = spread[:, :, 1] @ controls.transpose(1, 2).reshape(n, GRID, 2 * GRID)
+        field = (rows.view(n, -1, 2, GRID) * spread[:, :, :1]).sum(-1)
+        points = (self._paths[index] + field) @ linear.mT + shift[:, None]  # on the canvas
         return (points + 1) * (BITMAP_SIZE / 2) - 0.5
 
-    def _draw_affine(self, n: int) -> _Affine:
+    def _draw_affine(self, n: int) -> tuple[Tensor, Tensor]:
+        """Maps of the canvas, [-1, 1] along each axis: source to output, each for one of n images.
+
+        Returns:
+            The linear part (n, 2, 2), which is rotation . slope . shear . scaling, and the shift
+            (n, 2) that comes after it.
+        """
         r = self.recipe
         angle = self._symmetric(n) * math.radians(r.rotation_deg)
         scale = 1 + self._symmetric(n) * r.scale
         stretch = torch.sqrt(1 + self._symmetric(n) * r.aspect)
         shear = self._symmetric(n) * r.shear
         slope = self._symmetric(n) * r.slope
-        shift = self._symmetric(n, 2) * self._along * (r.shift_px / self._half_canvas_px)
+        shift = self._symmetric(n, 2) * self._px * r.shift_px
         cos, sin = torch.cos(angle), torch.sin(angle)
         rotation = torch.stack([cos, -sin, sin, cos], -1).view(n, 2, 2)
         zero, one = torch.zeros_like(shear), torch.ones_like(shear)
         sheared = torch.stack([one, shear, zero, one], -1).view(n, 2, 2)
-        unsheared = torch.stack([one, -shear, zero, one], -1).view(n, 2, 2)
         sloped = torch.stack([one, zero, slope, one], -1).view(n, 2, 2)
-        unsloped = torch.stack([one, zero, -slope, one], -1).view(n, 2, 2)
         size = torch.stack([scale * stretch, scale / stretch], -1)  # (n, 2)
-        return _Affine(
-            linear=rotation @ sloped @ sheared * size[:, None, :],
-            inverse=(1 / size)[:, :, None] * (unsheared @ unsloped @ rotation.mT),
-            scale=scale,
-            shift=shift,
-        )
+        return rotation @ sloped @ sheared * size[:, None, :], shift
 
     def _draw_offsets(self, n: int) -> Tensor:
-        """Elastic displacements of the control points, (n, 2, g, g) on the canvas."""
-        g = self.recipe.elastic_grid
-        offsets = self._normal(n, 2, g, g) * self._along[:, None, None]
-        return offsets * (self.recipe.elastic_px / self._half_canvas_px)
-
-    def _widths(self, n: int) -> Tensor:
-        """How far each of ``n`` drawings' edges move outward, (n,) pixels of the bitmap."""
-        width = self._symmetric(n) * self.recipe.stroke_px / 2  # each edge moves by half
-        return width * BITMAP_SIZE / self.drawings.shape[-1]
-
-    @property
-    def _along(self) -> Tensor:
-        """Factors of how far points move along x and y, (2,)."""
-        root = math.sqrt(self.recipe.vertical)
-        return self.drawings.new_tensor([1 / root, root])
-
-    @property
-    def _half_canvas_px(self) -> float:
-        return self.drawings.shape[-1] / 2
+        """Elastic displacements of the control points, (n, 2, GRID, GRID) on the canvas."""
+        offsets = self._normal(n, 2, GRID, GRID) * self._px[:, None, None]
+        return offsets * (self.recipe.elastic_px / _FIELD_DEVIATION)
 
     def _mixed(self, maps: Tensor, times: Tensor | None) -> Tensor:
         """Control displacements (n, 2, GRID, GRID) that turn drawings toward new ones.
@@ -217,85 +153,28 @@ class Augmenter:
         weights = way * (1 / kinds + variety - variety.mean(1, keepdim=True))
         return (weights[:, None] @ maps.flatten(2)).view(n, *maps.shape[2:])
 
-    def _prepare(self, rebuilt: Rebuilt) -> None:
-        """Ready to draw strokes at full resolution."""
+    def _prepare(self, rebuilt: Rebuilt) -> bool:
+        """Ready to draw along pens' paths at full resolution, unless none made the drawings."""
+        seen = rebuilt.resizing.seen().to(self.drawings.device)
+        ratio = stroke_radius(rebuilt.bitmaps) / PEN_RADIUS
+        # Rebuilt strokes tell a width only roughly: Omniglot's pen wherever it can be.
+        if not _NARROWEST <= ratio <= _WIDEST:
+            self._radius = PEN_RADIUS * max(ratio / _RADIUS_BIAS, _THINNEST)
+        paths = trace(rebuilt.bitmaps, seen, self._radius)
+        if paths.error > _MAX_PEN_ERROR:
+            return False
+        self._seen, self._resizing = seen, rebuilt.resizing
         # Only the bitmap's rows and columns that the resize looks at are ever drawn: for
         # plain bilinear and nearest that is a quarter of the pixels or less.
-        self.rebuilt = rebuilt
-        self._used = rebuilt.operator.abs().sum(0) > 0
-        self.operator = self._operator = rebuilt.operator[:, self._used].contiguous()
-        if self._blends:
-            self._maps = correspondences(rebuilt.bitmaps)
-        self._distance = blur(signed_distance(rebuilt.bitmaps)[:, None], _EDGE_SMOOTH_PX)
-        # A strip of half-width r and length l has area 2 r l and an edge of length 2 l.
-        edge = (self._distance.abs() < 0.5).sum().clamp(min=1)
-        self._half_width = (rebuilt.bitmaps.sum() / edge).item()
-        of_a_pen = _NARROWEST <= self._half_width / PEN_RADIUS <= _WIDEST
-        if self.recipe.render == "pen" and of_a_pen:
-            self._prepare_pen(rebuilt)
-        if not self.by_pen:
-            self._prepare_strokes()
-
-    def _prepare_pen(self, rebuilt: Rebuilt) -> None:
-        paths = trace(rebuilt.bitmaps, self._used)
-        if paths.error > _MAX_PEN_ERROR:
-            return
-        self.by_pen = True
+        if (operator := rebuilt.resizing.operator()) is not None:
+            self.operator = operator.to(self.drawings)[:, seen].contiguous()
         self._paths = (paths.points + 0.5) * (2 / BITMAP_SIZE) - 1
         self._present = paths.present
         within = self._paths.clamp(-1, 1)  # points that pad are far outside, where no control is
-        if self.recipe.elastic_px:
-            spread = _cubic_matrix(self.recipe.elastic_grid, within.flatten())
-            self._elastic_spread = spread.view(*within.shape, -1)  # (n, P, 2, g)
+        self._spread = spline_matrix(within.flatten()).view(*within.shape, GRID)  # x, then y
         if self._blends:
-            self._map_spread = spline_matrix(within.flatten()).view(*within.shape, -1)
-
-    def _prepare_strokes(self) -> None:
-        self._positions = _pixel_centres(BITMAP_SIZE).to(self.drawings)[self._used]
-        if self._blends:
-            self._map_spread = spline_matrix(self._positions)  # (k, GRID)
-        self._offset = 0.0
-        self._offset = self._calibrated_offset()
-
-    def _render(
-        self, index: Tensor, warp: Warp, width: Tensor, offset: float | None = None
-    ) -> Tensor:
-        """One-bit strokes at full resolution, resized as the drawings were, (b, 1, 28, 28).
-
-        The pen keeps its width whatever the size of the drawing: with s the scale, d the
-        distance to the edge and r the half-width, the edge lies where s (d + r) - r = 0.
-        ``width`` (b,) moves the edge outward, in pixels of the bitmap.
-        """
-        distance = F.grid_sample(
-            self._distance[index],
-            warp.grid,
-            mode="bilinear",
-            padding_mode="border",
-            align_corners=False,
-        )[:, 0]
-        r = self._half_width
-        outward = width + (self._offset if offset is None else offset)
-        edge = (outward + r) / warp.scale - r
-        strokes = (distance < edge[:, None, None]).to(self.drawings.dtype)
-        return resize_with(strokes, self._operator)[:, None]
-
-    def _calibrated_offset(self) -> float:
-        """How far to move every edge so that the mean grey value is that of the drawings."""
-        state = self.generator.get_state()
-        n = _CALIBRATION_BATCH
-        index = torch.arange(n, device=self.drawings.device) % len(self.drawings)
-        warp = self.draw_warp(index, torch.arange(n, device=index.device) / n)
-        self.generator.set_state(state)
-        none = torch.zeros(n, device=self.drawings.device)
-        target = self.drawings.mean()
-        low, high = -1.5, 1.5
-        for _ in range(_CALIBRATION_ROUNDS):
-            middle = (low + high) / 2
-            if self._render(index, warp, none, middle).mean() < target:
-                low = middle
-            else:
-                high = middle
-        return (low + high) / 2
+            self._maps = correspondences(rebuilt.bitmaps)
+        return True
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator, device=self.drawings.device)
@@ -305,31 +184,3 @@ class Augmenter:
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.drawings.device)
-
-
-def _pixel_centres(n: int) -> Tensor:
-    """Centres of ``n`` pixels on a canvas that spans [-1, 1], (n,)."""
-    return (torch.arange(n, dtype=torch.float32) + 0.5) * (2 / n) - 1
-
-
-def _spread_at(spread: Tensor, controls: Tensor) -> Tensor:
-    """Fields of ``controls`` (b, 2, g, g) at points whose weights, x then y, are ``spread``.
-
-    (b, P, 2, g) to (b, P, 2).
-    """
-    b, _, g, _ = controls.shape
-    rows = spread[:, :, 1] @ controls.transpose(1, 2).reshape(b, g, 2 * g)
-    return (rows.view(b, -1, 2, g) * spread[:, :, :1]).sum(-1)
-
-
-def _cubic_matrix(n_points: int, positions: Tensor) -> Tensor:
-    """Uniform cubic B-spline weights of ``n_points`` control points over [-1, 1], (k, n_points).
-
-    Scaled so that unit control deviations give about unit deviations of the field.
-    """
-    knots = torch.linspace(-1, 1, n_points, device=positions.device)
-    u = (positions[:, None] - knots).abs() / (2 / (n_points - 1))
-    near = 2 / 3 - u**2 + u**3 / 2
-    far = (2 - u).clamp(min=0) ** 3 / 6
-    weights = torch.where(u < 1, near, far)
-    return weights / weights.square().sum(1, keepdim=True).sqrt()

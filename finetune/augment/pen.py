@@ -8,19 +8,18 @@ is bent, strokes keep that width to the pixel, which a bent picture of strokes d
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-PEN_RADIUS = 2.5  # pixels of the bitmap, whoever draws
+from .descent import descend
+
 _TRACE_STEPS = 40
 _FIRST_LR, _LAST_LR = 0.15, 0.03  # pixels
 _FIRST_EDGE, _LAST_EDGE = 0.6, 0.2  # softness of the stroke's edge while fitting, pixels
 _STRAIGHT_WEIGHT = 0.4
-_LONG_LINK = 1.2  # pixels between neighbours; an edge is then within 0.1 pixels of the stroke's
 _NEAR = 5  # pixels from the ink within which bits are looked at
 _OUTSIDE = -50.0  # where points stand that pad shorter paths
 
@@ -39,7 +38,7 @@ class PenPaths:
     error: float
 
 
-def trace(bitmaps: Tensor, seen: Tensor) -> PenPaths:
+def trace(bitmaps: Tensor, seen: Tensor, radius: float) -> PenPaths:
     """The paths along which a pen draws ``bitmaps`` (n, H, H), 1 is ink.
 
     Starts from the skeleton and moves its points by gradient descent until discs around them
@@ -47,36 +46,37 @@ def trace(bitmaps: Tensor, seen: Tensor) -> PenPaths:
 
     Args:
         seen: rows and columns (H,) whose bits are known; only these count.
+        radius: of the pen, pixels.
     """
-    points, present = _padded([s.nonzero().flip(1).float() for s in skeletons(bitmaps > 0.5)])
+    # One that pads at the end of each: a blank drawing has no other.
+    ends = (0, 0, 0, 1)
+    paths = [
+        F.pad(s.nonzero().flip(1).float(), ends, value=_OUTSIDE) for s in skeletons(bitmaps > 0.5)
+    ]
+    points = nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=_OUTSIDE)
+    present = points[..., 0] != _OUTSIDE
     links = _links(points, present)
     n_links = links.sum(-1, keepdim=True)
     places, bits = _bits_near_ink(bitmaps, seen)
-    with torch.enable_grad():
-        points = points.requires_grad_()
-        optimizer = torch.optim.Adam([points], lr=_FIRST_LR)
-        for step in range(_TRACE_STEPS):
-            share = step / _TRACE_STEPS
-            optimizer.param_groups[0]["lr"] = _FIRST_LR + share * (_LAST_LR - _FIRST_LR)
-            edge = _FIRST_EDGE + share * (_LAST_EDGE - _FIRST_EDGE)
-            # The nearest point alone decides whether a pixel is ink.
-            index = torch.cdist(places, points.detach()).argmin(2)[..., None].expand(-1, -1, 2)
-            distance = ((places - points.gather(1, index)).square().sum(-1) + 1e-6).sqrt()
-            wrong = (torch.sigmoid((PEN_RADIUS - distance) / edge) - bits).square().sum()
-            # Inside a stroke a point lies halfway between its neighbours.
-            bend = (links @ points / n_links.clamp(min=1) - points).square().sum(-1)
-            loss = wrong + _STRAIGHT_WEIGHT * (bend * (n_links[..., 0] == 2)).sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    points, present = _with_middles(points.detach(), present, links)
-    ink = torch.cdist(places, points).amin(2) <= PEN_RADIUS
+
+    def loss(points: Tensor, share: float) -> Tensor:
+        edge = _FIRST_EDGE + share * (_LAST_EDGE - _FIRST_EDGE)
+        # The nearest point alone decides whether a pixel is ink.
+        index = torch.cdist(places, points.detach()).argmin(2)[..., None].expand(-1, -1, 2)
+        distance = ((places - points.gather(1, index)).square().sum(-1) + 1e-6).sqrt()
+        wrong = (torch.sigmoid((radius - distance) / edge) - bits).square().sum()
+        # Inside a stroke a point lies halfway between its neighbours.
+        bend = (links @ points / n_links.clamp(min=1) - points).square().sum(-1)
+        return wrong + _STRAIGHT_WEIGHT * (bend * (n_links[..., 0] == 2)).sum()
+
+    points = descend(loss, points, _TRACE_STEPS, (_FIRST_LR, _LAST_LR))
+    ink = torch.cdist(places, points).amin(2) <= radius
     error = (ink != (bits > 0.5)).sum(1) / bits.sum(1).clamp(min=1)  # (n,)
     return PenPaths(points, present, error.max().item())
 
 
-def stamp(points: Tensor, present: Tensor, radius: Tensor, seen: Tensor) -> Tensor:
-    """Ink within ``radius`` (b,) of any of ``points`` (b, P, 2), at the pixels seen alone.
+def stamp(points: Tensor, present: Tensor, radius: float, seen: Tensor) -> Tensor:
+    """Ink within ``radius`` of any of ``points`` (b, P, 2), at the pixels seen alone.
 
     A disc covers one interval of each row: its ends are counted up and down, and ink is where
     the running sum is positive.
@@ -89,27 +89,23 @@ def stamp(points: Tensor, present: Tensor, radius: Tensor, seen: Tensor) -> Tens
         Bitmaps (b, k, k) of 0 and 1.
     """
     b, h, k = len(points), len(seen), int(seen.sum())
-    device = points.device
     before = F.pad(seen.long().cumsum(0), (1, 0))  # (H + 1,): columns seen left of each
     row_of = torch.where(seen, before[:-1], k)  # rows not seen go to one that is thrown away
-    reach = max(0, math.floor(radius.max().item())) if b else 0
-    offsets = torch.arange(-reach, reach + 2, device=device)
     x, y = points[..., 0, None], points[..., 1, None]  # (b, P, 1)
+    offsets = torch.arange(-int(radius), int(radius) + 2, device=points.device)
     rows = y.floor().long() + offsets  # (b, P, R)
-    half_squared = radius.square()[:, None, None] - (rows - y).square()
-    drawn = present & (radius >= 0)[:, None]
-    inside = (half_squared >= 0) & (rows >= 0) & (rows < h) & drawn[..., None]
+    half_squared = radius**2 - (rows - y).square()
+    inside = (half_squared >= 0) & (rows >= 0) & (rows < h) & present[..., None]
     half = half_squared.clamp(min=0).sqrt()
     first = before[(x - half).ceil().long().clamp(0, h)]
     last = before[((x + half).floor().long() + 1).clamp(0, h)]
     row = torch.where(inside, row_of[rows.clamp(0, h - 1)], k)
-    place = (torch.arange(b, device=device)[:, None, None] * (k + 1) + row) * (k + 1)
-    one = torch.ones((), device=device).expand(place.numel())
-    counts = torch.zeros(b * (k + 1) * (k + 1), device=device)
+    place = (torch.arange(b, device=points.device)[:, None, None] * (k + 1) + row) * (k + 1)
+    counts = torch.zeros(b * (k + 1) * (k + 1), device=points.device)
+    one = torch.ones((), device=points.device).expand(place.numel())
     counts.index_add_(0, (place + first).flatten(), one)
     counts.index_add_(0, (place + last).flatten(), one, alpha=-1)
-    covered = counts.view(b, k + 1, k + 1)[:, :k, :k].cumsum(2)
-    return (covered > 0).to(points.dtype)
+    return (counts.view(b, k + 1, k + 1)[:, :k, :k].cumsum(2) > 0).to(points.dtype)
 
 
 def skeletons(ink: Tensor) -> Tensor:
@@ -135,13 +131,6 @@ def skeletons(ink: Tensor) -> Tensor:
     return ink[:, 1:-1, 1:-1]
 
 
-def _padded(paths: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Points (P_i, 2) of each drawing as (n, P, 2), and which of these there are."""
-    longest = max([1, *map(len, paths)])
-    points = torch.stack([F.pad(p, (0, 0, 0, longest - len(p)), value=_OUTSIDE) for p in paths])
-    return points, points[..., 0] != _OUTSIDE
-
-
 def _links(points: Tensor, present: Tensor) -> Tensor:
     """Neighbours on the skeletons as (n, P, P) of 0 and 1.
 
@@ -152,16 +141,6 @@ def _links(points: Tensor, present: Tensor) -> Tensor:
     beside = ((far.sum(-1) == 1) & pairs).float()
     diagonal = (far.amin(-1) == 1) & (far.amax(-1) == 1) & pairs
     return beside + (diagonal & (beside @ beside == 0))
-
-
-def _with_middles(points: Tensor, present: Tensor, links: Tensor) -> tuple[Tensor, Tensor]:
-    """The same with a point in the middle of long links: the stroke's edge has no scallops."""
-    paths = []
-    for own, there, linked in zip(points, present, links, strict=True):
-        i, j = linked.triu().nonzero().T
-        apart = (own[i] - own[j]).norm(dim=-1) > _LONG_LINK
-        paths.append(torch.cat([own[there], (own[i] + own[j])[apart] / 2]))
-    return _padded(paths)
 
 
 def _bits_near_ink(bitmaps: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:

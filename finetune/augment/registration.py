@@ -8,13 +8,15 @@ and found by gradient descent on blurred drawings, from coarse to fine.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .descent import descend
+from .spline import gaussian_matrix, spline_weights
+
 GRID = 8  # control points along each axis
+_REACH = 1 + 2 / (GRID - 3)  # one step beyond the canvas on either side
 _SIZE = 48  # of the images that are compared, pixels along each axis
 _BLURS_PX = (4.0, 2.0, 1.2)
 _STEPS = 40  # for each blur
@@ -35,64 +37,29 @@ def correspondences(bitmaps: Tensor) -> Tensor:
     p = (torch.arange(_SIZE, dtype=torch.float32, device=bitmaps.device) + 0.5) * (2 / _SIZE) - 1
     spread = spline_matrix(p)  # (_SIZE, GRID)
     places = torch.stack(torch.meshgrid(p, p, indexing="xy"), -1)  # (_SIZE, _SIZE, 2)
-    with torch.enable_grad():
-        maps = _boxes_onto_boxes(images, p, i, j).requires_grad_()  # (n (n - 1), 2, GRID, GRID)
-        optimizer = torch.optim.Adam([maps], lr=_LR)
-        for blur_px in _BLURS_PX if len(i) else ():
-            # The blur lowers the contrast; this gives all scales about the same say.
-            blurred = blur_px * blur(images, blur_px)
-            for step in range(_STEPS):
-                optimizer.param_groups[0]["lr"] = _LR * (1 - 0.7 * step / _STEPS)
-                field = (spread @ maps @ spread.T).movedim(1, -1)
-                moved = F.grid_sample(blurred[i], places + field, align_corners=False)
-                error = (moved - blurred[j]).square().mean((1, 2, 3))
-                loss = (error + _BENDING_WEIGHT * blur_px**2 * _bending(maps)).sum()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+    maps = images.new_zeros(len(i), 2, GRID, GRID)
+    for blur_px in _BLURS_PX if len(i) else ():
+        # The blur lowers the contrast; this gives all scales about the same say.
+        smooth = gaussian_matrix(_SIZE, blur_px).to(images)
+        blurred = blur_px * smooth @ images @ smooth.T
+
+        def loss(
+            maps: Tensor, share: float, blurred: Tensor = blurred, px: float = blur_px
+        ) -> Tensor:
+            field = (spread @ maps @ spread.T).movedim(1, -1)
+            moved = F.grid_sample(blurred[i], places + field, align_corners=False)
+            error = (moved - blurred[j]).square().mean((1, 2, 3))
+            return (error + _BENDING_WEIGHT * px**2 * _bending(maps)).sum()
+
+        maps = descend(loss, maps, _STEPS, (_LR, 0.3 * _LR))
     found = bitmaps.new_zeros(n, n, 2, GRID, GRID)
-    found[i, j] = maps.detach()
+    found[i, j] = maps
     return found
 
 
 def spline_matrix(positions: Tensor) -> Tensor:
-    """Uniform cubic B-spline weights (k, GRID) at ``positions`` (k,) in [-1, 1]; rows sum to 1."""
-    knots, step = _knots(positions.device)
-    u = (positions[:, None] - knots).abs() / step
-    near = 2 / 3 - u**2 + u**3 / 2
-    far = (2 - u).clamp(min=0) ** 3 / 6
-    return torch.where(u < 1, near, far)
-
-
-def blur(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (n, 1, H, W), borders repeated."""
-    radius = math.ceil(3 * sigma)
-    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    padded = F.pad(images, (radius,) * 4, mode="replicate")
-    rows = F.conv2d(padded, kernel.view(1, 1, 1, -1))
-    return F.conv2d(rows, kernel.view(1, 1, -1, 1))
-
-
-def _knots(device: torch.device) -> tuple[Tensor, float]:
-    """Control points' places, (GRID,), one step beyond the canvas on either side."""
-    step = 2 / (GRID - 3)
-    return torch.linspace(-1 - step, 1 + step, GRID, device=device), step
-
-
-def _boxes_onto_boxes(images: Tensor, p: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """Maps that bring means and deviations of the ink together, along each axis."""
-    knots, _ = _knots(images.device)
-    maps = []
-    for axis in (3, 2):  # x, y
-        ink = images.sum((1, 5 - axis))  # (n, _SIZE)
-        ink = ink / ink.sum(1, keepdim=True).clamp(min=1e-6)
-        mean = (ink * p).sum(1, keepdim=True)
-        deviation = (ink * (p - mean).square()).sum(1, keepdim=True).sqrt().clamp(min=0.05)
-        line = mean[i] + deviation[i] / deviation[j] * (knots - mean[j]) - knots  # (pairs, GRID)
-        maps.append((line[:, None, :] if axis == 3 else line[:, :, None]).expand(-1, GRID, GRID))
-    return torch.stack(maps, 1).contiguous()
+    """Weights (k, GRID) of the maps' control points at ``positions`` (k,) in [-1, 1]."""
+    return spline_weights(positions, GRID, _REACH)
 
 
 def _bending(maps: Tensor) -> Tensor:

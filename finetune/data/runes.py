@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..canvas import RESIZES, Resize
+from ..canvas import BITMAP_SIZE, IMAGE_SIZE, RESIZES, Resize
 from ..errors import UserError
 from .download import FUTHORC_DIR, cache_directory, fetch_mnist, fetch_omniglot
 from .mnist import missing_files
@@ -33,8 +33,6 @@ from .synthetic import draw_rune, drawn_rune_names
 DATA_VARIABLE = "RUNES_DATA"
 NEW_LABEL = 10
 N_DRAWINGS = 20
-BITMAP_SIZE = 105  # pixels a side, as drawn
-IMAGE_SIZE = 28  # pixels a side, as the networks see them
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,11 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..augment.pen import PEN_RADIUS
+from ..canvas import BITMAP_SIZE, PEN_RADIUS
 from ..errors import UserError
 from .futhorc import FUTHORC, Rune
 
-BITMAP_SIZE = 105  # Omniglot's
 SPACING_PX = 0.5  # between pen positions: the outline is then within 0.02 px of the stroke's
 MARGIN_PX = 3.0  # from the bitmap's edge to a pen position: no stroke is cut
 

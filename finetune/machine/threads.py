@@ -28,12 +28,18 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def helper_threads(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
-    """Two threads, to draw and to compute beside the caller's; none on a GPU."""
+def two_threads(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
+    """Two threads beside the caller's, to draw and to compute on a CPU; none on a GPU.
+
+    Each of the three, the caller's too, has one of torch's threads.
+    """
     if device.type != "cpu":
         yield None
         return
-    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with (
+        one_thread(device),
+        ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
         try:
             yield pool
         finally:

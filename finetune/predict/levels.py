@@ -8,36 +8,56 @@ posterior that can be written down.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-_MOST_BITS = 2  # along each axis: pixels that look at more have too many values to list
+from ..augment.resizing import has_few_bits, listed_levels
+
 _N_BINS = 16  # of values that can't be listed: paper, ink and equal steps between
 _EDGE = 1e-3  # values this near to 0 and 1 are paper and ink
 _LEAST_VARIANCE = 1e-8
+_LEAST_DEVIATION = 1e-6  # at t = 0 none may be left
 _LEAST_SHARE = 1e-5  # of pixels at a level; keeps its logarithm finite
-_PERIOD = 4  # plain resizing from 105 to 28 looks at bits alike every so many pixels
 
 
-@dataclass(frozen=True)
-class GreyLevels:
+class GreyLevels(nn.Module):
     """A pixel's grey value is N(mean, variance) of one of K levels; the prior says how often.
 
-    Each (K, H, W), or (K, 1, 1) in order of grey where all pixels are alike; variances (1, 1, 1)
-    where all levels are alike, too.
+    Means are (K, H, W), or (K, 1, 1) in order of grey where all pixels are alike; variances
+    (K, 1, 1), or (1, 1, 1) where all levels are alike; the prior (K, 1, 1).
     """
 
     means: Tensor
     variances: Tensor
     log_prior: Tensor
 
+    def __init__(self, means: Tensor, variances: Tensor, log_prior: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("means", means)
+        self.register_buffer("variances", variances)
+        self.register_buffer("log_prior", log_prior)
+
     def nearest(self, x: Tensor) -> Tensor:
         """The likeliest level of each pixel of ``x`` (n, 1, H, W), by itself: (n, H, W) long."""
         return _nearest(x, self.means, self.variances)
+
+    def posterior(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What each pixel of ``x_t`` (B, 1, H, W) at times t (B, 1, 1, 1) itself tells.
+
+        Returns:
+            The logarithm of each level's probability, up to a constant for each pixel, and the
+            pixel's mean value if it has that level, both (B, K, H, W).  A level N(m, s^2) gives
+            x_t the density N((1 - t) m, (1 - t)^2 s^2 + t^2).
+        """
+        variance = ((1 - t).square() * self.variances + t.square()).clamp(min=_LEAST_DEVIATION**2)
+        # A pass over all levels of all pixels takes longer than anything else here: few of them.
+        error = torch.addcmul(x_t, self.means, t - 1)
+        prior = self.log_prior
+        if len(self.variances) > 1:  # else it takes no side
+            prior = prior - 0.5 * variance.log()
+        gain = (1 - t) * self.variances / variance
+        log_probability = torch.addcmul(prior, error, error * (-0.5 / variance))
+        return log_probability, torch.addcmul(self.means, error, gain)
 
 
 def grey_levels(drawings: Tensor, samples: Tensor, operator: Tensor | None) -> GreyLevels:
@@ -48,36 +68,21 @@ def grey_levels(drawings: Tensor, samples: Tensor, operator: Tensor | None) -> G
         samples: many augmented ones, (N, 1, 28, 28); they tell how common each level is.
         operator: the matrix (28, m) that made the drawings out of bitmaps, if it is known.
     """
-    if operator is not None and int((operator != 0).sum(1).max()) <= _MOST_BITS:
-        means = _listed(operator)
+    pixels = torch.cat([drawings, samples])
+    if operator is None and ((pixels == 0) | (pixels == 1)).all():
+        operator = torch.eye(drawings.shape[-1]).to(drawings)  # each pixel is one bit
+    if operator is not None and has_few_bits(operator):
+        means = listed_levels(operator)
         # What the list leaves unexplained, such as a file format's rounding, widens every level.
         floor = means.new_full((1, 1, 1), _LEAST_VARIANCE)
-        residual = drawings - _values(means, _nearest(drawings, means, floor))
-        variances = floor + residual.square().mean()
+        label = _nearest(drawings, means, floor)[:, None]
+        explained = means.expand(len(drawings), -1, -1, -1).gather(1, label)
+        variances = floor + (drawings - explained).square().mean()
     else:
-        means, variances = _binned(torch.cat([drawings, samples]).flatten())
-    labels = _nearest(samples, means, variances)
-    shares = F.one_hot(labels, len(means)).float().mean(0).permute(2, 0, 1)  # (K, 28, 28)
-    if len(means[0].flatten()) == 1:
-        shares = shares.mean((1, 2), keepdim=True)
-    else:
-        k, h, w = shares.shape
-        tiles = (k, h // _PERIOD, _PERIOD, w // _PERIOD, _PERIOD)
-        shares = shares.view(tiles).mean((1, 3), keepdim=True).expand(tiles).reshape(k, h, w)
-    return GreyLevels(means, variances, torch.log(shares + _LEAST_SHARE))
-
-
-def _listed(operator: Tensor) -> Tensor:
-    """Every value that each pixel of ``D bits D^T`` can have, (K, H, W).
-
-    A level is the same ink in the same of a pixel's bits everywhere, whichever grey that makes:
-    so it looks alike to a convolution.
-    """
-    n = int((operator != 0).sum(1).max())
-    bits = operator.topk(n, dim=1).indices.sort(1).values  # from left to right
-    weights = operator.gather(1, bits)  # (28, n)
-    patterns = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * (n * n)).view(-1, n, n)
-    return torch.einsum("ia,jb,kab->kij", weights, weights, patterns.to(weights))
+        means, variances = _binned(pixels.flatten())
+    labels = _nearest(samples, means, variances).flatten()
+    shares = labels.bincount(minlength=len(means)) / len(labels)
+    return GreyLevels(means, variances, torch.log(shares + _LEAST_SHARE)[:, None, None])
 
 
 def _binned(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,20 +99,4 @@ def _binned(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
-    # One level after the other: `argmin` over all at once takes many times as long on a CPU.
-    x = x[:, 0]
-    labels = torch.zeros(x.shape, dtype=torch.long, device=x.device)
-    best = torch.full_like(x, math.inf)
-    for k, (mean, variance) in enumerate(
-        zip(means, variances.expand(len(means), -1, -1), strict=True)
-    ):
-        badness = (x - mean).square() / variance + variance.log()
-        labels.masked_fill_(badness < best, k)
-        best = torch.minimum(best, badness)
-    return labels
-
-
-def _values(means: Tensor, labels: Tensor) -> Tensor:
-    """The mean of each pixel's level, (n, 1, H, W)."""
-    every = means.expand(len(means), *labels.shape[1:])
-    return every[None].expand(len(labels), -1, -1, -1).gather(1, labels[:, None])
+    return ((x - means).square() / variances + variances.log()).argmin(1)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from ..flow import VelocityModel, image_losses
-from ..model.fused_unet import FusedUNet, can_fuse
 
 AUTHOR_TIMES = 1000  # t is drawn from {0, 1, ..., 999} / 1000
 T_BINS = 10
@@ -214,16 +213,14 @@ def _table_losses(
 def _evaluating(model: nn.Module) -> Iterator[tuple[VelocityModel, torch.device, int]]:
     """Evaluation mode without gradients; the model's own mode is put back.
 
-    Yields how to call the model, where, and on how many images at once.
+    Yields the model, where it is, and on how many images at once.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.inference_mode():
             device = next(model.parameters()).device
-            fused = device.type == "cpu" and can_fuse(model)
-            call = FusedUNet(model, torch.float32) if fused else model
-            yield call, device, _GPU_BATCH if device.type == "cuda" else _BATCH
+            yield model, device, _GPU_BATCH if device.type == "cuda" else _BATCH
     finally:
         for module, training in modes:
             module.training = training

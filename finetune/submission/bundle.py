@@ -25,21 +25,24 @@ from .joining import Joined, Section, join
 SECTIONS = (
     Section("The recipe", ("recipe",)),
     Section("The call and its loop", ("adapt", "errors")),
-    Section("Drawings", ("augment.bitmaps", "augment.pen", "augment.registration", "canvas")),
+    Section(
+        "Drawings",
+        (
+            *("data.drawings", "augment.bitmaps", "augment.resizing", "augment.pen"),
+            *("augment.registration", "augment.spline", "augment.descent", "canvas"),
+        ),
+    ),
     Section("Augmentation", ("augment.mix",)),
     Section(
         "Prediction",
         (
             *("predict.posterior", "predict.head", "predict.levels", "predict.bank"),
-            *("predict.windows", "model.unet", "model.groups", "model.fused_unet", "flow"),
+            *("predict.windows", "model.unet", "model.groups", "model.norms", "flow"),
         ),
     ),
     Section(
         "Training: batches, optimizer and schedule",
-        (
-            *("train.run", "train.batches", "train.learners", "train.optim", "train.flat"),
-            "train.schedule",
-        ),
+        ("train.run", "train.learners", "train.optim", "train.schedule"),
     ),
     Section("The machine", ("machine.device", "machine.threads")),
 )

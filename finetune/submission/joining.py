@@ -4,7 +4,7 @@ Definitions are cut out of the source as text, comments and all, and are kept wh
 reach them by name.  The file can stand among other code:
 
 - every name that it binds at its top, but the entry's and ``torch``, begins with an underscore;
-- what torch's modules bind is written out (``torch.nn.functional.relu``);
+- what it imports has a name of its own (``_Tensor``, ``_nn``, ``_F``);
 - annotations that name what comes later are strings, so it needs no import from `__future__`.
 """
 
@@ -28,6 +28,8 @@ __all__ = ["JoinError", "Joined", "Section", "imported_packages", "join"]
 
 _WIDTH = 100
 _BLOCKS = (*FUNCTIONS, ast.ClassDef)
+_TORCH = Import("torch")
+_USUAL_NAMES = {"torch.nn.functional": "_F"}
 _DATACLASS = Import("dataclasses", "dataclass")
 # A dataclass whose annotations are strings looks its module up in `sys.modules`.  They are strings
 # where code that postpones annotations executes the file's text, and text has no module.
@@ -205,7 +207,7 @@ class _Writer:
         """Sorted as isort does: the standard library, then the rest; plain imports first."""
         lines: dict[bool, list[tuple[bool, str, str]]] = {True: [], False: []}
         for target, name in self._imports.items():
-            if target.module.partition(".")[0] == "torch":
+            if target == _TORCH:
                 line = "import torch"
             elif target == _DATACLASS:
                 line = "import dataclasses as _dataclasses"
@@ -214,8 +216,6 @@ class _Writer:
             else:
                 line = f"import {target.module} as {name}"
             found = (line.startswith("from"), target.module, line)
-            if line == "import torch":
-                found = (False, "torch", line)
             lines[_is_standard(target.module)].append(found)
         blocks = ["\n".join(line for *_, line in sorted(set(lines[k]))) for k in (True, False)]
         text = "\n\n".join(block for block in blocks if block)
@@ -388,11 +388,11 @@ def _wrapped(line: str) -> list[str]:
 
 
 def _import_name(target: Import, bound: Mapping[str, Definition]) -> str:
-    """What an import is called in the file: torch's by its whole path."""
-    if target.module.partition(".")[0] == "torch":
-        return ".".join(filter(None, (target.module, target.name)))
+    """What an import is called in the file: by its last word, ``torch`` by its own."""
+    if target == _TORCH:
+        return target.module
     words = target.module.split(".") + ([target.name] if target.name else [])
-    name = f"_{words[-1]}"
+    name = _USUAL_NAMES.get(target.module, f"_{words[-1]}")
     if name in bound:  # a definition's
         name = "_" + "_".join(words if target.name else [*words, "module"])
     if name in bound:

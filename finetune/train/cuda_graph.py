@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .batches import Batch
-from .run import Run
+from .run import Batch, Run
 
 # Before the capture: libraries choose their kernels, and the optimizer makes its state.
 _PLAIN_STEPS = 3

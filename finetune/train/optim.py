@@ -4,87 +4,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..model.groups import trainable
 from ..recipe import Recipe
-from .flat import FlatParameters, Gradients
+
+# Of each parameter in turn; none where the loss does not depend on it.
+Gradients = Sequence[Tensor | None]
 
 
 class Weights:
-    """The parameters of a network that train, those of a head among them, and their optimizer.
+    """The parameters of a network that train, those of a head among them, and their optimizer."""
 
-    Args:
-        dtype: of matrices while they train.
-    """
-
-    def __init__(
-        self, model: nn.Module, head: Sequence[nn.Parameter], recipe: Recipe, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, model: nn.Module, head: nn.Module, recipe: Recipe) -> None:
         self.recipe = recipe
-        embedding, vectors, matrices = [], [], []
+        # Vectors are not decayed, as is usual, nor the digits' rows, which do not train.
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in trainable(model):
-            if name.startswith("class_embedding"):
-                embedding.append(parameter)
-            elif parameter.ndim == 1:
-                vectors.append(parameter)
-            else:
-                matrices.append(parameter)
-        groups = [matrices, vectors, embedding, list(head)]
-        self.flat = FlatParameters(groups, dtype)
-        n_head = sum(p.numel() for p in head)
-        sizes = [len(self.flat.values) - n_head, n_head]
+            decays = parameter.ndim > 1 and not name.startswith("class_embedding")
+            (matrices if decays else others).append(parameter)
+        of_head = list(head.parameters())
+        self.parameters = [*matrices, *others, *of_head]
         # Apart: the head's gradient is the larger one, and would slow down the rest.
-        self.clipped = [part for part in self.flat.gradients.split(sizes) if len(part)]
-        # Digits' rows get no gradient, and must not decay either; vectors are not decayed,
-        # as is usual.
-        factors = (1.0, 1.0, 1.0, recipe.head_lr_factor)
-        decays = (recipe.weight_decay, 0.0, 0.0, 0.0)
-        some = [k for k, group in enumerate(self.flat.groups) if len(group)]
-        self.factors = [factors[k] for k in some]
-        self.optimizer = _adamw(
-            [{"params": [self.flat.groups[k]], "weight_decay": decays[k]} for k in some], recipe
+        self._clipped = [[*matrices, *others], of_head]
+        groups = [
+            {"params": matrices, "factor": 1.0, "weight_decay": recipe.weight_decay},
+            {"params": others, "factor": 1.0, "weight_decay": 0.0},
+            {"params": of_head, "factor": recipe.head_lr_factor, "weight_decay": 0.0},
+        ]
+        on_gpu = self.parameters[0].is_cuda
+        for group in groups if on_gpu else ():
+            # A captured step finds its rate in its place of the memory.
+            group["lr"] = torch.zeros((), device=self.parameters[0].device)
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            betas=(0.9, recipe.beta2),
+            fused=True,
+            capturable=on_gpu,
         )
-        self.rates: Sequence[float] | Sequence[Tensor] = [0.0] * len(some)
-        self._rates_there: Tensor | None = None
-        device = self.flat.values.device
-        if device.type == "cuda":
-            # Always in the same place of its memory: a captured step finds them there.
-            self._rates_there = torch.zeros(len(self.rates), device=device)
-            self.rates = self._rates_there.unbind()
 
     def set_rates(self, share: float, advance: float) -> None:
         """The next step is made at ``share`` of the schedule and covers ``advance`` of it."""
-        rates = self._rates_at(share, advance)
-        if self._rates_there is None:
-            self.rates = rates
-        else:
-            self._rates_there.copy_(torch.tensor(rates))
+        lr = self.recipe.lr * lr_factor(self.recipe, share, advance)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr * group["factor"])
+            else:
+                group["lr"] = lr * group["factor"]
 
     def step(self, parts: Sequence[Gradients]) -> None:
         """Move the weights down the sum of these gradients, by the rates that were set."""
-        self.flat.take_gradients(parts)
+        for parameter, *shares in zip(self.parameters, *parts, strict=True):
+            # Laid out in memory as the parameter is: the fused kernel takes that for granted.
+            parameter.grad = torch.zeros_like(parameter)
+            for share in shares:
+                if share is not None:
+                    parameter.grad.add_(share)
         if self.recipe.clip_norm:
-            for gradient in self.clipped:
-                # As `clip_grad_norm_` does.
-                gradient.mul_((self.recipe.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1))
-        for group, lr in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = lr
+            for part in self._clipped:
+                nn.utils.clip_grad_norm_(part, self.recipe.clip_norm)
         self.optimizer.step()
-        with torch.no_grad():
-            self.flat.show_values()
-
-    def finish(self) -> None:
-        """Give the model's parameters memory of their own again."""
-        self.flat.release()
-
-    def _rates_at(self, share: float, advance: float) -> list[float]:
-        """Learning rates of the optimizer's groups."""
-        lr = self.recipe.lr * lr_factor(self.recipe, share, advance)
-        return [lr * factor for factor in self.factors]
 
 
 def lr_factor(recipe: Recipe, share: float, advance: float = 0.0) -> float:
@@ -96,15 +78,3 @@ def lr_factor(recipe: Recipe, share: float, advance: float = 0.0) -> float:
     if recipe.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
     return 1 - done if recipe.schedule == "linear" else 1.0
-
-
-def _adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW in one fused kernel where this torch has one for this device."""
-    options: dict[str, Any] = {"lr": recipe.lr, "betas": (0.9, recipe.beta2)}
-    if groups[0]["params"][0].device.type == "cuda":
-        return torch.optim.AdamW(groups, fused=True, capturable=True, **options)
-    try:
-        # Of copies: the optimizer writes into its groups, before it finds that it can't be.
-        return torch.optim.AdamW([dict(g) for g in groups], fused=True, **options)
-    except RuntimeError:  # on CPUs before torch 2.4
-        return torch.optim.AdamW(groups, **options)

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import Executor, Future
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..augment.mix import Augmenter
-from ..machine.device import channels_last, resolve_precision
+from ..flow import logit_normal_times
+from ..machine.device import channels_last
 from ..model.groups import add_class, add_lora, embedding_of, freeze_all_but, merge_lora
+from ..model.norms import speed_up_norms
 from ..recipe import Recipe
-from .batches import Batch, draw_batches
-from .flat import Gradients
-from .learners import LearnsLevels, LearnsVelocity, product_type
-from .optim import Weights
+from .learners import LearnsVelocity, level_posterior
+from .optim import Gradients, Weights
+
+# Drawing 256 images takes a CPU hardly longer than drawing 32, and a GPU no longer than 2048.
+_DRAWN_AHEAD, _DRAWN_AHEAD_ON_GPU = 256, 2048
+
+
+class Batch(NamedTuple):
+    """Of B images; or of S batches, with one more axis in front."""
+
+    x: Tensor  # augmented drawings, (B, 1, 28, 28)
+    t: Tensor  # (B, 1, 1, 1)
+    targets: Tensor  # (B, ...)
+    e: Tensor  # noise, as x
 
 
 class Run:
@@ -35,36 +47,42 @@ class Run:
         recipe: Recipe,
         threads: Executor | None = None,
     ) -> None:
+        self.recipe = recipe
         self._threads = threads
         self._n_parts = 2 if device.type == "cpu" else 1  # of a batch, whatever cores there are
-        self._ahead: Future[Batch] | None = None  # batches that a thread draws
         weight = next(pretrained_model.parameters())
         self._home, self._dtype = weight.device, weight.dtype
-        self.recipe = recipe
         self._model = model = channels_last(copy.deepcopy(pretrained_model), device).train()
-        # Of the new class's own stream, so that nothing depends on the global one.
+        speed_up_norms(model)
+        # Of the call's own stream, so that nothing depends on the global one.
         self._generator = generator = torch.Generator(device).manual_seed(recipe.seed)
-        drawings = drawings.to(device)
-        precision = resolve_precision(recipe.precision, device)
         label = embedding_of(model).num_embeddings
         add_class(model, embedding_of(model).weight.detach().mean(0))
         freeze_all_but(model, recipe.train_groups)
         if recipe.lora_rank:
             add_lora(model, recipe.lora_groups, recipe.lora_rank, recipe.lora_scale, generator)
-
-        self._augment = augment = Augmenter(drawings, recipe, generator)
-        self._left = 0  # batches that are drawn and not learnt
-        self._c = torch.full((recipe.batch_size,), label, device=device)
+        self._augment = Augmenter(drawings.to(device), recipe, generator)
         self._learner: Any  # an annotation with both classes would export both
         if recipe.output == "velocity":
-            self._learner = LearnsVelocity(model, device, precision)
+            self._learner, self._adapted = LearnsVelocity(model, recipe), model
         else:
-            self._learner = LearnsLevels(model, device, precision, augment, label, recipe)
-        self.weights = Weights(model, self._learner.head, recipe, product_type(precision))
+            self._learner = level_posterior(model, self._augment, label, recipe)
+            self._adapted = self._learner
+        self.weights = Weights(model, self._learner.head, recipe)
+        self._c = torch.full((recipe.batch_size,), label, device=device)
+        self._left = 0  # batches that are drawn and not learnt
+        self._ahead: Future[Batch] | None = None  # batches that a thread draws
 
     def draw(self) -> Batch:
         """The next batches, as many as it pays to draw together."""
-        return draw_batches(self._augment, self.recipe, self._generator, self._learner.targets)
+        r, g = self.recipe, self._generator
+        at_once = _DRAWN_AHEAD_ON_GPU if g.device.type == "cuda" else _DRAWN_AHEAD
+        s, b = max(1, at_once // r.batch_size), r.batch_size
+        t = torch.cat([logit_normal_times(b, r.logit_mean, r.logit_std, g) for _ in range(s)])
+        x = self._augment(s * b, t)
+        e = torch.randn(x.shape, generator=g, device=x.device)
+        parts = (x, t[:, None, None, None], self._learner.targets(x), e)
+        return Batch(*(part.unflatten(0, (s, b)) for part in parts))
 
     def next_batch(self) -> Batch:
         """One batch; several are drawn at a time."""
@@ -77,32 +95,28 @@ class Run:
 
     def gradients(self, batch: Batch) -> tuple[list[Gradients], Tensor]:
         """Gradients of what a step lowers, of each part of the batch, and the batch's flow loss."""
-        parts = [Batch(*columns) for columns in zip(*map(self._split, batch), strict=True)]
+        columns = (column.chunk(self._n_parts) for column in batch)
+        first, *rest = (Batch(*part) for part in zip(*columns, strict=True))
         if self._threads is None:
-            found = [self._part_gradients(part) for part in parts]
+            found = [self._part_gradients(part) for part in (first, *rest)]
         else:
-            others = [self._threads.submit(self._part_gradients, part) for part in parts[1:]]
-            found = [self._part_gradients(parts[0]), *(other.result() for other in others)]
+            others = [self._threads.submit(self._part_gradients, part) for part in rest]
+            found = [self._part_gradients(first), *(other.result() for other in others)]
         return [gradients for gradients, _ in found], torch.stack([loss for _, loss in found]).sum()
-
-    def _split(self, column: Tensor) -> tuple[Tensor, ...]:
-        return column.chunk(self._n_parts)
 
     def _part_gradients(self, part: Batch) -> tuple[Gradients, Tensor]:
         """The part's share in the gradients and in the flow loss of the whole batch."""
-        n = len(part.x)
-        objective, flow_loss = self._learner.losses(part, self._c[:n])
-        share = n / len(self._c)
-        parameters = self.weights.flat.parameters
-        gradients = torch.autograd.grad(objective * share, parameters, allow_unused=True)
+        share = len(part.x) / len(self._c)
+        objective, flow_loss = self._learner.losses(*part, self._c[: len(part.x)])
+        gradients = torch.autograd.grad(
+            objective * share, self.weights.parameters, allow_unused=True
+        )
         return gradients, flow_loss * share
 
     def finished(self) -> nn.Module:
         """The adapted network, where the pretrained one was, in evaluation mode."""
-        self.weights.finish()
+        self.weights.optimizer.zero_grad()
         if self.recipe.lora_rank:
             merge_lora(self._model)
-        adapted: nn.Module = self._learner.model
-        for parameter in adapted.parameters():
-            parameter.requires_grad_(True)
-        return adapted.to(self._home, self._dtype).eval()
+        self._adapted.requires_grad_(True)
+        return self._adapted.to(self._home, self._dtype).eval()

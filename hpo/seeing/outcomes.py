@@ -17,9 +17,8 @@ from ..outcome import Outcome
 
 # The recipe's fields of its augmentation mix.
 AUGMENTATIONS = (
-    *("render", "plain_share", "rotation_deg", "scale", "aspect", "shear", "slope", "shift_px"),
-    *("elastic_px", "elastic_grid", "vertical", "stroke_px"),
-    *("blend", "blend_from_t", "blend_spread"),
+    *("render", "rotation_deg", "scale", "aspect", "shear", "slope", "shift_px"),
+    *("elastic_px", "vertical", "blend", "blend_from_t", "blend_spread"),
 )
 _N_GROUPS = 3
 _LEAST = 3  # trials in a group, for an error that means something

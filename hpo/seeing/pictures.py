@@ -12,8 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from finetune.data.runes import NEW_LABEL
-from finetune.flow import VelocityModel, sample
-from finetune.model.fused_unet import FusedUNet, can_fuse
+from finetune.flow import sample
 from finetune.model.groups import with_mean_class
 from finetune.scoring.pictures import save_sheet
 
@@ -56,9 +55,7 @@ def draw_samples(model: nn.Module) -> Tensor:
     model.eval()
     try:
         with torch.inference_mode():
-            fused = device.type == "cpu" and can_fuse(model)
-            call: VelocityModel = FusedUNet(model, torch.float32) if fused else model
-            drawn = sample(call, e, c, n_steps=EULER_STEPS, method="euler")
+            drawn = sample(model, e, c, n_steps=EULER_STEPS, method="euler")
     finally:
         model.train(was_training)
     return drawn.nan_to_num(0.0).clamp(0, 1).cpu()

@@ -10,16 +10,16 @@ from finetune.errors import UserError
 
 def test_both_ways_convolve_and_only_one_has_pytorchs_narrow_norms() -> None:
     found = {name: operations(step, 1) for name, step in contenders("fp32", 2).items()}
-    assert list(found) == ["as PyTorch has it", "fused"]
+    assert list(found) == ["as PyTorch has it", "narrow norms"]
     for times in found.values():
         assert times["aten::convolution_backward"] > 0
         assert list(times.values()) == sorted(times.values(), reverse=True)
-    assert "aten::addcmul_" in found["fused"]
+    assert "aten::addcmul_" in found["narrow norms"]
 
 
 def test_the_command_prints_a_ratio(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--batch-size", "2", "--steps", "2", "--rows", "1", "--precision", "fp32"]) == 0
     text = capsys.readouterr().out
-    assert "fused is " in text and text.count("median") == 2
+    assert "narrow norms are " in text and text.count("median") == 2
     with pytest.raises(UserError, match="are 1 or more"):
         main(["--steps", "0"])

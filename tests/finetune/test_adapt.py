@@ -31,6 +31,7 @@ from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.recipe import GROUPS, LORA_GROUPS, Recipe
 from finetune.scoring.estimators import NoiseTable, estimate
 from finetune.train.optim import lr_factor
+from tests.settings import STILL
 
 QUICK: dict[str, Any] = {
     "steps": 6,
@@ -48,12 +49,6 @@ DRAWINGS = resize_bitmaps(draw_rune("ing", 4, seed=0), "bilinear")
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit holds there."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-
-@pytest.fixture
-def as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks are called, not computed by the parts that they are made of."""
-    monkeypatch.setattr("finetune.train.learners.can_fuse", lambda model: False)
 
 
 def quick(**values: Any) -> Recipe:
@@ -96,7 +91,8 @@ def test_result_is_the_plain_network_with_one_more_class(lora: dict[str, Any]) -
     model = adapt(build(), DRAWINGS, quick(**lora)).model
     plain = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1, n_classes=11)
     plain.load_state_dict(model.state_dict(), strict=True)
-    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+    for module, expected in zip(model.modules(), plain.modules(), strict=True):
+        assert isinstance(module, type(expected))  # norms may be faster ones
     assert model.n_classes == 11
     assert not model.training and all(p.requires_grad for p in model.parameters())
 
@@ -150,7 +146,7 @@ def test_digits_rows_stay_under_every_pull() -> None:
 def test_training_lowers_the_loss_on_the_drawings() -> None:
     table = NoiseTable(len(DRAWINGS), n_strata=10, n_replicates=2)
     start = adapt(build(), DRAWINGS, quick(steps=1, lr=1e-7)).model
-    recipe = quick(steps=60, batch_size=8, lr=1e-2, plain_share=1.0)
+    recipe = quick(steps=60, batch_size=8, lr=1e-2, **STILL)
     end = adapt(build(), DRAWINGS, recipe).model
     before, after = (estimate(model, DRAWINGS, 10, table).mean for model in (start, end))
     assert after < 0.6 * before
@@ -191,7 +187,6 @@ def times_seen(**values: Any) -> Tensor:
     return times.sort(1).values
 
 
-@pytest.mark.usefixtures("as_it_is")
 @pytest.mark.parametrize("batch_size", [4, 48, 300])
 def test_drawings_are_learnt_at_the_times_that_they_were_drawn_for(
     monkeypatch: pytest.MonkeyPatch, batch_size: int
@@ -214,25 +209,11 @@ def test_drawings_are_learnt_at_the_times_that_they_were_drawn_for(
     assert max(seen) < 0.5  # the noise's mean over an image deviates by t / 28
 
 
-@pytest.mark.usefixtures("as_it_is")
-def test_stratified_times_fill_every_bin() -> None:
-    times = times_seen(time_sampling="stratified")
-    assert ((times * 16).floor() == torch.arange(16)).all()
-
-
-@pytest.mark.usefixtures("as_it_is")
-def test_uniform_times_do_not() -> None:
-    times = times_seen(time_sampling="uniform")
-    assert not ((times * 16).floor() == torch.arange(16)).all()
-    assert 0.35 < times.mean() < 0.65
-
-
-@pytest.mark.usefixtures("as_it_is")
-def test_logit_normal_times_have_their_mean_and_deviation() -> None:
-    times = times_seen(time_sampling="logit_normal", logit_mean=1.5, logit_std=0.5)
-    logits = torch.logit(times)
-    assert logits.mean().item() == pytest.approx(1.5, abs=0.05)
-    assert logits.std().item() == pytest.approx(0.5, abs=0.1)
+def test_times_fill_the_quantiles_of_their_distribution() -> None:
+    """Logit-normal and stratified: one in each sixteenth of it, at every step."""
+    times = times_seen(logit_mean=1.5, logit_std=0.5)
+    quantiles = torch.special.ndtr((torch.logit(times.double()) - 1.5) / 0.5)
+    assert ((quantiles * 16 + 1e-3).floor() == torch.arange(16)).all()
 
 
 # How weights move
@@ -366,7 +347,6 @@ class GoesWrong(ConditionalDiffusionUNet):
         return answer * math.nan if len(self.calls) > 4 else answer
 
 
-@pytest.mark.usefixtures("as_it_is")
 def test_loss_that_is_no_number_ends_the_run() -> None:
     reports: list[Progress] = []
     with pytest.raises(AdaptationError, match="loss is nan at step 3 of 6; lower the learning"):
@@ -387,7 +367,6 @@ class Slow(ConditionalDiffusionUNet):
         return super().forward(x_t, t, c)
 
 
-@pytest.mark.usefixtures("as_it_is")
 def test_slow_machine_does_fewer_steps_and_its_whole_schedule(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -444,7 +423,6 @@ def timed_run(
 
     monkeypatch.setattr("finetune.adapt.time", clock)
     monkeypatch.setattr("finetune.train.schedule.time", clock)
-    monkeypatch.setattr("finetune.train.learners.can_fuse", lambda model: False)
     return progress_of(build(Timed), quick(steps=1000, deadline_s=deadline_s))
 
 
@@ -467,7 +445,6 @@ def test_share_follows_the_clock_evenly(monkeypatch: pytest.MonkeyPatch) -> None
     assert sum(advances) > 0.7
 
 
-@pytest.mark.usefixtures("as_it_is")
 def test_step_longer_than_the_deadline_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Slow, "sleep_s", 1.1)
     reports, result = progress_of(build(Slow), quick(steps=100, deadline_s=1.0))
@@ -520,7 +497,7 @@ def test_datasets_of_every_kind(dataset: Any) -> None:
 def test_image_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError) as caught:
         finetune_model(build(), [(DRAWINGS[0], 10), (torch.zeros(shape), 10)])
-    assert str(shape) in str(caught.value) and "(1, 28, 28)" in str(caught.value)
+    assert f"drawing 1 is {shape}; give images of 1x28x28" in str(caught.value)
 
 
 def test_empty_dataset_is_refused() -> None:
@@ -539,7 +516,7 @@ def test_the_call_may_be_made_where_no_gradients_are() -> None:
     assert same(weights(model), adapted())
 
 
-@pytest.mark.parametrize("render", ["pen", "rebuilt"])
+@pytest.mark.parametrize("render", ["pen", "direct"])
 def test_strokes_of_one_drawing_are_enough(render: str) -> None:
     recipe = dataclasses.replace(quick(steps=2), render=render)
     result = adapt(build(), DRAWINGS[:1], recipe)

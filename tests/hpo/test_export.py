@@ -368,33 +368,37 @@ def test_the_instances_seed_is_the_calls(tmp_path: Path, instance: Instance) -> 
             "lr: float = 0.003",
             "the file's lr is 0.003, and the recipe's 0.002",
         ),
-        ("[lr * factor for", "[1.1 * lr * factor for", "weights are not those of the modules"),
+        (
+            "lr = self.recipe.lr * ",
+            "lr = 1.1 * self.recipe.lr * ",
+            "weights are not those of the modules",
+        ),
         (
             "velocity = torch.where(",
             "velocity = 1.001 * torch.where(",
             "has the weights of its modules' but answers otherwise",
         ),
         (
-            "    drawings = _read_drawings(train_dataset)",
-            "    print(1)\n    drawings = _read_drawings(train_dataset)",
+            "    start = _time.perf_counter()\n    drawings",
+            "    print(1)\n    start = _time.perf_counter()\n    drawings",
             "printed '1'",
         ),
         (
-            "    drawings = _read_drawings(train_dataset)",
+            "    start = _time.perf_counter()\n    drawings",
             "    try:\n        open('x', 'w')\n    except Exception:\n        pass\n"
-            "    drawings = _read_drawings(train_dataset)",
+            "    start = _time.perf_counter()\n    drawings",
             "did what a submission must not do: open x",
         ),
         (
-            "    drawings = _read_drawings(train_dataset)",
+            "    start = _time.perf_counter()\n    drawings",
             "    __import__('socket').create_connection(('127.0.0.1', 9))\n"
-            "    drawings = _read_drawings(train_dataset)",
+            "    start = _time.perf_counter()\n    drawings",
             "failed in a clean interpreter: PermissionError: socket",
         ),
         (
-            "    drawings = _read_drawings(train_dataset)",
+            "    start = _time.perf_counter()\n    drawings",
             "    __import__('importlib').import_module('finetune.recipe')\n"
-            "    drawings = _read_drawings(train_dataset)",
+            "    start = _time.perf_counter()\n    drawings",
             "failed in a clean interpreter: ImportError: finetune is not torch",
         ),
     ],
@@ -420,8 +424,8 @@ def test_a_foreign_import_fails_without_a_run(tmp_path: Path) -> None:
 
 def test_a_call_that_hangs_or_is_too_long_fails(tmp_path: Path, instance: Instance) -> None:
     sleeping = tampered(
-        "    drawings = _read_drawings(train_dataset)",
-        "    _time.sleep(1)\n    drawings = _read_drawings(train_dataset)",
+        "    start = _time.perf_counter()\n    drawings",
+        "    start = _time.perf_counter()\n    _time.sleep(1)\n    drawings",
     )
     with pytest.raises(ProofError, match=r"the call took \d\.\d s; the limit is 0.5 s"):
         check_call(written(tmp_path, sleeping), RECIPE, instance, TABLE, 0.5)
@@ -429,8 +433,8 @@ def test_a_call_that_hangs_or_is_too_long_fails(tmp_path: Path, instance: Instan
 
 def test_a_loss_that_is_no_number_fails(tmp_path: Path, instance: Instance) -> None:
     broken = tampered(
-        "_adapt(pretrained_model, drawings, recipe or _Recipe()).model",
-        "_adapt(pretrained_model, drawings, recipe or _Recipe()).model.fill()",
+        "return _on_gpu_or_cpu(pretrained_model, train)",
+        "return _on_gpu_or_cpu(pretrained_model, train).fill()",
     )
     broken += (
         "\n\ndef fill(model):\n"

@@ -69,14 +69,13 @@ def test_few_or_blank_drawings_have_maps_too(n: int) -> None:
     assert correspondences(torch.zeros(n, 105, 105)).isfinite().all()
 
 
-@pytest.mark.parametrize("render", ["pen", "rebuilt"])
-def test_blending_lies_nearer_to_other_drawings(render: str) -> None:
+def test_blending_lies_nearer_to_other_drawings() -> None:
     """Without any jitter, blended drawings cover those that were left out better."""
     drawings = resize_bitmaps(draw_rune("thorn", 20, seed=2), "bilinear")
     seen, unseen = drawings[:10], drawings[10:].flatten(1)
 
     def distance(blend: float) -> float:
-        recipe = Recipe(**{**STILL, "blend": blend}, render=render)
+        recipe = Recipe(**{**STILL, "blend": blend})
         images = Augmenter(seen, recipe, torch.Generator().manual_seed(0))(400).flatten(1)
         assert images.isfinite().all() and images.min() >= 0 and images.max() <= 1
         return torch.cdist(unseen, images).amin(1).mean().item()

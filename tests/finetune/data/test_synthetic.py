@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from finetune.data.synthetic import BITMAP_SIZE, draw_rune, drawn_rune_names
+from finetune.canvas import BITMAP_SIZE
+from finetune.data.synthetic import draw_rune, drawn_rune_names
 from finetune.errors import UserError
 
 NAMES = drawn_rune_names()

@@ -22,6 +22,7 @@ from finetune.predict.bank import ImageBank, posterior_mean
 from finetune.predict.posterior import LevelPosterior
 from finetune.recipe import Recipe
 from finetune.scoring.estimators import NoiseTable, estimate
+from tests.settings import STILL
 
 NEW = 10
 DRAWINGS = resize_bitmaps(draw_rune("ing", 12, seed=0), "bilinear")
@@ -117,7 +118,7 @@ def test_whatever_changes_the_images_changes_what_windows_see() -> None:
     assert torch.equal(one(mean, x_t, t), expected)
     found = one.double()(mean.double(), x_t.double(), t.double())
     torch.testing.assert_close(found, expected.double(), rtol=0, atol=1e-5)
-    assert list(one.state_dict()) == ["images"]
+    assert list(one.state_dict()) == ["images", "columns", "blocks"]
 
 
 def test_windows_can_be_asked_first_where_no_gradients_are() -> None:
@@ -160,11 +161,12 @@ def taught(**values: Any) -> LevelPosterior:
 
 def test_it_has_as_many_images_as_the_recipe_says_and_training_draws() -> None:
     for steps, wanted, there in ((6, 4096, 48), (6, 20, 20)):
-        bank = taught(steps=steps, bank_images=wanted, plain_share=1.0).bank
+        still = {**STILL, "render": "direct"}
+        bank = taught(steps=steps, bank_images=wanted, **still).bank
         assert bank is not None
         assert bank.images.shape == (there, 784)
-        originals = DRAWINGS[:6].flatten(1)
-        assert all((image == originals).all(1).any() for image in bank.images)
+        apart = torch.cdist(bank.images, DRAWINGS[:6].flatten(1)).amin(1)
+        assert apart.max() < 0.1, "each is one of the drawings"
 
 
 @pytest.mark.parametrize(

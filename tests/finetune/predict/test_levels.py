@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from finetune.augment.bitmaps import resize_operator
+from finetune.augment.resizing import Resizing
 from finetune.data.runes import RESIZES, Resize, resize_bitmaps
 from finetune.data.synthetic import draw_rune
 from finetune.predict.levels import GreyLevels, grey_levels
@@ -18,7 +18,7 @@ BITMAPS = draw_rune("ing", 20, seed=0)
 
 def levels(resize: Resize, bitmaps: Tensor = BITMAPS) -> tuple[GreyLevels, Tensor]:
     images = resize_bitmaps(bitmaps, resize)
-    return grey_levels(images[:10], images, resize_operator(resize)), images
+    return grey_levels(images[:10], images, Resizing(resize).operator()), images
 
 
 def level_values(found: GreyLevels, images: Tensor) -> Tensor:
@@ -44,7 +44,8 @@ def test_any_bitmap_that_is_plainly_resized_has_listed_levels_only(
 @pytest.mark.parametrize("corner", [0, 1])
 def test_a_level_is_the_same_bits_of_every_pixel(corner: int) -> None:
     """So it is one level where of each pixel's 2x2 bits the upper left (lower right) one is ink."""
-    operator = resize_operator("bilinear")
+    operator = Resizing("bilinear").operator()
+    assert operator is not None
     seen = operator != 0
     assert (seen.sum(1) == 2).all()
     rows = torch.arange(105).expand_as(seen)[seen].view(28, 2)[:, corner]
@@ -79,8 +80,8 @@ def test_priors_are_shares_of_pixels(resize: Resize) -> None:
 def test_rounding_widens_levels_but_mixes_up_none() -> None:
     images = resize_bitmaps(BITMAPS, "bilinear")
     rounded = (images * 255).round() / 255
-    exact = grey_levels(images, images, resize_operator("bilinear"))
-    found = grey_levels(rounded, images, resize_operator("bilinear"))
+    exact = grey_levels(images, images, Resizing("bilinear").operator())
+    found = grey_levels(rounded, images, Resizing("bilinear").operator())
     assert found.variances.sqrt().max() == pytest.approx(0, abs=1 / 255)
     assert found.variances.min() > 2 * exact.variances.max()
     torch.testing.assert_close(level_values(found, rounded), images, rtol=0, atol=1e-5)
@@ -97,7 +98,7 @@ def test_drawings_of_no_known_resize_get_levels_too() -> None:
 @pytest.mark.parametrize("grey", [0.0, 0.5, 1.0])
 def test_drawings_of_one_colour_have_finite_levels(grey: float) -> None:
     images = torch.full((2, 1, 28, 28), grey)
-    for operator in (None, resize_operator("bilinear")):
+    for operator in (None, Resizing("bilinear").operator()):
         found = grey_levels(images, images, operator)
         for part in (found.means, found.variances, found.log_prior):
             assert part.isfinite().all()

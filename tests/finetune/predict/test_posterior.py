@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from finetune.adapt import adapt
-from finetune.augment.bitmaps import resize_operator
+from finetune.augment.resizing import Resizing
 from finetune.data.runes import resize_bitmaps
 from finetune.data.synthetic import draw_rune
 from finetune.flow import image_losses, interpolate
 from finetune.model.groups import with_mean_class
 from finetune.model.unet import ConditionalDiffusionUNet
-from finetune.predict import posterior as posterior_module
 from finetune.predict.levels import GreyLevels, grey_levels
 from finetune.predict.posterior import LevelPosterior, last_features
 from finetune.recipe import LORA_GROUPS, Recipe
@@ -28,14 +27,15 @@ from finetune.scoring.estimators import NoiseTable, author_estimate, estimate
 
 NEW = 10
 DRAWINGS = resize_bitmaps(draw_rune("ing", 6, seed=0), "bilinear")
-LEVELS = grey_levels(DRAWINGS, DRAWINGS, resize_operator("bilinear"))
+LEVELS = grey_levels(DRAWINGS, DRAWINGS, Resizing("bilinear").operator())
 
 
 def build(levels: GreyLevels = LEVELS, head: float = 0.0, n_hidden: int = 0) -> Any:
     """A tiny network with a head whose weights have the deviation ``head``."""
     torch.manual_seed(0)
     network = with_mean_class(ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1))
-    model = LevelPosterior(network, levels, NEW, n_hidden)
+    recipe = Recipe(head_hidden=n_hidden, precision="fp32")
+    model = LevelPosterior(network, levels, NEW, recipe, torch.Generator().manual_seed(0))
     with torch.no_grad():
         model.head.direct.weight.normal_(0, head) if head else None
     return model.eval()
@@ -56,6 +56,13 @@ def one_pixel(mean: list[float], variance: list[float], prior: list[float]) -> G
     return GreyLevels(plane(mean), plane(variance), plane(prior).log())
 
 
+def mean_of(levels: GreyLevels, x_t: float, t: float) -> float:
+    """What is expected of one pixel that nothing but itself tells of."""
+    seen, time = torch.tensor([x_t, t]).double().view(2, 1, 1, 1, 1)
+    log_probability, means = levels.posterior(seen, time)
+    return (log_probability.softmax(1) * means).sum().item()
+
+
 @given(
     t=st.floats(0.05, 0.95),
     x_t=st.floats(-2, 2),
@@ -67,13 +74,7 @@ def test_one_level_is_a_normal_with_its_textbook_posterior(
     t: float, x_t: float, mean: float, variance: float
 ) -> None:
     """Precisions add up: 1 / variance from the prior, ((1 - t) / t)^2 from x_t."""
-    model = build(levels=one_pixel([mean], [variance], [1.0]))
-    seen, time = (
-        torch.tensor(x_t).double().view(1, 1, 1, 1),
-        torch.tensor(t).double().view(1, 1, 1, 1),
-    )
-    logits = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-    found = model.mean(logits, seen, time).item()
+    found = mean_of(one_pixel([mean], [variance], [1.0]), x_t, t)
     precision = ((1 - t) / t) ** 2
     expected = (mean / variance + precision * x_t / (1 - t)) / (1 / variance + precision)
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
@@ -82,13 +83,7 @@ def test_one_level_is_a_normal_with_its_textbook_posterior(
 @given(t=st.floats(0.05, 0.95), x_t=st.floats(-2, 3), prior=st.floats(0.01, 0.99))
 @settings(deadline=None)
 def test_two_sharp_levels_follow_bayes_rule(t: float, x_t: float, prior: float) -> None:
-    model = build(levels=one_pixel([0.0, 1.0], [1e-12, 1e-12], [1 - prior, prior]))
-    seen, time = (
-        torch.tensor(x_t).double().view(1, 1, 1, 1),
-        torch.tensor(t).double().view(1, 1, 1, 1),
-    )
-    logits = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
-    found = model.mean(logits, seen, time).item()
+    found = mean_of(one_pixel([0.0, 1.0], [1e-12, 1e-12], [1 - prior, prior]), x_t, t)
     log_odds = math.log(prior / (1 - prior)) + (x_t**2 - (x_t - 1 + t) ** 2) / (2 * t * t)
     expected = 1 / (1 + math.exp(-log_odds)) if log_odds > -700 else 0.0
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
@@ -113,46 +108,16 @@ def test_training_lowers_the_flow_loss_itself(t: float, seed: int) -> None:
     model = build(head=0.1)
     x, e, times, c, _ = noisy(t, seed=seed)
 
-    def features(*inputs: Tensor) -> Tensor:
-        return last_features(model.network, *inputs)
-
     labels = LEVELS.nearest(x)
-    losses, entropies = model.losses(features, labels, x, e, times, c)
-    torch.testing.assert_close(losses, image_losses(model, x, e, times, c), rtol=1e-3, atol=1e-4)
-    assert (entropies > 0).all()
-
-
-def test_the_losses_gradient_is_that_of_their_definition() -> None:
-    """Also where images count differently, as they do when only some of them are asked for."""
-    g = torch.Generator().manual_seed(0)
-    b, k = 3, 5
-    shape, one = (b, k, 4, 4), (b, 1, 4, 4)
-    logits = torch.randn(shape, generator=g, dtype=torch.float64, requires_grad=True)
-    log_probability = torch.randn(shape, generator=g, dtype=torch.float64)
-    means = torch.rand(shape, generator=g, dtype=torch.float64)
-    labels = torch.randint(k, (b, 4, 4), generator=g)
-    x = torch.rand(one, generator=g, dtype=torch.float64)
-    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64).view(b, 1, 1, 1)
-
-    def defined(logits: Tensor) -> tuple[Tensor, Tensor]:
-        z = logits + log_probability
-        mean = (z.softmax(1) * means).sum(1, keepdim=True)
-        entropy = nn.functional.cross_entropy(z, labels, reduction="none")
-        return ((x - mean) / t).square().flatten(1).mean(1), entropy.flatten(1).mean(1)
-
-    weights = torch.rand(2, b, generator=g, dtype=torch.float64)
-    results = []
-    for function in (
-        defined,
-        lambda z: posterior_module._level_losses(z, log_probability, means, labels, x, t),
-    ):
-        losses, entropies = function(logits)
-        (d_logits,) = torch.autograd.grad(
-            (weights[0] * losses + weights[1] * entropies).sum(), logits
-        )
-        results.append((losses, entropies, d_logits))
-    for found, expected in zip(results[1], results[0], strict=True):
-        torch.testing.assert_close(found, expected)
+    objective, loss = model.losses(x, times, labels, e, c)
+    torch.testing.assert_close(
+        loss, image_losses(model, x, e, times, c).mean(), rtol=1e-3, atol=1e-4
+    )
+    # Cross entropy, from the network's logits and what each pixel tells.
+    x_t = interpolate(x, e, times)
+    z = model.logits(x_t, times, c) + model.levels.posterior(x_t, times)[0]
+    entropy = nn.functional.cross_entropy(z, labels)
+    torch.testing.assert_close(objective, loss + model.level_weight * entropy)
 
 
 def test_other_classes_keep_the_networks_own_velocity() -> None:
@@ -165,16 +130,6 @@ def test_other_classes_keep_the_networks_own_velocity() -> None:
     assert (found[~others] - own[~others]).abs().amax((1, 2, 3)).min() > 0.1
     digits = torch.zeros(6, dtype=torch.long)
     assert torch.equal(model(x_t, times, digits), model.network(x_t, times, digits))
-
-
-@pytest.mark.parametrize("t", [0.02, 0.6])
-def test_it_is_the_same_with_and_without_fusing(monkeypatch: pytest.MonkeyPatch, t: float) -> None:
-    monkeypatch.setattr(posterior_module, "can_fuse", lambda network: True)
-    fused = build(head=0.1)
-    plain = copy.deepcopy(fused)
-    plain.fuses = False
-    *_, times, c, x_t = noisy(t)
-    torch.testing.assert_close(fused(x_t, times, c), plain(x_t, times, c), rtol=1e-3, atol=1e-3)
 
 
 def test_features_are_what_the_last_layer_gets() -> None:
@@ -215,17 +170,22 @@ def adapted() -> nn.Module:
     return adapt(network, DRAWINGS, recipe).model
 
 
-def test_answers_in_bf16_are_those_in_float32_but_for_rounding(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(posterior_module, "can_fuse", lambda network: True)
+def test_answers_in_bf16_are_those_in_float32_but_for_rounding() -> None:
     model = build(head=0.1)
     *_, times, c, x_t = noisy(0.4)
     expected = model(x_t, times, c)
-    model.answer_dtype = torch.bfloat16
+    model.precision = "bf16"
     found = model(x_t, times, c)
-    assert not torch.equal(found, expected)
+    assert found.dtype == torch.float32 and not torch.equal(found, expected)
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
+
+
+def test_a_network_without_that_convolution_in_its_way_is_refused() -> None:
+    network = build().network
+    network.forward = lambda x_t, t, c: x_t
+    *_, times, c, x_t = noisy(0.5)
+    with pytest.raises(TypeError, match="conv_out"):
+        last_features(network, x_t, times, c)
 
 
 def test_estimators_take_it_and_agree(adapted: nn.Module) -> None:

@@ -15,8 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from finetune.model.unet import ConditionalDiffusionUNet
-from finetune.scoring import estimators as validation
 from finetune.scoring.estimators import (
     T_BINS,
     LossTable,
@@ -250,17 +248,6 @@ def test_noise_of_the_table_is_standard_normal() -> None:
     e = NoiseTable(4, n_strata=50).replicate(0)[1].double()
     assert abs(e.mean().item()) < 4 / math.sqrt(e.numel())
     assert abs(e.var().item() - 1) < 4 * math.sqrt(2 / e.numel())
-
-
-def test_a_network_of_the_course_has_the_same_loss_fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    model = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
-    x, table = torch.rand(3, 1, 28, 28), NoiseTable(3, n_strata=5, n_replicates=2)
-    fused = estimate(model, x, 1, table)
-    monkeypatch.setattr(validation, "can_fuse", lambda model: False)
-    called = estimate(model, x, 1, table)
-    assert fused.mean == pytest.approx(called.mean, rel=1e-5)
-    assert fused.mean != called.mean, "by other operations"
 
 
 def test_standard_error_is_the_spread_over_tables() -> None:

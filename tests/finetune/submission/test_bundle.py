@@ -42,11 +42,10 @@ VARIETY = {
     "default": Recipe(),
     "lora": replace(STILL, lora_rank=2, lora_groups=LORA_GROUPS, train_groups=("norm_bias",)),
     "pulled": replace(STILL, weight_decay=0.1, clip_norm=0.0),
-    "logit": replace(STILL, time_sampling="logit_normal", logit_std=1.7, schedule="linear"),
-    "uniform": replace(STILL, time_sampling="uniform", schedule="constant"),
+    "logit": replace(STILL, logit_std=1.7, schedule="linear"),
+    "constant": replace(STILL, schedule="constant"),
     "direct": Recipe(render="direct", precision="fp32"),
-    "still": replace(STILL, elastic_px=0.0, stroke_px=0.4, bank_images=0),
-    "rebuilt": Recipe(render="rebuilt", blend=0.5),
+    "still": replace(STILL, elastic_px=0.0, bank_images=0),
     "blend": Recipe(blend=0.5),
 }
 _NUMBERS = itertools.count()
@@ -242,8 +241,13 @@ def test_what_the_recipe_rules_out_is_not_there() -> None:
     assert "# lora_rank = 0: rank of the low-rank updates; 0 is full training" in text
     assert "steps: int = 6  # optimizer steps when time allows" in text
     assert "def _add_lora" in one_file(VARIETY["lora"], "About.")
-    rebuilt = ("_render", "_signed_distance", "stroke_px", "_prepare_strokes", "class _Rebuilt")
-    for part in (*rebuilt, "def _trace(", "def _stamp(", "draw_points", "class _PenPaths"):
+    for part in (
+        "class _Rebuilt",
+        "def _trace(",
+        "def _stamp(",
+        "draw_points",
+        "class _PenPaths",
+    ):
         assert part not in text
         assert part in one_file(VARIETY["default"], "About.")
     for part in ("_LearnsVelocity", "_velocity_model", "_image_losses"):
@@ -327,9 +331,8 @@ def test_the_courses_class_has_as_many_parameters_as_the_courses() -> None:
 def test_a_machine_ten_times_slower_returns_in_time_with_a_sensible_network(
     exported: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exported, "_can_fuse", lambda model: False)  # or it would not be called
     exported.finetune_model(tiny(), DRAWINGS, exported._Recipe(steps=1))  # torch's first optimizer
-    recipe = exported._Recipe(steps=100_000, batch_size=8, lr=1e-2, plain_share=1.0, deadline_s=4.0)
+    recipe = exported._Recipe(steps=100_000, batch_size=8, lr=1e-2, deadline_s=4.0)
     start = time.perf_counter()
     model = exported.finetune_model(tiny(TenTimesSlower), DrawingDataset(DRAWINGS), recipe)
     assert time.perf_counter() - start < 5.0
@@ -405,7 +408,7 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("render", ["direct", "rebuilt", "pen"])
+@pytest.mark.parametrize("render", ["direct", "pen"])
 def test_the_process_is_left_as_it_was_and_has_no_say(
     setting: Callable[[], AbstractContextManager[Any]],
     render: str,

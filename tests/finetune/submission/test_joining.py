@@ -287,8 +287,8 @@ def test_methods_that_a_base_class_may_call_are_kept() -> None:
             "main of a, line 4: X becomes _X in the file, but _X is a local name there",
         ),
         (
-            {"a": "import torch.nn.functional as F\ndef main(torch):\n    return F\n"},
-            "F becomes torch.nn.functional in the file, but torch is a local name",
+            {"a": "import torch.nn.functional as F\ndef main(_F):\n    return F\n"},
+            "F becomes _F in the file, but _F is a local name",
         ),
         (
             {"a": "def f():\n    return X\nX = f()\ndef main():\n    return X\n"},
@@ -458,7 +458,9 @@ def test_names_are_changed_where_they_mean_the_modules_alone() -> None:
         import math as _math
         from functools import cache as _cache
 
-        import torch
+        import torch.nn.functional as _F
+        from torch import Tensor as _Tensor
+        from torch import nn as _nn
 
         RULE
         # A
@@ -467,18 +469,18 @@ def test_names_are_changed_where_they_mean_the_modules_alone() -> None:
         _scale = 2
 
 
-        class _Box(torch.nn.Module):
+        class _Box(_nn.Module):
             size = _scale
             def __init__(self, scale: int) -> None:
                 self.scale = scale * _math.pi
                 self.name = "scale"
-            def grown(self) -> torch.Tensor:
-                return torch.nn.functional.relu(torch.nn.Parameter(self.scale * _scale))  # NOTE
+            def grown(self) -> _Tensor:
+                return _F.relu(_nn.Parameter(self.scale * _scale))  # NOTE
 
 
         @_cache
         def main():
-            '''See `_Box`, `torch.nn.functional.relu`, `_math` and ``scale``; `_make` makes.
+            '''See `_Box`, `_F.relu`, `_math` and ``scale``; `_make` makes.
 
             Raises:
                 _MyError: the section "B" and the project's `thing` say when.

@@ -63,7 +63,7 @@ def losses_one_by_one(runs: list[Run], n: int) -> Tensor:
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit holds there."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("finetune.train.batches._DRAWN_AT_ONCE", 12)  # three batches
+    monkeypatch.setattr("finetune.train.run._DRAWN_AHEAD", 12)  # three batches
 
 
 class Stream:
@@ -111,10 +111,11 @@ def test_captured_steps_are_the_plain_ones() -> None:
     torch.testing.assert_close(found, expected, rtol=0.1, atol=1e-3)
     assert len(found.unique()) > 50, "every step has a batch of its own"
     # The rates of the last step are read, not those of the capture.
-    before = captured.weights.flat.values.clone()
+    before = [p.detach().clone() for p in captured.weights.parameters]
     steps.draw()
     steps.train(1.0, 0.0)
-    assert torch.equal(captured.weights.flat.values, before)
+    for parameter, value in zip(captured.weights.parameters, before, strict=True):
+        assert torch.equal(parameter, value)
 
 
 @needs_gpu
@@ -132,7 +133,7 @@ def test_branches_of_one_graph_are_as_if_alone() -> None:
 @needs_gpu
 def test_many_draws_refill_the_same_places(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda")
-    monkeypatch.setattr("finetune.train.batches._DRAWN_ON_GPU", 12)
+    monkeypatch.setattr("finetune.train.run._DRAWN_AHEAD_ON_GPU", 12)
     expected = losses_one_by_one([make_run(task("ing"), device)], 40)
     found = losses(CapturedSteps([make_run(task("ing"), device)], device), 40)
     torch.testing.assert_close(found, expected, rtol=0.1, atol=1e-3)

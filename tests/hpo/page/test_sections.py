@@ -311,8 +311,8 @@ def test_augmentations_are_compared_by_thirds() -> None:
 def test_equal_values_are_of_one_group() -> None:
     made = [frozen(i, TrialState.COMPLETE, 0.1) for i in range(9)]
     for i, trial in enumerate(made):
-        trial.params = {"elastic_grid": [3, 3, 3, 3, 3, 4, 5, 5, 8][i]}
-    groups = groups_of(runs_of(made), "elastic_grid")
+        trial.params = {"batch_size": [3, 3, 3, 3, 3, 4, 5, 5, 8][i]}
+    groups = groups_of(runs_of(made), "batch_size")
     assert [(g.label, g.trials) for g in groups] == [("3", 5), ("4", 1), ("5–8", 3)]
     assert groups[1].standard_error is None
 

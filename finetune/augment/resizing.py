@@ -1,0 +1,120 @@
+"""The family of resizes by which a bitmap of 105x105 may have become an image of 28x28.
+
+A member is a kernel, a size that may leave a border, and what became of values afterwards.  All
+but the largest value of each cell are linear along each axis: ``image = D bitmap D^T``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..canvas import BITMAP_SIZE, IMAGE_SIZE
+
+# How torch is asked for a kernel along each axis; phases are half pixels but for the corners'.
+_TORCH_KERNELS: dict[str, dict[str, object]] = {
+    "nearest": {"mode": "nearest"},
+    "bilinear": {"mode": "bilinear"},
+    "antialiased": {"mode": "bilinear", "antialias": True},
+    "area": {"mode": "area"},  # adaptive average pooling: whole pixels
+    "bicubic": {"mode": "bicubic", "antialias": True},
+    "bilinear-corners": {"mode": "bilinear", "align_corners": True},
+    "bicubic-plain": {"mode": "bicubic"},
+    "bicubic-corners": {"mode": "bicubic", "align_corners": True},
+}
+TWO_VALUED = ("nearest", "max")  # "max": the largest value of each cell
+KERNELS = (*_TORCH_KERNELS, "coverage", "max")  # coverage: of parts of pixels
+_MOST_LISTED = 2  # bits along each axis whose every value is listed
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """One way to resize.
+
+    ``border`` pixels are empty on each side of the picture, ``in_8_bits`` says that values are
+    multiples of 1/255, and ``clips`` that they were cut off at 0 and 1.
+    """
+
+    kernel: str
+    border: int = 0
+    in_8_bits: bool = False
+    clips: bool = True
+
+    @property
+    def size(self) -> int:
+        """Of the picture inside of its border, pixels a side."""
+        return IMAGE_SIZE - 2 * self.border
+
+    def operator(self) -> Tensor | None:
+        """The matrix D (28, 105) along each axis, or None if there is none."""
+        if self.kernel == "max":
+            return None
+        return F.pad(
+            _kernel_matrix(self.kernel, BITMAP_SIZE, self.size), (0, 0, self.border, self.border)
+        )
+
+    def seen(self) -> Tensor:
+        """The rows and columns of a bitmap that it looks at, (105,) bool."""
+        operator = self.operator()
+        if operator is None:
+            return torch.ones(BITMAP_SIZE, dtype=torch.bool)
+        return operator.abs().sum(0) > 0
+
+    def apply(self, bitmaps: Tensor, operator: Tensor | None) -> Tensor:
+        """Bitmaps (n, k, k) of what is seen to images (n, 28, 28).
+
+        Args:
+            operator: its own, (28, k): the columns seen; None as `operator` gives it.
+        """
+        if operator is None:
+            images = F.adaptive_max_pool2d(bitmaps[:, None], self.size)[:, 0]
+            return F.pad(images, (self.border,) * 4)
+        rows = bitmaps @ operator.T
+        # As PIL does: what is between is bytes, too.
+        return self._stored(operator @ (self._stored(rows) if self.in_8_bits else rows))
+
+    def _stored(self, images: Tensor) -> Tensor:
+        if self.clips:  # what cubic kernels overshoot
+            images = images.clamp(0, 1)
+        if not self.in_8_bits:
+            return images
+        rounded = (images * 255).round() / 255
+        return images + (rounded - images).detach()  # a gradient passes through
+
+    def __call__(self, bitmaps: Tensor) -> Tensor:
+        """Whole bitmaps (n, 105, 105) in {0, 1} to images (n, 28, 28)."""
+        operator = self.operator()
+        return self.apply(bitmaps, None if operator is None else operator.to(bitmaps))
+
+
+def listed_levels(operator: Tensor) -> Tensor:
+    """Every value that each pixel of ``D bits D^T`` can have, (K, 28, 28), for few bits.
+
+    A level is the same ink in the same of a pixel's bits everywhere, whichever grey that makes:
+    so it looks alike to a convolution.
+    """
+    n = int((operator != 0).sum(1).max())
+    # Of the bits that each row looks at, from left to right, (28, n).
+    weights = operator.gather(1, operator.topk(n, dim=1).indices.sort(1).values)
+    patterns = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * (n * n)).view(-1, n, n)
+    return torch.einsum("ia,jb,kab->kij", weights, weights, patterns.to(weights))
+
+
+def has_few_bits(operator: Tensor) -> bool:
+    """Whether the values of its pixels can be listed."""
+    return int((operator != 0).sum(1).max()) <= _MOST_LISTED
+
+
+def _kernel_matrix(kernel: str, n_in: int, n_out: int) -> Tensor:
+    """Weights (n_out, n_in) of each pixel in; rows sum to one."""
+    if kernel == "coverage":
+        i, left = torch.arange(n_in), torch.arange(n_out)[:, None] * n_in / n_out
+        weights = (torch.minimum(left + n_in / n_out, i + 1) - torch.maximum(left, i)).clamp(min=0)
+        return weights / weights.sum(1, keepdim=True)
+    basis = torch.eye(n_in)[:, None, None, :]  # one unit vector per batch entry, 1 x n_in
+    options = _TORCH_KERNELS[kernel]
+    rows = F.interpolate(basis, size=(1, n_out), **options)  # type: ignore[arg-type]
+    return rows[:, 0, 0, :].T.contiguous()
