@@ -22,7 +22,8 @@ from tqdm import tqdm
 from finetune.adapt import adapt
 from finetune.augment.mix import Augmenter
 from finetune.challenge import add_data_options
-from finetune.data.runes import NEW_LABEL, choose_runes, open_source, split_drawings
+from finetune.data.options import open_asked
+from finetune.data.runes import NEW_LABEL, choose_runes
 from finetune.errors import UserError, run_command
 from finetune.model.checkpoints import list_networks, load_network
 from finetune.predict.bank import posterior_mean
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     recipes = _recipes({"steps": arguments.steps}, arguments.change)
-    source = open_source(arguments.source, arguments.data)
+    source = open_asked(arguments)
     runes = choose_runes(source, arguments.runes, 2)
     network = load_network(arguments.network or list_networks()[0])
 
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     losses: dict[str, list[LossTable]] = {name: [] for name in recipes}
     bound: list[LossTable] = []
     for rune, seed in tqdm(work, unit="split"):
-        split = split_drawings(source.drawings(rune, arguments.resize), seed)
+        split = source.split(rune, arguments.resize, seed, arguments.train)
         # Each has noise of its own: that of a study's trials on it.
         table = NoiseTable(
             len(split.test), n_replicates=arguments.replicates, name=f"{rune}/{seed}"

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from finetune.adapt import adapt
 from finetune.challenge import add_data_options
-from finetune.data.runes import Split, choose_runes, open_source, split_drawings
+from finetune.data.options import open_asked
+from finetune.data.runes import Split, choose_runes
 from finetune.errors import UserError
 from finetune.flow import interpolate
 from finetune.model.checkpoints import list_networks, load_network
@@ -28,7 +29,7 @@ _LEAST_T = 1e-6
 
 @dataclass(frozen=True)
 class AdaptedRune:
-    """What a call has made of the rune's ten drawings; it has not seen the other ten."""
+    """What a call has made of a part of the rune's drawings; it has not seen the others."""
 
     rune: str
     split: Split
@@ -57,12 +58,12 @@ def adapted_runes(arguments: argparse.Namespace) -> Iterator[AdaptedRune]:
         recipe = Recipe(steps=arguments.steps, deadline_s=_NO_DEADLINE_S)
     except RecipeError as error:
         raise UserError(f"--steps: {error}") from error
-    source = open_source(arguments.source, arguments.data)
+    source = open_asked(arguments)
     runes = choose_runes(source, arguments.runes, 4)
     network = load_network(arguments.network or list_networks()[0])
 
     def adapted(rune: str) -> AdaptedRune:
-        split = split_drawings(source.drawings(rune, arguments.resize), 0)
+        split = source.split(rune, arguments.resize, 0, arguments.train)
         return AdaptedRune(rune, split, recipe, adapt(network, split.train, recipe).model)
 
     return map(adapted, tqdm(runes, unit="rune"))

@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from finetune.augment.mix import Augmenter
 from finetune.challenge import add_data_options
-from finetune.data.runes import RuneSource, choose_runes, open_source, split_drawings
+from finetune.data.options import open_asked
+from finetune.data.runes import RuneSource, choose_runes
 from finetune.errors import UserError, run_command
 from finetune.predict.bank import posterior_mean
 from finetune.recipe import Recipe, RecipeError
@@ -81,8 +82,9 @@ def judge(
     splits: int,
     samples: int,
     within: bool,
+    n_train: int | None = None,
 ) -> Judged:
-    """The recipe's mix of augmentations, on unseen drawings and, if asked, ``within`` the ten."""
+    """The recipe's mix of augmentations, on unseen drawings and, if asked, ``within`` the seen."""
 
     def losses(train: Tensor, test: Tensor, seed: int) -> list[float]:
         augment = Augmenter(train, recipe, torch.Generator().manual_seed(recipe.seed))
@@ -91,7 +93,7 @@ def judge(
     unseen, own = [], []
     work = list(itertools.product(runes, range(splits)))
     for rune, split_seed in tqdm(work, unit="split", leave=False):
-        split = split_drawings(source.drawings(rune, resize), split_seed)
+        split = source.split(rune, resize, split_seed, n_train)
         unseen.append(losses(split.train, split.test, split_seed))
         if within:
             parts = [losses(rest, out, split_seed) for rest, out in left_out(split.train)]
@@ -143,14 +145,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     mixes = _mixes(arguments.mix)
-    source = open_source(arguments.source, arguments.data)
+    source = open_asked(arguments)
     runes = choose_runes(source, arguments.runes, 5)
     options = (source, runes, arguments.resize, arguments.splits, arguments.samples)
     names = ["default", *(json.dumps(mix) for mix in mixes)]
     judged: list[Judged] = []
     print(f"{'':<42}{'loss':>8}  {'ratio':<16}" + "".join(f"t={t:<8}" for t in TIMES))
     for name, mix in zip(names, [{}, *mixes], strict=True):
-        judged.append(judge(Recipe.from_dict(mix), *options, arguments.within))
+        judged.append(judge(Recipe.from_dict(mix), *options, arguments.within, arguments.train))
         losses = judged[-1].unseen
         over = _over(losses.mean(1), judged[0].unseen.mean(1))
         by_time = "".join(f"{v:<10.4f}" for v in losses.mean(0).tolist())

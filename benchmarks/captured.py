@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from finetune.challenge import add_data_options
-from finetune.data.runes import open_source, split_drawings
+from finetune.data.options import open_asked
 from finetune.errors import UserError, run_command
 from finetune.machine.device import standard_settings
 from finetune.model.checkpoints import list_networks, load_network
@@ -62,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         raise UserError("this measures a GPU, and torch finds none")
     device = torch.device("cuda")
-    source = open_source(arguments.source, arguments.data)
+    source = open_asked(arguments)
     drawings = [
-        split_drawings(source.drawings(rune, arguments.resize), arguments.split_seed).train
+        source.split(rune, arguments.resize, arguments.split_seed, arguments.train).train
         for rune in islice(source.runes, max(arguments.runs))
     ]
     network = load_network(list_networks(arguments.pretrained)[0])

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from finetune.adapt import adapt
 from finetune.challenge import add_data_options, set_seed
-from finetune.data.runes import NEW_LABEL, choose_runes, open_source, split_drawings
+from finetune.data.options import open_asked
+from finetune.data.runes import NEW_LABEL, choose_runes
 from finetune.errors import run_command
 from finetune.model.checkpoints import list_networks, load_network
 from finetune.model.groups import with_mean_class
@@ -57,9 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--replicates", type=int, default=32, help="of 25 strata")
     parser.add_argument("--passes", type=int, default=1000, help="of the author's estimator")
     arguments = parser.parse_args(argv)
-    source = open_source(arguments.source, arguments.data)
+    source = open_asked(arguments)
     rune = choose_runes(source, [arguments.rune] if arguments.rune else None, 1)[0]
-    split = split_drawings(source.drawings(rune, arguments.resize), arguments.split_seed)
+    split = source.split(rune, arguments.resize, arguments.split_seed, arguments.train)
     pretrained = load_network(list_networks(arguments.pretrained)[0])
     recipe = Recipe(steps=arguments.steps, deadline_s=1e4, output=arguments.output)
     model = adapt(pretrained, split.train, recipe).model

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,8 @@ from tqdm import tqdm
 from finetune.augment.bitmaps import rebuild
 from finetune.augment.pen import stamp, trace
 from finetune.canvas import BITMAP_SIZE, PEN_RADIUS, RESIZES
-from finetune.data.runes import choose_runes, open_source, resize_bitmaps
+from finetune.data.options import add_drawings_options, open_asked
+from finetune.data.runes import choose_runes, resize_bitmaps
 from finetune.errors import run_command
 
 _RADII = (2.0, 2.25, 2.5, 2.75, 3.0)
@@ -63,11 +63,12 @@ def _described(found: Counter[int]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pen", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--data", type=Path, help="directory of omniglot-py (default: $RUNES_DATA)")
+    add_drawings_options(parser)
     parser.add_argument("--source", choices=("omniglot", "drawn"), default="omniglot")
     parser.add_argument("--runes", nargs="+", metavar="RUNE", help="default: all")
     arguments = parser.parse_args(argv)
-    source = open_source(arguments.source, arguments.data)
+    source = open_asked(arguments)
+    source.check_bitmaps()
     runes = choose_runes(source, arguments.runes, len(source.runes))
     true = torch.cat([source.bitmaps[rune] for rune in runes]).float()
 

@@ -29,7 +29,8 @@ from tqdm import tqdm, trange
 
 from finetune.adapt import adapt
 from finetune.challenge import FIRST_SEED, add_data_options, set_seed
-from finetune.data.runes import NEW_LABEL, choose_runes, open_source, split_drawings
+from finetune.data.options import open_asked
+from finetune.data.runes import NEW_LABEL, choose_runes
 from finetune.errors import UserError, run_command
 from finetune.flow import image_losses
 from finetune.model.checkpoints import list_networks, load_network, network_digest
@@ -203,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in names:
         if name not in known:
             raise UserError(f"--recipes names {name!r}; write some of {','.join(known)}")
-    source = open_source(arguments.source, arguments.data)
+    source = open_asked(arguments)
     runes = choose_runes(source, arguments.runes, len(source.runes))
     networks = list_networks(arguments.pretrained)
 
@@ -216,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
         network = load_network(networks[i % len(networks)])
         row = {
             "source": source.name,
-            "data": source.digest[:12],
+            "data": source.mark(arguments.train),
             "resize": arguments.resize,
             "split": arguments.split_seed,
             "rune": rune,
@@ -227,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
         if (there := stored.get(tuple(row.values()))) is not None:
             asked.append(there)
             continue
-        split = split_drawings(source.drawings(rune, arguments.resize), arguments.split_seed)
+        split = source.split(rune, arguments.resize, arguments.split_seed, arguments.train)
         row |= measure(known[name], network, split.train, split.test, FIRST_SEED + 1 + i)
         row |= {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
         asked.append(row)

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from finetune.adapt import adapt
 from finetune.challenge import FIRST_SEED, add_data_options, set_seed
-from finetune.data.runes import NEW_LABEL, choose_runes, open_source, split_drawings
+from finetune.data.options import open_asked
+from finetune.data.runes import NEW_LABEL, choose_runes, split_drawings
 from finetune.errors import run_command
 from finetune.model.checkpoints import list_networks, load_network
 from finetune.recipe import Recipe
@@ -81,12 +82,15 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     recipe = Recipe(steps=arguments.steps, deadline_s=_NO_DEADLINE_S)
-    source = open_source(arguments.source, arguments.data)
+    source = open_asked(arguments)
+    source.check_bitmaps()
     network = load_network(list_networks(arguments.pretrained)[0])
     print(f"{'rune':<14}{'drawings':<18}{'ours':>8}{'A':>9}{'ratio':>8}", flush=True)
     runes = choose_runes(source, arguments.runes, 1)
     for rune, way in tqdm([(rune, way) for rune in runes for way in arguments.ways], unit="way"):
-        split = split_drawings(WAYS[way](source.bitmaps[rune]), arguments.split_seed)
+        split = split_drawings(
+            WAYS[way](source.bitmaps[rune]), arguments.split_seed, arguments.train
+        )
         table = NoiseTable(
             len(split.test), n_replicates=arguments.replicates, name=rune, equal=True
         )

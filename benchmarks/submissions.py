@@ -23,7 +23,8 @@ import torch
 from tqdm import tqdm
 
 from finetune.challenge import FIRST_SEED, add_data_options, load_submission, set_seed
-from finetune.data.runes import NEW_LABEL, DrawingDataset, choose_runes, open_source, split_drawings
+from finetune.data.options import open_asked
+from finetune.data.runes import NEW_LABEL, DrawingDataset, choose_runes
 from finetune.errors import run_command
 from finetune.model.checkpoints import list_networks, load_network, network_digest
 from finetune.scoring.cost import measure_cost
@@ -36,8 +37,8 @@ _KEYS = ("file", "source", "resize", "split", "rune", "network", "threads")
 
 def measure(path: Path, network: Path, arguments: argparse.Namespace, rune: str) -> dict[str, Any]:
     """The loss, its error, the call's seconds and the cost of an answer."""
-    source = open_source(arguments.source, arguments.data)
-    split = split_drawings(source.drawings(rune, arguments.resize), arguments.split_seed)
+    source = open_asked(arguments)
+    split = source.split(rune, arguments.resize, arguments.split_seed, arguments.train)
     finetune = load_submission(path)
     pretrained = load_network(network)
     set_seed(FIRST_SEED + 1)
@@ -94,12 +95,15 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    source = open_source(arguments.source, arguments.data)
+    source = open_asked(arguments)
     runes = choose_runes(source, arguments.runes, len(source.runes))
     networks = list_networks(arguments.pretrained)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
     stored = {tuple(row[k] for k in _KEYS): row for row in map(json.loads, lines)}
+    # Rows of before have the name alone.
+    is_whole = source.name in ("omniglot", "drawn") and arguments.train is None
+    data = source.name if is_whole else f"{source.name} {source.mark(arguments.train)}"
     names = {hashlib.sha256(f.read_bytes()).hexdigest()[:12]: f.stem for f in arguments.files}
     work = [
         (i, rune, file, digest)
@@ -111,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         network = networks[i % len(networks)]
         row = {
             "file": digest,
-            "source": source.name,
+            "source": data,
             "resize": arguments.resize,
             "split": arguments.split_seed,
             "rune": rune,

@@ -32,7 +32,8 @@ import torch
 from tqdm import tqdm
 
 from finetune.challenge import add_data_options
-from finetune.data.runes import choose_runes, open_source, split_drawings
+from finetune.data.options import open_asked
+from finetune.data.runes import choose_runes
 from finetune.errors import UserError, run_command
 from finetune.model.checkpoints import list_networks, load_network
 from finetune.recipe import Recipe, RecipeError
@@ -183,9 +184,9 @@ def make_cases(arguments: argparse.Namespace) -> tuple[list[Case], Row]:
         )
     except RecipeError as error:
         raise UserError(str(error)) from error
-    source = open_source(arguments.source, arguments.data)
+    source = open_asked(arguments)
     rune = choose_runes(source, [arguments.rune] if arguments.rune else None, 1)[0]
-    split = split_drawings(source.drawings(rune, arguments.resize), arguments.split_seed)
+    split = source.split(rune, arguments.resize, arguments.split_seed, arguments.train)
     naive = Case(
         contender="naive",
         workers=1,

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from finetune.augment.bitmaps import rebuild
 from finetune.augment.registration import correspondences, spline_matrix
 from finetune.challenge import add_data_options
-from finetune.data.runes import choose_runes, open_source
+from finetune.data.options import open_asked
+from finetune.data.runes import choose_runes
 from finetune.errors import run_command
 from finetune.recipe import Recipe
 
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     add_data_options(parser)
     parser.add_argument("--runes", nargs="+", metavar="RUNE", help="default: all")
     arguments = parser.parse_args(argv)
-    source = open_source(arguments.source, arguments.data)
+    source = open_asked(arguments)
     runes = choose_runes(source, arguments.runes, len(source.runes))
     print(f"{'':<16}" + "".join(f"{part:>9}" for part in PARTS))
     squares = []

@@ -1,7 +1,8 @@
 """``python -m finetune.challenge``: the author's ``run()`` and its points.
 
 Five calls of ``finetune_model``, each with a rune and a pretrained network of its own,
-timed, then scored by the author's estimator on ten drawings that the call did not see.
+timed, then scored by the author's estimator on drawings that the call did not see, ten of
+twenty.  The points are for ten drawings of Omniglot's Futhorc, and other drawings earn none.
 The returned network's cost is told as well: the grader runs it 1,000 times for each rune.
 """
 
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from .canvas import RESIZES, Resize
+from .data.options import add_drawings_options, open_asked
 from .errors import UserError, run_command
 
 # Torch takes seconds to import, and `--help` needs none of it.
@@ -56,12 +58,20 @@ class CallScore:
     standard_error: float
     seconds: float
     cost: float  # CPU time of an answer, over the plain network's; see `finetune.scoring.cost`
-    pass_s: float  # wall clock of one of the grader's passes over ten drawings
+    pass_s: float  # wall clock of one of the grader's passes over the drawings scored on
+    n_train: int  # drawings that the call learnt from
 
 
 def points(loss: float) -> int:
     """Points for a mean loss, by the author's table."""
     return next((p for threshold, p in POINTS if loss <= threshold), 0)
+
+
+def earns_points(source: RuneSource, scores: Sequence[CallScore]) -> bool:
+    """Whether the author's thresholds are for these: ten drawings of Omniglot's Futhorc."""
+    from .data.runes import N_TRAIN
+
+    return source.name == "omniglot" and all(s.n_train == N_TRAIN for s in scores)
 
 
 def set_seed(seed: int) -> None:
@@ -132,6 +142,7 @@ def run_challenge(
     *,
     resize: Resize = "bilinear",
     split_seed: int = 0,
+    n_train: int | None = None,
     t_samples: int = 1000,
     picture: Path | None = None,
 ) -> list[CallScore]:
@@ -139,16 +150,20 @@ def run_challenge(
 
     Raises:
         ChallengeFailure: as `run_call` and `score_call`, with the rune's name.
+        UserError: a rune's drawings can't be split with ``n_train`` to learn from.
     """
-    from .data.runes import NEW_LABEL, split_drawings
+    from .data.runes import NEW_LABEL
     from .model.checkpoints import load_network
     from .model.groups import with_mean_class
     from .scoring.cost import measure_cost, measure_pass_s
     from .scoring.pictures import draw_samples, save_sheet
 
+    # All of them before the first call: what can't be split comes out at once.
+    splits = [source.split(rune, resize, split_seed, n_train) for rune in runes]
     scores, rows = [], []
-    for i, rune in enumerate(tqdm(runes, desc="challenge", unit="rune"), start=1):
-        split = split_drawings(source.drawings(rune, resize), split_seed)
+    for i, (rune, split) in enumerate(
+        zip(tqdm(runes, desc="challenge", unit="rune"), splits, strict=True), start=1
+    ):
         path = networks[(i - 1) % len(networks)]
         pretrained = load_network(path)
         given = copy.deepcopy(pretrained)
@@ -166,6 +181,7 @@ def run_challenge(
             seconds=seconds,
             cost=measure_cost(model, pretrained, split.test, NEW_LABEL).ratio,
             pass_s=measure_pass_s(model, split.test, NEW_LABEL),
+            n_train=len(split.train),
         )
         scores.append(score)
         if picture is not None:
@@ -196,8 +212,12 @@ def grader_seconds(scores: Sequence[CallScore]) -> float:
     return sum(s.seconds + GRADER_PASSES * s.pass_s for s in scores)
 
 
-def table(scores: Sequence[CallScore]) -> str:
-    """What a person reads: a line a rune, then the mean and its points."""
+def table(scores: Sequence[CallScore], *, with_points: bool) -> str:
+    """What a person reads: a line a rune, then the mean and, where it earns them, its points."""
+
+    def worth(loss: float) -> str:
+        return f"{points(loss) if with_points else '–':>8}"
+
     width = max(14, *(len(s.rune) + 2 for s in scores))
     lines = [
         f"{'rune':<{width}}{'network':<10}{'loss':>8}   {'± s.e.':<8}{'seconds':>8}{'cost':>8}"
@@ -206,15 +226,19 @@ def table(scores: Sequence[CallScore]) -> str:
     for s in scores:
         lines.append(
             f"{s.rune:<{width}}{s.network:<10}{s.loss:>8.4f} ± {s.standard_error:<8.4f}"
-            f"{s.seconds:>8.1f}{s.cost:>8.2f}{points(s.loss):>8}"
+            f"{s.seconds:>8.1f}{s.cost:>8.2f}{worth(s.loss)}"
         )
     mean, standard_error = mean_loss(scores)
     spread = statistics.pstdev(s.loss for s in scores)
     lines.append(
         f"{'mean':<{width + 10}}{mean:>8.4f} ± {standard_error:<8.4f}"
-        f"{max(s.seconds for s in scores):>8.1f}{mean_cost(scores):>8.2f}{points(mean):>8}"
+        f"{max(s.seconds for s in scores):>8.1f}{mean_cost(scores):>8.2f}{worth(mean)}"
     )
     lines.append(f"spread over runes {spread:.4f}; seconds of the mean are the longest call's")
+    if not with_points:
+        lines.append(
+            "no points: the author's thresholds are for ten drawings of Omniglot's Futhorc"
+        )
     lines.append(
         "cost: CPU time of an answer over the plain network's; the whole grading takes "
         f"{grader_seconds(scores):.0f} s on this machine"
@@ -247,13 +271,13 @@ def load_submission(path: Path) -> FinetuneModel:
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """The options by which every command names runes, networks and the resize."""
-    parser.add_argument("--data", type=Path, help="directory of omniglot-py (default: $RUNES_DATA)")
+    add_drawings_options(parser)
     parser.add_argument(
         "--source", choices=("omniglot", "drawn"), default="omniglot", help="which runes"
     )
     parser.add_argument("--pretrained", type=Path, help="directory of networks (default: embedded)")
     parser.add_argument("--resize", choices=RESIZES, default="bilinear")
-    parser.add_argument("--split-seed", type=int, default=0, help="which ten drawings train")
+    parser.add_argument("--split-seed", type=int, default=0, help="which drawings train")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -270,11 +294,11 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.t_samples < 2:
         raise UserError(f"--t-samples is {arguments.t_samples}; write 2 or more")
     from .adapt import finetune_model
-    from .data.runes import choose_runes, open_source
+    from .data.runes import choose_runes
     from .model.checkpoints import list_networks
 
     finetune = load_submission(arguments.submission) if arguments.submission else finetune_model
-    source = open_source(arguments.source, arguments.data)
+    source = open_asked(arguments)
     try:
         scores = run_challenge(
             finetune,
@@ -283,12 +307,14 @@ def main(argv: list[str] | None = None) -> int:
             list_networks(arguments.pretrained),
             resize=arguments.resize,
             split_seed=arguments.split_seed,
+            n_train=arguments.train,
             t_samples=arguments.t_samples,
             picture=arguments.picture,
         )
     except ChallengeFailure as failure:
         print(f"failed: {failure}", file=sys.stderr)
         return EXIT_FAILED
+    with_points = earns_points(source, scores)
     if arguments.json:
         mean, standard_error = mean_loss(scores)
         report = {
@@ -298,13 +324,13 @@ def main(argv: list[str] | None = None) -> int:
             "calls": [asdict(s) for s in scores],
             "mean_loss": mean,
             "standard_error": standard_error,
-            "points": points(mean),
+            "points": points(mean) if with_points else None,
             "cost": mean_cost(scores),
             "grader_s": grader_seconds(scores),
         }
         print(json.dumps(report, indent=2))
     else:
-        print(table(scores))
+        print(table(scores, with_points=with_points))
     return 0
 
 

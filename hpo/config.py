@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from finetune.canvas import Resize
+from finetune.data.futhorc import ALPHABET
 from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 
@@ -26,6 +27,8 @@ from .space import Parameter, check_space
 
 STUDIES_DIR = Path("studies")
 STORAGE_VARIABLE = "RUNES_STORAGE"
+
+_AUTHORS_TRAIN = 10  # drawings of a rune, of twenty
 
 Natural = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -68,13 +71,47 @@ class Limits(_Table):
 class Instances(_Table):
     """What a trial is measured on: each rune of each split with each seed, in this order."""
 
-    source: Literal["omniglot", "drawn"]
+    source: Literal["omniglot", "drawn", "drawings"]
+    alphabet: Annotated[str, Field(min_length=1)] | None = None  # of Omniglot; none: the Futhorc
+    drawings: Path | None = None  # folder of a person's own, from where the command is started
+    train: PositiveInt | None = None  # drawings of each rune that a call learns from; none: half
     runes: tuple[str, ...] = ()  # none: all that the source has
     splits: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)  # of the call's randomness
     resize: Resize = "bilinear"
     pretrained: Path | None = None  # directory of networks; none: the embedded ones
     networks: tuple[str, ...] = ()  # names in that directory; none: all
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_folder(cls, table: Any) -> Any:
+        """Who names a folder need not say that it is the source."""
+        if isinstance(table, dict) and "drawings" in table:
+            return {"source": "drawings", **table}
+        return table
+
+    @model_validator(mode="after")
+    def _of_one_source(self) -> Instances:
+        if self.alphabet is not None and self.source != "omniglot":
+            raise ValueError(
+                f'alphabet is of Omniglot and source is "{self.source}"; leave one of them out'
+            )
+        if self.drawings is not None and self.source != "drawings":
+            raise ValueError(
+                f'drawings names a folder and source is "{self.source}"; leave one of them out'
+            )
+        if self.drawings is None and self.source == "drawings":
+            raise ValueError("drawings is missing; name the folder of your drawings")
+        return self
+
+    @property
+    def has_points(self) -> bool:
+        """Whether the author's thresholds are for these: ten drawings of Omniglot's Futhorc."""
+        return (
+            self.source == "omniglot"
+            and self.alphabet in (None, ALPHABET)
+            and self.train in (None, _AUTHORS_TRAIN)
+        )
 
 
 class Confirm(_Table):
@@ -169,6 +206,32 @@ class StudyConfig(_Table):
     budget: Budget = Budget()
     recovery: Recovery = Recovery()
     confirm: Confirm = Confirm()  # no part of the manifest: it may change after the search
+
+    def on_drawings(
+        self, alphabet: str | None, drawings: Path | None, train: int | None
+    ) -> StudyConfig:
+        """The study on the drawings that a command line names; None: those of the file.
+
+        Raises:
+            UserError: they don't go together.
+        """
+        if alphabet is not None and drawings is not None:
+            raise UserError("--alphabet and --drawings name different drawings; leave one out")
+        # Of what the file says, the command line replaces all that names drawings.
+        asked = self.instances.model_dump(exclude_none=True)
+        if alphabet is not None or drawings is not None:
+            asked.pop("drawings", None)
+            asked.pop("alphabet", None)
+        if alphabet is not None:
+            asked |= {"source": "omniglot", "alphabet": alphabet}
+        if drawings is not None:
+            asked |= {"source": "drawings", "drawings": drawings}
+        if train is not None:
+            asked["train"] = train
+        try:
+            return self.model_copy(update={"instances": Instances.model_validate(asked)})
+        except ValidationError as error:
+            raise UserError(f"--{_first_problem(error)}") from error
 
     @property
     def feasible_s(self) -> float:

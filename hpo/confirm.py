@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.data.options import add_drawings_options
 from finetune.errors import UserError, run_command
 
 from .devices import choose_device
@@ -38,7 +39,9 @@ def _run(options: argparse.Namespace) -> int:
     from .config import load_study_file
     from .storage import load_study, open_existing
 
-    config = load_study_file(options.study)
+    config = load_study_file(options.study).on_drawings(
+        options.alphabet, options.drawings, options.train
+    )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = open_existing(config.storage_url(options.storage), options.study)
     try:
@@ -67,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--study", required=True, help="name in studies/, or path of a study file")
     add("--storage", help="database URL (default: the study file's); also $RUNES_STORAGE")
-    add("--data", type=Path, help="directory of omniglot-py; also $RUNES_DATA")
+    add_drawings_options(parser, "the study file's")
     add("--top", type=int, default=8, metavar="N", help="best trials that take part (default: 8)")
     add(
         "--recipe",

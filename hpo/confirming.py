@@ -17,7 +17,6 @@ import torch
 from tqdm import tqdm
 
 from finetune.adapt import Progress
-from finetune.data.runes import open_source
 
 from .candidates import Candidate, choose_candidates
 from .choosing import CONFIRMED_KEY
@@ -25,7 +24,7 @@ from .config import StudyConfig
 from .confirmed import result_of, to_text
 from .devices import check_device, n_cores
 from .halving import Left, Standing, block_ends, halve, most_calls, units_of
-from .instances import load_instances
+from .instances import load_instances, open_drawings
 from .log import info, warn
 from .manifest import MANIFEST_KEY, check_manifest, make_manifest
 from .remeasure import Kept, measure, table_seed
@@ -49,7 +48,7 @@ def confirm(config: StudyConfig, study: optuna.Study, options: argparse.Namespac
     candidates = choose_candidates(config, study, options.top, options.recipe)
     check_device(options.device)
     torch.set_num_threads(options.threads or n_cores())
-    source = open_source(config.instances.source, options.data)
+    source = open_drawings(config, options.data)
     manifest = make_manifest(config, source, load_instances(config.instances, source))
     _check_same_measure(study, manifest)
     instances = load_unseen(config, source)

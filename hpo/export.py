@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.data.options import add_drawings_options
 from finetune.errors import UserError, run_command
 
 from .devices import check_device, choose_device, n_cores
@@ -38,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .choosing import CONFIRMED_KEY, choose, read_recipe
     from .config import load_study_file
 
-    config = load_study_file(options.study)
+    config = load_study_file(options.study).on_drawings(
+        options.alphabet, options.drawings, options.train
+    )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = None if options.recipe else _open_study(config, options)
     if study is not None and options.confirmed and CONFIRMED_KEY not in study.user_attrs:
@@ -62,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--study", required=True, help="name in studies/, or path of a study file")
     add("--storage", help="database URL (default: the study file's); also $RUNES_STORAGE")
-    add("--data", type=Path, help="directory of omniglot-py; also $RUNES_DATA")
+    add_drawings_options(parser, "the study file's")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--trial", type=int, metavar="N", help="default: the confirmed one, else the best"
@@ -218,11 +221,19 @@ def held_out(source: RuneSource, config: StudyConfig, most: int) -> list[str]:
 def _challenge(
     submission: Path, config: StudyConfig, measuring: Measuring, options: argparse.Namespace
 ) -> None:
-    from finetune.challenge import load_submission, mean_loss, points, run_challenge, table
-    from finetune.data.runes import open_source
+    from finetune.challenge import (
+        earns_points,
+        load_submission,
+        mean_loss,
+        points,
+        run_challenge,
+        table,
+    )
     from finetune.model.checkpoints import list_networks
 
-    source = open_source(config.instances.source, options.data)
+    from .instances import open_drawings
+
+    source = open_drawings(config, options.data)
     runes = held_out(source, config, options.held_out)
     if not runes:
         print("challenge: left out, because the study's trials saw every rune that there is")
@@ -233,12 +244,15 @@ def _challenge(
         runes,
         list_networks(config.instances.pretrained),
         resize=config.instances.resize,
+        n_train=config.instances.train,
         t_samples=options.t_samples,
     )
-    print(table(scores))
+    with_points = earns_points(source, scores)
+    print(table(scores, with_points=with_points))
     loss, error = mean_loss(scores)
+    worth = f"{points(loss)} points, " if with_points else ""
     print(
-        f"challenge: {points(loss)} points, loss {loss:.4f} ± {error:.4f} on {len(runes)} held-out "
+        f"challenge: {worth}loss {loss:.4f} ± {error:.4f} on {len(runes)} held-out "
         f"rune{'' if len(runes) == 1 else 's'}"
     )
 

@@ -51,7 +51,9 @@ def run_fleet(options: Options) -> int:
     choose_device(options.device)
     from .config import load_study_file
 
-    config = load_study_file(options.study)
+    config = load_study_file(options.study).on_drawings(
+        options.alphabet, options.drawings, options.train
+    )
     import optuna
     import torch
 
@@ -117,7 +119,8 @@ def _devices(options: Options, n_gpus: int) -> list[str | None]:
 
 def _arguments(options: Options) -> list[str]:
     arguments = ["--study", options.study, "--workers", "1", "--under-fleet"]
-    for name in ("storage", "artifacts", "data", "trials", "seconds", "together", "sampler"):
+    drawings = ("data", "alphabet", "drawings", "train")
+    for name in ("storage", "artifacts", *drawings, "trials", "seconds", "together", "sampler"):
         value = getattr(options, name)
         if value is not None:
             arguments += [f"--{name}", str(value)]

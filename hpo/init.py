@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.data.options import add_drawings_options
 from finetune.errors import UserError, run_command
 
 from .log import start_log
@@ -23,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     raise_on_signals()
     start_log("init")
     try:
-        print(init(options.study, options.storage, options.data, options.wait))
+        words = {name: getattr(options, name) for name in ("alphabet", "drawings", "train")}
+        print(init(options.study, options.storage, options.data, options.wait, **words))
     except StopError as stop:
         return stop.exit_code
     return 0
@@ -41,7 +43,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--storage", help=f"database URL (default: the study file's); also ${PREFIX}STORAGE"
     )
-    parser.add_argument("--data", type=Path, help=f"directory of omniglot-py; also ${PREFIX}DATA")
+    add_drawings_options(parser, "the study file's")
     parser.add_argument(
         "--wait",
         type=float,
@@ -55,12 +57,22 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def init(study: str, storage: str | None, data: Path | None, wait_s: float) -> str:
+def init(
+    study: str,
+    storage: str | None,
+    data: Path | None,
+    wait_s: float,
+    *,
+    alphabet: str | None = None,
+    drawings: Path | None = None,
+    train: int | None = None,
+) -> str:
     """Create a study unless it is there; returns one line that says how it stands.
 
     Args:
         storage: database URL; None: the environment's, else the study file's.
         data: see `finetune.data.runes.open_source`.
+        alphabet, drawings, train: see `hpo.config.StudyConfig.on_drawings`.
 
     Raises:
         UserError: the study file, the data, the networks or the database are not usable, or the
@@ -68,7 +80,7 @@ def init(study: str, storage: str | None, data: Path | None, wait_s: float) -> s
     """
     from .config import load_study_file
 
-    config = load_study_file(study)
+    config = load_study_file(study).on_drawings(alphabet, drawings, train)
     url = config.storage_url(storage)
     import optuna
     from optuna.trial import TrialState

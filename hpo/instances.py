@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from finetune.data.runes import RuneSource, Split, open_source, split_drawings
+from finetune.data.runes import RuneSource, Split, open_source
 from finetune.errors import UserError
 from finetune.model.checkpoints import list_networks, load_network
 
@@ -37,7 +37,8 @@ def load_instances(config: Instances, source: RuneSource) -> list[Instance]:
     """Every rune of every split with every seed; network i goes with rune i, counted round.
 
     Raises:
-        UserError: networks are missing, or a rune or network is unknown.
+        UserError: networks are missing, a rune or network is unknown, or a rune has too few
+            drawings.
     """
     unknown = [rune for rune in config.runes if rune not in source.runes]
     if unknown:
@@ -56,7 +57,7 @@ def load_instances(config: Instances, source: RuneSource) -> list[Instance]:
             network=networks[i % len(networks)][0],
             seed=seed,
             pretrained=networks[i % len(networks)][1],
-            split=split_drawings(source.drawings(rune, config.resize), split_seed),
+            split=source.split(rune, config.resize, split_seed, config.train),
         )
         for seed in config.seeds
         for split_seed in config.splits
@@ -78,15 +79,21 @@ def load_measuring(config: StudyConfig, data: Path | None) -> Measuring:
     Raises:
         UserError: they are missing or not usable.
     """
-    source = _open_source(config, data)
+    source = open_drawings(config, data)
     instances = load_instances(config.instances, source)
     return Measuring(instances, make_manifest(config, source, instances))
 
 
-def _open_source(config: StudyConfig, data: Path | None) -> RuneSource:
+def open_drawings(config: StudyConfig, data: Path | None) -> RuneSource:
+    """The drawings of a study; ``data`` is as in `load_measuring`.
+
+    Raises:
+        UserError: they are missing or not usable.
+    """
+    asked = config.instances
     try:
-        return open_source(config.instances.source, data)
+        return open_source(asked.source, data, alphabet=asked.alphabet, drawings=asked.drawings)
     except UserError as error:
-        if config.instances.source == "omniglot":
+        if asked.source == "omniglot":
             raise UserError(f"{error}; --study quickstart needs no data") from error
         raise

@@ -39,7 +39,7 @@ _LIBRARIES = ("torch", "optuna", "numpy", "scipy", "sqlalchemy")
 _OPTIONAL = ("cost",)
 _REMEDY = {
     "code": "run the version that made it",
-    "data": "name that data by --data",
+    "data": "name that data by --data, --alphabet, --drawings and --train",
     "networks": "name those networks in instances.pretrained",
     "torch": "install that version",
 }
@@ -55,7 +55,7 @@ def make_manifest(
     asked = config.model_dump(mode="json", include={"space", "fixed", "estimator"})
     manifest = {
         "code": _code_digest(),
-        "data": f"{source.name} {source.digest[:12]}",
+        "data": f"{source.name} {source.mark(config.instances.train)}",
         "networks": " ".join(f"{name}:{digest}" for name, digest in networks.items()),
         "instances": " ".join(
             [config.instances.resize, *(f"{i.label}@{i.network}" for i in instances)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from finetune.data.options import add_drawings_options
 from finetune.errors import UserError
 
 PREFIX = "RUNES_"
@@ -23,6 +24,9 @@ class Options:
     storage: str | None = None
     artifacts: str | None = None
     data: Path | None = None
+    alphabet: str | None = None
+    drawings: Path | None = None
+    train: int | None = None
     trials: int | None = None
     seconds: float | None = None
     workers: int = 1
@@ -39,7 +43,6 @@ _HELP: dict[str, tuple[Callable[[str], Any], str]] = {
     "study": (str, "name in studies/, or path of a study file"),
     "storage": (str, "database URL (default: the study file's)"),
     "artifacts": (str, "pictures of trials: a directory, s3://BUCKET or none (the study file's)"),
-    "data": (Path, "directory of omniglot-py"),
     "trials": (int, "stop when the study has this many finished"),
     "seconds": (float, "start no trial after this many seconds"),
     "workers": (int, "processes on this machine (default: 1)"),
@@ -58,6 +61,7 @@ def parse_options(argv: Sequence[str] | None, description: str | None) -> Option
         UserError: a value is out of its range; names the option or the variable.
     """
     parser = argparse.ArgumentParser(prog="python -m hpo.worker", description=description)
+    add_drawings_options(parser, "the study file's")
     for name, (convert, text) in _HELP.items():
         parser.add_argument(f"--{name}", type=convert, help=f"{text}; also ${PREFIX}{name.upper()}")
     parser.add_argument(

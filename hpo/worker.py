@@ -44,7 +44,9 @@ def run_worker(options: Options) -> int:
     choose_device(options.device)
     from .config import load_study_file
 
-    config = load_study_file(options.study)
+    config = load_study_file(options.study).on_drawings(
+        options.alphabet, options.drawings, options.train
+    )
     if options.sampler is not None:
         sampler = config.sampler.model_copy(update={"name": options.sampler})
         config = config.model_copy(update={"sampler": sampler})

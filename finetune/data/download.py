@@ -18,9 +18,12 @@ import pooch
 from requests.exceptions import RequestException
 
 from ..errors import UserError
+from .futhorc import ALPHABET
 from .mnist import RAW_DIR
 
-FUTHORC_DIR = Path("omniglot-py/images_background/Anglo-Saxon_Futhorc")
+# Where alphabets are, each in a directory of its own.
+OMNIGLOT_PARTS = (Path("omniglot-py/images_background"), Path("omniglot-py/images_evaluation"))
+FUTHORC_DIR = OMNIGLOT_PARTS[0] / ALPHABET
 RETRIES = 2
 
 

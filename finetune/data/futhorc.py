@@ -9,6 +9,8 @@ from __future__ import annotations
 Stroke = tuple[tuple[float, float], ...]
 Rune = tuple[Stroke, ...]
 
+ALPHABET = "Anglo-Saxon_Futhorc"  # Omniglot's name for it
+
 # fmt: off
 FUTHORC: dict[str, Rune] = {
     "feoh":   (((0, 0), (0, 1)), ((0, .36), (.52, 0)), ((0, .66), (.52, .3))),               # ᚠ

@@ -2,16 +2,14 @@
 
 Data is looked for in the directory named by ``--data`` or ``RUNES_DATA`` (torchvision's
 layout), else in the user's cache, else it is downloaded there once.  A named directory is
-taken at its word: it is never written to, and never passed over for another.
+taken at its word: it is never written to, and never passed over for another.  Runes may be of
+any alphabet of Omniglot, or a person's own drawings (`finetune.data.folder`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,27 +18,32 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..canvas import BITMAP_SIZE, IMAGE_SIZE, RESIZES, Resize
 from ..errors import UserError
-from .download import FUTHORC_DIR, cache_directory, fetch_mnist, fetch_omniglot
+from .download import OMNIGLOT_PARTS, cache_directory, fetch_mnist, fetch_omniglot
+from .folder import MIN_DRAWINGS, read_folder
+from .futhorc import ALPHABET
 from .mnist import missing_files
+from .png import drawing_paths, read_png
 from .synthetic import draw_rune, drawn_rune_names
 
 DATA_VARIABLE = "RUNES_DATA"
 NEW_LABEL = 10
-N_DRAWINGS = 20
+N_DRAWINGS = 20  # of a rune of Omniglot, and of one that this project draws
+N_TRAIN = 10  # drawings that the author's calls learn from
 
 
 @dataclass(frozen=True, eq=False)
 class RuneSource:
-    """Bitmaps of runes and where they come from."""
+    """Bitmaps of runes and where they come from; n drawings of a rune, 2 or more."""
 
-    name: str  # "omniglot" or "drawn"
-    bitmaps: Mapping[str, Tensor]  # rune -> (20, 105, 105) uint8, 1 = ink, 0 = paper
+    name: str  # "omniglot" (the Futhorc), "omniglot ALPHABET", "drawn" or "drawings" (a folder)
+    # Rune -> (n, 105, 105) uint8, 1 = ink, 0 = paper; or, of a folder of such images,
+    # (n, 28, 28) uint8 of grey levels, 255 = ink.
+    bitmaps: Mapping[str, Tensor]
 
     @property
     def runes(self) -> tuple[str, ...]:
@@ -57,15 +60,57 @@ class RuneSource:
             digest.update(bitmaps.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def mark(self, n_train: int | None = None) -> str:
+        """What tells its drawings, dealt so, from others: the digest's first 12 digits.
+
+        Where not all runes have ten drawings to train on, how many they have follows: "/5" or,
+        over the runes, "/5-8".
+        """
+        counts = sorted(train_count(len(b), n_train) for b in self.bitmaps.values())
+        low, high = counts[0], counts[-1]
+        split = "" if low == high == N_TRAIN else f"/{low}" if low == high else f"/{low}-{high}"
+        return f"{self.digest[:12]}{split}"
+
     def drawings(self, rune: str, resize: Resize = "bilinear") -> Tensor:
-        """The drawings of one rune, (20, 1, 28, 28) float32 in [0, 1], white on black.
+        """The drawings of one rune, (n, 1, 28, 28) float32 in [0, 1], white on black.
+
+        Drawings that are 28x28 already stay as they are, whatever the resize.
 
         Raises:
             UserError: no such rune, or no such resize.
         """
         if rune not in self.bitmaps:
             raise UserError(f"{self.name} has no rune {rune!r}; write one of {_join(self.runes)}")
-        return resize_bitmaps(self.bitmaps[rune], resize)
+        bitmaps = self.bitmaps[rune]
+        if bitmaps.shape[-1] == IMAGE_SIZE:
+            return bitmaps[:, None].float() / 255
+        return resize_bitmaps(bitmaps, resize)
+
+    def split(
+        self, rune: str, resize: Resize = "bilinear", seed: int = 0, n_train: int | None = None
+    ) -> Split:
+        """The drawings of one rune, dealt by `split_drawings`.
+
+        Raises:
+            UserError: as `drawings` and `split_drawings`, with the rune's name.
+        """
+        drawings = self.drawings(rune, resize)
+        try:
+            return split_drawings(drawings, seed, n_train)
+        except UserError as error:
+            raise UserError(f"{rune}: {error}") from error
+
+    def check_bitmaps(self) -> None:
+        """Make sure that there are bitmaps, which can be resized in any way.
+
+        Raises:
+            UserError: there are only images of 28x28.
+        """
+        if any(b.shape[-1] != BITMAP_SIZE for b in self.bitmaps.values()):
+            raise UserError(
+                f"the drawings are {IMAGE_SIZE}x{IMAGE_SIZE}, and here bitmaps are resized; "
+                f"give them in {BITMAP_SIZE}x{BITMAP_SIZE}"
+            )
 
 
 def resize_bitmaps(bitmaps: Tensor, resize: Resize) -> Tensor:
@@ -87,22 +132,43 @@ def resize_bitmaps(bitmaps: Tensor, resize: Resize) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The drawings to adapt to and the drawings to score on, (10, 1, 28, 28) each."""
+    """The drawings to adapt to and the drawings to score on, (n, 1, 28, 28) each."""
 
     train: Tensor
     test: Tensor
 
 
-def split_drawings(drawings: Tensor, seed: int) -> Split:
-    """Deal 20 drawings (20, ...) into 10 and 10, in an order fixed by ``seed`` alone.
+def train_count(n: int, n_train: int | None = None) -> int:
+    """How many of a rune's ``n`` drawings train; None: half of them, rounded down.
 
     Raises:
-        ValueError: not 20 drawings.
+        UserError: none would train, or none would be left to score on.
     """
-    if len(drawings) != N_DRAWINGS:
-        raise ValueError(f"{len(drawings)} drawings; {N_DRAWINGS} are split into 10 and 10")
-    order = torch.randperm(N_DRAWINGS, generator=torch.Generator().manual_seed(seed))
-    return Split(*drawings[order].chunk(2))
+    count = n // 2 if n_train is None else n_train
+    if n < MIN_DRAWINGS:
+        raise UserError(f"{n} drawings; {MIN_DRAWINGS} or more can be split")
+    if not 0 < count < n:
+        instead = "1" if n == MIN_DRAWINGS else f"1 to {n - 1}"
+        raise UserError(
+            f"train is {count}, and of {n} drawings some must train and some score; write {instead}"
+        )
+    return count
+
+
+def split_drawings(drawings: Tensor, seed: int, n_train: int | None = None) -> Split:
+    """Deal drawings (n, ...) into two parts, in an order fixed by ``n`` and ``seed`` alone.
+
+    Args:
+        n_train: how many are to train on; None: half of them, so 10 of 20.
+
+    Raises:
+        UserError: none would train, or none would be left to score on.
+    """
+    n = len(drawings)
+    count = train_count(n, n_train)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    dealt = drawings[order]
+    return Split(dealt[:count], dealt[count:])
 
 
 class DrawingDataset(Dataset[tuple[Tensor, int]]):
@@ -119,30 +185,74 @@ class DrawingDataset(Dataset[tuple[Tensor, int]]):
         return self.images[index], self.label
 
 
-def open_omniglot(data: Path | None = None, *, download: bool = True) -> RuneSource:
-    """Omniglot's Futhorc, with however many characters there are.
+def open_omniglot(
+    data: Path | None = None, *, alphabet: str = ALPHABET, download: bool = True
+) -> RuneSource:
+    """An alphabet of Omniglot, with however many characters and drawings of each there are.
 
     Args:
         data: what ``--data`` says; None for ``RUNES_DATA``, else the cache.
-        download: whether an empty cache may be filled from the official source.
+        alphabet: a directory in images_background or images_evaluation.
+        download: whether an empty cache may be filled from the official source, which is done
+            with the Futhorc alone.
 
     Raises:
-        UserError: missing, corrupt, truncated or wrongly sized files, or a failed download.
+        UserError: an unknown alphabet, missing, corrupt, truncated or wrongly sized files, or a
+            failed download.
     """
     named = data_directory(data)
-    directory = (named or cache_directory()) / FUTHORC_DIR
-    if named is None and download:
-        fetch_omniglot(cache_directory())
-    if not directory.is_dir():
-        raise UserError(
-            f"{directory}: no such directory; put Omniglot's characterNN/*.png there, "
-            f"or name another directory by --data or {DATA_VARIABLE}"
-        )
-    remedy = "copy it again" if named else f"delete {directory} to have it downloaded again"
+    root = named or cache_directory()
+    is_downloaded = named is None and alphabet == ALPHABET
+    if is_downloaded and download:
+        fetch_omniglot(root)
+    directory = _find_alphabet(root, alphabet, is_named=named is not None)
+    again = f"delete {directory} to have it downloaded again"
+    remedy = again if is_downloaded else "copy it again"
     characters = sorted(path for path in directory.glob("character*") if path.is_dir())
     if not characters:
         raise UserError(f"{directory} holds no characterNN/*.png; {remedy}")
-    return RuneSource("omniglot", {path.name: _read_rune(path, remedy) for path in characters})
+    name = "omniglot" if alphabet == ALPHABET else f"omniglot {alphabet}"
+    return RuneSource(name, {path.name: _read_rune(path, remedy) for path in characters})
+
+
+def _find_alphabet(root: Path, alphabet: str, *, is_named: bool) -> Path:
+    """The directory of an alphabet below ``root``, a directory in torchvision's layout.
+
+    Raises:
+        UserError: there is none; lists the alphabets that there are.
+    """
+    parts = [root / part for part in OMNIGLOT_PARTS]
+    known = {
+        path.name: path
+        for part in reversed(parts)
+        if part.is_dir()
+        for path in part.iterdir()
+        if path.is_dir() and not path.name.startswith(".")
+    }
+    if alphabet in known:
+        return known[alphabet]
+    or_name = f"name another directory by --data or {DATA_VARIABLE}"
+    if known and (is_named or alphabet == ALPHABET):
+        raise UserError(
+            f"{parts[0].parent} has no alphabet {alphabet!r}; "
+            f"write one of {', '.join(sorted(known))}, or {or_name}"
+        )
+    directory = parts[0] / alphabet if Path(alphabet).name == alphabet else parts[0]
+    if is_named or alphabet == ALPHABET:
+        raise UserError(
+            f"{directory}: no such directory; put Omniglot's characterNN/*.png there, or {or_name}"
+        )
+    there = f"; {', '.join(sorted(known))} is there" if known else ""
+    raise UserError(
+        f"alphabet {alphabet!r} is not downloaded, only {ALPHABET} is{there}; put "
+        f"{'/'.join(OMNIGLOT_PARTS[0].parts)}/{alphabet} into a directory and name it by --data "
+        f"or {DATA_VARIABLE}"
+    )
+
+
+def open_folder(directory: Path) -> RuneSource:
+    """A person's own drawings, as `finetune.data.folder.read_folder` reads them."""
+    return RuneSource("drawings", read_folder(directory))
 
 
 def open_drawn(seed: int = 0) -> RuneSource:
@@ -152,9 +262,37 @@ def open_drawn(seed: int = 0) -> RuneSource:
     )
 
 
-def open_source(name: str, data: Path | None) -> RuneSource:
-    """The source called ``name``: "omniglot" or "drawn"."""
-    return open_drawn() if name == "drawn" else open_omniglot(data)
+def open_source(
+    name: str,
+    data: Path | None,
+    *,
+    alphabet: str | None = None,
+    drawings: Path | None = None,
+) -> RuneSource:
+    """The source called ``name``: "omniglot" or "drawn"; or the folder ``drawings``.
+
+    Args:
+        data: see `open_omniglot`.
+        alphabet: of Omniglot; None: the Futhorc.
+        drawings: see `open_folder`; None: no folder.
+
+    Raises:
+        UserError: two of them are asked for at once, or the data is missing or not usable.
+    """
+    asked = [
+        option
+        for option, is_asked in (
+            ("--source drawn", name == "drawn"),
+            ("--alphabet", alphabet is not None),
+            ("--drawings", drawings is not None),
+        )
+        if is_asked
+    ]
+    if len(asked) > 1:
+        raise UserError(f"{asked[0]} and {asked[1]} name different drawings; leave one out")
+    if drawings is not None:
+        return open_folder(drawings)
+    return open_drawn() if name == "drawn" else open_omniglot(data, alphabet=alphabet or ALPHABET)
 
 
 def choose_runes(source: RuneSource, wanted: Sequence[str] | None, n: int) -> list[str]:
@@ -212,33 +350,23 @@ def data_directory(option: Path | None) -> Path | None:
 
 
 def _read_rune(directory: Path, remedy: str) -> Tensor:
-    """All drawings of one rune in the order of their file names, (20, 105, 105) uint8."""
-    # Copying from a Mac may leave a "._NAME.png" beside each drawing.
-    paths = sorted(path for path in directory.glob("*.png") if not path.name.startswith("."))
-    if len(paths) != N_DRAWINGS:
+    """All drawings of one rune in the order of their file names, (n, 105, 105) uint8."""
+    paths = drawing_paths(directory)
+    if len(paths) < MIN_DRAWINGS:
         raise UserError(
-            f"{directory} holds {len(paths)} drawings (*.png) and not {N_DRAWINGS}; {remedy}"
+            f"{directory} holds {len(paths)} drawing{'' if len(paths) == 1 else 's'} (*.png), and "
+            f"{MIN_DRAWINGS} or more are needed; {remedy}"
         )
     return torch.stack([_read_bitmap(path, remedy) for path in paths])
 
 
 def _read_bitmap(path: Path, remedy: str) -> Tensor:
     """One drawing, (105, 105) uint8, 1 = ink."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}); {remedy}") from error
-    try:
-        # Decoding alone ignores the checksums that PNG carries.
-        Image.open(io.BytesIO(raw), formats=["PNG"]).verify()
-        image = Image.open(io.BytesIO(raw), formats=["PNG"])
-        size = image.size
-        grey = np.asarray(image.convert("L")) if size == (BITMAP_SIZE, BITMAP_SIZE) else None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        raise UserError(f"{path} is not a whole PNG file; {remedy}") from error
-    if grey is None:
+    grey = read_png(path, remedy)
+    if grey.shape != (BITMAP_SIZE, BITMAP_SIZE):
+        height, width = grey.shape
         raise UserError(
-            f"{path} has {size[0]}x{size[1]} pixels and not {BITMAP_SIZE}x{BITMAP_SIZE}; {remedy}"
+            f"{path} has {width}x{height} pixels and not {BITMAP_SIZE}x{BITMAP_SIZE}; {remedy}"
         )
     ink = grey == 0
     if not (ink | (grey == 255)).all() or not 0 < ink.mean() < 0.5:

@@ -240,7 +240,8 @@ def _against_references(
 def _thresholds(given: Given, means: Mapping[str, float]) -> Iterator[Block]:
     if not given.has_points:
         yield Text(
-            "The author's thresholds are for real drawings, so these losses earn no points.",
+            "The author's thresholds are for ten drawings of Omniglot's Futhorc, so these losses "
+            "earn no points.",
             aside=True,
         )
         return

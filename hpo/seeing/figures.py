@@ -248,8 +248,8 @@ def _thinned(
 
 
 def _thresholds(config: StudyConfig, losses: Sequence[float]) -> list[Figure]:
-    """The author's thresholds within the plot; they say nothing about drawn runes."""
-    if config.instances.source != "omniglot":
+    """The author's thresholds within the plot; they say nothing about other drawings."""
+    if not config.instances.has_points:
         return []
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "line": {"dash": "dot", "width": 1}}
     near = [t for t, _ in POINTS if min(losses) * 0.9 <= t <= max(losses) * 1.1]

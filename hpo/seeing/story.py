@@ -153,11 +153,14 @@ def _search(
             f"The best is the lowest loss of {counted(n, 'trial')}, and so probably too low: "
             "`hpo.confirm` tells."
         )
-    if config.instances.source == "omniglot":
+    if config.instances.has_points:
         worth = ", ".join(f"{p} up to {threshold:.3f}" for threshold, p in sorted(POINTS))
         parts.append(f"Points by the author's table: {worth}.")
     else:
-        parts.append("These are drawn runes; the author's thresholds do not apply to them.")
+        parts.append(
+            "The author's thresholds are for ten drawings of Omniglot's Futhorc, and do not apply "
+            "to these."
+        )
     changed = status.best[0].changed
     if changed:
         values = ", ".join(f"{cell(k)} = {shown(v)}" for k, v in changed.items())
@@ -220,7 +223,7 @@ def _next(
 
 
 def _points(config: StudyConfig, loss: float | None) -> str:
-    known = loss is not None and config.instances.source == "omniglot"
+    known = loss is not None and config.instances.has_points
     return str(points(loss)) if known and loss is not None else "–"
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from finetune.challenge import (
     CallScore,
     ChallengeFailure,
+    earns_points,
     grader_seconds,
     main,
     points,
@@ -28,7 +30,8 @@ from finetune.challenge import (
     table,
 )
 from finetune.data.runes import RuneSource, split_drawings
-from finetune.errors import UserError
+from finetune.data.synthetic import draw_rune
+from finetune.errors import UserError, run_command
 from finetune.model.checkpoints import list_networks
 from finetune.model.groups import add_class, embedding_of
 from finetune.model.unet import ConditionalDiffusionUNet
@@ -131,7 +134,7 @@ def test_the_command_scores_a_file_and_draws_a_picture(
     code = main([*arguments, "--runes", "thorn", "--json", "--picture", str(picture)])
     report = json.loads(capsys.readouterr().out)
     assert code == 0
-    assert report["points"] == points(report["mean_loss"])
+    assert report["points"] is None, "they are for Omniglot's Futhorc"
     assert [call["rune"] for call in report["calls"]] == ["thorn"]
     (call,) = report["calls"]
     assert 0.5 < call["cost"] < 2, "it returned a plain network"
@@ -143,15 +146,106 @@ def test_the_command_scores_a_file_and_draws_a_picture(
 
 def test_the_table_tells_what_an_answer_costs_and_how_long_grading_takes() -> None:
     scores = [
-        CallScore("thorn", "unet_1", 43, 0.08, 0.001, 30.0, cost=1.5, pass_s=0.02),
-        CallScore("character_of_a_long_name", "unet_1", 44, 0.09, 0.001, 40.0, 2.5, 0.03),
+        CallScore("thorn", "unet_1", 43, 0.08, 0.001, 30.0, 1.5, 0.02, n_train=10),
+        CallScore("character_of_a_long_name", "unet_1", 44, 0.09, 0.001, 40.0, 2.5, 0.03, 10),
     ]
-    header, first, second, mean, *_, last = table(scores).splitlines()
+    header, first, second, mean, *_, last = table(scores, with_points=True).splitlines()
     assert grader_seconds(scores) == pytest.approx(30 + 20 + 40 + 30)
     assert "the whole grading takes 120 s" in last
     end = header.index("cost") + len("cost")
     for line, cost in ((first, "1.50"), (second, "2.50"), (mean, "2.00")):
         assert line[:end].endswith(cost)
+    assert (first.split()[-1], second.split()[-1], mean.split()[-1]) == ("6", "4", "5")
+    without = table(scores, with_points=False)
+    assert [line.split()[-1] for line in without.splitlines()[1:4]] == ["–"] * 3
+    assert "no points: " in without
+
+
+@pytest.mark.parametrize(
+    ("name", "n_train", "expected"),
+    [
+        ("omniglot", 10, True),
+        ("omniglot", 5, False),
+        ("omniglot Korean", 10, False),
+        ("drawn", 10, False),
+        ("drawings", 10, False),
+    ],
+)
+def test_only_ten_drawings_of_the_futhorc_earn_points(
+    drawn: RuneSource, name: str, n_train: int, expected: bool
+) -> None:
+    score = CallScore("thorn", "unet_1", 43, 0.08, 0.001, 30.0, 1.5, 0.02, n_train)
+    assert earns_points(replace(drawn, name=name), [score, score]) is expected
+
+
+def test_another_number_of_drawings_learns(drawn: RuneSource) -> None:
+    seen = []
+
+    def spy(model: nn.Module, dataset: Any) -> nn.Module:
+        seen.append(len(dataset))
+        return mean_class(model, dataset)
+
+    networks = list_networks()[:1]
+    (score,) = run_challenge(spy, drawn, ["thorn"], networks, n_train=17, t_samples=2)
+    assert seen == [17]
+    assert score.n_train == 17
+    with pytest.raises(UserError, match=r"thorn: train is 20, .* write 1 to 19"):
+        run_challenge(spy, drawn, ["thorn"], networks, n_train=20, t_samples=2)
+    assert seen == [17], "it comes out before the first call"
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A folder of a person's drawings: two runes, of four and of three."""
+    for name, n in (("sun", 4), ("moon", 3)):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for i, drawing in enumerate(draw_rune("thorn", n, 3)):
+            path = tmp_path / "mine" / name / f"{i}.png"
+            Image.fromarray(((1 - drawing) * 255).numpy()).save(path)
+    return tmp_path / "mine"
+
+
+def test_the_command_scores_a_folder_of_drawings(
+    tmp_path: Path, mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submission, picture = tmp_path / "mine.py", tmp_path / "sheet.png"
+    submission.write_text(SUBMISSION)
+    arguments = ["--submission", str(submission), "--t-samples", "2", "--train", "1"]
+    code = main([*arguments, "--drawings", str(mine), "--json", "--picture", str(picture)])
+    report = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert (report["source"], report["points"]) == ("drawings", None)
+    assert [(c["rune"], c["n_train"]) for c in report["calls"]] == [("moon", 1), ("sun", 1)]
+    assert picture.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--drawings", "{}/none"], ["{}/none: no such folder", "--drawings"]),
+        (["--drawings", "{}", "--train", "3"], ["moon: train is 3, ", "of 3 drawings", "1 to 2"]),
+        (["--drawings", "{}", "--train", "0"], ["moon: train is 0", "write 1 to 2"]),
+        (["--drawings", "{}", "--alphabet", "Greek"], ["--alphabet and --drawings"]),
+        (["--drawings", "{}", "--source", "drawn"], ["--source drawn and --drawings"]),
+        (["--source", "drawn", "--alphabet", "Greek"], ["--source drawn and --alphabet"]),
+    ],
+)
+def test_a_mistake_with_drawings_is_one_line_and_exit_code_2(
+    mine: Path,
+    arguments: list[str],
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    argv = ["challenge", *(a.format(mine) for a in arguments)]
+    monkeypatch.setattr("sys.argv", argv)
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith("error: ")
+    for word in words:
+        assert word.format(mine) in line
 
 
 def test_a_failing_submission_is_a_verdict_and_not_a_traceback(

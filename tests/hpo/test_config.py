@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from finetune.errors import UserError
 from finetune.recipe import Recipe
-from hpo.config import StudyConfig, load_study_file
+from hpo.config import Instances, StudyConfig, load_study_file
 from hpo.space import sample_recipe
 
 GOOD = """
@@ -112,6 +113,12 @@ def test_the_runes_that_are_kept_out_of_the_search_are_those_to_confirm_on(name:
         ('name = "s"', 'name = "s"\nmargin_s = 200.0', "margin_s is 200 and limit_s 150"),
         ("steps = 3", "seed = 3", "write instances.seeds"),
         ('source = "drawn"', 'source = "drawn"\nseeds = [-1]', "instances.seeds.0 is -1"),
+        ('"drawn"', '"drawn"\nalphabet = "Greek"', "alphabet is of Omniglot and source is"),
+        ('"drawn"', '"omniglot"\nalphabet = ""', "instances.alphabet is ''"),
+        ('"drawn"', '"drawn"\ndrawings = "mine"', 'drawings names a folder and source is "drawn"'),
+        ('"drawn"', '"drawings"', "drawings is missing; name the folder"),
+        ('source = "drawn"', "train = 5", "instances.source is missing"),
+        ('"drawn"', '"drawn"\ntrain = 0', "instances.train is 0"),
         ("[fixed]", "[limits]\ncost = 0.5\n[fixed]", "limits.cost is 0.5"),
         ("[fixed]", "[budget]\ntrials = 0\n[fixed]", "budget.trials is 0"),
         ("[fixed]", "[budget]\nhours = 1\n[fixed]", "unknown key budget.hours"),
@@ -131,6 +138,46 @@ def test_a_mistake_is_one_line_that_names_it(
         load(tmp_path, GOOD.replace(before, after, 1))
     assert message in str(error.value)
     assert "study.toml" in str(error.value)
+
+
+def test_a_folder_of_drawings_is_a_source_of_its_own(tmp_path: Path) -> None:
+    instances = load(tmp_path, GOOD.replace('source = "drawn"', 'drawings = "mine"')).instances
+    assert (instances.source, instances.drawings) == ("drawings", Path("mine"))
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ({"source": "omniglot"}, True),
+        ({"source": "omniglot", "alphabet": "Anglo-Saxon_Futhorc", "train": 10}, True),
+        ({"source": "omniglot", "train": 9}, False),
+        ({"source": "omniglot", "alphabet": "Greek"}, False),
+        ({"source": "drawn"}, False),
+        ({"drawings": "mine"}, False),
+    ],
+)
+def test_ten_drawings_of_the_futhorc_have_points(table: dict[str, Any], expected: bool) -> None:
+    assert Instances.model_validate(table).has_points is expected
+
+
+def test_the_command_line_names_other_drawings(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD)
+    assert config.on_drawings(None, None, None) == config
+    greek = config.on_drawings("Greek", None, 5)
+    assert (greek.instances.source, greek.instances.alphabet) == ("omniglot", "Greek")
+    assert greek.instances.train == 5
+    mine = greek.on_drawings(None, Path("mine"), None)
+    assert (mine.instances.source, mine.instances.drawings) == ("drawings", Path("mine"))
+    assert (mine.instances.alphabet, mine.instances.train) == (None, 5)
+    assert mine.on_drawings("Greek", None, None) == greek
+    assert mine.instances.splits == config.instances.splits
+    for asked, message in [
+        (("Greek", Path("mine"), None), "--alphabet and --drawings name different drawings"),
+        ((None, None, 0), "--train is 0"),
+        (("", None, None), "--alphabet is ''"),
+    ]:
+        with pytest.raises(UserError, match=f"^{message}"):
+            config.on_drawings(*asked)
 
 
 def test_an_unknown_study_lists_those_there_are() -> None:

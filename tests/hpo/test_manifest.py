@@ -46,6 +46,7 @@ def test_the_same_study_is_joined(drawn: RuneSource) -> None:
         ({"instances": {"source": "drawn", "runes": ["os", "thorn"]}}, "instances"),
         ({"instances": {**BASE["instances"], "splits": [1]}}, "instances"),
         ({"instances": {**BASE["instances"], "seeds": [7]}}, "instances"),
+        ({"instances": {**BASE["instances"], "train": 5}}, "data"),
         ({"limit_s": 99.0}, "limit"),
         ({"margin_s": 9.0}, "limit"),
         ({"limits": {"cost": 2.0}}, "cost"),
@@ -80,6 +81,12 @@ def test_a_bound_on_the_cost_is_in_the_manifest_only_where_it_is_set(drawn: Rune
     check_manifest(made_with(bounded), bounded)
     with pytest.raises(UserError, match="made with other cost"):
         check_manifest(made_with(bounded), manifest(drawn))
+
+
+def test_half_of_the_drawings_is_the_default(drawn: RuneSource) -> None:
+    """Studies of before, whose manifests say nothing about the split, go on."""
+    assert manifest(drawn, instances={**BASE["instances"], "train": 10}) == manifest(drawn)
+    assert manifest(drawn)["data"] == f"drawn {drawn.digest[:12]}"
 
 
 def test_one_pixel_of_the_data_counts(drawn: RuneSource) -> None:

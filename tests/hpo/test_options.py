@@ -29,10 +29,18 @@ def test_the_command_line_beats_the_environment(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RUNES_TRIALS", "7")
     monkeypatch.setenv("RUNES_SECONDS", "2.5")
     monkeypatch.setenv("RUNES_STORAGE", "sqlite:///environment.db")
-    monkeypatch.setenv("RUNES_DATA", "somewhere")
     options = parse_options(["--study", "runes", "--trials", "3"], None)
     assert (options.trials, options.seconds) == (3, 2.5)
-    assert (options.storage, options.data) == ("sqlite:///environment.db", Path("somewhere"))
+    assert options.storage == "sqlite:///environment.db"
+
+
+def test_drawings_are_named_on_the_command_line() -> None:
+    options = parse_options(["--study", "s"], None)
+    assert (options.data, options.alphabet, options.drawings, options.train) == (None,) * 4
+    options = parse_options(["--study", "s", "--drawings", "mine", "--train", "5"], None)
+    assert (options.drawings, options.train) == (Path("mine"), 5)
+    options = parse_options(["--study", "s", "--data", "there", "--alphabet", "Greek"], None)
+    assert (options.data, options.alphabet) == (Path("there"), "Greek")
 
 
 def test_the_environment_beats_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +97,9 @@ def test_workers_of_a_fleet_are_told_what_the_fleet_was() -> None:
     told = dict(itertools.pairwise(arguments))
     assert (told["--trials"], told["--sampler"], told["--workers"]) == ("3", "random", "1")
     assert "--sampler" not in _arguments(Options("s", workers=2))
+    told = dict(itertools.pairwise(_arguments(Options("s", drawings=Path("mine"), train=5))))
+    assert (told["--drawings"], told["--train"]) == ("mine", "5")
+    assert "--alphabet" in _arguments(Options("s", alphabet="Greek"))
 
 
 def test_cores_are_shared_out_and_nobody_has_none() -> None:

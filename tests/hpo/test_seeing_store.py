@@ -237,7 +237,7 @@ class TestTroubles:
 
 
 def test_where_files_are_is_no_part_of_the_manifest() -> None:
-    source: Any = SimpleNamespace(name="drawn", digest="abc")
+    source: Any = SimpleNamespace(name="drawn", mark=lambda n_train: "abc")
     config = load_study_file("quickstart")
     other = StudyConfig.model_validate({**config.model_dump(), "artifacts": "elsewhere"})
     assert make_manifest(config, source, []) == make_manifest(other, source, [])

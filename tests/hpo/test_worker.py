@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,8 +17,13 @@ import optuna
 import psutil
 import pytest
 from optuna.trial import TrialState
+from PIL import Image
+
+from finetune.data.synthetic import draw_rune
 
 if TYPE_CHECKING:
+    import torch
+
     from tests.conftest import Forked, Nursery, Process
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +212,52 @@ def test_a_dry_run_shows_the_study_and_creates_nothing(start: Start, tiny: Path)
     assert '"steps": 2' in out  # of the sampled recipe
     assert "1. thorn/0 from unet_1" in out
     assert sorted(p.name for p in tiny.iterdir()) == ["tiny.toml"]
+
+
+def draw_png(path: Path, bitmap: torch.Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(((1 - bitmap) * 255).numpy()).save(path)
+
+
+def test_a_study_on_a_folder_of_drawings(start: Start, tmp_path: Path) -> None:
+    for i, bitmap in enumerate(draw_rune("ger", 5, 0)):
+        draw_png(tmp_path / "mine" / "full moon" / f"{i}.png", bitmap)
+    text = STUDY.format(steps=2).replace('source = "drawn"', 'drawings = "mine"\ntrain = 3')
+    (tmp_path / "tiny.toml").write_text(text.replace('runes = ["thorn"]', ""))
+    worker = start(tmp_path, "--study", "tiny.toml", "--trials", "2")
+    _, err = worker.communicate(timeout=120)
+    assert worker.returncode == 0, err
+    done = trials(tmp_path)
+    assert [t.state for t in done] == [TrialState.COMPLETE] * 2
+    (measured,) = done[0].user_attrs["instances"]
+    assert measured["instance"] == "full_moon/0"
+    url = f"sqlite:///{tmp_path}/tiny.db"
+    (study,) = optuna.get_all_study_summaries(url)
+    data = study.user_attrs["manifest"]["data"]
+    assert data.startswith("drawings ")
+    assert data.endswith("/3")
+
+    for arguments, words in [
+        (["--train", "2"], ["made with other data", "/2 here", "--drawings"]),
+        (["--drawings", "other"], ["made with other data", "--drawings"]),
+        (["--train", "5"], ["full_moon: train is 5, and of 5 drawings", "write 1 to 4"]),
+        (["--drawings", "none"], ["none: no such folder"]),
+        (["--train", "0"], ["--train is 0"]),
+    ]:
+        if arguments[-1] == "other":
+            shutil.copytree(tmp_path / "mine", tmp_path / "other")
+            draw_png(tmp_path / "other" / "full moon" / "5.png", draw_rune("os", 1, 0)[0])
+        refused = start(tmp_path, "--study", "tiny.toml", *arguments)
+        _, err = refused.communicate(timeout=60)
+        assert refused.returncode == 2, err
+        for word in words:
+            assert word in err.strip().splitlines()[-1]
+        assert "Traceback" not in err
+    shutil.move(tmp_path / "mine", tmp_path / "moved")
+    moved = start(tmp_path, "--study", "tiny.toml", "--drawings", "moved", "--trials", "3")
+    _, err = moved.communicate(timeout=120)
+    assert moved.returncode == 0, err
+    assert len(trials(tmp_path)) == 3, "the same drawings in another place"
 
 
 def test_bad_input_is_one_line_and_exit_code_2(start: Start, tmp_path: Path) -> None:

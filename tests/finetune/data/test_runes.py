@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from finetune.data.runes import (
     find_mnist,
     open_drawn,
     open_omniglot,
+    open_source,
     resize_bitmaps,
     split_drawings,
 )
@@ -161,6 +163,98 @@ def test_real_omniglot(real_data: Path) -> None:
         assert source.drawings(rune).shape == (20, 1, 28, 28)
 
 
+# Other alphabets and numbers
+
+
+@pytest.fixture
+def alphabets(named: Path) -> Path:
+    """The made-up Futhorc, and two alphabets of three and of two drawings a character."""
+    for place, n in (("images_background/Greek", 3), ("images_evaluation/Angelic", 2)):
+        for character in ("character01", "character02", "character03"):
+            directory = named / "omniglot-py" / place / character
+            directory.mkdir(parents=True)
+            for k in range(n):
+                save_png(directory / f"{k}.png", bitmap(1000 + k))
+    (named / "omniglot-py" / "images_background" / ".cache").mkdir()
+    return named
+
+
+def test_an_alphabet_of_either_part(alphabets: Path) -> None:
+    for alphabet, n in (("Greek", 3), ("Angelic", 2)):
+        source = open_omniglot(alphabets, alphabet=alphabet)
+        assert source.name == f"omniglot {alphabet}"
+        assert source.runes == ("character01", "character02", "character03")
+        assert source.drawings("character01").shape == (n, 1, 28, 28)
+        split = source.split("character01")
+        assert (len(split.train), len(split.test)) == (1, n - 1)
+    futhorc = open_omniglot(alphabets)
+    assert (futhorc.name, futhorc.runes) == ("omniglot", RUNE_NAMES)
+    assert open_source("omniglot", alphabets).digest == futhorc.digest
+    greek = open_source("omniglot", alphabets, alphabet="Greek")
+    assert greek.digest == open_omniglot(alphabets, alphabet="Greek").digest
+
+
+@pytest.mark.parametrize("alphabet", ["Klingon", "../omniglot-py", ".cache", "Greek/character01"])
+def test_an_unknown_alphabet_is_told_with_those_there_are(alphabets: Path, alphabet: str) -> None:
+    with pytest.raises(UserError) as caught:
+        open_omniglot(alphabets, alphabet=alphabet)
+    known = "Angelic, Anglo-Saxon_Futhorc, Greek"
+    assert_helpful(caught.value, repr(alphabet), str(alphabets / "omniglot-py"), known)
+
+
+def test_an_alphabet_where_there_is_no_omniglot(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError) as caught:
+        open_omniglot(empty, alphabet="Greek")
+    path = empty / "omniglot-py/images_background/Greek"
+    assert_helpful(caught.value, str(path), "no such directory", "--data")
+
+
+def test_other_alphabets_are_not_downloaded(site: Site, alphabets: Path, cache: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        open_omniglot(alphabet="Greek")
+    assert_helpful(caught.value, "'Greek' is not downloaded", "--data", "RUNES_DATA")
+    assert site.asked == []
+    cache.mkdir()
+    (alphabets / "omniglot-py").rename(cache / "omniglot-py")
+    assert open_omniglot(alphabet="Greek").name == "omniglot Greek", "who puts it there has it"
+    with pytest.raises(UserError) as caught:
+        open_omniglot(alphabet="Klingon")
+    assert_helpful(caught.value, "Angelic, Anglo-Saxon_Futhorc, Greek is there")
+
+
+def test_other_numbers_of_drawings(named: Path, drawing: Path) -> None:
+    drawing.unlink()
+    source = open_omniglot(named)
+    assert [len(source.bitmaps[rune]) for rune in RUNE_NAMES] == [19, 20]
+    split = source.split(RUNE_NAMES[0])
+    assert (len(split.train), len(split.test)) == (9, 10)
+
+
+def test_a_real_alphabet_is_the_default(real_data: Path) -> None:
+    source = open_omniglot(real_data, alphabet="Anglo-Saxon_Futhorc")
+    assert source.name == "omniglot"
+    assert source.digest == open_omniglot(real_data).digest
+    split = source.split(source.runes[0], n_train=15)
+    assert (len(split.train), len(split.test)) == (15, 5)
+    with pytest.raises(UserError, match=r"has no alphabet 'Klingon'; write one of .*Futhorc"):
+        open_omniglot(real_data, alphabet="Klingon")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"name": "drawn", "alphabet": "Greek"},
+        {"name": "drawn", "drawings": Path("mine")},
+        {"name": "omniglot", "alphabet": "Greek", "drawings": Path("mine")},
+    ],
+)
+def test_two_kinds_of_drawings_at_once_are_told(asked: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="name different drawings; leave one out"):
+        open_source(data=None, **asked)
+
+
 # Refusing
 
 
@@ -177,9 +271,10 @@ def test_futhorc_without_characters_is_told(tmp_path: Path) -> None:
     assert_refused(tmp_path, str(tmp_path / FUTHORC_DIR), "characterNN")
 
 
-def test_missing_drawing_is_told(named: Path, drawing: Path) -> None:
-    drawing.unlink()
-    assert_refused(named, str(drawing.parent), "19 drawings", "copy it again")
+def test_a_rune_of_one_drawing_is_told(named: Path, drawing: Path) -> None:
+    for path in sorted(drawing.parent.iterdir())[1:]:
+        path.unlink()
+    assert_refused(named, str(drawing.parent), "1 drawing ", "2 or more", "copy it again")
 
 
 def test_empty_character_is_told(named: Path) -> None:
@@ -515,9 +610,62 @@ def test_split_is_fixed_by_the_seed() -> None:
     assert len({tuple(split_drawings(torch.arange(20), s).train.tolist()) for s in range(9)}) == 9
 
 
-def test_split_wants_all_drawings() -> None:
-    with pytest.raises(ValueError, match="19 drawings"):
-        split_drawings(torch.zeros(19, 1, 28, 28), 0)
+@given(n=st.integers(2, 60), seed=st.integers(0, 2**32), share=st.floats(0, 1, exclude_max=True))
+def test_any_split_deals_each_drawing_once(n: int, seed: int, share: float) -> None:
+    n_train = 1 + int(share * (n - 1))
+    split = split_drawings(torch.arange(n), seed, n_train)
+    assert (len(split.train), len(split.test)) == (n_train, n - n_train)
+    assert sorted([*split.train.tolist(), *split.test.tolist()]) == list(range(n))
+    half = split_drawings(torch.arange(n), seed)
+    assert len(half.train) == n // 2
+    shorter = min(n_train, n // 2)  # more drawings to train on never change the first
+    assert torch.equal(split.train[:shorter], half.train[:shorter])
+
+
+@given(seed=st.integers(0, 2**32))
+def test_twenty_drawings_are_split_as_they_always_were(seed: int) -> None:
+    drawings = torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(seed))
+    train, test = drawings[order].chunk(2)
+    for n_train in (None, 10):
+        split = split_drawings(drawings, seed, n_train)
+        assert torch.equal(split.train, train) and torch.equal(split.test, test)
+
+
+@pytest.mark.parametrize(
+    ("n", "n_train", "message"),
+    [
+        (20, 20, "train is 20, and of 20 drawings .*; write 1 to 19"),
+        (20, 0, "train is 0, .*; write 1 to 19"),
+        (20, -1, "train is -1, .*; write 1 to 19"),
+        (2, 2, "train is 2, .*; write 1$"),
+        (1, None, "1 drawings; 2 or more can be split"),
+    ],
+)
+def test_a_split_leaves_drawings_on_both_sides(n: int, n_train: int | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        split_drawings(torch.zeros(n, 1, 28, 28), 0, n_train)
+
+
+def test_a_rune_that_cannot_be_split_is_named() -> None:
+    with pytest.raises(UserError, match=r"^thorn: train is 20, "):
+        open_drawn().split("thorn", n_train=20)
+
+
+def test_a_mark_tells_data_and_split_apart() -> None:
+    def source(*counts: int) -> RuneSource:
+        bitmaps = {
+            str(i): torch.zeros(n, 105, 105, dtype=torch.uint8) for i, n in enumerate(counts)
+        }
+        return RuneSource("drawings", bitmaps)
+
+    twenty = source(20, 20)
+    assert twenty.mark() == twenty.mark(10) == twenty.digest[:12]
+    assert twenty.mark(5) == f"{twenty.digest[:12]}/5"
+    assert source(12, 12).mark().endswith("/6")
+    assert source(12, 20).mark().endswith("/6-10")
+    assert source(12, 20).mark(4).endswith("/4")
+    assert source(12).mark()[:12] != source(20).mark()[:12]
 
 
 def test_dataset_is_pairs() -> None:

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from finetune.recipe import Recipe
 from hpo.choosing import CALLS_PREFIX, CONFIRMED_KEY
 from hpo.config import StudyConfig
+from hpo.manifest import MANIFEST_KEY
 from hpo.page.augmented import groups_of
 from hpo.page.blocks import Code, Pair, Section, Story, Table, Text
 from hpo.page.confirmation import Confirmation, losses_of, read_confirmation
@@ -137,13 +138,34 @@ def test_a_result_of_another_kind_is_told_and_the_best_trial_shown(
         assert "not confirmed" in story.lead[0]
 
 
-def test_drawn_runes_earn_no_points(given: Make, config: StudyConfig) -> None:
-    drawn = config.model_copy(
-        update={"instances": config.instances.model_copy(update={"source": "drawn"})}
-    )
-    story = story_of(given([frozen(0, TrialState.COMPLETE, 0.05)], config=drawn))
+@pytest.mark.parametrize("other", [{"source": "drawn"}, {"alphabet": "Greek"}, {"train": 5}])
+def test_other_drawings_earn_no_points(
+    given: Make, config: StudyConfig, other: dict[str, Any]
+) -> None:
+    instances = config.instances.model_copy(update=other)
+    config = config.model_copy(update={"instances": instances})
+    story = story_of(given([frozen(0, TrialState.COMPLETE, 0.05)], config=config))
     assert "points" not in story.lead[0]
     assert "earn no points" in texts(section(story, "best"))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("omniglot 0123456789ab", True),
+        ("omniglot 0123456789ab/5", False),
+        ("omniglot Greek 0123456789ab", False),
+        ("drawings 0123456789ab", False),
+    ],
+)
+def test_drawings_of_a_command_line_are_told_by_the_manifest(
+    given: Make, data: str, expected: bool
+) -> None:
+    """The file says Omniglot's Futhorc; the worker may have been told otherwise."""
+    trials = [frozen(0, TrialState.COMPLETE, 0.05)]
+    made = given(trials)
+    made = replace(made, attrs={**made.attrs, MANIFEST_KEY: {"data": data}})
+    assert made.has_points is expected
 
 
 # References

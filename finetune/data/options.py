@@ -1,0 +1,52 @@
+"""The options by which every command names drawings, and the source that they name."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .futhorc import ALPHABET
+
+if TYPE_CHECKING:  # torch takes seconds to import, and `--help` needs none of it
+    from .runes import RuneSource
+
+
+def add_drawings_options(parser: argparse.ArgumentParser, default: str = "") -> None:
+    """``--data``, ``--alphabet``, ``--drawings`` and ``--train``; all are None if not given.
+
+    Args:
+        default: where what is not given comes from, such as "the study file's"; "": nowhere.
+    """
+    add = parser.add_argument
+    add("--data", type=Path, help="directory of omniglot-py; also $RUNES_DATA")
+    add("--alphabet", metavar="NAME", help=f"of Omniglot (default: {default or ALPHABET})")
+    add(
+        "--drawings",
+        type=Path,
+        metavar="DIR",
+        help="your own drawings instead: PNG files, or a folder of them for each rune"
+        + (f" (default: {default})" if default else ""),
+    )
+    add(
+        "--train",
+        type=int,
+        metavar="N",
+        help=f"drawings of each rune that a call learns from (default: {default or 'half'})",
+    )
+
+
+def open_asked(arguments: argparse.Namespace) -> RuneSource:
+    """The source that ``--source`` and the options above name.
+
+    Raises:
+        UserError: as `finetune.data.runes.open_source`.
+    """
+    from .runes import open_source
+
+    return open_source(
+        arguments.source,
+        arguments.data,
+        alphabet=arguments.alphabet,
+        drawings=arguments.drawings,
+    )
