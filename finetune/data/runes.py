@@ -66,8 +66,9 @@ class RuneSource:
         Where not all runes have ten drawings to train on, how many they have follows: "/5" or,
         over the runes, "/5-8".
         """
-        counts = sorted(train_count(len(b), n_train) for b in self.bitmaps.values())
-        low, high = counts[0], counts[-1]
+        # Not `train_count`: a rune that is too small for this need not be asked for.
+        counts = [len(b) // 2 if n_train is None else n_train for b in self.bitmaps.values()]
+        low, high = min(counts), max(counts)
         split = "" if low == high == N_TRAIN else f"/{low}" if low == high else f"/{low}-{high}"
         return f"{self.digest[:12]}{split}"
 

@@ -158,8 +158,7 @@ def _search(
         parts.append(f"Points by the author's table: {worth}.")
     else:
         parts.append(
-            "The author's thresholds are for ten drawings of Omniglot's Futhorc, and do not apply "
-            "to these."
+            "These are not ten drawings of Omniglot's Futhorc: the author's thresholds do not apply."
         )
     changed = status.best[0].changed
     if changed:

@@ -210,12 +210,13 @@ def test_the_command_scores_a_folder_of_drawings(
 ) -> None:
     submission, picture = tmp_path / "mine.py", tmp_path / "sheet.png"
     submission.write_text(SUBMISSION)
-    arguments = ["--submission", str(submission), "--t-samples", "2", "--train", "1"]
+    arguments = ["--submission", str(submission), "--t-samples", "2", "--train", "2"]
     code = main([*arguments, "--drawings", str(mine), "--json", "--picture", str(picture)])
     report = json.loads(capsys.readouterr().out)
     assert code == 0
     assert (report["source"], report["points"]) == ("drawings", None)
-    assert [(c["rune"], c["n_train"]) for c in report["calls"]] == [("moon", 1), ("sun", 1)]
+    assert [(c["rune"], c["n_train"]) for c in report["calls"]] == [("moon", 2), ("sun", 2)]
+    assert all(c["standard_error"] >= 0 for c in report["calls"]), "of one drawing, too"
     assert picture.exists()
 
 

@@ -665,6 +665,7 @@ def test_a_mark_tells_data_and_split_apart() -> None:
     assert source(12, 12).mark().endswith("/6")
     assert source(12, 20).mark().endswith("/6-10")
     assert source(12, 20).mark(4).endswith("/4")
+    assert source(3, 20).mark(4).endswith("/4"), "nobody need ask for the rune of three"
     assert source(12).mark()[:12] != source(20).mark()[:12]
 
 
