@@ -158,7 +158,8 @@ def _search(
         parts.append(f"Points by the author's table: {worth}.")
     else:
         parts.append(
-            "These are not ten drawings of Omniglot's Futhorc: the author's thresholds do not apply."
+            "These are not ten drawings of Omniglot's Futhorc, so the author's "
+            "thresholds do not apply."
         )
     changed = status.best[0].changed
     if changed:

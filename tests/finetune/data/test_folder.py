@@ -94,6 +94,10 @@ def test_a_copy_of_omniglot_is_omniglot(tmp_path: Path) -> None:
         assert torch.equal(drawings, omniglot.drawings("character01", resize))
 
 
+def test_real_omniglot_as_a_folder_is_omniglot(real_data: Path) -> None:
+    assert open_folder(real_data / FUTHORC_DIR).digest == open_omniglot(real_data).digest
+
+
 def clear(image: Image.Image) -> Image.Image:
     """Black ink on nothing, whose hidden colour is black too."""
     black = Image.new("L", image.size, 0)
