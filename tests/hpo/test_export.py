@@ -156,7 +156,8 @@ def test_a_trial_is_exported_and_proved(study: Path, command: Command) -> None:
     assert "the same weights, bit for bit" in done.stdout
     assert "thorn/0: loss " in done.stdout
     assert "the trial's, bit for bit" in done.stdout
-    assert "points, loss " in done.stdout
+    assert "challenge: loss " in done.stdout
+    assert "no points: " in done.stdout, "its runes are drawn"
     assert "on 1 held-out rune" in done.stdout
     assert "Traceback" not in done.stderr
     (written,) = (study / "submission").iterdir()
