@@ -94,6 +94,6 @@ def open_drawings(config: StudyConfig, data: Path | None) -> RuneSource:
     try:
         return open_source(asked.source, data, alphabet=asked.alphabet, drawings=asked.drawings)
     except UserError as error:
-        if asked.source == "omniglot":
+        if asked.source == "omniglot" and asked.alphabet is None:
             raise UserError(f"{error}; --study quickstart needs no data") from error
         raise
