@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from finetune.augment.bitmaps import rebuild
-from finetune.augment.registration import correspondences, spline_matrix
+from finetune.augment.registration import correspondences
+from finetune.augment.spline import spline_matrix
 from finetune.challenge import add_data_options
 from finetune.data.options import open_asked
 from finetune.data.runes import choose_runes

@@ -1,15 +1,13 @@
 """From 28x28 grey drawings back to the 105x105 one-bit bitmaps they were resized from.
 
-How they were resized is not known: of a family of resizes (`resizing`), the one is kept under
-which a bitmap of smooth strokes of the pen's width explains the drawings best.  Strokes can then
-be drawn at full resolution and resized as the drawings were, so that grey values keep their
-statistics; warping the 28x28 image itself would blur them.
+Of a family of resizes (`resizing`), the one is kept under which smooth strokes of the pen's width
+explain the drawings best.  Strokes can then be drawn anew and resized as the drawings were.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from ..canvas import BITMAP_SIZE, PEN_RADIUS
 from .descent import descend
-from .resizing import KERNELS, TWO_VALUED, Resizing, has_few_bits, listed_levels
+from .resizing import KERNELS, TWO_VALUED, Resizing, listed_levels
 from .spline import gaussian_matrix
 
 _GREY = 0.02  # values further than this from 0 and 1 are grey
@@ -33,8 +31,7 @@ _WIDTH_WEIGHT = 4.0
 _BORDER_FACTOR = 1.5
 
 
-@dataclass(frozen=True)
-class Rebuilt:
+class Rebuilt(NamedTuple):
     """Bitmaps (n, 105, 105), 1 is ink; how they were resized; and how well it all fits."""
 
     bitmaps: Tensor
@@ -78,22 +75,19 @@ def stroke_radius(bitmaps: Tensor) -> float:
     A strip of half-width r and length l has the area 2 r l and an edge of length 2 l, which
     Crofton's formula counts along four directions.
     """
-    ink = F.pad(bitmaps, (1, 1, 1, 1))
-    straight = (ink[:, :, 1:] - ink[:, :, :-1]).abs().sum()
-    straight = straight + (ink[:, 1:] - ink[:, :-1]).abs().sum()
-    diagonal = (ink[:, 1:, 1:] - ink[:, :-1, :-1]).abs().sum()
-    diagonal = diagonal + (ink[:, 1:, :-1] - ink[:, :-1, 1:]).abs().sum()
-    edge = math.pi / 8 * (straight + diagonal / math.sqrt(2))
-    return (bitmaps.sum() / edge.clamp(min=1)).item()
+    ink, edge = F.pad(bitmaps, (1, 1, 1, 1)), 1e-6
+    for step in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        changes = (ink - ink.roll(step, (1, 2))).abs().sum().item()
+        edge += math.pi / 8 * changes / math.hypot(*step)
+    return bitmaps.sum().item() / edge
 
 
 def _lists(candidate: Resizing, images: Tensor) -> bool:
     """Whether all greys are among the few that the candidate can give."""
-    operator = candidate.operator()
-    if operator is None or not has_few_bits(operator):
+    levels = listed_levels(candidate.operator())
+    if levels is None:
         return False
-    levels = listed_levels(operator.to(images))
-    return bool(((images[:, None] - levels).abs().amin(1) < _EXACT).all())
+    return bool(((images[:, None] - levels.to(images)).abs().amin(1) < _EXACT).all())
 
 
 def _badness(images: Tensor, candidate: Resizing) -> float:

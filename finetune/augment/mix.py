@@ -1,8 +1,7 @@
 """The augmentation mix: endless drawings from ten, batched on the device.
 
-The affine and the elastic part are one map of coordinates: it moves the points of a pen's path,
-or is looked up for each pixel, at the cost of one resampling.  There are no flips: runes are
-chiral.
+Affine and elastic maps of the canvas move the points of a pen's path, or are looked up for each
+pixel of a picture.  There are no flips: runes are chiral.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from ..canvas import BITMAP_SIZE, PEN_RADIUS
 from ..recipe import Recipe
 from .bitmaps import Rebuilt, rebuild, stroke_radius
 from .pen import stamp, trace
-from .registration import GRID, correspondences, spline_matrix
+from .registration import correspondences
+from .spline import GRID, spline_matrix
 
 # Above this the drawings are no resized strokes (they may be photographs or already
 # grey); they are then warped as they are.  Real drawings rebuild to 1e-4 or better.
@@ -147,7 +147,7 @@ class Augmenter:
         """
         r, (n, kinds) = self.recipe, maps.shape[:2]
         variety = self._normal(n, kinds) * (r.blend_spread / math.sqrt(max(kinds - 1, 1)))
-        way = self._uniform(n, 1) * r.blend
+        way = (1 + self._symmetric(n, 1)) / 2 * r.blend
         if times is not None:
             way = way * ((times - r.blend_from_t) / (1 - r.blend_from_t)).clamp(min=0)[:, None]
         weights = way * (1 / kinds + variety - variety.mean(1, keepdim=True))
@@ -176,11 +176,8 @@ class Augmenter:
             self._maps = correspondences(rebuilt.bitmaps)
         return True
 
-    def _uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator, device=self.drawings.device)
-
     def _symmetric(self, *shape: int) -> Tensor:
-        return 2 * self._uniform(*shape) - 1
+        return 2 * torch.rand(shape, generator=self.generator, device=self.drawings.device) - 1
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.drawings.device)

@@ -1,14 +1,12 @@
 """Drawings as what they are: the path of a round pen.
 
-Omniglot's canvas made ink of every pixel whose centre lies within 2.5 pixels of the pen's path:
-such discs inside the ink cover 99 % of it in the Futhorc's drawings, and upright strokes are five
-pixels wide in 92 % of their rows (``python -m benchmarks.pen``).  Drawn again along a path that
-is bent, strokes keep that width to the pixel, which a bent picture of strokes does not.
+Omniglot's canvas made ink of every pixel whose centre lies within 2.5 pixels of the pen's path
+(``python -m benchmarks.pen``).  Strokes drawn along a path that is bent keep that width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +22,7 @@ _NEAR = 5  # pixels from the ink within which bits are looked at
 _OUTSIDE = -50.0  # where points stand that pad shorter paths
 
 
-@dataclass(frozen=True)
-class PenPaths:
+class PenPaths(NamedTuple):
     """Where the pen was in each of n drawings.
 
     ``points`` (n, P, 2): x, y in pixels of the bitmap, whose pixel (0, 0) has its centre at

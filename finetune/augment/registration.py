@@ -1,9 +1,8 @@
 """Where the strokes of one drawing lie in another: smooth maps between all pairs of drawings.
 
-Ten people drew one rune, and the maps between their drawings say how runes of a kind differ:
-more than any jitter does.  Each map is a field of displacements on a coarse grid, spread by
-cubic B-splines (Rueckert et al. 1999, "Nonrigid registration using free-form deformations"),
-and found by gradient descent on blurred drawings, from coarse to fine.
+Ten people drew one rune, and the maps between their drawings say how runes of a kind differ.  Each
+map is a field of displacements on a coarse grid, spread by cubic B-splines (Rueckert et al.,
+"Nonrigid registration using free-form deformations" (1999)), found from coarse to fine.
 """
 
 from __future__ import annotations
@@ -13,10 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .descent import descend
-from .spline import gaussian_matrix, spline_weights
+from .spline import GRID, gaussian_matrix, spline_matrix
 
-GRID = 8  # control points along each axis
-_REACH = 1 + 2 / (GRID - 3)  # one step beyond the canvas on either side
 _SIZE = 48  # of the images that are compared, pixels along each axis
 _BLURS_PX = (4.0, 2.0, 1.2)
 _STEPS = 40  # for each blur
@@ -55,11 +52,6 @@ def correspondences(bitmaps: Tensor) -> Tensor:
     found = bitmaps.new_zeros(n, n, 2, GRID, GRID)
     found[i, j] = maps
     return found
-
-
-def spline_matrix(positions: Tensor) -> Tensor:
-    """Weights (k, GRID) of the maps' control points at ``positions`` (k,) in [-1, 1]."""
-    return spline_weights(positions, GRID, _REACH)
 
 
 def _bending(maps: Tensor) -> Tensor:

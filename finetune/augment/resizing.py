@@ -6,7 +6,7 @@ but the largest value of each cell are linear along each axis: ``image = D bitma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,7 @@ KERNELS = (*_TORCH_KERNELS, "coverage", "max")  # coverage: of parts of pixels
 _MOST_LISTED = 2  # bits along each axis whose every value is listed
 
 
-@dataclass(frozen=True)
-class Resizing:
+class Resizing(NamedTuple):
     """One way to resize.
 
     ``border`` pixels are empty on each side of the picture, ``in_8_bits`` says that values are
@@ -84,28 +83,25 @@ class Resizing:
         rounded = (images * 255).round() / 255
         return images + (rounded - images).detach()  # a gradient passes through
 
-    def __call__(self, bitmaps: Tensor) -> Tensor:
-        """Whole bitmaps (n, 105, 105) in {0, 1} to images (n, 28, 28)."""
-        operator = self.operator()
-        return self.apply(bitmaps, None if operator is None else operator.to(bitmaps))
+
+def resized(bitmaps: Tensor, resizing: Resizing) -> Tensor:
+    """Whole bitmaps (n, 105, 105) in {0, 1} to images (n, 28, 28)."""
+    operator = resizing.operator()
+    return resizing.apply(bitmaps, None if operator is None else operator.to(bitmaps))
 
 
-def listed_levels(operator: Tensor) -> Tensor:
-    """Every value that each pixel of ``D bits D^T`` can have, (K, 28, 28), for few bits.
+def listed_levels(operator: Tensor | None) -> Tensor | None:
+    """Every value that each pixel of ``D bits D^T`` can have, (K, 28, 28); None: too many.
 
     A level is the same ink in the same of a pixel's bits everywhere, whichever grey that makes:
     so it looks alike to a convolution.
     """
-    n = int((operator != 0).sum(1).max())
+    if operator is None or (n := int((operator != 0).sum(1).max())) > _MOST_LISTED:
+        return None
     # Of the bits that each row looks at, from left to right, (28, n).
     weights = operator.gather(1, operator.topk(n, dim=1).indices.sort(1).values)
     patterns = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * (n * n)).view(-1, n, n)
     return torch.einsum("ia,jb,kab->kij", weights, weights, patterns.to(weights))
-
-
-def has_few_bits(operator: Tensor) -> bool:
-    """Whether the values of its pixels can be listed."""
-    return int((operator != 0).sum(1).max()) <= _MOST_LISTED
 
 
 def _kernel_matrix(kernel: str, n_in: int, n_out: int) -> Tensor:

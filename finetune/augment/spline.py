@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+GRID = 8  # control points along each axis
 
-def spline_weights(positions: Tensor, n_points: int, reach: float = 1.0) -> Tensor:
-    """Weights (k, n_points) at ``positions`` (k,) of control points evenly over ±``reach``.
 
-    They sum to one wherever two control points lie on either side.
-    """
-    knots = torch.linspace(-reach, reach, n_points, device=positions.device)
-    u = (positions[:, None] - knots).abs() / (2 * reach / (n_points - 1))
+def spline_matrix(positions: Tensor) -> Tensor:
+    """Weights (k, GRID) of the control points at ``positions`` (k,) in [-1, 1]; rows sum to 1."""
+    step = 2 / (GRID - 3)  # one point beyond the canvas on either side
+    knots = torch.linspace(-1 - step, 1 + step, GRID, device=positions.device)
+    u = (positions[:, None] - knots).abs() / step
     near = 2 / 3 - u**2 + u**3 / 2
     far = (2 - u).clamp(min=0) ** 3 / 6
     return torch.where(u < 1, near, far)

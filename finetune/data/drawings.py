@@ -1,7 +1,7 @@
 """What `finetune_model` is given, as one tensor of white strokes on black in [0, 1].
 
-A network that learns drawings of another range or polarity is silently useless.  So whatever is
-beyond doubt is put right, and whatever is not is refused with a word on what to give.
+Another range or polarity is put right where it is beyond doubt, and refused elsewhere: a network
+that learns it is silently useless.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """How a call uses a CPU's cores: two compute half a step each, while a batch is drawn ahead.
 
-A step on 32 small images is some thousand short operations.  Torch's threads meet after each and
-wait by spinning: where another program wants their core, steps take many times as long.  Here each
-thread computes the gradients of half of the images with one of torch's threads, and they meet
-once a step.  The numbers do not depend on how many cores there are.
+A step is some thousand short operations.  Torch's threads would wait for each other after each, by
+spinning; these meet once a step.  The numbers do not depend on how many cores there are.
 """
 
 from __future__ import annotations
@@ -36,11 +34,11 @@ def two_threads(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
     if device.type != "cpu":
         yield None
         return
-    with (
-        one_thread(device),
-        ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
+    n_threads = torch.get_num_threads()
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
+            torch.set_num_threads(1)
             yield pool
         finally:
             pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(n_threads)

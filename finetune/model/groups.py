@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,18 +33,19 @@ def embedding_of(model: nn.Module) -> nn.Embedding:
     return embedding
 
 
-def add_class(model: nn.Module, row: Tensor) -> None:
-    """Append ``row`` (16,) to the class embedding: the new class's label is the old count."""
-    old = embedding_of(model)
-    weight = torch.cat([old.weight.detach(), row.detach().to(old.weight)[None]])
+def add_class(model: Any) -> int:
+    """Append the mean row (16,) to the class embedding; returns the new class's label."""
+    rows = model.class_embedding.weight.detach()
+    weight = torch.cat([rows, rows.mean(0, keepdim=True)])
     model.class_embedding = nn.Embedding.from_pretrained(weight, freeze=False)
-    model.n_classes = len(weight)  # type: ignore[assignment]
+    model.n_classes = len(weight)
+    return len(rows)
 
 
 def with_mean_class(model: nn.Module) -> nn.Module:
     """A copy of a pretrained network whose new class is the mean of the ones it knows."""
     model = copy.deepcopy(model)
-    add_class(model, embedding_of(model).weight.detach().mean(0))
+    add_class(model)
     return model
 
 
@@ -91,11 +92,6 @@ def merge_lora(model: nn.Module) -> None:
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-
-
-def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and values of the parameters that train."""
-    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
 def freeze_all_but(model: nn.Module, groups: tuple[str, ...]) -> None:

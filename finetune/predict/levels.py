@@ -1,9 +1,7 @@
 """The grey levels that a pixel can have: what resizing makes of ink and paper.
 
-A pixel of a plainly resized bitmap looks at up to 2x2 bits, so it has one of 16 values, and
-which ones depends on where it lies; after other resizes it is ink, paper or something between.
-Either way a grey value is a mixture of few narrow normals, and what noise leaves of it has a
-posterior that can be written down.
+A pixel of a plainly resized bitmap looks at up to 2x2 bits, so it has one of 16 values, which
+depend on where it lies; after other resizes it is ink, paper or something between.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..augment.resizing import has_few_bits, listed_levels
+from ..augment.resizing import listed_levels
 
 _N_BINS = 16  # of values that can't be listed: paper, ink and equal steps between
 _EDGE = 1e-3  # values this near to 0 and 1 are paper and ink
@@ -71,8 +69,8 @@ def grey_levels(drawings: Tensor, samples: Tensor, operator: Tensor | None) -> G
     pixels = torch.cat([drawings, samples])
     if operator is None and ((pixels == 0) | (pixels == 1)).all():
         operator = torch.eye(drawings.shape[-1]).to(drawings)  # each pixel is one bit
-    if operator is not None and has_few_bits(operator):
-        means = listed_levels(operator)
+    means = listed_levels(operator)
+    if means is not None:
         # What the list leaves unexplained, such as a file format's rounding, widens every level.
         floor = means.new_full((1, 1, 1), _LEAST_VARIANCE)
         label = _nearest(drawings, means, floor)[:, None]

@@ -1,9 +1,8 @@
 """A velocity network that answers with a posterior over each pixel's grey level.
 
-With x_t = (1 - t) x + t e the velocity of least error is (x_t - E[x | x_t]) / t.  A network that
-gives it as a number must learn to divide by t, and the grey levels besides.  Here it only says
-which level each pixel probably has, given all the others; what the pixel itself tells is
-Bayes' rule, exact at any t.
+With x_t = (1 - t) x + t e the velocity of least error is (x_t - E[x | x_t]) / t.  The network says
+how probable each level of a pixel is, given all the others; what the pixel itself tells is Bayes'
+rule, exact at any t.
 """
 
 from __future__ import annotations
@@ -57,8 +56,7 @@ class LevelPosterior(nn.Module):
         self.n_channels_img = network.n_channels_img
         self.n_classes = network.n_classes
         self.bank = bank
-        self.level_weight = recipe.level_weight
-        self.precision = recipe.precision
+        self.recipe = recipe
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """The velocity at ``x_t`` (B, 1, 28, 28) for times t (B, 1, 1, 1) and labels c (B,)."""
@@ -79,7 +77,7 @@ class LevelPosterior(nn.Module):
 
     def logits(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """What the network thinks of each level, (B, K, 28, 28) in the type of ``x_t``."""
-        with autocast(x_t.device, self.precision):
+        with autocast(x_t.device, self.recipe.precision):
             logits: Tensor = self.head(last_features(self.network, x_t, t, c))
         # NCHW: sums over levels are faster than channels_last here.
         return logits.to(x_t.dtype).contiguous()
@@ -107,28 +105,16 @@ class LevelPosterior(nn.Module):
         error = (mean - target) / t.clamp(min=_LEAST_T_IN_TRAINING)
         loss = error.square().mean()
         entropy = -log_p.gather(1, levels[:, None]).mean()
-        return loss + self.level_weight * entropy, loss.detach()
-
-
-class _Reached(Exception):  # noqa: N818 - no error, but the way out of a network's forward
-    """The last convolution is about to be called, with the features in ``args``."""
+        return loss + self.recipe.level_weight * entropy, loss.detach()
 
 
 def last_features(network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
     """What the network's last convolution is given, (B, C, 28, 28), whatever its forward does."""
+    seen: dict[int, Tensor] = {}  # by thread: another one may be in the same network
     conv: Any = network.conv_out
-    caller = get_ident()
-
-    def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if get_ident() == caller:  # another thread may be in the same network
-            raise _Reached(inputs[0])
-
-    hook = conv.register_forward_pre_hook(stop)
+    hook = conv.register_forward_pre_hook(lambda _, inputs: seen.update({get_ident(): inputs[0]}))
     try:
         network(x_t, t, c)
-    except _Reached as reached:
-        features: Tensor = reached.args[0]
-        return features
     finally:
         hook.remove()
-    raise TypeError("the network does not call its own conv_out")
+    return seen[get_ident()]

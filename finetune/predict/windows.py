@@ -1,17 +1,13 @@
 """The posterior mean over augmented drawings, place by place.
 
-`finetune.predict.bank` weighs whole images, and at little noise no image of thousands is like the
-noisy one.  But near any one place many are.  So each place p weighs the images by a window around
-it,
+Where there is little noise no image of thousands is like the noisy one, but near any one place
+many are.  So each place p weighs the images by a window around it,
 
     w_i(p) = softmax_i( -sum_q g(q - p) (x_t - (1 - t) a_i)_q^2 / (2 t^2) ),   g Gaussian,
 
-and E[x | x_t] at p is the mean of the images by those weights.  Convolutional networks answer much
-like this (Kamb and Ganguli, "An analytic theory of creativity in convolutional diffusion models"
-(2024)), but this has nothing to learn and so makes other errors.
-
-Less noise needs a smaller window to tell images apart: its width is noise over signal,
-t / (1 - t), times ``width_px``.
+of deviation ``width_px`` t / (1 - t), and E[x | x_t] at p is the mean of the images by these
+weights (compare Kamb and Ganguli, "An analytic theory of creativity in convolutional diffusion
+models" (2024)).
 """
 
 from __future__ import annotations
@@ -20,19 +16,18 @@ import torch
 from torch import Tensor
 
 _BLOCK = 4  # pixels along each axis that share their weights
-_AT_ONCE = 16  # of x_t: bounds the memory
 
 
-def window_columns(images: Tensor) -> Tensor:
-    """Images (n, 784) and their squares, (28, 56, n): of each column its values, then squares."""
+def window_layouts(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (n, 784) as `windowed_mean` reads them.
+
+    Returns:
+        Columns (28, 56, n): of each column of pixels its values, then their squares.  Blocks of
+        pixels: (blocks along x, along y, pixels of a block, n).
+    """
     columns = images.view(-1, 28, 28).permute(2, 1, 0)
-    return torch.cat([columns, columns.square()], 1).contiguous()
-
-
-def window_blocks(images: Tensor) -> Tensor:
-    """Images (n, 784) in blocks of pixels: (blocks along x, along y, pixels of a block, n)."""
-    blocks = images.view(-1, 28 // _BLOCK, _BLOCK, 28 // _BLOCK, _BLOCK)
-    return blocks.permute(3, 1, 4, 2, 0).flatten(2, 3).contiguous()
+    blocks = images.view(-1, 28 // _BLOCK, _BLOCK, 28 // _BLOCK, _BLOCK).permute(3, 1, 4, 2, 0)
+    return torch.cat([columns, columns.square()], 1), blocks.flatten(2, 3).contiguous()
 
 
 def windowed_mean(
@@ -41,7 +36,7 @@ def windowed_mean(
     """E[x | x_t] of each pixel, by the images' pixels near it, and how many images it rests on.
 
     Args:
-        columns, blocks: of the functions above.
+        columns, blocks: of `window_layouts`.
         x_t: (B, 1, 28, 28).
         t: (B, 1, 1, 1), above 0 and below 1.
         width_px: deviation of the window where there is as much noise as signal, pixels.
@@ -49,16 +44,7 @@ def windowed_mean(
     Returns:
         The mean, and the effective number of images 1 / sum w_i^2 in [1, n], both (B, 1, 28, 28).
     """
-    parts = zip(x_t.split(_AT_ONCE), t.split(_AT_ONCE), strict=True)
-    found = [_windowed_part(columns, blocks, y[:, 0], time[:, 0], width_px) for y, time in parts]
-    means, effective = zip(*found, strict=True)
-    return torch.cat(means)[:, None], torch.cat(effective)[:, None]
-
-
-def _windowed_part(
-    columns: Tensor, blocks: Tensor, y: Tensor, t: Tensor, width_px: float
-) -> tuple[Tensor, Tensor]:
-    """The same for x_t = ``y`` (B, 28, 28) and t (B, 1, 1)."""
+    y, t = x_t[:, 0], t[:, 0]
     # A window is the product of a factor for its rows and one for its columns.
     pixels = torch.arange(28, device=y.device, dtype=y.dtype)
     middles = pixels[::_BLOCK, None] + (_BLOCK - 1) / 2
@@ -71,6 +57,6 @@ def _windowed_part(
     along_y = (factors.flatten(1, 2) @ columns).unflatten(1, factors.shape[1:3])
     weights = torch.einsum("bvs,sbun->bvun", gauss, along_y).softmax(-1)
     means = torch.einsum("bvun,vupn->bvup", weights, blocks)
-    means = means.unflatten(-1, (_BLOCK, _BLOCK)).permute(0, 2, 4, 1, 3).reshape(y.shape)
-    effective = 1 / weights.square().sum(-1).mT
-    return means, effective.repeat_interleave(_BLOCK, 1).repeat_interleave(_BLOCK, 2)
+    means = means.unflatten(-1, (_BLOCK, _BLOCK)).permute(0, 2, 4, 1, 3)
+    effective = 1 / weights.square().sum(-1).mT.repeat_interleave(_BLOCK, 1)
+    return means.reshape(x_t.shape), effective.repeat_interleave(_BLOCK, 2)[:, None]

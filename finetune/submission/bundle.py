@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe import Recipe
+from .docstrings import shortened
 from .folding import fold
 from .imports import needed_modules
 from .joining import Joined, Section, join
@@ -62,7 +63,8 @@ def bundle(recipe: Recipe, about: str) -> str:
     Raises:
         JoinError: the modules can't be joined.
     """
-    joined = _joined(needed_modules(_ENTRY[0]), recipe)
+    sources = needed_modules(_ENTRY[0])
+    joined = _joined({k: shortened(text, _ENTRY) for k, text in sources.items()}, recipe)
     return formatted(f'{_LICENSE}\n"""{_TITLE}\n\n{about}\n"""\n\n{joined.text}')
 
 
@@ -102,8 +104,8 @@ def recipe_module(source: str, recipe: Recipe, shown: Iterable[str], decided: It
     (node,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Recipe")
     lines = source.splitlines()
     docstring = (ast.get_docstring(node) or "").partition("\n\nRaises:")[0]
-    text = [f'"""{_SAYS}"""', "", "from dataclasses import dataclass", "", ""]
-    text += ["@dataclass(frozen=True)", "class Recipe:"]
+    text = [f'"""{_SAYS}"""', "", "from typing import NamedTuple", "", ""]
+    text += ["class Recipe(NamedTuple):"]
     text += textwrap.indent(f'"""{docstring}\n"""', "    ").splitlines()
     if decided:
         text += ["", "    # These are decided, and built into the code below:"]
@@ -134,8 +136,8 @@ def _field(f: Field[Any], statement: ast.AnnAssign, value: Any) -> list[str]:
         return [line]
     if len(start + _literal(value)) <= _WIDTH:
         return [f"    {comment}", start + _literal(value)]
-    items = [f"        {_literal(item)}," for item in value]
-    return [f"    {comment}", f"{start}(", *items, "    )"]
+    items = ", ".join(map(_literal, value))
+    return [f"    {comment}", f"{start}(", f"        {items}", "    )"]
 
 
 def _literal(value: Any) -> str:

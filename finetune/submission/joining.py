@@ -29,6 +29,7 @@ __all__ = ["JoinError", "Joined", "Section", "imported_packages", "join"]
 _WIDTH = 100
 _BLOCKS = (*FUNCTIONS, ast.ClassDef)
 _TORCH = Import("torch")
+_PREFIX = re.compile(r"\s*(#\s*)?")
 _USUAL_NAMES = {"torch.nn.functional": "_F"}
 _DATACLASS = Import("dataclasses", "dataclass")
 # A dataclass whose annotations are strings looks its module up in `sys.modules`.  They are strings
@@ -364,7 +365,7 @@ class _Writer:
         prose = re.sub(
             r"(?<=\n)( +)([A-Z]\w*Error)(?=: )", lambda m: m[1] + renamed_word(m[2]), prose
         )
-        return "\n".join(line for long in prose.split("\n") for line in _wrapped(long))
+        return _reflowed(prose)
 
     def _reference(self, dotted: str) -> str:
         """What a module of the package, or a name in one, is in the file."""
@@ -378,13 +379,29 @@ class _Writer:
         return f"the project's `{name}`"
 
 
-def _wrapped(line: str) -> list[str]:
-    """A line of prose that new names have made too long, as two."""
-    if len(line) + 2 <= _WIDTH:  # a heading gets "# " in front
-        return [line]
-    indent = re.match(r"\s*(#\s*)?", line)
-    assert indent is not None
-    return textwrap.wrap(line, _WIDTH - 2, subsequent_indent=indent[0], break_long_words=False)
+def _reflowed(prose: str) -> str:
+    """Prose in which a paragraph is wrapped anew from a line on that new names made too long."""
+    lines, written = prose.split("\n"), []
+    while lines:
+        paragraph = [lines.pop(0)]
+        if len(paragraph[0]) + 2 <= _WIDTH:  # a heading gets "# " in front
+            written += paragraph
+            continue
+        start = _PREFIX.match(paragraph[0])
+        assert start is not None
+        while lines and (more := _PREFIX.match(lines[0])) is not None and more[0] == start[0]:
+            if lines[0][len(start[0]) :].strip(' "') == "":
+                break  # what ends a docstring
+            paragraph.append(lines.pop(0))
+        text = " ".join(line[len(start[0]) :] for line in paragraph)
+        written += textwrap.wrap(
+            text,
+            _WIDTH - 2,
+            initial_indent=start[0],
+            subsequent_indent=start[0],
+            break_long_words=False,
+        )
+    return "\n".join(written)
 
 
 def _import_name(target: Import, bound: Mapping[str, Definition]) -> str:

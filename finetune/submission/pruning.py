@@ -144,7 +144,6 @@ def _without_parameter(
         start, end = text.span(x)
         spans.append((start, text.span(defaults[x.arg])[1] if x.arg in defaults else end))
     edits[definition.module].append(_removal(spans, index + skipped))
-    edits[definition.module] += _told(text, definition.node, argument.arg)
     for module, call in calls:
         texts_there = texts[module]
         parts: list[ast.expr | ast.keyword] = [*call.args, *call.keywords]
@@ -175,26 +174,3 @@ def _removal(spans: list[tuple[int, int]], index: int) -> Edit:
     if index + 1 < len(spans):
         return Edit(spans[index][0], spans[index + 1][0], "")
     return Edit(spans[index - 1][1] if index else spans[index][0], spans[index][1], "")
-
-
-def _told(text: Text, node: ast.stmt, name: str) -> list[Edit]:
-    """Takes what the docstring's list of arguments says of a parameter away."""
-    first = getattr(node, "body", [node])[0]
-    if not (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)):
-        return []
-    start, end = text.span(first)
-    lines = text.slice(start, end).splitlines(keepends=True)
-    for i, line in enumerate(lines):
-        indent = len(line) - len(line.lstrip())
-        if not line.lstrip().startswith(f"{name}: "):
-            continue
-        j = i + 1
-        while lines[j].strip() and len(lines[j]) - len(lines[j].lstrip()) > indent:
-            j += 1
-        if lines[i - 1].strip() == "Args:" and not lines[j].strip().endswith(":"):
-            others = lines[j].strip() and lines[j].strip() != '"""'
-            if not others:
-                i -= 2  # the title and the line above it
-        kept = lines[:i] + lines[j:]
-        return [Edit(start, end, "".join(kept))]
-    return []

@@ -33,6 +33,14 @@ class CapturedSteps:
         self._next = torch.zeros(1, dtype=torch.long, device=device)  # of these
         self._losses = torch.zeros(len(runs), device=device)
         self._n_done = 0
+        # Rates of each run's groups, where a captured step finds them.
+        self._rates = [
+            [torch.zeros((), device=device) for _ in run.weights.optimizer.param_groups]
+            for run in runs
+        ]
+        for run in runs:
+            for group in run.weights.optimizer.param_groups:
+                group["capturable"] = device.type == "cuda"
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def draw(self) -> None:
@@ -51,8 +59,10 @@ class CapturedSteps:
 
     def train(self, share: float, advance: float) -> list[float]:
         """A step at ``share`` of the schedule that covers ``advance``; each run's flow loss."""
-        for run in self._runs:
+        for run, rates in zip(self._runs, self._rates, strict=True):
             run.weights.set_rates(share, advance)
+            for group, rate in zip(run.weights.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate.fill_(group["lr"])
         with torch.cuda.device(self._device):
             if self._captures and self._n_done == _PLAIN_STEPS:
                 self._capture()

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..model.groups import trainable
 from ..recipe import Recipe
 
 # Of each parameter in turn; none where the loss does not depend on it.
@@ -23,7 +22,9 @@ class Weights:
         # Vectors are not decayed, as is usual, nor the digits' rows, which do not train.
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
-        for name, parameter in trainable(model):
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             decays = parameter.ndim > 1 and not name.startswith("class_embedding")
             (matrices if decays else others).append(parameter)
         of_head = list(head.parameters())
@@ -35,25 +36,15 @@ class Weights:
             {"params": others, "factor": 1.0, "weight_decay": 0.0},
             {"params": of_head, "factor": recipe.head_lr_factor, "weight_decay": 0.0},
         ]
-        on_gpu = self.parameters[0].is_cuda
-        for group in groups if on_gpu else ():
-            # A captured step finds its rate in its place of the memory.
-            group["lr"] = torch.zeros((), device=self.parameters[0].device)
         self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            betas=(0.9, recipe.beta2),
-            fused=True,
-            capturable=on_gpu,
+            [group for group in groups if group["params"]], betas=(0.9, recipe.beta2), fused=True
         )
 
     def set_rates(self, share: float, advance: float) -> None:
         """The next step is made at ``share`` of the schedule and covers ``advance`` of it."""
         lr = self.recipe.lr * lr_factor(self.recipe, share, advance)
         for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr * group["factor"])
-            else:
-                group["lr"] = lr * group["factor"]
+            group["lr"] = lr * group["factor"]
 
     def step(self, parts: Sequence[Gradients]) -> None:
         """Move the weights down the sum of these gradients, by the rates that were set."""

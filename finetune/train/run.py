@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ..augment.mix import Augmenter
 from ..flow import logit_normal_times
-from ..machine.device import channels_last
-from ..model.groups import add_class, add_lora, embedding_of, freeze_all_but, merge_lora
+from ..model.groups import add_class, add_lora, freeze_all_but, merge_lora
 from ..model.norms import speed_up_norms
 from ..recipe import Recipe
 from .learners import LearnsVelocity, level_posterior
@@ -52,12 +51,12 @@ class Run:
         self._n_parts = 2 if device.type == "cpu" else 1  # of a batch, whatever cores there are
         weight = next(pretrained_model.parameters())
         self._home, self._dtype = weight.device, weight.dtype
-        self._model = model = channels_last(copy.deepcopy(pretrained_model), device).train()
+        self._model = model = copy.deepcopy(pretrained_model).train()
+        model.to(device, torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
         speed_up_norms(model)
         # Of the call's own stream, so that nothing depends on the global one.
         self._generator = generator = torch.Generator(device).manual_seed(recipe.seed)
-        label = embedding_of(model).num_embeddings
-        add_class(model, embedding_of(model).weight.detach().mean(0))
+        label = add_class(model)
         freeze_all_but(model, recipe.train_groups)
         if recipe.lora_rank:
             add_lora(model, recipe.lora_groups, recipe.lora_rank, recipe.lora_scale, generator)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.augment.mix import Augmenter
-from finetune.augment.registration import GRID, correspondences, spline_matrix
+from finetune.augment.registration import correspondences
+from finetune.augment.spline import GRID, spline_matrix
 from finetune.data.runes import resize_bitmaps
 from finetune.data.synthetic import draw_rune
 from finetune.recipe import Recipe

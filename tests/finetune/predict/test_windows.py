@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from finetune.predict.bank import ImageBank, posterior_mean
-from finetune.predict.windows import window_blocks, window_columns, windowed_mean
+from finetune.predict.windows import window_layouts, windowed_mean
 from finetune.recipe import Recipe
 
 
@@ -27,7 +27,7 @@ def at(*t: float) -> Tensor:
 
 def windowed(a: Tensor, x_t: Tensor, t: Tensor, width_px: float) -> tuple[Tensor, Tensor]:
     """Of images (n, 784)."""
-    return windowed_mean(window_columns(a), window_blocks(a), x_t, t, width_px)
+    return windowed_mean(*window_layouts(a), x_t, t, width_px)
 
 
 @given(t=st.floats(0.1, 0.9), place=st.tuples(st.integers(0, 27), st.integers(0, 27)))

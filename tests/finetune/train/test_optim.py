@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune.model.groups import add_class, embedding_of, freeze_all_but
+from finetune.model.groups import add_class, freeze_all_but
 from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.recipe import GROUPS, Recipe
 from finetune.train.optim import Weights, lr_factor
@@ -18,7 +18,7 @@ from finetune.train.optim import Weights, lr_factor
 def network() -> nn.Module:
     torch.manual_seed(0)
     model = ConditionalDiffusionUNet(base_dim=8, n_middle_blocks=1)
-    add_class(model, embedding_of(model).weight.detach().mean(0))
+    add_class(model)
     return model
 
 
