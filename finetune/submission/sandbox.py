@@ -12,7 +12,6 @@ which is written after the call, and the answers go to standard output, too.  Wi
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.abc
 import importlib.util
 import io
@@ -94,11 +93,12 @@ def main(submission: str, case_path: str) -> None:
             sys.path.insert(0, case["project"])
             module = importlib.import_module("finetune.adapt")
             recipe = module.Recipe(**case["recipe"])
-        values = dataclasses.asdict(recipe)
+        values = recipe._asdict() if submission else dict(vars(recipe))
         # Of the fields that the file has; and the plain call of two arguments, where nothing has
         # to be otherwise.
         overrides = {k: v for k, v in case["overrides"].items() if k in values}
-        extra = [dataclasses.replace(recipe, **overrides)] if overrides or not submission else []
+        again = type(recipe)(**{**values, **overrides})
+        extra = [again] if overrides or not submission else []
         steps = _count_steps()
         torch.manual_seed(43)  # the author seeds every stream
         start = time.perf_counter()

@@ -61,8 +61,9 @@ class CapturedSteps:
         """A step at ``share`` of the schedule that covers ``advance``; each run's flow loss."""
         for run, rates in zip(self._runs, self._rates, strict=True):
             run.weights.set_rates(share, advance)
-            for group, rate in zip(run.weights.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate.fill_(group["lr"])
+            if self._device.type == "cuda":
+                for group, rate in zip(run.weights.optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate.fill_(group["lr"])
         with torch.cuda.device(self._device):
             if self._captures and self._n_done == _PLAIN_STEPS:
                 self._capture()

@@ -42,7 +42,7 @@ VARIETY = {
     "default": Recipe(),
     "lora": replace(STILL, lora_rank=2, lora_groups=LORA_GROUPS, train_groups=("norm_bias",)),
     "pulled": replace(STILL, weight_decay=0.1, clip_norm=0.0),
-    "logit": replace(STILL, logit_std=1.7, schedule="linear"),
+    "linear": replace(STILL, schedule="linear"),
     "constant": replace(STILL, schedule="constant"),
     "direct": Recipe(render="direct", precision="fp32"),
     "still": replace(STILL, elastic_px=0.0, bank_images=0),
@@ -168,7 +168,7 @@ def test_it_gives_what_the_modules_give_bit_for_bit(recipe: Recipe, tmp_path: Pa
     # Neither the clock nor a measurement of speed shall have a say.
     short = {"steps": 3, "batch_size": 3, "precision": "fp32", "deadline_s": 1e6}
     theirs = finetune_model(tiny(), DrawingDataset(DRAWINGS), Recipe(**{**vars(recipe), **short}))
-    values = {k: v for k, v in vars(module._Recipe()).items() if k not in short}
+    values = {k: v for k, v in module._Recipe()._asdict().items() if k not in short}
     ours = module.finetune_model(
         tiny(), DrawingDataset(DRAWINGS), module._Recipe(**{**values, **short})
     )
@@ -472,17 +472,16 @@ def test_a_float64_network_comes_back_in_float64(exported: ModuleType) -> None:
 def gpu_at_hand(module: ModuleType, monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[str]:
     """A GPU that is always chosen and always fails; returns the devices that were tried."""
     tried: list[str] = []
-    move = module._channels_last
+    run = module._Run
 
-    def fail(model: nn.Module, device: torch.device) -> nn.Module:
+    def fail(device: torch.device, *arguments: Any) -> Any:
         tried.append(device.type)
         if device.type == "cuda":
             raise error
-        moved: nn.Module = move(model, device)
-        return moved
+        return run(device, *arguments)
 
     monkeypatch.setattr(module, "_training_device", lambda home: torch.device("cuda"))
-    monkeypatch.setattr(module, "_channels_last", fail)
+    monkeypatch.setattr(module, "_Run", fail)
     return tried
 
 
