@@ -55,6 +55,16 @@ def stratified_times(n: int, generator: torch.Generator) -> Tensor:
     return ((order + u) / n).clamp(max=1 - 2**-24)
 
 
+def logit_normal_times(n: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
+    """``n`` times in (0, 1) whose logits are N(mean, std^2), stratified, (n,).
+
+    The quantile function of a normal, then the logistic (Esser et al., "Scaling Rectified Flow
+    Transformers" (2024), section 3.1).
+    """
+    normal = torch.special.ndtri(stratified_times(n, generator).clamp(1e-4, 1 - 1e-4))
+    return torch.sigmoid(mean + std * normal).clamp(max=1 - 2**-24)
+
+
 @torch.no_grad()
 def integrate(
     model: VelocityModel,

@@ -81,6 +81,8 @@ class Recipe:
     head_lr_factor: float = _number(
         3.0, 0.0, 1000.0, "1", "learning rate of the levels' head over that of the rest"
     )
+    logit_mean: float = _number(-0.5, -5.0, 5.0, "1", "mean of logit(t) for the times of training")
+    logit_std: float = _number(1.5, 0.05, 5.0, "1", "deviation of logit(t)")
 
     # Posterior means over a bank of augmented drawings
     bank_images: int = _number(
@@ -88,6 +90,9 @@ class Recipe:
     )
     bank_limit: float = _number(
         0.9, 0.0, 1.0, "1", "most that their posterior mean counts in an answer, at noise"
+    )
+    target_limit: float = _number(
+        0.9, 0.0, 1.0, "1", "most that it counts in the target of a training step"
     )
     window_images: int = _number(
         2048, 0, 65_536, "images", "of the bank that are also compared window by window"

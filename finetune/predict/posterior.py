@@ -35,7 +35,7 @@ class LevelPosterior(nn.Module):
         label: the new class; others get the network's own velocity.
         recipe: its fields ``head_hidden``, ``level_weight`` and ``precision``.
         generator: of its `LevelHead`.
-        bank: mixed into answers.
+        bank: mixed into answers, and into the targets of training.
     """
 
     def __init__(
@@ -98,10 +98,11 @@ class LevelPosterior(nn.Module):
         x_t = interpolate(x, e, t)
         with torch.no_grad():
             log_probability, means = self.levels.posterior(x_t, t)
+            target = x if self.bank is None else self.bank.target(x, x_t, t)
         log_p = (self.logits(x_t, t, c) + log_probability).log_softmax(1)
         mean = (log_p.exp() * means).sum(1, keepdim=True)
         # velocity - (e - x) is minus this error, exactly.
-        error = (mean - x) / t.clamp(min=_LEAST_T_IN_TRAINING)
+        error = (mean - target) / t.clamp(min=_LEAST_T_IN_TRAINING)
         loss = error.square().mean()
         entropy = -log_p.gather(1, levels[:, None]).mean()
         return loss + self.recipe.level_weight * entropy, loss.detach()

@@ -62,7 +62,7 @@ def level_posterior(
 def _draw_bank(augment: Augmenter, recipe: Recipe) -> ImageBank | None:
     """Augmented drawings as for t = 1, no more of them than training draws itself."""
     n = min(recipe.bank_images, recipe.steps * recipe.batch_size)
-    if not n or not (recipe.bank_limit or recipe.window_limit):
+    if not n or not (recipe.bank_limit or recipe.target_limit or recipe.window_limit):
         return None
     parts = torch.arange(n).split(_DRAWN_AT_ONCE)
     return ImageBank(torch.cat([augment(len(part)) for part in parts]), recipe)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..augment.mix import Augmenter
-from ..flow import stratified_times
+from ..flow import logit_normal_times
 from ..model.groups import add_class, add_lora, freeze_all_but, merge_lora
 from ..model.norms import speed_up_norms
 from ..recipe import Recipe
@@ -77,7 +77,7 @@ class Run:
         r, g = self.recipe, self._generator
         at_once = _DRAWN_AHEAD_ON_GPU if g.device.type == "cuda" else _DRAWN_AHEAD
         s, b = max(1, at_once // r.batch_size), r.batch_size
-        t = torch.cat([stratified_times(b, g) for _ in range(s)])
+        t = torch.cat([logit_normal_times(b, r.logit_mean, r.logit_std, g) for _ in range(s)])
         x = self._augment(s * b, t)
         e = torch.randn(x.shape, generator=g, device=x.device)
         parts = (x, t[:, None, None, None], self._learner.targets(x), e)

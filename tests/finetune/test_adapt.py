@@ -209,9 +209,11 @@ def test_drawings_are_learnt_at_the_times_that_they_were_drawn_for(
     assert max(seen) < 0.5  # the noise's mean over an image deviates by t / 28
 
 
-def test_times_fill_every_bin() -> None:
-    """Uniform and stratified: one in each sixteenth, at every step."""
-    assert ((times_seen() * 16).floor() == torch.arange(16)).all()
+def test_times_fill_the_quantiles_of_their_distribution() -> None:
+    """Logit-normal and stratified: one in each sixteenth of it, at every step."""
+    times = times_seen(logit_mean=1.5, logit_std=0.5)
+    quantiles = torch.special.ndtr((torch.logit(times.double()) - 1.5) / 0.5)
+    assert ((quantiles * 16 + 1e-3).floor() == torch.arange(16)).all()
 
 
 # How weights move

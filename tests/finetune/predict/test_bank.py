@@ -63,10 +63,12 @@ def test_equal_images_share_the_weight() -> None:
     """n equal images are n with a say: the share of their mean is known."""
     one, mean, x_t = images(1), images(1, 1), images(1, 2)
     for n, limit in ((1, 0.5), (2, 0.5), (10, 0.5), (10, 1.0)):
-        bank = ImageBank(one.repeat(n, 1, 1, 1), Recipe(bank_limit=limit))
+        bank = ImageBank(one.repeat(n, 1, 1, 1), Recipe(bank_limit=limit, target_limit=0.3))
         share = limit * (1 - 1 / n) ** 10
         expected = mean + share * (one - mean)
         torch.testing.assert_close(bank(mean, x_t, at(0.8, 1)), expected)
+        expected = mean + 0.3 * (1 - 1 / n) ** 10 * (one - mean)
+        torch.testing.assert_close(bank.target(mean, x_t, at(0.8, 1)), expected)
 
 
 def test_it_has_no_say_at_little_noise_and_leaves_its_input_alone() -> None:
@@ -130,6 +132,21 @@ def test_windows_can_be_asked_first_where_no_gradients_are() -> None:
     assert gradient.isfinite().all() and gradient.any()
 
 
+@given(t=st.floats(0.35, 0.95), seed=st.integers(0, 99))
+@settings(max_examples=10, deadline=None)
+def test_targets_have_the_drawings_mean_and_less_variance(t: float, seed: int) -> None:
+    """Over drawings of the bank that are noisy at t: the posterior mean is exact for these."""
+    bank = ImageBank(images(40) * 0.1, Recipe(target_limit=1.0))
+    g = torch.Generator().manual_seed(seed)
+    x = bank.images[torch.randint(40, (4000,), generator=g)].view(-1, 1, 28, 28)
+    x_t = (1 - t) * x + t * torch.randn(x.shape, generator=g)
+    target = bank.target(x, x_t, at(t, 4000))
+    error = (target - x).mean(0)
+    spread = (target - x).std(0) / 4000**0.5
+    assert (error.abs() <= 5 * spread + 1e-6).all()
+    assert target.var(0).mean() < x.var(0).mean()
+
+
 # As `adapt` makes it
 
 
@@ -154,14 +171,14 @@ def test_it_has_as_many_images_as_the_recipe_says_and_training_draws() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"bank_images": 0}, {"bank_limit": 0.0, "window_limit": 0.0}],
+    [{"bank_images": 0}, {"bank_limit": 0.0, "target_limit": 0.0, "window_limit": 0.0}],
 )
 def test_a_recipe_can_do_without(values: dict[str, Any]) -> None:
     assert taught(steps=2, **values).bank is None
 
 
 def test_it_lowers_the_loss_at_noise() -> None:
-    model = taught()
+    model = taught(target_limit=0.0)
     table = NoiseTable(6, 20, 4)
     helped = estimate(model, DRAWINGS[6:], NEW, table)
     model.bank = None
@@ -169,3 +186,8 @@ def test_it_lowers_the_loss_at_noise() -> None:
     pairs = list(zip(helped.per_t_bin, alone.per_t_bin, strict=True))
     assert pairs[0][0] == pairs[0][1]
     assert all(a < b for a, b in pairs[6:])
+
+
+def test_a_target_that_it_has_a_share_in_changes_what_is_learnt() -> None:
+    with_it, without = (taught(target_limit=limit).state_dict() for limit in (0.9, 0.0))
+    assert not torch.equal(with_it["head.direct.weight"], without["head.direct.weight"])
