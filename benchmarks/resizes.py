@@ -1,7 +1,7 @@
 """``python -m benchmarks.resizes``: what a call is worth on drawings resized in ways unknown to it.
 
 Each way makes drawings by the libraries that people use, not by this project's own code.  For each,
-the default recipe of one network, shortened, and reference A adapt the same network and are scored
+the default recipe, shortened, and reference A adapt the same network and are scored
 on the same noise.
 """
 

@@ -93,6 +93,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def _has_bf16_units(device_type: str) -> bool:
     if device_type == "cuda":
         return torch.cuda.get_device_capability()[0] >= 8
-    # Not public before torch 2.9, which has it among `torch.cpu.get_capabilities()`.
+    # Private, and so looked for: `torch.cpu.get_capabilities()` is newer than the oldest torch that
+    # the exported file runs on.
     is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return device_type == "cpu" and is_supported is not None and bool(is_supported())

@@ -1,6 +1,6 @@
-"""Docstrings for who reads a file from top to bottom: what a thing is, in a paragraph or two.
+"""Shorter docstrings for the exported file, which people read from top to bottom.
 
-Lists of arguments, results and errors stay in the package, where the definitions are used from.
+A docstring keeps its paragraphs.  Its lists of arguments, results and errors stay in the package.
 """
 
 from __future__ import annotations
