@@ -12,7 +12,6 @@ import json
 import platform
 import tokenize
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -30,9 +29,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and who only joins a study n
 
 MANIFEST_KEY = "manifest"
 MADE_BY_KEY = "made_by"
-# Where what has a say in a loss begins: in the method and the problem, and in the service.
+# Where what has a say in a loss begins: in the method and the problem.
 _MEASURING = ("adapt", "data.runes", "model.checkpoints", "scoring.cost", "scoring.estimators")
-_SERVICE_MEASURING = ("call", "instances", "objective", "space")
 _WITH_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _LIBRARIES = ("torch", "optuna", "numpy", "scipy", "sqlalchemy")
 # Entries that a manifest has only where the study file sets them, so that studies of before stand.
@@ -101,11 +99,7 @@ def made_by() -> dict[str, str]:
 
 
 def _code_digest() -> str:
-    service = [
-        (resources.files("hpo") / f"{name}.py").read_text("utf-8") for name in _SERVICE_MEASURING
-    ]
-    texts = [*needed_modules(*_MEASURING).values(), *service]
-    return _digest("".join(map(_without_words, texts)))
+    return _digest("".join(map(_without_words, needed_modules(*_MEASURING).values())))
 
 
 def _without_words(source: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -116,7 +115,7 @@ def test_a_study_of_unknown_origin_is_not_joined(drawn: RuneSource) -> None:
 
 
 def test_words_do_not_count_and_everything_else_does(
-    drawn: RuneSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn: RuneSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A study goes on after a comment is mended, and not after a number is."""
     source = (
@@ -130,14 +129,9 @@ def test_words_do_not_count_and_everything_else_does(
     )
     config = StudyConfig.model_validate(BASE)
     instances = load_instances(config.instances, drawn)
-    (tmp_path / "hpo").mkdir()
-    module = tmp_path / "hpo" / "thing.py"
-    monkeypatch.setattr(manifest_module, "_SERVICE_MEASURING", ("thing",))
-    monkeypatch.setattr(manifest_module.resources, "files", lambda package: tmp_path / package)
-    monkeypatch.setattr(manifest_module, "needed_modules", lambda *entries: {})
 
     def code(text: str) -> str:
-        module.write_text(text)
+        monkeypatch.setattr(manifest_module, "needed_modules", lambda *entries: {"thing": text})
         return make_manifest(config, drawn, instances)["code"]
 
     original = code(source)
