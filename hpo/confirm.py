@@ -9,9 +9,9 @@ from pathlib import Path
 from finetune.data.options import add_drawings_options
 from finetune.errors import UserError, run_command
 
-from .devices import choose_device
-from .log import info, start_log
-from .signals import StopError, acknowledge_stop, raise_on_signals
+from .process.devices import choose_device
+from .process.logging import info, start_log
+from .process.signals import StopError, acknowledge_stop, raise_on_signals
 
 # Torch and Optuna take seconds to import; `--help` needs neither.
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .candidates import Candidate, search_difference, title
+from .formatting import cost_of_answer, with_error
 from .halving import CONFIDENCE, Halved, Interval, Left, Standing
-from .words import cost_of_answer, with_error
 
 
 def result_of(

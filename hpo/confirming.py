@@ -22,13 +22,13 @@ from .candidates import Candidate, choose_candidates
 from .choosing import CONFIRMED_KEY
 from .config import StudyConfig
 from .confirmed import result_of, to_text
-from .devices import check_device, n_cores
 from .halving import Left, Standing, block_ends, halve, most_calls, units_of
 from .instances import load_instances, open_drawings
-from .log import info, warn
 from .manifest import MANIFEST_KEY, check_manifest, make_manifest
+from .process.devices import check_device, n_cores
+from .process.logging import info, warn
+from .process.signals import raise_if_stopped
 from .remeasure import Kept, measure, table_seed
-from .signals import raise_if_stopped
 from .unseen import Unseen, load_unseen
 
 EXIT_FAILED = 1

@@ -18,8 +18,8 @@ from wsgiref.types import WSGIApplication
 
 from finetune.errors import UserError, run_command
 
+from .process.signals import StopError, raise_on_signals
 from .seeing.store import check_directory, open_store
-from .signals import StopError, raise_on_signals
 
 TOKEN_VARIABLE = "RUNES_DASHBOARD_TOKEN"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.options import add_drawings_options
 from finetune.errors import UserError, run_command
 
-from .devices import check_device, choose_device, n_cores
+from .process.devices import check_device, choose_device, n_cores
 
 # Torch takes seconds to import, and `--help` and `--format json` need none of it; `--help` needs
 # no Optuna either.

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from finetune.errors import EXIT_BAD_INPUT, UserError
 
+from .arguments import Options
 from .database import FINISHED
-from .devices import check_device, choose_device, share_cores
-from .log import info, start_log, warn
-from .options import Options
-from .signals import raise_if_stopped
+from .process.devices import check_device, choose_device, share_cores
+from .process.logging import info, start_log, warn
+from .process.signals import raise_if_stopped
 
 _LOOK_S = 0.5
 _SHOW_S = 3.0

@@ -10,9 +10,9 @@ from pathlib import Path
 from finetune.data.options import add_drawings_options
 from finetune.errors import UserError, run_command
 
-from .log import start_log
-from .options import PREFIX
-from .signals import StopError, raise_on_signals
+from .arguments import PREFIX
+from .process.logging import start_log
+from .process.signals import StopError, raise_on_signals
 
 _WAIT_S = 60.0
 

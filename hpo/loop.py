@@ -17,12 +17,12 @@ from .budget import why_stop
 from .config import Budget, Recovery
 from .database import FINISHED
 from .lifecycle import NoTrial, TrialTakenError
-from .log import info, warn
 from .outcome import Ending, Outcome, ending_of
+from .process.logging import info, warn
+from .process.signals import acknowledge_stop, raise_if_stopped
 from .progress import Display
 from .pulse import Pulse
 from .results import FAILED, OVER_COST, OVER_LIMIT
-from .signals import acknowledge_stop, raise_if_stopped
 from .study_storage import StudyStorage
 
 _FIRST_POLL_S = 0.5

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from finetune.errors import run_command
 
-from .options import PREFIX
+from .arguments import PREFIX
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 

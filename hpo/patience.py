@@ -13,8 +13,8 @@ import sqlalchemy.exc
 
 from finetune.errors import UserError
 
-from .log import warn
-from .signals import raise_if_stopped
+from .process.logging import warn
+from .process.signals import raise_if_stopped
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from optuna.trial import TrialState
 
 from .config import Recovery
 from .lifecycle import Beat
-from .log import info, warn
 from .patience import words_of
+from .process.logging import info, warn
 from .study_storage import StudyStorage
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError, run_command
 
-from .words import cost_of_answer, duration, setting
+from .formatting import cost_of_answer, duration, setting
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from optuna.trial import TrialState
 from finetune.recipe import Recipe
 
 from .config import StudyConfig
+from .formatting import cost_of_answer
 from .results import best_trial, describe_loss
 from .space import recipe_of
-from .words import cost_of_answer
 
 
 def changed_values(recipe: Recipe) -> dict[str, Any]:

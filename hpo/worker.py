@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from finetune.errors import run_command
 
-from .devices import check_device, choose_device, share_cores
-from .log import info, start_log, warn
-from .options import Options, parse_options
-from .signals import StopError, raise_on_signals
+from .arguments import Options, parse_options
+from .process.devices import check_device, choose_device, share_cores
+from .process.logging import info, start_log, warn
+from .process.signals import StopError, raise_on_signals
 
 EXIT_FAILED = 1
 

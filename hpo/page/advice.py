@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from optuna.distributions import CategoricalDistribution
 
+from ..formatting import setting
 from ..snapshot import Status
-from ..words import setting
 from .blocks import Block, Code, Section, Text
 from .confirmation import Confirmation, read_confirmation
 from .given import Given

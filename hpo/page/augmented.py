@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..formatting import setting, with_error
 from ..seeing.outcomes import AUGMENTATIONS
 from ..space import RECIPE_FIELDS
-from ..words import setting, with_error
 from .blocks import Block, Figure, Figures, Section, Table, Text
 from .given import Given
 from .matters import SMALL_HIGH, SMALL_WIDE

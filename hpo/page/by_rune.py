@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..choosing import BASELINE
-from ..words import with_error
+from ..formatting import with_error
 from .blocks import Block, Figure, Pair, Section, Table, Text
 from .confirmation import Confirmation, losses_of, read_confirmation
 from .given import Given

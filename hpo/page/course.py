@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from finetune.challenge import POINTS
 
-from ..words import duration, with_error
+from ..formatting import duration, with_error
 from .blocks import Block, Figure, Pair, Section, Table, Text
 from .given import Given
 from .plot import Plot, axis_of

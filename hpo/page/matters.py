@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from optuna.distributions import CategoricalDistribution
 
+from ..formatting import setting
 from ..snapshot import Status
-from ..words import setting
 from .blocks import Block, Figure, Figures, Pair, Section, Table, Text
 from .course import loss_limit
 from .given import Given

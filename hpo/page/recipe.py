@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from finetune.recipe import Recipe
 
-from ..words import setting
+from ..formatting import setting
 from .blocks import Block, Code, Section, Table, Text
 from .confirmation import Confirmation, read_confirmation
 from .given import Given

@@ -8,7 +8,7 @@ from finetune.challenge import POINTS, points
 
 from ..choosing import BASELINE
 from ..confirmed import describe_difference
-from ..words import duration, with_error
+from ..formatting import duration, with_error
 from .against import against
 from .blocks import Block, Figure, Section, Table, Text
 from .confirmation import Confirmation, Standing, losses_of, over_runes, read_confirmation

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 
 from optuna.artifacts import ArtifactMeta
 
-from ..log import warn
+from ..process.logging import warn
 from .store import NOWHERE, open_store
 
 # As Optuna's `upload_artifact` writes it, which links a file before it is there.

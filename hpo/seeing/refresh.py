@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from ..config import StudyConfig
 from ..database import FINISHED, STUDIES, STUDY_SYSTEM_ATTRS
-from ..log import warn
+from ..process.logging import warn
 from ..snapshot import status_of
 from ..study_storage import StudyStorage
 from .attrs import NOTE_TEXT, NOTE_VERSION, PLOT, STORY_AT, STORY_VERSION

@@ -8,8 +8,8 @@ import optuna
 from torch import nn
 
 from ..instances import Instance
-from ..log import warn
 from ..outcome import Ending
+from ..process.logging import warn
 from .attrs import NOTE_KEY
 from .gallery import Artifact, Gallery
 from .notes import trial_note

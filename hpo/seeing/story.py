@@ -11,6 +11,7 @@ from finetune.challenge import POINTS, points
 
 from ..config import StudyConfig
 from ..confirmed import describe_difference
+from ..formatting import with_error
 from ..halving import Left
 from ..manifest import MANIFEST_KEY
 from ..page.against import Against, against
@@ -19,7 +20,6 @@ from ..page.references import confirmed_places, losses_on, read_references, sear
 from ..page.runs import runs_of
 from ..results import best_trials, is_feasible
 from ..snapshot import Best, Status
-from ..words import with_error
 from .notes import cell, counted, shown, table
 
 _QUEUED = "fixed_params"  # Optuna's attribute of trials that were asked for

@@ -14,10 +14,10 @@ import sqlalchemy as sa
 
 from finetune.errors import run_command
 from hpo.config import Budget, StudyConfig
-from hpo.log import info, start_log
 from hpo.loop import Loop, Watch
+from hpo.process.logging import info, start_log
+from hpo.process.signals import StopError, raise_on_signals
 from hpo.progress import Display
-from hpo.signals import StopError, raise_on_signals
 from hpo.start import join
 
 

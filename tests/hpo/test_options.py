@@ -12,10 +12,10 @@ import pytest
 
 from finetune.errors import UserError
 from hpo import fleet
+from hpo.arguments import SAMPLERS, Options, parse_options
 from hpo.config import Sampler, load_study_file
-from hpo.devices import choose_device, n_cores, share_cores
 from hpo.fleet import _arguments, _devices
-from hpo.options import SAMPLERS, Options, parse_options
+from hpo.process.devices import choose_device, n_cores, share_cores
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ REPO = Path(__file__).parents[2]
 def test_a_signal_while_an_object_is_cleaned_up_is_raised_afterwards() -> None:
     script = """
 import os, signal
-from hpo.signals import StopError, acknowledge_stop, raise_if_stopped, raise_on_signals
+from hpo.process.signals import StopError, acknowledge_stop, raise_if_stopped, raise_on_signals
 
 class Cleaned:
     def __del__(self):
