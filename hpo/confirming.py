@@ -23,13 +23,13 @@ from .choosing import CONFIRMED_KEY
 from .config import StudyConfig
 from .confirmed import result_of, to_text
 from .halving import Left, Standing, block_ends, halve, most_calls, units_of
-from .instances import load_instances, open_drawings
 from .manifest import MANIFEST_KEY, check_manifest, make_manifest
+from .problem.instances import load_instances, open_drawings
+from .problem.unseen import Unseen, load_unseen
 from .process.devices import check_device, n_cores
 from .process.logging import info, warn
 from .process.signals import raise_if_stopped
 from .remeasure import Kept, measure, table_seed
-from .unseen import Unseen, load_unseen
 
 EXIT_FAILED = 1
 _REFRESH_S = 1.0

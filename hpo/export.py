@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .choosing import Chosen
     from .config import StudyConfig
-    from .instances import Instance, Measuring
+    from .problem.instances import Instance, Measuring
 
 EXIT_FAILED = 1
 
@@ -130,7 +130,7 @@ def _export(
     from finetune.submission.proof import ProofError
 
     from .choosing import describe_origin
-    from .instances import load_measuring
+    from .problem.instances import load_measuring
 
     check_device(options.device)
     torch.set_num_threads(options.threads or _threads_of(chosen))
@@ -184,7 +184,7 @@ def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
 def _prove(submission: Path, config: StudyConfig, chosen: Chosen, measuring: Measuring) -> None:
     from finetune.submission.proof import check_call, check_imports, check_same_source, describe
 
-    from .call import noise_table
+    from .problem.evaluate import noise_table
 
     instance, claim = _claimed(chosen, measuring.instances)
     check_imports(submission)
@@ -231,7 +231,7 @@ def _challenge(
     )
     from finetune.model.checkpoints import list_networks
 
-    from .instances import open_drawings
+    from .problem.instances import open_drawings
 
     source = open_drawings(config, options.data)
     runes = held_out(source, config, options.held_out)

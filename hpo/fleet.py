@@ -57,7 +57,7 @@ def run_fleet(options: Options) -> int:
     import optuna
     import torch
 
-    from .instances import load_measuring
+    from .problem.instances import load_measuring
     from .progress import Display
     from .start import create
     from .summary import print_summary

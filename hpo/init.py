@@ -86,7 +86,7 @@ def init(
     from optuna.trial import TrialState
 
     from .database import FINISHED
-    from .instances import load_measuring
+    from .problem.instances import load_measuring
     from .start import create
     from .storage import shown, wait_for_server
 

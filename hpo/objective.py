@@ -12,12 +12,12 @@ import optuna
 from finetune.adapt import Progress
 from finetune.recipe import Recipe, RecipeError
 
-from .call import machine, timed_calls
 from .config import StudyConfig
 from .curve import KnownCurves, LearningCurve
-from .instances import Instance
 from .loop import Watch
 from .outcome import Outcome, TrialEndedError
+from .problem.evaluate import machine, timed_calls
+from .problem.instances import Instance
 from .pruner import Race, RacingPruner
 from .seeing.gallery import Artifact, Gallery
 from .seeing.showing import Showing

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import optuna
 
 from .config import StudyConfig
-from .instances import Instance
+from .problem.instances import Instance
 from .space import sample_recipe
 from .storage import shown
 

@@ -13,11 +13,11 @@ from finetune.adapt import Progress
 from finetune.model.checkpoints import network_digest
 from finetune.recipe import Recipe
 
-from .call import timed_call
 from .choosing import CALLS_PREFIX
 from .config import StudyConfig
 from .outcome import ending_of
-from .unseen import Unseen
+from .problem.evaluate import timed_call
+from .problem.unseen import Unseen
 
 
 def table_seed(config: StudyConfig) -> int:

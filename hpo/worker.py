@@ -54,10 +54,10 @@ def run_worker(options: Options) -> int:
     import torch
 
     from .database import FINISHED
-    from .instances import load_measuring
     from .loop import Loop, WorkerFailedError
     from .objective import Objective
     from .preview import print_preview
+    from .problem.instances import load_measuring
     from .progress import Display
     from .seeing.gallery import Gallery
     from .seeing.refresh import Story

@@ -7,13 +7,13 @@ from typing import Any
 import optuna
 from torch import nn
 
-from ..instances import Instance
 from ..outcome import Ending
+from ..problem.instances import Instance
+from ..problem.pictures import InstancePictures
 from ..process.logging import warn
 from .attrs import NOTE_KEY
 from .gallery import Artifact, Gallery
 from .notes import trial_note
-from .pictures import InstancePictures
 from .plots import plot_trial
 
 _PLOT = "learning curve and loss by time.png"

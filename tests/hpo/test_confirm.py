@@ -21,19 +21,19 @@ from finetune.data.runes import RuneSource
 from finetune.errors import UserError
 from finetune.recipe import Recipe
 from finetune.scoring.cost import Cost
-from hpo import call
 from hpo.choosing import CALLS_PREFIX, CONFIRMED_KEY, choose
 from hpo.config import StudyConfig, load_study_file
 from hpo.confirm import main
 from hpo.confirmed import describe_difference, to_text
 from hpo.export import main as export
-from hpo.instances import load_measuring
 from hpo.manifest import MANIFEST_KEY
+from hpo.problem import evaluate
+from hpo.problem.instances import load_measuring
+from hpo.problem.unseen import load_unseen
 from hpo.remeasure import Kept, table_seed
 from hpo.start import create
 from hpo.status import main as status
 from hpo.storage import load_study, open_storage
-from hpo.unseen import load_unseen
 from tests.hpo.standins import one_by_one
 from tests.settings import torch_threads
 
@@ -115,7 +115,13 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> optuna.Study:
 
 def add_trial(study: optuna.Study, lr: float, loss: float) -> None:
     recipe = Recipe(**FIXED, lr=lr)
-    call = {"instance": "thorn/0", "loss": loss, "standard_error": 0.01, "seconds": 0.1, "steps": 3}
+    evaluate = {
+        "instance": "thorn/0",
+        "loss": loss,
+        "standard_error": 0.01,
+        "seconds": 0.1,
+        "steps": 3,
+    }
     study.add_trial(
         optuna.trial.create_trial(
             state=TrialState.COMPLETE,
@@ -124,7 +130,7 @@ def add_trial(study: optuna.Study, lr: float, loss: float) -> None:
             distributions={"lr": LR},
             user_attrs={
                 "recipe": json.dumps(recipe.to_dict()),
-                "instances": [call],
+                "instances": [evaluate],
                 "longest_call_s": 0.1,
                 "outcome": "complete",
             },
@@ -145,7 +151,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fake], list[float]]:
             on_step(Progress(step=1, share=0.5, loss=1.0, elapsed_s=took))
             return Adapted(Offset(100 * recipe.lr), recipe.steps, took, stopped=False)
 
-        monkeypatch.setattr(call, "adapt_together", one_by_one(adapt))
+        monkeypatch.setattr(evaluate, "adapt_together", one_by_one(adapt))
         return made
 
     return put
@@ -231,7 +237,7 @@ def test_a_recipe_whose_answers_cost_too_much_is_out_and_all_costs_are_told(
         assert isinstance(model, Offset)
         return Cost(2.5 if model.constant < 0.15 else 1.5, 1.0)
 
-    monkeypatch.setattr(call, "measure_cost", cost)
+    monkeypatch.setattr(evaluate, "measure_cost", cost)
     assert run() == 0
     out = capsys.readouterr().out
     assert "an answer costs 2.50 of the plain network's; 2 are allowed" in out

@@ -37,8 +37,8 @@ from hpo import export as export_module
 from hpo.choosing import CONFIRMED_KEY, choose
 from hpo.config import StudyConfig, load_study_file
 from hpo.export import held_out, main
-from hpo.instances import Instance, load_instances
 from hpo.manifest import MANIFEST_KEY
+from hpo.problem.instances import Instance, load_instances
 from hpo.storage import open_storage
 from hpo.study_storage import StudyStorage
 from tests.settings import torch_threads

@@ -56,7 +56,7 @@ def test_a_study_is_created_with_its_manifest_and_queue_and_then_left_alone(
 MANY = """
 import os, sys
 import alembic.command, alembic.ddl, psycopg  # which takes time, and only once in this way
-import finetune.data.runes, hpo.instances, hpo.start
+import finetune.data.runes, hpo.problem.instances, hpo.start
 from hpo.init import init
 
 drawn = finetune.data.runes.open_drawn()

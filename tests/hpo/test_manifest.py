@@ -13,8 +13,8 @@ from finetune.data.runes import RuneSource, open_drawn
 from finetune.errors import UserError
 from hpo import manifest as manifest_module
 from hpo.config import StudyConfig
-from hpo.instances import load_instances
 from hpo.manifest import MANIFEST_KEY, check_manifest, make_manifest
+from hpo.problem.instances import load_instances
 
 BASE: dict[str, Any] = {
     "name": "s",

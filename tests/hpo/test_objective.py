@@ -18,12 +18,12 @@ from finetune.adapt import AdaptationError, Adapted, Progress
 from finetune.data.runes import Split
 from finetune.recipe import Recipe
 from finetune.scoring.cost import Cost
-from hpo import call
 from hpo import objective as objective_module
 from hpo.config import Budget, Limits, Pruner, Recovery, StudyConfig
-from hpo.instances import Instance
 from hpo.loop import Loop, WorkerFailedError
 from hpo.objective import Objective
+from hpo.problem import evaluate
+from hpo.problem.instances import Instance
 from hpo.progress import Display
 from hpo.results import best_trial
 from hpo.space import recipe_of
@@ -84,7 +84,7 @@ def run(config: StudyConfig, instances: list[Instance], monkeypatch: pytest.Monk
             return Adapted(Offset(constant), recipe.steps, seconds, stopped=False)
 
         whole_call = len(signature(fake).parameters) > 1
-        monkeypatch.setattr(call, "adapt_together", one_by_one(fake if whole_call else adapt))
+        monkeypatch.setattr(evaluate, "adapt_together", one_by_one(fake if whole_call else adapt))
         storage = open_storage(config.storage, worker="me")
         storage.create_study("s", {}, [{"lr": lr} for lr in lrs])
         study = load_study(storage, "s", pruner=make_pruner(config.pruner))
@@ -315,7 +315,7 @@ def test_each_call_stores_what_an_answer_costs_and_the_trial_their_mean(
         budgets.append(budget_s)
         return Cost(next(costs), 1.0)
 
-    monkeypatch.setattr(call, "measure_cost", measure)
+    monkeypatch.setattr(evaluate, "measure_cost", measure)
     seconds = iter([9.0, 0.5, 9.0])
     (trial,) = run(lambda r: (0.0, next(seconds)), [0.01])
     assert [m["cost"] for m in trial.user_attrs["instances"]] == [1.2, 1.4, 1.9]
@@ -329,7 +329,7 @@ def test_a_trial_whose_answers_cost_too_much_is_infeasible_and_never_best(
 ) -> None:
     object.__setattr__(config, "limits", Limits(cost=2.0))
     costs = iter([2.5, 2.0, 2.0, 2.0])
-    monkeypatch.setattr(call, "measure_cost", lambda *_, **__: Cost(next(costs), 1.0))
+    monkeypatch.setattr(evaluate, "measure_cost", lambda *_, **__: Cost(next(costs), 1.0))
     dear, fine = run(lambda r: (10 * r.lr, 1.0), [0.001, 0.002])
     assert dear.state == TrialState.PRUNED
     assert dear.user_attrs["outcome"] == "infeasible"

@@ -23,17 +23,17 @@ from finetune.adapt import AdaptationError, Adapted, Progress
 from finetune.data.runes import Split
 from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.recipe import Recipe
-from hpo import call
 from hpo.config import Budget, Recovery, StudyConfig
 from hpo.dashboard import Address, guard
-from hpo.instances import Instance
 from hpo.loop import Loop
 from hpo.objective import Objective
+from hpo.problem import evaluate
+from hpo.problem.instances import Instance
+from hpo.problem.pictures import N_SAMPLES, InstancePictures, draw_samples
 from hpo.progress import Display
 from hpo.seeing.attrs import NOTE_KEY
 from hpo.seeing.gallery import Gallery
 from hpo.seeing.notes import cell
-from hpo.seeing.pictures import N_SAMPLES, InstancePictures, draw_samples
 from hpo.seeing.plots import plot_trial
 from hpo.seeing.showing import Showing
 from hpo.seeing.store import open_store
@@ -100,7 +100,7 @@ def run_trials(
     study = load_study(storage, "s", pruner=optuna.pruners.NopPruner())
     showing = Showing(Gallery(place), config.feasible_s)
     with pytest.MonkeyPatch.context() as patch, Display("s", None, 0) as display:
-        patch.setattr(call, "adapt_together", one_by_one(adapt))
+        patch.setattr(evaluate, "adapt_together", one_by_one(adapt))
         Loop(
             study=study,
             storage=storage,

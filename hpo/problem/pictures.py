@@ -16,7 +16,7 @@ from finetune.flow import sample
 from finetune.model.groups import with_mean_class
 from finetune.scoring.pictures import save_sheet
 
-from ..instances import Instance
+from .instances import Instance
 
 # A quarter of the evaluations by which the same network's loss is measured in studies/runes.toml.
 N_SAMPLES, EULER_STEPS = 10, 24

@@ -17,9 +17,9 @@ from finetune.scoring.cost import measure_cost
 from finetune.scoring.estimators import LossTable, NoiseTable, estimate
 from finetune.side_by_side import Task, adapt_together
 
-from .config import StudyConfig
+from ..config import StudyConfig
+from ..outcome import Outcome, TrialEndedError
 from .instances import Instance
-from .outcome import Outcome, TrialEndedError
 
 _COST_SHARE, _COST_S = 0.05, 1.0  # of a call's seconds, and at most: to measure an answer's cost
 
