@@ -21,8 +21,8 @@ from tqdm import trange
 
 from hpo import database as db
 from hpo.config import StudyConfig
-from hpo.results import OVER_LIMIT
 from hpo.space import sample_recipe
+from hpo.trial.ranking import OVER_LIMIT
 
 STUDY = "storage"
 REPORTS = 8  # of each trial: the study "runes" measures a recipe on eight instances

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from optuna.trial import FrozenTrial
 
 from .config import Budget
-from .results import best_trials
+from .trial.ranking import best_trials
 
 
 def why_stop(

@@ -16,8 +16,8 @@ from finetune.recipe import Recipe, RecipeError
 from .choosing import BASELINE, read_recipe
 from .config import StudyConfig
 from .halving import Interval, interval, unit_means, units_of
-from .results import best_trials
-from .space import recipe_of
+from .trial.ranking import best_trials
+from .trial.recipe import recipe_of
 
 
 def title(name: str, number: int | None) -> str:

@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial
 from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 
-from .results import best_trial
-from .space import recipe_of
+from .trial.ranking import best_trial
+from .trial.recipe import recipe_of
 
 CONFIRMED_KEY = "confirmed"
 CALLS_PREFIX = "confirm:"  # of study attributes that hold one call of a confirmation each

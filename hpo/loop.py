@@ -17,13 +17,13 @@ from .budget import why_stop
 from .config import Budget, Recovery
 from .database import FINISHED
 from .lifecycle import NoTrial, TrialTakenError
-from .outcome import Ending, Outcome, ending_of
 from .process.logging import info, warn
 from .process.signals import acknowledge_stop, raise_if_stopped
 from .progress import Display
 from .pulse import Pulse
-from .results import FAILED, OVER_COST, OVER_LIMIT
 from .study_storage import StudyStorage
+from .trial.outcome import Ending, Outcome, ending_of
+from .trial.ranking import FAILED, OVER_COST, OVER_LIMIT
 
 _FIRST_POLL_S = 0.5
 _LONGEST_POLL_S = 5.0

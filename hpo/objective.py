@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import optuna
 
@@ -15,30 +15,16 @@ from finetune.recipe import Recipe, RecipeError
 from .config import StudyConfig
 from .curve import KnownCurves, LearningCurve
 from .loop import Watch
-from .outcome import Outcome, TrialEndedError
 from .problem.evaluate import machine, timed_calls
 from .problem.instances import Instance
 from .pruner import Race, RacingPruner
 from .seeing.gallery import Artifact, Gallery
 from .seeing.showing import Showing
 from .space import sample_recipe
+from .trial.outcome import Outcome, TrialEndedError
+from .trial.record import Measured
 
 _DIGITS = 4  # that are kept of losses by t, whose noise is larger
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One instance's outcome, as it is stored with the trial."""
-
-    instance: str
-    loss: float
-    standard_error: float
-    seconds: float
-    steps: int
-    curve: tuple[float, ...]  # training loss, by share of the schedule; see `LearningCurve`
-    per_t_bin: tuple[float | None, ...]  # loss by t, of `finetune.scoring.estimators.T_BINS` bins
-    picture: str | None = None  # id of the artifact that shows it
-    cost: float | None = None  # CPU time of an answer, over the plain network's
 
 
 class Objective:

@@ -14,7 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from .racing import Standings, Verdict
-from .results import NewlyComplete
+from .trial.ranking import NewlyComplete
 
 
 class Race:

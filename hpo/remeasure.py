@@ -15,9 +15,9 @@ from finetune.recipe import Recipe
 
 from .choosing import CALLS_PREFIX
 from .config import StudyConfig
-from .outcome import ending_of
 from .problem.evaluate import timed_call
 from .problem.unseen import Unseen
+from .trial.outcome import ending_of
 
 
 def table_seed(config: StudyConfig) -> int:

@@ -77,8 +77,8 @@ def _read(options: argparse.Namespace) -> Given:
     from .page.given import Given
     from .page.pictures import read_pictures
     from .page.references import read_references
-    from .page.runs import runs_of
     from .storage import load_study, looked_at
+    from .trial.record import runs_of
 
     config = load_study_file(options.study)
     references = read_references(options.references)

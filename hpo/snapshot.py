@@ -15,13 +15,12 @@ from .choosing import BASELINE
 from .config import Budget, StudyConfig
 from .importance import Importance, ImportanceError, importances
 from .lifecycle import Beat
-from .results import best_trials
-from .space import recipe_of
 from .storage import shown
-from .summary import changed_values
+from .trial.outcome import NO_OUTCOME
+from .trial.ranking import best_trials
+from .trial.recipe import changed_values, recipe_of
 
 PACE_WINDOW_S = 3600.0
-NO_OUTCOME = "not recorded"
 
 
 @dataclass(frozen=True)

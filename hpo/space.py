@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -152,11 +151,6 @@ def sample_recipe(
             values[name] = parameter.suggest(trial, name)
     fields = {name: value for name, value in values.items() if name in RECIPE_FIELDS}
     return Recipe.from_dict({**fixed, **fields})
-
-
-def recipe_of(trial: optuna.trial.FrozenTrial) -> Recipe:
-    """The recipe that a finished trial ran."""
-    return Recipe.from_dict(json.loads(trial.user_attrs["recipe"]))
 
 
 def _check_range(low: float, high: float, log: bool) -> None:

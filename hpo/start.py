@@ -13,10 +13,10 @@ from finetune.errors import UserError
 
 from .config import StudyConfig
 from .manifest import MADE_BY_KEY, MANIFEST_KEY, check_manifest, made_by
-from .results import best_trials
 from .storage import load_study, open_storage, shown
 from .strategy import make_pruner, make_sampler
 from .study_storage import StudyStorage
+from .trial.ranking import best_trials
 
 
 def join(

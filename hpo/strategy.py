@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from . import config
 from .pruner import RacingPruner
-from .results import is_feasible
+from .trial.ranking import is_feasible
 
 _BEST_SHARE = 0.25  # of the history that is the best trials, the rest being drawn from the others
 

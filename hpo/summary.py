@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import optuna
 from optuna.trial import TrialState
 
-from finetune.recipe import Recipe
-
 from .config import StudyConfig
 from .formatting import cost_of_answer
-from .results import best_trial, describe_loss
-from .space import recipe_of
-
-
-def changed_values(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe has otherwise than the default."""
-    default = Recipe().to_dict()
-    return {k: v for k, v in recipe.to_dict().items() if v != default[k]}
+from .trial.ranking import best_trial, describe_loss
+from .trial.recipe import changed_values, recipe_of
 
 
 def print_summary(study: optuna.Study, config: StudyConfig, asked: str) -> None:

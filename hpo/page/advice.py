@@ -10,10 +10,10 @@ from optuna.distributions import CategoricalDistribution
 
 from ..formatting import setting
 from ..snapshot import Status
+from ..trial.record import Run, finite
 from .blocks import Block, Code, Section, Text
 from .confirmation import Confirmation, read_confirmation
 from .given import Given
-from .runs import Run, finite
 
 _NEAR = 0.03  # of a range: a best value this near its end may be better beyond
 _MOST_ENDS = 5

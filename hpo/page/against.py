@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..halving import Interval
+from ..trial.record import Call
 from .confirmation import over_runes
-from .runs import Call
 
 
 @dataclass(frozen=True)

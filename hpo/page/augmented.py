@@ -11,11 +11,11 @@ import numpy as np
 from ..formatting import setting, with_error
 from ..seeing.outcomes import AUGMENTATIONS
 from ..space import RECIPE_FIELDS
+from ..trial.record import Run, finite
 from .blocks import Block, Figure, Figures, Section, Table, Text
 from .given import Given
 from .matters import SMALL_HIGH, SMALL_WIDE
 from .plot import Axis, Plot, label_axis
-from .runs import Run, finite
 from .scale import around
 
 _PARTS = 3  # of a number's values

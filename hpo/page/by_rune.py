@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..choosing import BASELINE
 from ..formatting import with_error
+from ..trial.record import Call
 from .blocks import Block, Figure, Pair, Section, Table, Text
 from .confirmation import Confirmation, losses_of, read_confirmation
 from .given import Given
 from .references import Place, confirmed_places, losses_on, searched_places
 from .rows import Mark, Row, rows_figure
-from .runs import Call
 
 _MOST_ROWS = 60
 _SIGMAS = 2.0

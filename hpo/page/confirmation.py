@@ -12,7 +12,7 @@ from finetune.recipe import Recipe, RecipeError
 from ..candidates import title
 from ..choosing import BASELINE, CALLS_PREFIX, CONFIRMED_KEY
 from ..halving import Interval, interval, unit_means, units_of
-from .runs import Call, finite
+from ..trial.record import Call, finite
 
 
 class _Stored(BaseModel):

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ..outcome import Outcome
-from ..snapshot import NO_OUTCOME
+from ..trial.outcome import NO_OUTCOME, Outcome
+from ..trial.record import Run
 from .blocks import Block, Figure, Section, Table, Text
 from .given import Given
 from .plain import plain
 from .references import searched_places
 from .rows import Mark, Row, rows_figure
-from .runs import Run
 
 _MOST_OUTCOMES = 20
 _REASON = 160  # characters

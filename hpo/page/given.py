@@ -14,9 +14,9 @@ from finetune.recipe import Recipe
 from ..config import StudyConfig
 from ..lifecycle import Beat
 from ..manifest import MANIFEST_KEY
+from ..trial.record import Run, best_of
 from .blocks import Picture
 from .references import Reference
-from .runs import Run, best_of
 
 
 @dataclass(frozen=True)

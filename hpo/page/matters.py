@@ -9,13 +9,13 @@ from optuna.distributions import CategoricalDistribution
 
 from ..formatting import setting
 from ..snapshot import Status
+from ..trial.record import Run, finite
 from .blocks import Block, Figure, Figures, Pair, Section, Table, Text
 from .course import loss_limit
 from .given import Given
 from .plain import plain
 from .plot import Plot, axis_of, label_axis
 from .rows import Mark, Row, rows_figure
-from .runs import Run, finite
 
 _MOST_ROWS = 12
 _MOST_SLICES = 6

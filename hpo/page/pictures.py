@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial
 from PIL import Image, UnidentifiedImageError
 
 from ..choosing import CONFIRMED_KEY
-from ..results import best_trials
 from ..seeing.store import Store
+from ..trial.ranking import best_trials
 from .blocks import Picture
 from .plain import plain
 

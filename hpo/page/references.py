@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune.errors import UserError
 
-from .runs import Call, finite
+from ..trial.record import Call, finite
 
 MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "references.jsonl"
 NAMES = ("A", "B")

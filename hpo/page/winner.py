@@ -9,13 +9,13 @@ from finetune.challenge import POINTS, points
 from ..choosing import BASELINE
 from ..confirmed import describe_difference
 from ..formatting import duration, with_error
+from ..trial.record import Call, Run
 from .against import against
 from .blocks import Block, Figure, Section, Table, Text
 from .confirmation import Confirmation, Standing, losses_of, over_runes, read_confirmation
 from .given import Given, points_text
 from .references import confirmed_places, losses_on, searched_places
 from .rows import Mark, Row, rows_figure
-from .runs import Call, Run
 
 _MOST_TRIALS = 8
 _COST = "cost of an answer"

@@ -18,7 +18,7 @@ from finetune.scoring.estimators import LossTable, NoiseTable, estimate
 from finetune.side_by_side import Task, adapt_together
 
 from ..config import StudyConfig
-from ..outcome import Outcome, TrialEndedError
+from ..trial.outcome import Outcome, TrialEndedError
 from .instances import Instance
 
 _COST_SHARE, _COST_S = 0.05, 1.0  # of a call's seconds, and at most: to measure an answer's cost

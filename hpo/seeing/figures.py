@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from finetune.challenge import POINTS
 
 from ..config import StudyConfig
-from ..results import best_trials, is_feasible
+from ..trial.ranking import best_trials, is_feasible
 from .outcomes import AUGMENTATIONS, Group, outcomes
 
 Figure = dict[str, Any]

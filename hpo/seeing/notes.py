@@ -10,9 +10,8 @@ from optuna.trial import FrozenTrial
 from finetune.recipe import Recipe
 
 from ..formatting import cost_of_answer, with_error
-from ..outcome import Ending, Outcome
-from ..space import recipe_of
-from ..summary import changed_values
+from ..trial.outcome import Ending, Outcome
+from ..trial.recipe import changed_values, recipe_of
 
 
 def trial_note(

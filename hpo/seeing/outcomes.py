@@ -13,7 +13,7 @@ from typing import Any
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
 
-from ..outcome import Outcome
+from ..trial.outcome import Outcome
 
 # The recipe's fields of its augmentation mix.
 AUGMENTATIONS = (

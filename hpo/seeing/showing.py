@@ -7,10 +7,10 @@ from typing import Any
 import optuna
 from torch import nn
 
-from ..outcome import Ending
 from ..problem.instances import Instance
 from ..problem.pictures import InstancePictures
 from ..process.logging import warn
+from ..trial.outcome import Ending
 from .attrs import NOTE_KEY
 from .gallery import Artifact, Gallery
 from .notes import trial_note

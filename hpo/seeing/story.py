@@ -17,9 +17,9 @@ from ..manifest import MANIFEST_KEY
 from ..page.against import Against, against
 from ..page.confirmation import Confirmation, losses_of, read_confirmation
 from ..page.references import confirmed_places, losses_on, read_references, searched_places
-from ..page.runs import runs_of
-from ..results import best_trials, is_feasible
 from ..snapshot import Best, Status
+from ..trial.ranking import best_trials, is_feasible
+from ..trial.record import runs_of
 from .notes import cell, counted, shown, table
 
 _QUEUED = "fixed_params"  # Optuna's attribute of trials that were asked for

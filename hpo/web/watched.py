@@ -18,9 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 from finetune.errors import UserError
 
 from ..patience import Patience
-from ..results import is_feasible
 from ..seeing.attrs import NOTE_KEY, NOTE_TEXT, NOTE_VERSION, PLOT
 from ..study_storage import StudyStorage
+from ..trial.ranking import is_feasible
 
 T = TypeVar("T")
 

@@ -20,11 +20,11 @@ from PIL import Image
 
 from benchmarks.browser import dashboard
 from hpo.config import load_study_file
-from hpo.outcome import Ending, Outcome
 from hpo.seeing.gallery import Gallery
 from hpo.seeing.refresh import Story
 from hpo.seeing.showing import Showing
 from hpo.storage import load_study, open_storage
+from hpo.trial.outcome import Ending, Outcome
 
 REPO = Path(__file__).parents[2]
 SHOTS = REPO / "build" / "screenshots"

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.budget import compute_seconds, why_stop
 from hpo.config import Budget
-from hpo.results import OVER_LIMIT
+from hpo.trial.ranking import OVER_LIMIT
 
 START = datetime(2026, 1, 1)
 

@@ -25,10 +25,10 @@ from hpo.objective import Objective
 from hpo.problem import evaluate
 from hpo.problem.instances import Instance
 from hpo.progress import Display
-from hpo.results import best_trial
-from hpo.space import recipe_of
 from hpo.storage import load_study, open_storage
 from hpo.strategy import make_pruner
+from hpo.trial.ranking import best_trial
+from hpo.trial.recipe import recipe_of
 from tests.hpo.standins import one_by_one
 
 Fake = Callable[..., Any]

@@ -15,7 +15,7 @@ from scipy import special, stats
 
 from hpo.pruner import Race, RacingPruner
 from hpo.racing import Standings, nominal_level, variance_prior
-from hpo.results import OVER_LIMIT
+from hpo.trial.ranking import OVER_LIMIT
 
 K = 8
 

@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 from finetune.recipe import Recipe
 from hpo.config import StudyConfig, load_study_file
 from hpo.lifecycle import Beat
-from hpo.outcome import Outcome
-from hpo.results import OVER_LIMIT
 from hpo.snapshot import Status, status_of
+from hpo.trial.outcome import Outcome
+from hpo.trial.ranking import OVER_LIMIT
 
 FILE = """
 name = "s"

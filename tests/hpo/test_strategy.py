@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.config import Sampler
-from hpo.results import FAILED
 from hpo.strategy import BoundedSampler, History, make_sampler
+from hpo.trial.ranking import FAILED
 
 
 def trial(number: int, value: float, state: TrialState, failed: bool) -> FrozenTrial:

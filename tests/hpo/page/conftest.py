@@ -32,10 +32,10 @@ from hpo.halving import halve, units_of
 from hpo.manifest import MADE_BY_KEY, MANIFEST_KEY
 from hpo.page.given import Given
 from hpo.page.references import Reference
-from hpo.page.runs import runs_of
-from hpo.results import FAILED, OVER_LIMIT
 from hpo.space import sample_recipe
 from hpo.storage import load_study, open_storage
+from hpo.trial.ranking import FAILED, OVER_LIMIT
+from hpo.trial.record import runs_of
 
 START = datetime(2026, 1, 5, 8, 0)
 DATA, NETWORK = "0123456789ab", "ba9876543210"

@@ -25,9 +25,9 @@ from hpo import importance
 from hpo.choosing import CONFIRMED_KEY
 from hpo.config import StudyConfig
 from hpo.report import main
-from hpo.results import best_trials
 from hpo.seeing.gallery import Gallery
 from hpo.storage import load_study, open_storage
+from hpo.trial.ranking import best_trials
 
 REPO = Path(__file__).parents[3]
 PUBLISHED = REPO / "studies" / "results" / "runes.db.gz"

@@ -23,8 +23,8 @@ from hpo.page.confirmation import Confirmation, losses_of, read_confirmation
 from hpo.page.course import loss_limit, pareto
 from hpo.page.given import Given
 from hpo.page.recipe import to_toml
-from hpo.page.runs import Run, best_of, finite, runs_of
 from hpo.page.story import story_of
+from hpo.trial.record import Run, best_of, finite, runs_of
 
 Make = Callable[..., Given]
 Attrs = dict[str, Any]

@@ -13,9 +13,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from finetune.recipe import Recipe
 
-from ..results import is_feasible
-from ..snapshot import NO_OUTCOME
-from ..space import recipe_of
+from .outcome import NO_OUTCOME
+from .ranking import is_feasible
+from .recipe import recipe_of
 
 
 @dataclass(frozen=True)
@@ -125,3 +125,18 @@ def _calls(stored: object) -> tuple[Call, ...]:
         if loss is not None:
             found.append(Call(entry["instance"], loss, finite(entry.get("standard_error"))))
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One instance's outcome, as it is stored with the trial."""
+
+    instance: str
+    loss: float
+    standard_error: float
+    seconds: float
+    steps: int
+    curve: tuple[float, ...]  # training loss, by share of the schedule; see `LearningCurve`
+    per_t_bin: tuple[float | None, ...]  # loss by t, of `finetune.scoring.estimators.T_BINS` bins
+    picture: str | None = None  # id of the artifact that shows it
+    cost: float | None = None  # CPU time of an answer, over the plain network's

@@ -105,3 +105,6 @@ def _is_lack_of_memory(error: Exception) -> bool:
 def _first_line(error: Exception) -> str:
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+NO_OUTCOME = "not recorded"
