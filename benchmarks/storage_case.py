@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.config import load_study_file
-from hpo.database import TRIALS
+from hpo.storage.tables import TRIALS
 
 from .storage_services import SERVICES, Orders, Phase, Service, System
 

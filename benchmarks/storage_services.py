@@ -19,7 +19,8 @@ from optuna.storages._cached_storage import _CachedStorage
 from hpo.config import Budget, StudyConfig
 from hpo.loop import Loop, Watch
 from hpo.progress import Display
-from hpo.storage import load_study, open_storage, parse_url
+from hpo.storage.open import load_study, open_storage
+from hpo.storage.url import parse_url
 from hpo.strategy import make_pruner, make_sampler
 
 from .storage_fill import STUDY, TrialWork, plain_objective

@@ -1,4 +1,7 @@
-"""When a study has had enough; the number of trials is `hpo.lifecycle.claim`'s, which is exact."""
+"""When a study has had enough.
+
+The number of trials is `hpo.storage.transactions.claim`'s, which is exact.
+"""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def _run(options: argparse.Namespace) -> int:
     import optuna
 
     from .config import load_study_file
-    from .storage import load_study, open_existing
+    from .storage.open import load_study, open_existing
 
     config = load_study_file(options.study).on_drawings(
         options.alphabet, options.drawings, options.train

@@ -18,8 +18,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from . import database as db
 from .seeing.store import Store
+from .storage import tables as db
 
 Advance = Callable[[int], object]  # told how many trials more are done
 

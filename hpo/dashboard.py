@@ -133,8 +133,8 @@ def _serve(options: argparse.Namespace) -> int:
         import waitress
 
         from .config import load_study_file
-        from .published import is_published, unpacked
-        from .storage import shown
+        from .storage.compressed import is_published, unpacked
+        from .storage.url import shown
         from .web.live import LiveDashboard
 
         config = load_study_file(options.study)

@@ -108,7 +108,7 @@ def _check_free(path: Path, force: bool) -> None:
 
 
 def _open_study(config: StudyConfig, options: argparse.Namespace) -> optuna.Study:
-    from .storage import load_study, open_existing
+    from .storage.open import load_study, open_existing
 
     storage = open_existing(config.storage_url(options.storage), options.study)
     try:

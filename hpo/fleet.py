@@ -16,10 +16,10 @@ from tqdm import tqdm
 from finetune.errors import EXIT_BAD_INPUT, UserError
 
 from .arguments import Options
-from .database import FINISHED
 from .process.devices import check_device, choose_device, share_cores
 from .process.logging import info, start_log, warn
 from .process.signals import raise_if_stopped
+from .storage.tables import FINISHED
 
 _LOOK_S = 0.5
 _SHOW_S = 3.0

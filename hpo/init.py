@@ -85,10 +85,11 @@ def init(
     import optuna
     from optuna.trial import TrialState
 
-    from .database import FINISHED
     from .problem.instances import load_measuring
     from .start import create
-    from .storage import shown, wait_for_server
+    from .storage.open import wait_for_server
+    from .storage.tables import FINISHED
+    from .storage.url import shown
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     measuring = load_measuring(config, data)

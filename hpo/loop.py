@@ -15,13 +15,13 @@ from finetune.errors import UserError
 
 from .budget import why_stop
 from .config import Budget, Recovery
-from .database import FINISHED
-from .lifecycle import NoTrial, TrialTakenError
 from .process.logging import info, warn
 from .process.signals import acknowledge_stop, raise_if_stopped
 from .progress import Display
 from .pulse import Pulse
-from .study_storage import StudyStorage
+from .storage.rdb import StudyStorage
+from .storage.tables import FINISHED
+from .storage.transactions import NoTrial, TrialTakenError
 from .trial.outcome import Ending, Outcome, ending_of
 from .trial.ranking import FAILED, OVER_COST, OVER_LIMIT
 

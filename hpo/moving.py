@@ -14,12 +14,13 @@ from finetune.errors import UserError
 
 from .config import Recovery, StudyConfig, load_study_file
 from .copying import StudyRows, copy_file, difference, insert_study
-from .database import STUDIES, TRIALS
-from .lifecycle import beats
-from .patience import words_of
 from .seeing.store import Store, check_directory, open_store
-from .storage import never_idle, open_storage, parse_url, reading, shown
-from .study_storage import StudyStorage
+from .storage.errors import words_of
+from .storage.open import never_idle, open_storage, reading
+from .storage.rdb import StudyStorage
+from .storage.tables import STUDIES, TRIALS
+from .storage.transactions import beats
+from .storage.url import parse_url, shown
 
 _PATIENCE_S = 10.0
 

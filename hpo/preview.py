@@ -10,7 +10,7 @@ import optuna
 from .config import StudyConfig
 from .problem.instances import Instance
 from .space import sample_recipe
-from .storage import shown
+from .storage.url import shown
 
 
 def print_preview(

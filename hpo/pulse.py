@@ -8,10 +8,10 @@ import time
 from optuna.trial import TrialState
 
 from .config import Recovery
-from .lifecycle import Beat
-from .patience import words_of
 from .process.logging import info, warn
-from .study_storage import StudyStorage
+from .storage.errors import words_of
+from .storage.rdb import StudyStorage
+from .storage.transactions import Beat
 
 
 class Pulse:

@@ -77,7 +77,7 @@ def _read(options: argparse.Namespace) -> Given:
     from .page.given import Given
     from .page.pictures import read_pictures
     from .page.references import read_references
-    from .storage import load_study, looked_at
+    from .storage.open import load_study, looked_at
     from .trial.record import runs_of
 
     config = load_study_file(options.study)

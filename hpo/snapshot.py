@@ -14,8 +14,8 @@ from .budget import compute_seconds, why_stop
 from .choosing import BASELINE
 from .config import Budget, StudyConfig
 from .importance import Importance, ImportanceError, importances
-from .lifecycle import Beat
-from .storage import shown
+from .storage.transactions import Beat
+from .storage.url import shown
 from .trial.outcome import NO_OUTCOME
 from .trial.ranking import best_trials
 from .trial.recipe import changed_values, recipe_of

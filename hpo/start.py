@@ -13,9 +13,10 @@ from finetune.errors import UserError
 
 from .config import StudyConfig
 from .manifest import MADE_BY_KEY, MANIFEST_KEY, check_manifest, made_by
-from .storage import load_study, open_storage, shown
+from .storage.open import load_study, open_storage
+from .storage.rdb import StudyStorage
+from .storage.url import shown
 from .strategy import make_pruner, make_sampler
-from .study_storage import StudyStorage
 from .trial.ranking import best_trials
 
 

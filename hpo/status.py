@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .choosing import CONFIRMED_KEY
     from .config import load_study_file
     from .snapshot import status_of
-    from .storage import load_study, looked_at
+    from .storage.open import load_study, looked_at
 
     config = load_study_file(options.study)
     url = config.storage_url(options.storage)

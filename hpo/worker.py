@@ -53,7 +53,6 @@ def run_worker(options: Options) -> int:
     import optuna
     import torch
 
-    from .database import FINISHED
     from .loop import Loop, WorkerFailedError
     from .objective import Objective
     from .preview import print_preview
@@ -63,6 +62,7 @@ def run_worker(options: Options) -> int:
     from .seeing.refresh import Story
     from .seeing.showing import Showing
     from .start import join
+    from .storage.tables import FINISHED
     from .summary import print_summary
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs tracebacks as warnings

@@ -12,8 +12,8 @@ from finetune.challenge import points
 from finetune.recipe import Recipe
 
 from ..config import StudyConfig
-from ..lifecycle import Beat
 from ..manifest import MANIFEST_KEY
+from ..storage.transactions import Beat
 from ..trial.record import Run, best_of
 from .blocks import Picture
 from .references import Reference

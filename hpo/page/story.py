@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..published import is_published
 from ..snapshot import Status, status_of
-from ..storage import parse_url
+from ..storage.compressed import is_published
+from ..storage.url import parse_url
 from .advice import advice_section
 from .augmented import augmented_section
 from .blocks import Block, Section, Story, Text

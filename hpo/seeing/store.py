@@ -39,8 +39,8 @@ def default_place(study: str, storage_url: str) -> str:
     Raises:
         UserError: ``storage_url`` is no database URL.
     """
-    from ..published import plain_url
-    from ..storage import parse_url
+    from ..storage.compressed import plain_url
+    from ..storage.url import parse_url
 
     parsed = parse_url(plain_url(storage_url))
     if parsed.get_backend_name() == "sqlite" and parsed.database:

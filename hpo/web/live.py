@@ -19,7 +19,8 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from finetune.errors import UserError
 
 from ..seeing.store import Store
-from ..storage import open_storage, parse_url, shown
+from ..storage.open import open_storage
+from ..storage.url import parse_url, shown
 from .prepared import Prepared
 from .replies import page, redirect, reply
 from .watched import WatchedStorage, with_notes, without_infeasible

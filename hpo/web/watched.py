@@ -17,9 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from finetune.errors import UserError
 
-from ..patience import Patience
 from ..seeing.attrs import NOTE_KEY, NOTE_TEXT, NOTE_VERSION, PLOT
-from ..study_storage import StudyStorage
+from ..storage.rdb import StudyStorage
+from ..storage.retry import Patience
 from ..trial.ranking import is_feasible
 
 T = TypeVar("T")

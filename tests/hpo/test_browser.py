@@ -23,7 +23,7 @@ from hpo.config import load_study_file
 from hpo.seeing.gallery import Gallery
 from hpo.seeing.refresh import Story
 from hpo.seeing.showing import Showing
-from hpo.storage import load_study, open_storage
+from hpo.storage.open import load_study, open_storage
 from hpo.trial.outcome import Ending, Outcome
 
 REPO = Path(__file__).parents[2]
@@ -210,7 +210,7 @@ def test_a_new_trial_comes_by_itself(page: Any, url: str, seen: Seen) -> None:
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of many trials, copies of one."""
-    from hpo import database as db
+    from hpo.storage import tables as db
 
     folder = tmp_path_factory.mktemp("many")
     made = Seen(folder)

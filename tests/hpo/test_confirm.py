@@ -33,7 +33,7 @@ from hpo.problem.unseen import load_unseen
 from hpo.remeasure import Kept, table_seed
 from hpo.start import create
 from hpo.status import main as status
-from hpo.storage import load_study, open_storage
+from hpo.storage.open import load_study, open_storage
 from tests.hpo.standins import one_by_one
 from tests.settings import torch_threads
 
@@ -115,7 +115,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> optuna.Study:
 
 def add_trial(study: optuna.Study, lr: float, loss: float) -> None:
     recipe = Recipe(**FIXED, lr=lr)
-    evaluate = {
+    call = {
         "instance": "thorn/0",
         "loss": loss,
         "standard_error": 0.01,
@@ -130,7 +130,7 @@ def add_trial(study: optuna.Study, lr: float, loss: float) -> None:
             distributions={"lr": LR},
             user_attrs={
                 "recipe": json.dumps(recipe.to_dict()),
-                "instances": [evaluate],
+                "instances": [call],
                 "longest_call_s": 0.1,
                 "outcome": "complete",
             },

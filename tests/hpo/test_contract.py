@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from finetune.errors import UserError
-from hpo.database import HEARTBEATS, STATE_INDEX
-from hpo.lifecycle import NoTrial, TrialTakenError
-from hpo.storage import load_study, open_storage, parse_url
-from hpo.study_storage import StudyStorage
+from hpo.storage.open import load_study, open_storage
+from hpo.storage.rdb import StudyStorage
+from hpo.storage.tables import HEARTBEATS, STATE_INDEX
+from hpo.storage.transactions import NoTrial, TrialTakenError
+from hpo.storage.url import parse_url
 
 REPO = Path(__file__).parents[2]
 
@@ -64,7 +65,7 @@ def test_fifty_processes_open_an_empty_database_in_the_same_instant(url: str) ->
     script = """
 import os, sys, time
 import alembic.command, alembic.ddl, psycopg  # or each of them would, at its own speed
-from hpo.storage import open_storage, load_study
+from hpo.storage.open import open_storage, load_study
 start = time.time() + 0.5
 children = []
 for i in range(50):

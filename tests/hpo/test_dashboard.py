@@ -24,10 +24,10 @@ from optuna.trial import TrialState
 
 from finetune.errors import UserError
 from hpo.dashboard import Address, check_exposure, guard, listen, main, read_token
-from hpo.patience import Patience
 from hpo.seeing.store import open_store
-from hpo.storage import load_study, open_storage
-from hpo.study_storage import StudyStorage
+from hpo.storage.open import load_study, open_storage
+from hpo.storage.rdb import StudyStorage
+from hpo.storage.retry import Patience
 from hpo.web.live import LiveDashboard
 from hpo.web.read_only import reads
 

@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo.dashboard import Address, guard
-from hpo.storage import load_study, open_storage
+from hpo.storage.open import load_study, open_storage
 from hpo.web import watched
 from hpo.web.live import LiveDashboard
 from hpo.web.prepared import Prepared

@@ -39,8 +39,8 @@ from hpo.config import StudyConfig, load_study_file
 from hpo.export import held_out, main
 from hpo.manifest import MANIFEST_KEY
 from hpo.problem.instances import Instance, load_instances
-from hpo.storage import open_storage
-from hpo.study_storage import StudyStorage
+from hpo.storage.open import open_storage
+from hpo.storage.rdb import StudyStorage
 from tests.settings import torch_threads
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from benchmarks.postgres import PASSWORD, Postgres
 from finetune.errors import UserError
 from hpo.init import init, main
 from hpo.manifest import MANIFEST_KEY
-from hpo.storage import load_study, open_storage
+from hpo.storage.open import load_study, open_storage
 
 if TYPE_CHECKING:
     from tests.conftest import Nursery

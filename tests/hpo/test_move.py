@@ -38,10 +38,11 @@ from benchmarks.storage_fill import fill, make_trials
 from finetune.errors import UserError
 from hpo import copying, moving
 from hpo.config import load_study_file
-from hpo.database import HEARTBEATS, STUDIES, STUDY_SYSTEM_ATTRS, TRIALS, utc_now
 from hpo.move import main
-from hpo.storage import load_study, open_storage, parse_url
-from hpo.study_storage import StudyStorage
+from hpo.storage.open import load_study, open_storage
+from hpo.storage.rdb import StudyStorage
+from hpo.storage.tables import HEARTBEATS, STUDIES, STUDY_SYSTEM_ATTRS, TRIALS, utc_now
+from hpo.storage.url import parse_url
 
 if TYPE_CHECKING:
     from tests.conftest import Forked, Nursery, Process

@@ -19,7 +19,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.postgres import PASSWORD, Postgres
-from hpo.storage import load_study, open_storage
+from hpo.storage.open import load_study, open_storage
 
 if TYPE_CHECKING:
     from tests.conftest import Nursery, Process

@@ -17,9 +17,10 @@ import waitress
 from finetune.errors import UserError
 from hpo import importance
 from hpo.dashboard import main as dashboard
-from hpo.published import is_published, unpacked
 from hpo.status import main as status
-from hpo.storage import load_study, looked_at, open_storage, shown
+from hpo.storage.compressed import is_published, unpacked
+from hpo.storage.open import load_study, looked_at, open_storage
+from hpo.storage.url import shown
 
 REPO = Path(__file__).parents[2]
 PUBLISHED = REPO / "studies" / "results" / "runes.db.gz"

@@ -24,8 +24,8 @@ from hpo.seeing.attrs import NOTE_TEXT, NOTE_VERSION, PLOT
 from hpo.seeing.figures import MOST_POINTS
 from hpo.seeing.outcomes import AUGMENTATIONS, outcomes
 from hpo.seeing.refresh import Story
-from hpo.storage import load_study, open_storage
-from hpo.study_storage import StudyStorage
+from hpo.storage.open import load_study, open_storage
+from hpo.storage.rdb import StudyStorage
 
 LR = FloatDistribution(1e-4, 1e-1, log=True)
 SPACE: dict[str, BaseDistribution] = {

@@ -37,7 +37,7 @@ from hpo.seeing.notes import cell
 from hpo.seeing.plots import plot_trial
 from hpo.seeing.showing import Showing
 from hpo.seeing.store import open_store
-from hpo.storage import load_study, open_storage
+from hpo.storage.open import load_study, open_storage
 from hpo.web.live import LiveDashboard
 from tests.hpo.standins import one_by_one
 

@@ -19,8 +19,8 @@ from hpo.config import StudyConfig, load_study_file
 from hpo.importance import Importance
 from hpo.snapshot import Best, Confirmed, Pace, Status, Worker
 from hpo.status import main, to_json, to_text
-from hpo.storage import load_study, open_existing, open_storage
-from hpo.study_storage import StudyStorage
+from hpo.storage.open import load_study, open_existing, open_storage
+from hpo.storage.rdb import StudyStorage
 
 FILE = """
 name = "s"

@@ -15,8 +15,9 @@ import sqlalchemy as sa
 
 from benchmarks.postgres import PASSWORD, Postgres
 from finetune.errors import UserError
-from hpo.database import STATE_INDEX
-from hpo.storage import open_storage, parse_url, shown
+from hpo.storage.open import open_storage
+from hpo.storage.tables import STATE_INDEX
+from hpo.storage.url import parse_url, shown
 
 REPO = Path(__file__).parents[2]
 
@@ -87,8 +88,8 @@ def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path) -> None:
     script = """
 import sys
 from finetune.errors import UserError
-from hpo.database import STATE_INDEX
-from hpo.storage import open_storage
+from hpo.storage.tables import STATE_INDEX
+from hpo.storage.open import open_storage
 try:
     storage = open_storage(sys.argv[1])
     storage.create_study("s", {"long": "x" * 4_000_000}, [])

@@ -8,8 +8,8 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.storage import load_study, open_storage
-from hpo.study_storage import StudyStorage
+from hpo.storage.open import load_study, open_storage
+from hpo.storage.rdb import StudyStorage
 
 
 class Study:

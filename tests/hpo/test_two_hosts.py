@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from benchmarks.hosts import NETWORK, Switch
 from benchmarks.postgres import PASSWORD, Postgres
-from hpo.storage import load_study, open_storage
+from hpo.storage.open import load_study, open_storage
 
 if TYPE_CHECKING:
     from tests.conftest import Forked, Nurse, Process
@@ -113,7 +113,7 @@ CHEAP = str(Path(__file__).with_name("cheap_worker.py"))
 HOLD = """
 import sys, time
 from hpo import lifecycle
-from hpo.storage import load_study, open_storage
+from hpo.storage.open import load_study, open_storage
 storage = open_storage(sys.argv[1])
 with storage.database.at_once() as c:
     lifecycle.join_study(c, load_study(storage, "cheap")._study_id)

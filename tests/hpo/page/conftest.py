@@ -22,7 +22,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks import storage_fill
 from finetune.recipe import Recipe
-from hpo import database as db
 from hpo import importance
 from hpo.candidates import choose_candidates
 from hpo.choosing import CALLS_PREFIX, CONFIRMED_KEY
@@ -33,7 +32,8 @@ from hpo.manifest import MADE_BY_KEY, MANIFEST_KEY
 from hpo.page.given import Given
 from hpo.page.references import Reference
 from hpo.space import sample_recipe
-from hpo.storage import load_study, open_storage
+from hpo.storage import tables as db
+from hpo.storage.open import load_study, open_storage
 from hpo.trial.ranking import FAILED, OVER_LIMIT
 from hpo.trial.record import runs_of
 

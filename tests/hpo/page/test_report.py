@@ -26,7 +26,7 @@ from hpo.choosing import CONFIRMED_KEY
 from hpo.config import StudyConfig
 from hpo.report import main
 from hpo.seeing.gallery import Gallery
-from hpo.storage import load_study, open_storage
+from hpo.storage.open import load_study, open_storage
 from hpo.trial.ranking import best_trials
 
 REPO = Path(__file__).parents[3]

@@ -14,11 +14,11 @@ from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
-from . import lifecycle
-from .database import Database
-from .lifecycle import Beat, NoTrial, Writes
-from .patience import Patience
-from .trial_cache import TrialCache
+from . import transactions
+from .cache import TrialCache
+from .retry import Patience
+from .tables import Database
+from .transactions import Beat, NoTrial, Writes
 
 
 class StudyStorage(BaseStorage):
@@ -44,13 +44,15 @@ class StudyStorage(BaseStorage):
     ) -> bool:
         """Create a study, its attributes and its first recipes as one; false if it exists."""
         try:
-            return self.database.transact(lambda c: lifecycle.create_study(c, name, attrs, queue))
+            return self.database.transact(
+                lambda c: transactions.create_study(c, name, attrs, queue)
+            )
         except sa.exc.IntegrityError:  # another process was quicker
             return False
 
     def join_study(self, study_id: int) -> int:
         """This worker's ordinal in the study, from 0."""
-        return self.database.transact(lambda c: lifecycle.join_study(c, study_id))
+        return self.database.transact(lambda c: transactions.join_study(c, study_id))
 
     def claim(self, study_id: int, budget: int | None) -> int | NoTrial:
         """The id of a trial for this worker to run; see `lifecycle.claim`."""
@@ -59,7 +61,7 @@ class StudyStorage(BaseStorage):
         def work(c: sa.Connection) -> int | NoTrial:
             nonlocal again
             tried, again = again, True
-            return lifecycle.claim(c, study_id, self.worker, budget, again=tried)
+            return transactions.claim(c, study_id, self.worker, budget, again=tried)
 
         claimed = self.database.transact(work)
         if isinstance(claimed, int):
@@ -90,24 +92,24 @@ class StudyStorage(BaseStorage):
     def beat(self, trial_id: int) -> bool:
         """A sign of life, not tried again; false if the trial is not this worker's any more."""
         with self.database.at_once() as c:
-            return lifecycle.beat(c, trial_id, self.worker)
+            return transactions.beat(c, trial_id, self.worker)
 
     def beats(self, study_id: int) -> list[Beat]:
         """The signs of life of all running trials, read once, not tried again."""
         with self.database.at_once() as c:
-            return lifecycle.beats(c, study_id)
+            return transactions.beats(c, study_id)
 
     def take_from_lost(self, lost: Beat, retries: int) -> TrialState | None:
         """Queue a lost worker's trial again, or fail it; see `lifecycle.take_from_lost`."""
         with self.database.at_once() as c:
-            return lifecycle.take_from_lost(c, lost, retries)
+            return transactions.take_from_lost(c, lost, retries)
 
     def hand_back(self, study_id: int, why: str, patience_s: float) -> list[int]:
         """Queue again what this worker holds; returns the numbers of those trials."""
 
         def work() -> list[int]:
             with self.database.at_once() as c:
-                return lifecycle.hand_back(c, study_id, self.worker, why)
+                return transactions.hand_back(c, study_id, self.worker, why)
 
         return Patience(self.database.patience.what, patience_s).call(work)
 
@@ -150,7 +152,7 @@ class StudyStorage(BaseStorage):
             return True
         won = self.database.set_trial_state_values(trial_id, state, values)
         if won and state == TrialState.RUNNING:
-            self.database.transact(lambda c: lifecycle.mark_claimed(c, trial_id, self.worker))
+            self.database.transact(lambda c: transactions.mark_claimed(c, trial_id, self.worker))
         return won
 
     def set_trial_param(
@@ -190,7 +192,7 @@ class StudyStorage(BaseStorage):
         batch.reports.update(writes.reports)
 
     def _write(self, trial_id: int, writes: Writes) -> None:
-        self.database.transact(lambda c: lifecycle.write(c, trial_id, self.worker, writes))
+        self.database.transact(lambda c: transactions.write(c, trial_id, self.worker, writes))
 
     # -- Optuna's interface: studies ---------------------------------------------------------
 

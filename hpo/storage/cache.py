@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from optuna.trial import FrozenTrial, TrialState
 
-from .database import FINISHED, Database
+from .tables import FINISHED, Database
 
 
 class TrialCache:

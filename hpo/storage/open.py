@@ -16,14 +16,15 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 from filelock import FileLock
-from sqlalchemy.engine import make_url
 
 from finetune.errors import UserError
 
-from .database import STUDIES, Database, hasten
-from .patience import Patience, explain
-from .published import is_published, unpacked
-from .study_storage import StudyStorage
+from .compressed import unpacked
+from .errors import explain
+from .rdb import StudyStorage
+from .retry import Patience
+from .tables import STUDIES, Database, hasten
+from .url import hide_passwords, parse_url, shown
 
 PATIENCE_S = 3600.0
 _BRIEF_PATIENCE_S = 10.0
@@ -44,47 +45,6 @@ _SESSION = {
     "idle_in_transaction_session_timeout": 120_000,  # ms
 }
 _LOCK_KEY = 0x72756E6573  # of PostgreSQL's advisory lock while tables are made
-
-
-def shown(url: str) -> str:
-    """The URL as it may be printed: without its passwords; a compressed file's as it is.
-
-    Raises:
-        UserError: it is no database URL.
-    """
-    if is_published(url):
-        return url
-    parse_url(url)
-    parsed = make_url(url)
-    secret = [name for name in parsed.query if "password" in name]
-    return parsed.difference_update_query(secret).render_as_string(hide_password=True)
-
-
-def parse_url(url: str) -> sa.URL:
-    """The parts of a database URL, PostgreSQL's with the driver that this project installs.
-
-    Raises:
-        UserError: it is no URL, or of a database that is not supported.
-    """
-    if is_published(url):
-        raise UserError(
-            f"{url} is compressed, which is for status, dashboard and report alone; "
-            "unpack it by gunzip --keep, and write sqlite:///FILE.db"
-        )
-    try:
-        parsed = make_url(url)
-    except (sa.exc.ArgumentError, ValueError) as error:
-        raise UserError(
-            "storage is no database URL; write one like sqlite:///runes.db "
-            "or postgresql://USER:PASSWORD@HOST/DATABASE"
-        ) from error
-    if parsed.drivername in ("postgres", "postgresql"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
-        raise UserError(
-            f"storage is on {parsed.drivername}; write sqlite:///FILE.db or postgresql://..."
-        )
-    return parsed
 
 
 def open_storage(url: str, worker: str = "", patience_s: float = PATIENCE_S) -> StudyStorage:
@@ -203,7 +163,7 @@ def reading(url: str) -> Iterator[sa.Connection]:
 
         def explain_failure(context: sa.engine.ExceptionContext) -> None:
             words = explain(context.sqlalchemy_exception or context.original_exception)
-            raise UserError(f"can't read {shown(url)}: {_hidden(words, parsed)}")
+            raise UserError(f"can't read {shown(url)}: {hide_passwords(words, parsed)}")
 
         sa.event.listen(engine, "handle_error", explain_failure)
         yield connection
@@ -221,7 +181,7 @@ def _explained(url: str) -> Iterator[None]:
     try:
         yield
     except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
-        words = _hidden(explain(error), parse_url(url))
+        words = hide_passwords(explain(error), parse_url(url))
         raise UserError(f"can't open {shown(url)}: {words}") from error
     except RuntimeError as error:  # Optuna's word for tables of another version
         raise UserError(f"can't open {shown(url)}: {_version_advice(str(error))}") from error
@@ -342,13 +302,6 @@ def _lock_path(url: sa.URL) -> Path:
 def _relax_sync(connection: Any, _record: object) -> None:
     # With a write-ahead log a power cut can lose the last transactions, but never corrupts.
     connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def _hidden(words: str, url: sa.URL) -> str:
-    given = [url.password, *(value for name, value in url.query.items() if "password" in name)]
-    for password in map(str, filter(None, given)):
-        words = words.replace(password, "***")
-    return words
 
 
 def _version_advice(message: str) -> str:

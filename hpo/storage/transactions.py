@@ -24,7 +24,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 
-from . import database as db
+from . import tables as db
 
 WORKER_KEY = "hpo:worker"  # system attribute of a trial: whose it is
 WORKERS_KEY = "hpo:workers"  # system attribute of a study: how many have joined

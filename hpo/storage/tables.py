@@ -22,7 +22,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
-from .patience import Patience
+from .retry import Patience
 
 T = TypeVar("T")
 
