@@ -19,9 +19,10 @@ from optuna.storages._cached_storage import _CachedStorage
 from hpo.config import Budget, StudyConfig
 from hpo.loop import Loop, Watch
 from hpo.progress import Display
+from hpo.pruners.registry import make_pruner
+from hpo.samplers.registry import make_sampler
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.url import parse_url
-from hpo.strategy import make_pruner, make_sampler
 
 from .storage_fill import STUDY, TrialWork, plain_objective
 

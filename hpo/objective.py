@@ -13,11 +13,11 @@ from finetune.adapt import Progress
 from finetune.recipe import Recipe, RecipeError
 
 from .config import StudyConfig
-from .curve import KnownCurves, LearningCurve
 from .loop import Watch
 from .problem.evaluate import machine, timed_calls
 from .problem.instances import Instance
-from .pruner import Race, RacingPruner
+from .pruners.learning_curve import KnownCurves, LearningCurve
+from .pruners.racing import Race, RacingPruner
 from .seeing.gallery import Artifact, Gallery
 from .seeing.showing import Showing
 from .space import sample_recipe

@@ -13,10 +13,11 @@ from finetune.errors import UserError
 
 from .config import StudyConfig
 from .manifest import MADE_BY_KEY, MANIFEST_KEY, check_manifest, made_by
+from .pruners.registry import make_pruner
+from .samplers.registry import make_sampler
 from .storage.open import load_study, open_storage
 from .storage.rdb import StudyStorage
 from .storage.url import shown
-from .strategy import make_pruner, make_sampler
 from .trial.ranking import best_trials
 
 

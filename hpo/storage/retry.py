@@ -1,4 +1,4 @@
-"""Trying again while a database is away, and telling that from a mistake that will not pass."""
+"""Trying again while a database is away."""
 
 from __future__ import annotations
 

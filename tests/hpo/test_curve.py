@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.curve import N_PARTS, LearningCurve
+from hpo.pruners.learning_curve import N_PARTS, LearningCurve
 
 
 def grown(losses: list[float], n_steps: int) -> LearningCurve:

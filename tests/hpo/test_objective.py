@@ -25,8 +25,8 @@ from hpo.objective import Objective
 from hpo.problem import evaluate
 from hpo.problem.instances import Instance
 from hpo.progress import Display
+from hpo.pruners.registry import make_pruner
 from hpo.storage.open import load_study, open_storage
-from hpo.strategy import make_pruner
 from hpo.trial.ranking import best_trial
 from hpo.trial.recipe import recipe_of
 from tests.hpo.standins import one_by_one

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy import special, stats
 
-from hpo.pruner import Race, RacingPruner
-from hpo.racing import Standings, nominal_level, variance_prior
+from hpo.pruners.racing import Race, RacingPruner
+from hpo.pruners.statistics import Standings, nominal_level, variance_prior
 from hpo.trial.ranking import OVER_LIMIT
 
 K = 8

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.config import Sampler
-from hpo.strategy import BoundedSampler, History, make_sampler
+from hpo.samplers.bounded import BoundedSampler, History
+from hpo.samplers.registry import make_sampler
 from hpo.trial.ranking import FAILED
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import optuna
 
-from .trial.ranking import NewlyComplete
+from ..trial.ranking import NewlyComplete
 
 N_PARTS = 16
 _DIGITS = 4  # that are kept, of a number whose noise is larger

@@ -13,8 +13,8 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from .racing import Standings, Verdict
-from .trial.ranking import NewlyComplete
+from ..trial.ranking import NewlyComplete
+from .statistics import Standings, Verdict
 
 
 class Race:
@@ -59,7 +59,8 @@ class RacingPruner(optuna.pruners.BasePruner):
     """Drops trials that are worse than the incumbent, the complete trial of lowest loss.
 
     A recipe that is as good as the incumbent is dropped with probability at most ``alpha``, all
-    looks of the trial together; `hpo.racing.Standings.judge` says how and under which model.
+    looks of the trial together; `hpo.pruners.statistics.Standings.judge` says how and under which
+    model.
 
     Args:
         alpha: that probability, in (0, 1).

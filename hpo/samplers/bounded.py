@@ -1,9 +1,8 @@
-"""From a study file's words to Optuna's samplers and pruners."""
+"""Samplers that see a bounded part of a long study's history."""
 
 from __future__ import annotations
 
 import copy
-import warnings
 import zlib
 from bisect import insort
 from collections.abc import Container, Sequence
@@ -13,40 +12,9 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from . import config
-from .pruner import RacingPruner
-from .trial.ranking import is_feasible
+from ..trial.ranking import is_feasible
 
 _BEST_SHARE = 0.25  # of the history that is the best trials, the rest being drawn from the others
-
-
-def make_sampler(sampler: config.Sampler, seed: int) -> optuna.samplers.BaseSampler:
-    """The sampler that the study asks for, with this worker's own seed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if sampler.name == "tpe":
-            _hasten_tpe()
-            # Grouped and multivariate: interactions count, conditional parameters may be absent.
-            tpe = optuna.samplers.TPESampler(
-                n_startup_trials=sampler.startup_trials, multivariate=True, group=True, seed=seed
-            )
-            return BoundedSampler(tpe, sampler.history, seed)
-        if sampler.name == "gp":
-            gp = optuna.samplers.GPSampler(n_startup_trials=sampler.startup_trials, seed=seed)
-            return BoundedSampler(gp, sampler.history, seed)
-        return optuna.samplers.RandomSampler(seed=seed)
-
-
-def _hasten_tpe() -> None:
-    """Let TPE take logarithms of the normal distribution from SciPy.
-
-    Optuna's own function goes number by number, in Python, which is half of what a sample costs;
-    the two agree to the last digits.
-    """
-    from optuna.samplers._tpe import _truncnorm
-    from scipy.special import log_ndtr
-
-    _truncnorm._log_ndtr = log_ndtr
 
 
 class BoundedSampler(optuna.samplers.BaseSampler):
@@ -198,15 +166,3 @@ def _as_measured(trial: FrozenTrial) -> FrozenTrial:
 def _rank(trial: FrozenTrial) -> tuple[bool, float]:
     """Best first; what broke a constraint comes last."""
     return not is_feasible(trial), trial.value if trial.value is not None else float("inf")
-
-
-def make_pruner(pruner: config.Pruner) -> optuna.pruners.BasePruner:
-    """The pruner that the study asks for; its steps are numbers of instances."""
-    if pruner.name == "racing":
-        return RacingPruner(pruner.alpha)
-    if pruner.name == "none":
-        return optuna.pruners.NopPruner()
-    percentile = 50.0 if pruner.name == "median" else pruner.percentile
-    return optuna.pruners.PercentilePruner(
-        percentile, n_startup_trials=pruner.startup_trials, n_warmup_steps=0
-    )
