@@ -22,7 +22,7 @@ from finetune.data.futhorc import ALPHABET
 from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 
-from .seeing.store import ARTIFACTS_VARIABLE, check_place, default_place
+from .artifacts.location import ARTIFACTS_VARIABLE, check_place, default_place
 from .space import Parameter, check_space
 
 STUDIES_DIR = Path("studies")

@@ -18,7 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .seeing.store import Store
+from .artifacts.store import Store
 from .storage import tables as db
 
 Advance = Callable[[int], object]  # told how many trials more are done

@@ -18,8 +18,9 @@ from wsgiref.types import WSGIApplication
 
 from finetune.errors import UserError, run_command
 
+from .artifacts.location import check_directory
+from .artifacts.store import open_store
 from .process.signals import StopError, raise_on_signals
-from .seeing.store import check_directory, open_store
 
 TOKEN_VARIABLE = "RUNES_DASHBOARD_TOKEN"
 

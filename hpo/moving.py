@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from finetune.errors import UserError
 
+from .artifacts.location import check_directory
+from .artifacts.store import Store, open_store
 from .config import Recovery, StudyConfig, load_study_file
 from .copying import StudyRows, copy_file, difference, insert_study
-from .seeing.store import Store, check_directory, open_store
 from .storage.errors import words_of
 from .storage.open import never_idle, open_storage, reading
 from .storage.rdb import StudyStorage

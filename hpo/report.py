@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from finetune.errors import UserError, run_command
 
-from .seeing.store import check_directory, open_store
+from .artifacts.location import check_directory
+from .artifacts.store import open_store
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:

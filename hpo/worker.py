@@ -53,12 +53,12 @@ def run_worker(options: Options) -> int:
     import optuna
     import torch
 
+    from .artifacts.uploads import Gallery
     from .loop import Loop, WorkerFailedError
     from .objective import Objective
     from .preview import print_preview
     from .problem.instances import load_measuring
     from .progress import Display
-    from .seeing.gallery import Gallery
     from .seeing.refresh import Story
     from .seeing.showing import Showing
     from .start import join

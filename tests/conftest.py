@@ -37,7 +37,7 @@ _CHEAP = (
     *("alembic.command", "alembic.ddl", "psycopg", "sqlalchemy.dialects.postgresql.psycopg"),
 )
 _WORKER = (
-    *("torch", "hpo.fleet", "hpo.problem.instances", "hpo.objective", "hpo.seeing.gallery"),
+    *("torch", "hpo.fleet", "hpo.problem.instances", "hpo.objective", "hpo.artifacts.uploads"),
     *("hpo.seeing.refresh", "hpo.seeing.showing", "hpo.summary", "matplotlib.figure"),
 )
 

@@ -15,8 +15,8 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FrozenTrial
 from PIL import Image, UnidentifiedImageError
 
+from ..artifacts.store import Store
 from ..choosing import CONFIRMED_KEY
-from ..seeing.store import Store
 from ..trial.ranking import best_trials
 from .blocks import Picture
 from .plain import plain

@@ -7,14 +7,14 @@ from typing import Any
 import optuna
 from torch import nn
 
+from ..artifacts.trial_plot import plot_trial
+from ..artifacts.uploads import Artifact, Gallery
 from ..problem.instances import Instance
 from ..problem.pictures import InstancePictures
 from ..process.logging import warn
 from ..trial.outcome import Ending
 from .attrs import NOTE_KEY
-from .gallery import Artifact, Gallery
 from .notes import trial_note
-from .plots import plot_trial
 
 _PLOT = "learning curve and loss by time.png"
 

@@ -18,7 +18,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 from finetune.errors import UserError
 
-from ..seeing.store import Store
+from ..artifacts.store import Store
 from ..storage.open import open_storage
 from ..storage.url import parse_url, shown
 from .prepared import Prepared

@@ -19,8 +19,8 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from benchmarks.browser import dashboard
+from hpo.artifacts.uploads import Gallery
 from hpo.config import load_study_file
-from hpo.seeing.gallery import Gallery
 from hpo.seeing.refresh import Story
 from hpo.seeing.showing import Showing
 from hpo.storage.open import load_study, open_storage

@@ -23,8 +23,8 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from finetune.errors import UserError
+from hpo.artifacts.store import open_store
 from hpo.dashboard import Address, check_exposure, guard, listen, main, read_token
-from hpo.seeing.store import open_store
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
 from hpo.storage.retry import Patience

@@ -15,11 +15,12 @@ import pytest
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from finetune.errors import UserError
+from hpo.artifacts import uploads as gallery_module
+from hpo.artifacts.location import default_place
+from hpo.artifacts.store import open_store
+from hpo.artifacts.uploads import Gallery
 from hpo.config import StudyConfig, load_study_file
 from hpo.manifest import make_manifest
-from hpo.seeing import gallery as gallery_module
-from hpo.seeing.gallery import Gallery
-from hpo.seeing.store import default_place, open_store
 
 STUDY = """
 name = "s"

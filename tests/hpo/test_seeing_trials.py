@@ -23,6 +23,9 @@ from finetune.adapt import AdaptationError, Adapted, Progress
 from finetune.data.runes import Split
 from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.recipe import Recipe
+from hpo.artifacts.store import open_store
+from hpo.artifacts.trial_plot import plot_trial
+from hpo.artifacts.uploads import Gallery
 from hpo.config import Budget, Recovery, StudyConfig
 from hpo.dashboard import Address, guard
 from hpo.loop import Loop
@@ -32,11 +35,8 @@ from hpo.problem.instances import Instance
 from hpo.problem.pictures import N_SAMPLES, InstancePictures, draw_samples
 from hpo.progress import Display
 from hpo.seeing.attrs import NOTE_KEY
-from hpo.seeing.gallery import Gallery
 from hpo.seeing.notes import cell
-from hpo.seeing.plots import plot_trial
 from hpo.seeing.showing import Showing
-from hpo.seeing.store import open_store
 from hpo.storage.open import load_study, open_storage
 from hpo.web.live import LiveDashboard
 from tests.hpo.standins import one_by_one

@@ -22,10 +22,10 @@ from PIL import Image
 
 from finetune.errors import UserError
 from hpo import importance
+from hpo.artifacts.uploads import Gallery
 from hpo.choosing import CONFIRMED_KEY
 from hpo.config import StudyConfig
 from hpo.report import main
-from hpo.seeing.gallery import Gallery
 from hpo.storage.open import load_study, open_storage
 from hpo.trial.ranking import best_trials
 

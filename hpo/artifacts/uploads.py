@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from optuna.artifacts import ArtifactMeta
 
 from ..process.logging import warn
-from .store import NOWHERE, open_store
+from .location import NOWHERE
+from .store import open_store
 
 # As Optuna's `upload_artifact` writes it, which links a file before it is there.
 _LINK = "artifacts:"
@@ -32,7 +33,7 @@ class Gallery:
     """Keeps files of trials at a place, as far as that goes.
 
     Args:
-        place: as `hpo.seeing.store.open_store` takes it.
+        place: as `hpo.artifacts.store.open_store` takes it.
 
     Raises:
         UserError: the place names no store.
