@@ -28,8 +28,8 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from finetune.errors import UserError, run_command
+from hpo.analysis.importance import importances
 from hpo.config import Pruner, Sampler
-from hpo.importance import importances
 from hpo.pruners.learning_curve import LearningCurve
 from hpo.pruners.racing import Race
 from hpo.pruners.registry import make_pruner

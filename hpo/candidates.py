@@ -13,9 +13,9 @@ from optuna.trial import FrozenTrial, TrialState
 from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 
+from .analysis.intervals import Interval, interval, unit_means, units_of
 from .choosing import BASELINE, read_recipe
 from .config import StudyConfig
-from .halving import Interval, interval, unit_means, units_of
 from .trial.ranking import best_trials
 from .trial.recipe import recipe_of
 

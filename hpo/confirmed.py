@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .analysis.intervals import CONFIDENCE, Interval
 from .candidates import Candidate, search_difference, title
 from .formatting import cost_of_answer, with_error
-from .halving import CONFIDENCE, Halved, Interval, Left, Standing
+from .halving import Halved, Left, Standing
 
 
 def result_of(

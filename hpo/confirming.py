@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from finetune.adapt import Progress
 
+from .analysis.intervals import units_of
 from .candidates import Candidate, choose_candidates
 from .choosing import CONFIRMED_KEY
 from .config import StudyConfig
 from .confirmed import result_of, to_text
-from .halving import Left, Standing, block_ends, halve, most_calls, units_of
+from .halving import Left, Standing, block_ends, halve, most_calls
 from .manifest import MANIFEST_KEY, check_manifest, make_manifest
 from .problem.instances import load_instances, open_drawings
 from .problem.unseen import Unseen, load_unseen

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from optuna.distributions import CategoricalDistribution
 
+from ..analysis.status import Status
 from ..formatting import setting
-from ..snapshot import Status
 from ..trial.record import Run, finite
 from .blocks import Block, Code, Section, Text
 from .confirmation import Confirmation, read_confirmation

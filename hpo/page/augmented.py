@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..analysis.groups import AUGMENTATIONS
 from ..formatting import setting, with_error
-from ..seeing.outcomes import AUGMENTATIONS
 from ..space import RECIPE_FIELDS
 from ..trial.record import Run, finite
 from .blocks import Block, Figure, Figures, Section, Table, Text

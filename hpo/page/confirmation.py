@@ -10,9 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from finetune.recipe import Recipe, RecipeError
 
 from ..candidates import title
-from ..choosing import BASELINE, CALLS_PREFIX, CONFIRMED_KEY
-from ..halving import Interval, interval, unit_means, units_of
-from ..trial.record import Call, finite
+from ..choosing import BASELINE, CONFIRMED_KEY
 
 
 class _Stored(BaseModel):
@@ -103,29 +101,3 @@ def read_confirmation(attrs: Mapping[str, Any]) -> Confirmation | str | None:
             "What is stored as confirmed is not of this release: "
             "confirm again by python -m hpo.confirm."
         )
-
-
-def losses_of(
-    attrs: Mapping[str, Any], digest: str, instances: list[str], mean: float | None
-) -> dict[str, Call]:
-    """A candidate's losses by instance, as its calls left them.
-
-    Empty where they are not those that the result's ``mean`` was made of: a later confirmation
-    has begun.
-    """
-    found = {}
-    for label in instances:
-        stored = attrs.get(f"{CALLS_PREFIX}{digest}:{label}")
-        loss = finite(stored.get("loss")) if isinstance(stored, Mapping) else None
-        if loss is not None and isinstance(stored, Mapping):
-            found[label] = Call(label, loss, finite(stored.get("standard_error")))
-    if not found or mean is None:
-        return {}
-    again = over_runes({label: call.loss for label, call in found.items()}, instances).mean
-    return found if abs(again - mean) < 1e-9 else {}
-
-
-def over_runes(values: Mapping[str, float], instances: list[str]) -> Interval:
-    """The mean over runes of values by instance, with its interval."""
-    units = units_of({label: label.partition("/")[0] for label in instances})
-    return interval(list(unit_means(values, units).values()))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
+from ..analysis.references import searched_places
 from ..trial.outcome import NO_OUTCOME, Outcome
 from ..trial.record import Run
 from .blocks import Block, Figure, Section, Table, Text
 from .given import Given
 from .plain import plain
-from .references import searched_places
 from .rows import Mark, Row, rows_figure
 
 _MOST_OUTCOMES = 20

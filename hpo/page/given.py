@@ -11,12 +11,12 @@ from typing import Any
 from finetune.challenge import points
 from finetune.recipe import Recipe
 
+from ..analysis.references import Reference
 from ..config import StudyConfig
 from ..manifest import MANIFEST_KEY
 from ..storage.transactions import Beat
 from ..trial.record import Run, best_of
 from .blocks import Picture
-from .references import Reference
 
 
 @dataclass(frozen=True)

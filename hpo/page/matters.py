@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from optuna.distributions import CategoricalDistribution
 
+from ..analysis.status import Status
 from ..formatting import setting
-from ..snapshot import Status
 from ..trial.record import Run, finite
 from .blocks import Block, Figure, Figures, Pair, Section, Table, Text
 from .course import loss_limit

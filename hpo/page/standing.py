@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from optuna.trial import TrialState
 
+from ..analysis.status import Status
 from ..formatting import duration
 from ..manifest import MADE_BY_KEY
-from ..snapshot import Status
 from .blocks import Block, Facts, Section, Table, Text
 from .given import Given
 

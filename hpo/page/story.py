@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..snapshot import Status, status_of
+from ..analysis.status import Status, status_of
 from ..storage.compressed import is_published
 from ..storage.url import parse_url
 from .advice import advice_section

@@ -6,15 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from finetune.challenge import POINTS, points
 
+from ..analysis.comparison import against
+from ..analysis.references import (
+    confirmed_places,
+    losses_of,
+    losses_on,
+    over_runes,
+    searched_places,
+)
 from ..choosing import BASELINE
 from ..confirmed import describe_difference
 from ..formatting import duration, with_error
 from ..trial.record import Call, Run
-from .against import against
 from .blocks import Block, Figure, Section, Table, Text
-from .confirmation import Confirmation, Standing, losses_of, over_runes, read_confirmation
+from .confirmation import Confirmation, Standing, read_confirmation
 from .given import Given, points_text
-from .references import confirmed_places, losses_on, searched_places
 from .rows import Mark, Row, rows_figure
 
 _MOST_TRIALS = 8

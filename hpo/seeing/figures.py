@@ -12,9 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from finetune.challenge import POINTS
 
+from ..analysis.groups import AUGMENTATIONS, Group, outcomes
 from ..config import StudyConfig
 from ..trial.ranking import best_trials, is_feasible
-from .outcomes import AUGMENTATIONS, Group, outcomes
 
 Figure = dict[str, Any]
 

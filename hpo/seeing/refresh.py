@@ -11,9 +11,9 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 
+from ..analysis.status import status_of
 from ..config import StudyConfig
 from ..process.logging import warn
-from ..snapshot import status_of
 from ..storage.rdb import StudyStorage
 from ..storage.tables import FINISHED, STUDIES, STUDY_SYSTEM_ATTRS
 from .attrs import NOTE_TEXT, NOTE_VERSION, PLOT, STORY_AT, STORY_VERSION

@@ -9,15 +9,21 @@ from optuna.trial import FrozenTrial
 
 from finetune.challenge import POINTS, points
 
+from ..analysis.comparison import Against, against
+from ..analysis.references import (
+    confirmed_places,
+    losses_of,
+    losses_on,
+    read_references,
+    searched_places,
+)
+from ..analysis.status import Best, Status
 from ..config import StudyConfig
 from ..confirmed import describe_difference
 from ..formatting import with_error
 from ..halving import Left
 from ..manifest import MANIFEST_KEY
-from ..page.against import Against, against
-from ..page.confirmation import Confirmation, losses_of, read_confirmation
-from ..page.references import confirmed_places, losses_on, read_references, searched_places
-from ..snapshot import Best, Status
+from ..page.confirmation import Confirmation, read_confirmation
 from ..trial.ranking import best_trials, is_feasible
 from ..trial.record import runs_of
 from .notes import cell, counted, shown, table

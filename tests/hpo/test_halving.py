@@ -13,17 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hpo.halving import (
-    Halved,
-    Left,
-    Standing,
-    block_ends,
-    halve,
-    interval,
-    most_calls,
-    unit_means,
-    units_of,
-)
+from hpo.analysis.intervals import interval, unit_means, units_of
+from hpo.halving import Halved, Left, Standing, block_ends, halve, most_calls
 
 RUNES, SPLITS = 6, 2
 INSTANCES = [f"r{i % RUNES}/{i // RUNES}" for i in range(RUNES * SPLITS)]

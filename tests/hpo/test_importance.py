@@ -16,7 +16,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.importance import NEEDED, ImportanceError, importances
+from hpo.analysis.importance import NEEDED, ImportanceError, importances
 
 UNIT = FloatDistribution(0.0, 1.0)
 SWITCH = CategoricalDistribution([False, True])

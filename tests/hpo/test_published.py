@@ -15,7 +15,7 @@ import pytest
 import waitress
 
 from finetune.errors import UserError
-from hpo import importance
+from hpo.analysis import importance
 from hpo.dashboard import main as dashboard
 from hpo.status import main as status
 from hpo.storage.compressed import is_published, unpacked

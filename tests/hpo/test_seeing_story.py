@@ -14,15 +14,15 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from finetune.recipe import Recipe
-from hpo import importance
+from hpo.analysis import importance
+from hpo.analysis.groups import AUGMENTATIONS, outcomes
+from hpo.analysis.references import Reference
 from hpo.choosing import CALLS_PREFIX
 from hpo.config import StudyConfig
-from hpo.page.references import Reference
 from hpo.seeing import refresh as refresh_module
 from hpo.seeing import story as story_module
 from hpo.seeing.attrs import NOTE_TEXT, NOTE_VERSION, PLOT
 from hpo.seeing.figures import MOST_POINTS
-from hpo.seeing.outcomes import AUGMENTATIONS, outcomes
 from hpo.seeing.refresh import Story
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage

@@ -13,8 +13,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from finetune.recipe import Recipe
+from hpo.analysis.status import Status, status_of
 from hpo.config import StudyConfig, load_study_file
-from hpo.snapshot import Status, status_of
 from hpo.storage.transactions import Beat
 from hpo.trial.outcome import Outcome
 from hpo.trial.ranking import OVER_LIMIT

@@ -22,15 +22,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks import storage_fill
 from finetune.recipe import Recipe
-from hpo import importance
+from hpo.analysis import importance
+from hpo.analysis.intervals import units_of
+from hpo.analysis.references import Reference
 from hpo.candidates import choose_candidates
 from hpo.choosing import CALLS_PREFIX, CONFIRMED_KEY
 from hpo.config import StudyConfig, load_study_file
 from hpo.confirmed import result_of
-from hpo.halving import halve, units_of
+from hpo.halving import halve
 from hpo.manifest import MADE_BY_KEY, MANIFEST_KEY
 from hpo.page.given import Given
-from hpo.page.references import Reference
 from hpo.space import sample_recipe
 from hpo.storage import tables as db
 from hpo.storage.open import load_study, open_storage

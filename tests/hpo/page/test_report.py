@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial
 from PIL import Image
 
 from finetune.errors import UserError
-from hpo import importance
+from hpo.analysis import importance
 from hpo.artifacts.uploads import Gallery
 from hpo.choosing import CONFIRMED_KEY
 from hpo.config import StudyConfig

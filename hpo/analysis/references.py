@@ -10,7 +10,9 @@ from typing import Any
 
 from finetune.errors import UserError
 
+from ..choosing import CALLS_PREFIX
 from ..trial.record import Call, finite
+from .intervals import Interval, interval, unit_means, units_of
 
 MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "references.jsonl"
 NAMES = ("A", "B")
@@ -126,3 +128,29 @@ def _drawings(label: str) -> str:
 def _network_digests(manifest: Mapping[str, Any]) -> dict[str, str]:
     pairs = (word.partition(":") for word in str(manifest.get("networks", "")).split())
     return {name: digest for name, _, digest in pairs}
+
+
+def losses_of(
+    attrs: Mapping[str, Any], digest: str, instances: list[str], mean: float | None
+) -> dict[str, Call]:
+    """A candidate's losses by instance, as its calls left them.
+
+    Empty where they are not those that the result's ``mean`` was made of: a later confirmation
+    has begun.
+    """
+    found = {}
+    for label in instances:
+        stored = attrs.get(f"{CALLS_PREFIX}{digest}:{label}")
+        loss = finite(stored.get("loss")) if isinstance(stored, Mapping) else None
+        if loss is not None and isinstance(stored, Mapping):
+            found[label] = Call(label, loss, finite(stored.get("standard_error")))
+    if not found or mean is None:
+        return {}
+    again = over_runes({label: call.loss for label, call in found.items()}, instances).mean
+    return found if abs(again - mean) < 1e-9 else {}
+
+
+def over_runes(values: Mapping[str, float], instances: list[str]) -> Interval:
+    """The mean over runes of values by instance, with its interval."""
+    units = units_of({label: label.partition("/")[0] for label in instances})
+    return interval(list(unit_means(values, units).values()))

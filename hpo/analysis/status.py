@@ -10,15 +10,15 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from .budget import compute_seconds, why_stop
-from .choosing import BASELINE
-from .config import Budget, StudyConfig
+from ..budget import compute_seconds, why_stop
+from ..choosing import BASELINE
+from ..config import Budget, StudyConfig
+from ..storage.transactions import Beat
+from ..storage.url import shown
+from ..trial.outcome import NO_OUTCOME
+from ..trial.ranking import best_trials
+from ..trial.recipe import changed_values, recipe_of
 from .importance import Importance, ImportanceError, importances
-from .storage.transactions import Beat
-from .storage.url import shown
-from .trial.outcome import NO_OUTCOME
-from .trial.ranking import best_trials
-from .trial.recipe import changed_values, recipe_of
 
 PACE_WINDOW_S = 3600.0
 

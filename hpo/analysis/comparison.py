@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..halving import Interval
 from ..trial.record import Call
-from .confirmation import over_runes
+from .intervals import Interval
+from .references import over_runes
 
 
 @dataclass(frozen=True)
