@@ -29,11 +29,11 @@ from tqdm import tqdm
 
 from finetune.errors import UserError, run_command
 from hpo.analysis.importance import importances
-from hpo.config import Pruner, Sampler
 from hpo.pruners.learning_curve import LearningCurve
 from hpo.pruners.racing import Race
 from hpo.pruners.registry import make_pruner
 from hpo.samplers.registry import make_sampler
+from hpo.study.config import Pruner, Sampler
 
 from .replay_table import DEFAULT_FILE, Array, Table, read_table
 

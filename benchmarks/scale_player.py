@@ -25,7 +25,6 @@ import optuna
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.config import Budget, Recovery, load_study_file
 from hpo.loop import Loop, Watch
 from hpo.progress import Display
 from hpo.storage.open import _engine_options, open_storage
@@ -33,6 +32,7 @@ from hpo.storage.rdb import StudyStorage
 from hpo.storage.tables import TRIALS, Database
 from hpo.storage.transactions import NoTrial, Writes
 from hpo.storage.url import parse_url
+from hpo.study.config import Budget, Recovery, load_study_file
 
 from .storage_fill import REPORTS, STUDY, TrialWork
 

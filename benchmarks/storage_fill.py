@@ -19,9 +19,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import trange
 
-from hpo.config import StudyConfig
-from hpo.space import sample_recipe
 from hpo.storage import tables as db
+from hpo.study.config import StudyConfig
+from hpo.study.space import sample_recipe
 from hpo.trial.ranking import OVER_LIMIT
 
 STUDY = "storage"

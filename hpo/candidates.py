@@ -14,15 +14,11 @@ from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 
 from .analysis.intervals import Interval, interval, unit_means, units_of
-from .choosing import BASELINE, read_recipe
-from .config import StudyConfig
+from .choosing import read_recipe
+from .study.config import StudyConfig
+from .study.confirmation import BASELINE, title
 from .trial.ranking import best_trials
 from .trial.recipe import recipe_of
-
-
-def title(name: str, number: int | None) -> str:
-    """A candidate's name with the number of its trial, if it has one."""
-    return name if number is None else f"{name} (trial {number})"
 
 
 @dataclass(frozen=True)

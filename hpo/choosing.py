@@ -14,12 +14,10 @@ from optuna.trial import FrozenTrial
 from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 
+from .study.confirmation import CONFIRMED_KEY
 from .trial.ranking import best_trial
 from .trial.recipe import recipe_of
 
-CONFIRMED_KEY = "confirmed"
-CALLS_PREFIX = "confirm:"  # of study attributes that hold one call of a confirmation each
-BASELINE = "default"  # the default recipe's name among those that are confirmed
 _WIDTH = 98
 
 

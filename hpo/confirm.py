@@ -36,8 +36,8 @@ def _run(options: argparse.Namespace) -> int:
     choose_device(options.device)
     import optuna
 
-    from .config import load_study_file
     from .storage.open import load_study, open_existing
+    from .study.config import load_study_file
 
     config = load_study_file(options.study).on_drawings(
         options.alphabet, options.drawings, options.train

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .analysis.intervals import CONFIDENCE, Interval
-from .candidates import Candidate, search_difference, title
+from .candidates import Candidate, search_difference
 from .formatting import cost_of_answer, with_error
-from .halving import Halved, Left, Standing
+from .halving import Halved, Standing
+from .study.confirmation import Left, describe_difference, title
 
 
 def result_of(
@@ -171,13 +172,3 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
             error = row["search_difference_error"]
             lines[-1] += f", {with_error(row['search_difference'], error, '+')} to the default's"
     return lines
-
-
-def describe_difference(found: Mapping[str, Any]) -> str:
-    """A difference with its interval, and whether it says which of the two is better."""
-    if found["difference"] is None:
-        return "unknown"
-    if found["low"] is None or found["high"] is None:
-        return f"{found['difference']:+.4f}, of a single instance, so its error is not known"
-    text = f"{found['difference']:+.4f} (95 % interval {found['low']:+.4f} to {found['high']:+.4f})"
-    return text + ("; not told apart" if found["low"] <= 0 <= found["high"] else "")

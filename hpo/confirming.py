@@ -20,17 +20,17 @@ from finetune.adapt import Progress
 
 from .analysis.intervals import units_of
 from .candidates import Candidate, choose_candidates
-from .choosing import CONFIRMED_KEY
-from .config import StudyConfig
 from .confirmed import result_of, to_text
-from .halving import Left, Standing, block_ends, halve, most_calls
-from .manifest import MANIFEST_KEY, check_manifest, make_manifest
+from .halving import Standing, block_ends, halve, most_calls
 from .problem.instances import load_instances, open_drawings
 from .problem.unseen import Unseen, load_unseen
 from .process.devices import check_device, n_cores
 from .process.logging import info, warn
 from .process.signals import raise_if_stopped
 from .remeasure import Kept, measure, table_seed
+from .study.config import StudyConfig
+from .study.confirmation import CONFIRMED_KEY, Left
+from .study.manifest import MANIFEST_KEY, check_manifest, make_manifest
 
 EXIT_FAILED = 1
 _REFRESH_S = 1.0

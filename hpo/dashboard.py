@@ -133,9 +133,9 @@ def _serve(options: argparse.Namespace) -> int:
         # These take seconds to import; mistakes above are told before.
         import waitress
 
-        from .config import load_study_file
         from .storage.compressed import is_published, unpacked
         from .storage.url import shown
+        from .study.config import load_study_file
         from .web.live import LiveDashboard
 
         config = load_study_file(options.study)

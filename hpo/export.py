@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from finetune.submission.proof import Claim
 
     from .choosing import Chosen
-    from .config import StudyConfig
     from .problem.instances import Instance, Measuring
+    from .study.config import StudyConfig
 
 EXIT_FAILED = 1
 
@@ -36,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     choose_device(options.device)
     import optuna
 
-    from .choosing import CONFIRMED_KEY, choose, read_recipe
-    from .config import load_study_file
+    from .choosing import choose, read_recipe
+    from .study.config import load_study_file
+    from .study.confirmation import CONFIRMED_KEY
 
     config = load_study_file(options.study).on_drawings(
         options.alphabet, options.drawings, options.train
@@ -169,7 +170,7 @@ def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
     Raises:
         UserError: something differs; says what.
     """
-    from .manifest import MANIFEST_KEY, check_manifest
+    from .study.manifest import MANIFEST_KEY, check_manifest
 
     theirs = study.user_attrs.get(MANIFEST_KEY, {}).get("code")
     if theirs is not None and theirs != mine["code"]:

@@ -49,7 +49,7 @@ def run_fleet(options: Options) -> int:
     # Workers choose their devices themselves, from all that were left to this process.
     environment = {k: v for k, v in os.environ.items() if k != "RUNES_WORKERS"}
     choose_device(options.device)
-    from .config import load_study_file
+    from .study.config import load_study_file
 
     config = load_study_file(options.study).on_drawings(
         options.alphabet, options.drawings, options.train
@@ -59,7 +59,7 @@ def run_fleet(options: Options) -> int:
 
     from .problem.instances import load_measuring
     from .progress import Display
-    from .start import create
+    from .study.create import create
     from .summary import print_summary
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

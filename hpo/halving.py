@@ -15,11 +15,11 @@ import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 
 from .analysis.intervals import Interval, interval, unit_means
+from .study.confirmation import Left
 
 # Who is further behind the leader than so many standard errors of the difference leaves first.
 ERRORS_BEHIND = 2.0
@@ -27,15 +27,6 @@ ERRORS_BEHIND = 2.0
 LEAST_CHALLENGERS = 2
 
 Measure = Callable[[str, str], tuple[float, float]]  # (candidate, instance) -> (loss, seconds)
-
-
-class Left(StrEnum):
-    """How a candidate left the race."""
-
-    FINALIST = "finalist"  # it did not: it was measured on every instance
-    BEHIND = "behind"  # more than two standard errors behind the leader
-    TIED = "tied"  # in the worse half, though within two standard errors of the leader
-    INFEASIBLE = "infeasible"  # a call was too long, or its loss not finite
 
 
 @dataclass

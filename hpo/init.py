@@ -72,13 +72,13 @@ def init(
     Args:
         storage: database URL; None: the environment's, else the study file's.
         data: see `finetune.data.runes.open_source`.
-        alphabet, drawings, train: see `hpo.config.StudyConfig.on_drawings`.
+        alphabet, drawings, train: see `hpo.study.config.StudyConfig.on_drawings`.
 
     Raises:
         UserError: the study file, the data, the networks or the database are not usable, or the
             study is there and measures something else.
     """
-    from .config import load_study_file
+    from .study.config import load_study_file
 
     config = load_study_file(study).on_drawings(alphabet, drawings, train)
     url = config.storage_url(storage)
@@ -86,10 +86,10 @@ def init(
     from optuna.trial import TrialState
 
     from .problem.instances import load_measuring
-    from .start import create
     from .storage.open import wait_for_server
     from .storage.tables import FINISHED
     from .storage.url import shown
+    from .study.create import create
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     measuring = load_measuring(config, data)

@@ -13,8 +13,6 @@ from optuna.trial import TrialState
 
 from finetune.errors import UserError
 
-from .budget import why_stop
-from .config import Budget, Recovery
 from .process.logging import info, warn
 from .process.signals import acknowledge_stop, raise_if_stopped
 from .progress import Display
@@ -22,6 +20,8 @@ from .pulse import Pulse
 from .storage.rdb import StudyStorage
 from .storage.tables import FINISHED
 from .storage.transactions import NoTrial, TrialTakenError
+from .study.budget import why_stop
+from .study.config import Budget, Recovery
 from .trial.outcome import Ending, Outcome, ending_of
 from .trial.ranking import FAILED, OVER_COST, OVER_LIMIT
 

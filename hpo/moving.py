@@ -14,7 +14,6 @@ from finetune.errors import UserError
 
 from .artifacts.location import check_directory
 from .artifacts.store import Store, open_store
-from .config import Recovery, StudyConfig, load_study_file
 from .copying import StudyRows, copy_file, difference, insert_study
 from .storage.errors import words_of
 from .storage.open import never_idle, open_storage, reading
@@ -22,6 +21,7 @@ from .storage.rdb import StudyStorage
 from .storage.tables import STUDIES, TRIALS
 from .storage.transactions import beats
 from .storage.url import parse_url, shown
+from .study.config import Recovery, StudyConfig, load_study_file
 
 _PATIENCE_S = 10.0
 

@@ -13,14 +13,14 @@ from finetune.adapt import Progress
 from finetune.recipe import Recipe, RecipeError
 
 from .artifacts.uploads import Artifact, Gallery
-from .config import StudyConfig
 from .loop import Watch
 from .problem.evaluate import machine, timed_calls
 from .problem.instances import Instance
 from .pruners.learning_curve import KnownCurves, LearningCurve
 from .pruners.racing import Race, RacingPruner
 from .seeing.showing import Showing
-from .space import sample_recipe
+from .study.config import StudyConfig
+from .study.space import sample_recipe
 from .trial.outcome import Outcome, TrialEndedError
 from .trial.record import Measured
 

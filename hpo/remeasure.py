@@ -13,10 +13,10 @@ from finetune.adapt import Progress
 from finetune.model.checkpoints import network_digest
 from finetune.recipe import Recipe
 
-from .choosing import CALLS_PREFIX
-from .config import StudyConfig
 from .problem.evaluate import timed_call
 from .problem.unseen import Unseen
+from .study.config import StudyConfig
+from .study.confirmation import CALLS_PREFIX
 from .trial.outcome import ending_of
 
 

@@ -75,10 +75,10 @@ def _check(options: argparse.Namespace) -> None:
 
 def _read(options: argparse.Namespace) -> Given:
     from .analysis.references import read_references
-    from .config import load_study_file
     from .page.given import Given
     from .page.pictures import read_pictures
     from .storage.open import load_study, looked_at
+    from .study.config import load_study_file
     from .trial.record import runs_of
 
     config = load_study_file(options.study)

@@ -17,7 +17,8 @@ from .formatting import cost_of_answer, duration, setting
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:
-    from .analysis.status import Best, Confirmed, Pace, Status
+    from .analysis.status import Best, Pace, Status
+    from .study.confirmation import Confirmed
 
 _WIDTH = 100
 _MOST_IMPORTANT = 10
@@ -46,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     import optuna
 
     from .analysis.status import status_of
-    from .choosing import CONFIRMED_KEY
-    from .config import load_study_file
     from .storage.open import load_study, looked_at
+    from .study.config import load_study_file
+    from .study.confirmation import CONFIRMED_KEY
 
     config = load_study_file(options.study)
     url = config.storage_url(options.storage)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import optuna
 from optuna.trial import TrialState
 
-from .config import StudyConfig
 from .formatting import cost_of_answer
+from .study.config import StudyConfig
 from .trial.ranking import best_trial, describe_loss
 from .trial.recipe import changed_values, recipe_of
 

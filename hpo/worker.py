@@ -42,7 +42,7 @@ def run_worker(options: Options) -> int:
         StopError: the process was asked to stop; the trial at hand is queued again.
     """
     choose_device(options.device)
-    from .config import load_study_file
+    from .study.config import load_study_file
 
     config = load_study_file(options.study).on_drawings(
         options.alphabet, options.drawings, options.train
@@ -61,8 +61,8 @@ def run_worker(options: Options) -> int:
     from .progress import Display
     from .seeing.refresh import Story
     from .seeing.showing import Showing
-    from .start import join
     from .storage.tables import FINISHED
+    from .study.create import join
     from .summary import print_summary
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs tracebacks as warnings

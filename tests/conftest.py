@@ -33,7 +33,7 @@ REPO = Path(__file__).parents[1]
 # What processes import, some of it late: those that do without torch, and what workers import
 # besides.
 _CHEAP = (
-    *("hpo.loop", "hpo.moving", "hpo.progress", "hpo.start", "hpo.status"),
+    *("hpo.loop", "hpo.moving", "hpo.progress", "hpo.study.create", "hpo.status"),
     *("alembic.command", "alembic.ddl", "psycopg", "sqlalchemy.dialects.postgresql.psycopg"),
 )
 _WORKER = (

@@ -48,8 +48,8 @@ def test_a_studys_status_needs_no_torch(tmp_path: Path) -> None:
     make = (
         "import sys\n"
         "from finetune.errors import UserError\n"
-        "from hpo.config import load_study_file\n"
-        "from hpo.start import create\n"
+        "from hpo.study.config import load_study_file\n"
+        "from hpo.study.create import create\n"
         "from hpo.status import main\n"
         f"url = 'sqlite:///{tmp_path}/s.db'\n"
         "create(load_study_file('quickstart'), url, {})\n"

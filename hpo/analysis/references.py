@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune.errors import UserError
 
-from ..choosing import CALLS_PREFIX
+from ..study.confirmation import CALLS_PREFIX
 from ..trial.record import Call, finite
 from .intervals import Interval, interval, unit_means, units_of
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from ..budget import compute_seconds, why_stop
-from ..choosing import BASELINE
-from ..config import Budget, StudyConfig
 from ..storage.transactions import Beat
 from ..storage.url import shown
+from ..study.budget import compute_seconds, why_stop
+from ..study.config import Budget, StudyConfig
+from ..study.confirmation import Confirmed, confirmed_of
 from ..trial.outcome import NO_OUTCOME
 from ..trial.ranking import best_trials
 from ..trial.recipe import changed_values, recipe_of
@@ -44,24 +44,6 @@ class Best:
     changed: dict[str, Any] | None  # what its recipe has otherwise than the default, if stored
     params: dict[str, Any]  # that the sampler chose
     cost: float | None = None  # CPU time of an answer, over the plain network's
-
-
-@dataclass(frozen=True)
-class Confirmed:
-    """What `hpo.confirm` named, on instances that no trial was measured on."""
-
-    name: str  # "default", "best 3" (of the search), or a recipe's file
-    trial: int | None  # its number; null: no trial ran this recipe
-    loss: float
-    standard_error: float | None  # over runes
-    difference: float | None  # to the default recipe's loss; null: it is the default
-    low: float | None  # the difference's 95 % interval
-    high: float | None
-
-    @property
-    def is_default(self) -> bool:
-        """Whether nothing was found that is better than the default recipe."""
-        return self.name == BASELINE
 
 
 @dataclass(frozen=True)
@@ -153,7 +135,7 @@ def status_of(
         time_left_unknown=left if isinstance(left, str) else None,
         importances=mattered,
         importances_unknown=why_not,
-        confirmed=None if confirmed is None else _confirmed(confirmed),
+        confirmed=None if confirmed is None else confirmed_of(confirmed),
     )
 
 
@@ -235,16 +217,3 @@ def _changed(trial: FrozenTrial) -> dict[str, Any] | None:
         return changed_values(recipe_of(trial))
     except (KeyError, TypeError, ValueError):  # not stored, or of a release with other fields
         return None
-
-
-def _confirmed(stored: Mapping[str, Any]) -> Confirmed:
-    against = stored.get("against", {}).get("default", {})
-    return Confirmed(
-        name=stored.get("name", "trial"),
-        trial=stored.get("trial"),
-        loss=stored["loss"],
-        standard_error=stored.get("standard_error"),
-        difference=against.get("difference"),
-        low=against.get("low"),
-        high=against.get("high"),
-    )

@@ -9,7 +9,7 @@ from finetune.errors import UserError
 
 ARTIFACTS_VARIABLE = "RUNES_ARTIFACTS"
 NOWHERE = "none"
-_SHAPE = "write a directory, s3://BUCKET, s3://BUCKET?endpoint=https://HOST, or none"
+SHAPE = "write a directory, s3://BUCKET, s3://BUCKET?endpoint=https://HOST, or none"
 
 
 def default_place(study: str, storage_url: str) -> str:
@@ -36,12 +36,12 @@ def check_place(place: str) -> None:
     """
     parts = urlsplit(place)
     if not place.strip() or "\0" in place:
-        raise ValueError(f"artifacts is {place!r}; {_SHAPE}")
+        raise ValueError(f"artifacts is {place!r}; {SHAPE}")
     if "://" not in place:
         return
     unknown = set(parse_qs(parts.query, keep_blank_values=True)) - {"endpoint"}
     if parts.scheme != "s3" or not parts.netloc or parts.path not in ("", "/") or unknown:
-        raise ValueError(f"artifacts is {place!r}; {_SHAPE}")
+        raise ValueError(f"artifacts is {place!r}; {SHAPE}")
     if "@" in parts.netloc:
         # Study files are shared, and what is printed of them is not hidden.
         raise ValueError(

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from finetune.errors import UserError
 
-from .location import _SHAPE, NOWHERE, check_place
+from .location import NOWHERE, SHAPE, check_place
 
 if TYPE_CHECKING:
     from optuna.artifacts import Boto3ArtifactStore
@@ -102,7 +102,7 @@ class _Bucket:
         try:
             client = boto3.client("s3", endpoint_url=endpoint, config=config)
         except (ValueError, BotoCoreError) as error:
-            raise UserError(f"artifacts: {error}; {_SHAPE}") from error
+            raise UserError(f"artifacts: {error}; {SHAPE}") from error
         self._bucket: Boto3ArtifactStore = Boto3ArtifactStore(parts.netloc, client)
 
     def open_reader(self, artifact_id: str) -> BinaryIO:

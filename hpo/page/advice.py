@@ -10,9 +10,9 @@ from optuna.distributions import CategoricalDistribution
 
 from ..analysis.status import Status
 from ..formatting import setting
+from ..study.confirmation import Confirmation, read_confirmation
 from ..trial.record import Run, finite
 from .blocks import Block, Code, Section, Text
-from .confirmation import Confirmation, read_confirmation
 from .given import Given
 
 _NEAR = 0.03  # of a range: a best value this near its end may be better beyond

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..analysis.groups import AUGMENTATIONS
 from ..formatting import setting, with_error
-from ..space import RECIPE_FIELDS
+from ..study.space import RECIPE_FIELDS
 from ..trial.record import Run, finite
 from .blocks import Block, Figure, Figures, Section, Table, Text
 from .given import Given

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..analysis.references import Place, confirmed_places, losses_of, losses_on, searched_places
-from ..choosing import BASELINE
 from ..formatting import with_error
+from ..study.confirmation import BASELINE, Confirmation, read_confirmation
 from ..trial.record import Call
 from .blocks import Block, Figure, Pair, Section, Table, Text
-from .confirmation import Confirmation, read_confirmation
 from .given import Given
 from .rows import Mark, Row, rows_figure
 

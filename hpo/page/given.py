@@ -12,9 +12,9 @@ from finetune.challenge import points
 from finetune.recipe import Recipe
 
 from ..analysis.references import Reference
-from ..config import StudyConfig
-from ..manifest import MANIFEST_KEY
 from ..storage.transactions import Beat
+from ..study.config import StudyConfig
+from ..study.manifest import MANIFEST_KEY
 from ..trial.record import Run, best_of
 from .blocks import Picture
 

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from PIL import Image, UnidentifiedImageError
 
 from ..artifacts.store import Store
-from ..choosing import CONFIRMED_KEY
+from ..study.confirmation import CONFIRMED_KEY
 from ..trial.ranking import best_trials
 from .blocks import Picture
 from .plain import plain

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from finetune.recipe import Recipe
 
 from ..formatting import setting
+from ..study.confirmation import Confirmation, read_confirmation
 from .blocks import Block, Code, Section, Table, Text
-from .confirmation import Confirmation, read_confirmation
 from .given import Given
 
 _NO_CHOICE = "seed"  # of the call: a study file names seeds of its instances

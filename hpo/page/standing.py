@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 
 from ..analysis.status import Status
 from ..formatting import duration
-from ..manifest import MADE_BY_KEY
+from ..study.manifest import MADE_BY_KEY
 from .blocks import Block, Facts, Section, Table, Text
 from .given import Given
 

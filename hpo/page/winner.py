@@ -14,12 +14,16 @@ from ..analysis.references import (
     over_runes,
     searched_places,
 )
-from ..choosing import BASELINE
-from ..confirmed import describe_difference
 from ..formatting import duration, with_error
+from ..study.confirmation import (
+    BASELINE,
+    Confirmation,
+    Standing,
+    describe_difference,
+    read_confirmation,
+)
 from ..trial.record import Call, Run
 from .blocks import Block, Figure, Section, Table, Text
-from .confirmation import Confirmation, Standing, read_confirmation
 from .given import Given, points_text
 from .rows import Mark, Row, rows_figure
 

@@ -17,7 +17,7 @@ from finetune.scoring.cost import measure_cost
 from finetune.scoring.estimators import LossTable, NoiseTable, estimate
 from finetune.side_by_side import Task, adapt_together
 
-from ..config import StudyConfig
+from ..study.config import StudyConfig
 from ..trial.outcome import Outcome, TrialEndedError
 from .instances import Instance
 

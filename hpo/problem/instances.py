@@ -12,8 +12,8 @@ from finetune.data.runes import RuneSource, Split, open_source
 from finetune.errors import UserError
 from finetune.model.checkpoints import list_networks, load_network
 
-from ..config import Instances, StudyConfig
-from ..manifest import make_manifest
+from ..study.config import Instances, StudyConfig
+from ..study.manifest import make_manifest
 
 
 @dataclass(frozen=True)

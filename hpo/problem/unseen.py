@@ -11,7 +11,7 @@ from finetune.data.runes import RuneSource
 from finetune.errors import UserError
 from finetune.model.checkpoints import list_networks
 
-from ..config import StudyConfig
+from ..study.config import StudyConfig
 from .instances import Instance, load_instances
 
 

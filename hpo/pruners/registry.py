@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import optuna
 
-from .. import config
+from ..study import config
 from .racing import RacingPruner
 
 

@@ -6,7 +6,7 @@ import warnings
 
 import optuna
 
-from .. import config
+from ..study import config
 from .bounded import BoundedSampler
 
 

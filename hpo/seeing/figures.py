@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from finetune.challenge import POINTS
 
 from ..analysis.groups import AUGMENTATIONS, Group, outcomes
-from ..config import StudyConfig
+from ..study.config import StudyConfig
 from ..trial.ranking import best_trials, is_feasible
 
 Figure = dict[str, Any]

@@ -12,10 +12,10 @@ import optuna
 import sqlalchemy as sa
 
 from ..analysis.status import status_of
-from ..config import StudyConfig
 from ..process.logging import warn
 from ..storage.rdb import StudyStorage
 from ..storage.tables import FINISHED, STUDIES, STUDY_SYSTEM_ATTRS
+from ..study.config import StudyConfig
 from .attrs import NOTE_TEXT, NOTE_VERSION, PLOT, STORY_AT, STORY_VERSION
 from .figures import study_figures
 from .story import study_note

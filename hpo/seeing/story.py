@@ -18,12 +18,10 @@ from ..analysis.references import (
     searched_places,
 )
 from ..analysis.status import Best, Status
-from ..config import StudyConfig
-from ..confirmed import describe_difference
 from ..formatting import with_error
-from ..halving import Left
-from ..manifest import MANIFEST_KEY
-from ..page.confirmation import Confirmation, read_confirmation
+from ..study.config import StudyConfig
+from ..study.confirmation import Confirmation, Left, describe_difference, read_confirmation
+from ..study.manifest import MANIFEST_KEY
 from ..trial.ranking import best_trials, is_feasible
 from ..trial.record import runs_of
 from .notes import cell, counted, shown, table

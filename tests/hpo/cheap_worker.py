@@ -13,12 +13,12 @@ import optuna
 import sqlalchemy as sa
 
 from finetune.errors import run_command
-from hpo.config import Budget, StudyConfig
 from hpo.loop import Loop, Watch
 from hpo.process.logging import info, start_log
 from hpo.process.signals import StopError, raise_on_signals
 from hpo.progress import Display
-from hpo.start import join
+from hpo.study.config import Budget, StudyConfig
+from hpo.study.create import join
 
 
 def main() -> int:

@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.budget import compute_seconds, why_stop
-from hpo.config import Budget
+from hpo.study.budget import compute_seconds, why_stop
+from hpo.study.config import Budget
 from hpo.trial.ranking import OVER_LIMIT
 
 START = datetime(2026, 1, 1)

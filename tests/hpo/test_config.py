@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from finetune.errors import UserError
 from finetune.recipe import Recipe
-from hpo.config import Instances, StudyConfig, load_study_file
-from hpo.space import sample_recipe
+from hpo.study.config import Instances, StudyConfig, load_study_file
+from hpo.study.space import sample_recipe
 
 GOOD = """
 name = "s"

@@ -21,19 +21,20 @@ from finetune.data.runes import RuneSource
 from finetune.errors import UserError
 from finetune.recipe import Recipe
 from finetune.scoring.cost import Cost
-from hpo.choosing import CALLS_PREFIX, CONFIRMED_KEY, choose
-from hpo.config import StudyConfig, load_study_file
+from hpo.choosing import choose
 from hpo.confirm import main
-from hpo.confirmed import describe_difference, to_text
+from hpo.confirmed import to_text
 from hpo.export import main as export
-from hpo.manifest import MANIFEST_KEY
 from hpo.problem import evaluate
 from hpo.problem.instances import load_measuring
 from hpo.problem.unseen import load_unseen
 from hpo.remeasure import Kept, table_seed
-from hpo.start import create
 from hpo.status import main as status
 from hpo.storage.open import load_study, open_storage
+from hpo.study.config import StudyConfig, load_study_file
+from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY, describe_difference
+from hpo.study.create import create
+from hpo.study.manifest import MANIFEST_KEY
 from tests.hpo.standins import one_by_one
 from tests.settings import torch_threads
 

@@ -34,13 +34,14 @@ from finetune.submission.proof import (
 )
 from finetune.submission.sandbox import _count_steps
 from hpo import export as export_module
-from hpo.choosing import CONFIRMED_KEY, choose
-from hpo.config import StudyConfig, load_study_file
+from hpo.choosing import choose
 from hpo.export import held_out, main
-from hpo.manifest import MANIFEST_KEY
 from hpo.problem.instances import Instance, load_instances
 from hpo.storage.open import open_storage
 from hpo.storage.rdb import StudyStorage
+from hpo.study.config import StudyConfig, load_study_file
+from hpo.study.confirmation import CONFIRMED_KEY
+from hpo.study.manifest import MANIFEST_KEY
 from tests.settings import torch_threads
 
 if TYPE_CHECKING:

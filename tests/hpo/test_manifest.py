@@ -11,10 +11,10 @@ import torch
 
 from finetune.data.runes import RuneSource, open_drawn
 from finetune.errors import UserError
-from hpo import manifest as manifest_module
-from hpo.config import StudyConfig
-from hpo.manifest import MANIFEST_KEY, check_manifest, make_manifest
 from hpo.problem.instances import load_instances
+from hpo.study import manifest as manifest_module
+from hpo.study.config import StudyConfig
+from hpo.study.manifest import MANIFEST_KEY, check_manifest, make_manifest
 
 BASE: dict[str, Any] = {
     "name": "s",

@@ -37,12 +37,12 @@ from benchmarks.postgres import PASSWORD, Postgres
 from benchmarks.storage_fill import fill, make_trials
 from finetune.errors import UserError
 from hpo import copying, moving
-from hpo.config import load_study_file
 from hpo.move import main
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
 from hpo.storage.tables import HEARTBEATS, STUDIES, STUDY_SYSTEM_ATTRS, TRIALS, utc_now
 from hpo.storage.url import parse_url
+from hpo.study.config import load_study_file
 
 if TYPE_CHECKING:
     from tests.conftest import Forked, Nursery, Process

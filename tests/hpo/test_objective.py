@@ -19,7 +19,6 @@ from finetune.data.runes import Split
 from finetune.recipe import Recipe
 from finetune.scoring.cost import Cost
 from hpo import objective as objective_module
-from hpo.config import Budget, Limits, Pruner, Recovery, StudyConfig
 from hpo.loop import Loop, WorkerFailedError
 from hpo.objective import Objective
 from hpo.problem import evaluate
@@ -27,6 +26,7 @@ from hpo.problem.instances import Instance
 from hpo.progress import Display
 from hpo.pruners.registry import make_pruner
 from hpo.storage.open import load_study, open_storage
+from hpo.study.config import Budget, Limits, Pruner, Recovery, StudyConfig
 from hpo.trial.ranking import best_trial
 from hpo.trial.recipe import recipe_of
 from tests.hpo.standins import one_by_one

@@ -13,9 +13,9 @@ import pytest
 from finetune.errors import UserError
 from hpo import fleet
 from hpo.arguments import SAMPLERS, Options, parse_options
-from hpo.config import Sampler, load_study_file
 from hpo.fleet import _arguments, _devices
 from hpo.process.devices import choose_device, n_cores, share_cores
+from hpo.study.config import Sampler, load_study_file
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ from hpo.artifacts import uploads as gallery_module
 from hpo.artifacts.location import default_place
 from hpo.artifacts.store import open_store
 from hpo.artifacts.uploads import Gallery
-from hpo.config import StudyConfig, load_study_file
-from hpo.manifest import make_manifest
+from hpo.study.config import StudyConfig, load_study_file
+from hpo.study.manifest import make_manifest
 
 STUDY = """
 name = "s"

@@ -17,8 +17,6 @@ from finetune.recipe import Recipe
 from hpo.analysis import importance
 from hpo.analysis.groups import AUGMENTATIONS, outcomes
 from hpo.analysis.references import Reference
-from hpo.choosing import CALLS_PREFIX
-from hpo.config import StudyConfig
 from hpo.seeing import refresh as refresh_module
 from hpo.seeing import story as story_module
 from hpo.seeing.attrs import NOTE_TEXT, NOTE_VERSION, PLOT
@@ -26,6 +24,8 @@ from hpo.seeing.figures import MOST_POINTS
 from hpo.seeing.refresh import Story
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
+from hpo.study.config import StudyConfig
+from hpo.study.confirmation import CALLS_PREFIX
 
 LR = FloatDistribution(1e-4, 1e-1, log=True)
 SPACE: dict[str, BaseDistribution] = {
@@ -345,9 +345,9 @@ class TestTurns:
 
 
 def test_a_worker_writes_the_story(new_database: Callable[[str], str]) -> None:
-    from hpo.config import Budget, Recovery
     from hpo.loop import Loop, Watch
     from hpo.progress import Display
+    from hpo.study.config import Budget, Recovery
 
     told = Told(new_database("sqlite"))
 

@@ -26,7 +26,6 @@ from finetune.recipe import Recipe
 from hpo.artifacts.store import open_store
 from hpo.artifacts.trial_plot import plot_trial
 from hpo.artifacts.uploads import Gallery
-from hpo.config import Budget, Recovery, StudyConfig
 from hpo.dashboard import Address, guard
 from hpo.loop import Loop
 from hpo.objective import Objective
@@ -38,6 +37,7 @@ from hpo.seeing.attrs import NOTE_KEY
 from hpo.seeing.notes import cell
 from hpo.seeing.showing import Showing
 from hpo.storage.open import load_study, open_storage
+from hpo.study.config import Budget, Recovery, StudyConfig
 from hpo.web.live import LiveDashboard
 from tests.hpo.standins import one_by_one
 

@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from finetune.recipe import Recipe
 from hpo.analysis.status import Status, status_of
-from hpo.config import StudyConfig, load_study_file
 from hpo.storage.transactions import Beat
+from hpo.study.config import StudyConfig, load_study_file
 from hpo.trial.outcome import Outcome
 from hpo.trial.ranking import OVER_LIMIT
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.config import Sampler
 from hpo.samplers.bounded import BoundedSampler, History
 from hpo.samplers.registry import make_sampler
+from hpo.study.config import Sampler
 from hpo.trial.ranking import FAILED
 
 

@@ -24,7 +24,14 @@ from hpo.storage.open import load_study, open_storage
 if TYPE_CHECKING:
     from tests.conftest import Forked, Nurse, Process
 
-MODULES = ("hpo.loop", "hpo.progress", "hpo.start", "alembic.command", "alembic.ddl", "psycopg")
+MODULES = (
+    "hpo.loop",
+    "hpo.progress",
+    "hpo.study.create",
+    "alembic.command",
+    "alembic.ddl",
+    "psycopg",
+)
 CUT_S = 30
 BUDGET = 60
 PATIENCE_S = 300  # with a machine that others use

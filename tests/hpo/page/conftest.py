@@ -26,15 +26,15 @@ from hpo.analysis import importance
 from hpo.analysis.intervals import units_of
 from hpo.analysis.references import Reference
 from hpo.candidates import choose_candidates
-from hpo.choosing import CALLS_PREFIX, CONFIRMED_KEY
-from hpo.config import StudyConfig, load_study_file
 from hpo.confirmed import result_of
 from hpo.halving import halve
-from hpo.manifest import MADE_BY_KEY, MANIFEST_KEY
 from hpo.page.given import Given
-from hpo.space import sample_recipe
 from hpo.storage import tables as db
 from hpo.storage.open import load_study, open_storage
+from hpo.study.config import StudyConfig, load_study_file
+from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY
+from hpo.study.manifest import MADE_BY_KEY, MANIFEST_KEY
+from hpo.study.space import sample_recipe
 from hpo.trial.ranking import FAILED, OVER_LIMIT
 from hpo.trial.record import runs_of
 

@@ -16,9 +16,9 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from hpo.artifacts.store import open_store
-from hpo.choosing import CONFIRMED_KEY
 from hpo.page import pictures
 from hpo.page.pictures import Found, read_pictures
+from hpo.study.confirmation import CONFIRMED_KEY
 
 
 def png(width: int = 28, height: int = 28, noise: bool = False) -> bytes:

@@ -9,13 +9,13 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.choosing import CALLS_PREFIX, CONFIRMED_KEY
-from hpo.manifest import MADE_BY_KEY, MANIFEST_KEY
 from hpo.page.blocks import Picture
 from hpo.page.given import Given
 from hpo.page.plain import plain
 from hpo.page.render import render
 from hpo.page.story import story_of
+from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY
+from hpo.study.manifest import MADE_BY_KEY, MANIFEST_KEY
 
 Make = Callable[..., Given]
 Check = Callable[[str], Any]

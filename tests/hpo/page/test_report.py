@@ -23,10 +23,10 @@ from PIL import Image
 from finetune.errors import UserError
 from hpo.analysis import importance
 from hpo.artifacts.uploads import Gallery
-from hpo.choosing import CONFIRMED_KEY
-from hpo.config import StudyConfig
 from hpo.report import main
 from hpo.storage.open import load_study, open_storage
+from hpo.study.config import StudyConfig
+from hpo.study.confirmation import CONFIRMED_KEY
 from hpo.trial.ranking import best_trials
 
 REPO = Path(__file__).parents[3]

@@ -15,16 +15,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from finetune.recipe import Recipe
 from hpo.analysis.references import losses_of
-from hpo.choosing import CALLS_PREFIX, CONFIRMED_KEY
-from hpo.config import StudyConfig
-from hpo.manifest import MANIFEST_KEY
 from hpo.page.augmented import groups_of
 from hpo.page.blocks import Code, Pair, Section, Story, Table, Text
-from hpo.page.confirmation import Confirmation, read_confirmation
 from hpo.page.course import loss_limit, pareto
 from hpo.page.given import Given
 from hpo.page.recipe import to_toml
 from hpo.page.story import story_of
+from hpo.study.config import StudyConfig
+from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY, Confirmation, read_confirmation
+from hpo.study.manifest import MANIFEST_KEY
 from hpo.trial.record import Run, best_of, finite, runs_of
 
 Make = Callable[..., Given]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from finetune.recipe import Recipe, RecipeError
 
-from ..candidates import title
-from ..choosing import BASELINE, CONFIRMED_KEY
+CONFIRMED_KEY = "confirmed"
+CALLS_PREFIX = "confirm:"  # of study attributes that hold one call of a confirmation each
+BASELINE = "default"  # the default recipe's name among those that are confirmed
 
 
 class _Stored(BaseModel):
@@ -101,3 +104,59 @@ def read_confirmation(attrs: Mapping[str, Any]) -> Confirmation | str | None:
             "What is stored as confirmed is not of this release: "
             "confirm again by python -m hpo.confirm."
         )
+
+
+def title(name: str, number: int | None) -> str:
+    """A candidate's name with the number of its trial, if it has one."""
+    return name if number is None else f"{name} (trial {number})"
+
+
+def describe_difference(found: Mapping[str, Any]) -> str:
+    """A difference with its interval, and whether it says which of the two is better."""
+    if found["difference"] is None:
+        return "unknown"
+    if found["low"] is None or found["high"] is None:
+        return f"{found['difference']:+.4f}, of a single instance, so its error is not known"
+    text = f"{found['difference']:+.4f} (95 % interval {found['low']:+.4f} to {found['high']:+.4f})"
+    return text + ("; not told apart" if found["low"] <= 0 <= found["high"] else "")
+
+
+class Left(StrEnum):
+    """How a candidate left the race."""
+
+    FINALIST = "finalist"  # it did not: it was measured on every instance
+    BEHIND = "behind"  # more than two standard errors behind the leader
+    TIED = "tied"  # in the worse half, though within two standard errors of the leader
+    INFEASIBLE = "infeasible"  # a call was too long, or its loss not finite
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """What `hpo.confirm` named, on instances that no trial was measured on."""
+
+    name: str  # "default", "best 3" (of the search), or a recipe's file
+    trial: int | None  # its number; null: no trial ran this recipe
+    loss: float
+    standard_error: float | None  # over runes
+    difference: float | None  # to the default recipe's loss; null: it is the default
+    low: float | None  # the difference's 95 % interval
+    high: float | None
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing was found that is better than the default recipe."""
+        return self.name == BASELINE
+
+
+def confirmed_of(stored: Mapping[str, Any]) -> Confirmed:
+    """Of the study's attribute."""
+    against = stored.get("against", {}).get("default", {})
+    return Confirmed(
+        name=stored.get("name", "trial"),
+        trial=stored.get("trial"),
+        loss=stored["loss"],
+        standard_error=stored.get("standard_error"),
+        difference=against.get("difference"),
+        low=against.get("low"),
+        high=against.get("high"),
+    )

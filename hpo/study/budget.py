@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 from optuna.trial import FrozenTrial
 
+from ..trial.ranking import best_trials
 from .config import Budget
-from .trial.ranking import best_trials
 
 
 def why_stop(

@@ -11,14 +11,14 @@ import optuna
 
 from finetune.errors import UserError
 
+from ..pruners.registry import make_pruner
+from ..samplers.registry import make_sampler
+from ..storage.open import load_study, open_storage
+from ..storage.rdb import StudyStorage
+from ..storage.url import shown
+from ..trial.ranking import best_trials
 from .config import StudyConfig
 from .manifest import MADE_BY_KEY, MANIFEST_KEY, check_manifest, made_by
-from .pruners.registry import make_pruner
-from .samplers.registry import make_sampler
-from .storage.open import load_study, open_storage
-from .storage.rdb import StudyStorage
-from .storage.url import shown
-from .trial.ranking import best_trials
 
 
 def join(

@@ -25,7 +25,7 @@ from .config import StudyConfig
 if TYPE_CHECKING:  # torch takes seconds to import, and who only joins a study needs none of it
     from finetune.data.runes import RuneSource
 
-    from .problem.instances import Instance
+    from ..problem.instances import Instance
 
 MANIFEST_KEY = "manifest"
 MADE_BY_KEY = "made_by"

@@ -22,7 +22,7 @@ from finetune.data.futhorc import ALPHABET
 from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 
-from .artifacts.location import ARTIFACTS_VARIABLE, check_place, default_place
+from ..artifacts.location import ARTIFACTS_VARIABLE, check_place, default_place
 from .space import Parameter, check_space
 
 STUDIES_DIR = Path("studies")
@@ -278,7 +278,7 @@ def find_study(study: str) -> Path:
         if not path.is_file():
             raise UserError(f"{path}: no such study file")
         return path
-    directories = [STUDIES_DIR, Path(__file__).parent.parent / STUDIES_DIR]
+    directories = [STUDIES_DIR, Path(__file__).parents[2] / STUDIES_DIR]
     for directory in directories:
         path = directory / f"{study}.toml"
         if path.is_file():
