@@ -33,12 +33,18 @@ REPO = Path(__file__).parents[1]
 # What processes import, some of it late: those that do without torch, and what workers import
 # besides.
 _CHEAP = (
-    *("hpo.loop", "hpo.moving", "hpo.progress", "hpo.study.create", "hpo.status"),
+    *("hpo.worker.loop", "hpo.moving", "hpo.worker.display", "hpo.study.create", "hpo.status"),
     *("alembic.command", "alembic.ddl", "psycopg", "sqlalchemy.dialects.postgresql.psycopg"),
 )
 _WORKER = (
-    *("torch", "hpo.fleet", "hpo.problem.instances", "hpo.objective", "hpo.artifacts.uploads"),
-    *("hpo.seeing.refresh", "hpo.seeing.showing", "hpo.summary", "matplotlib.figure"),
+    *(
+        "torch",
+        "hpo.worker.pool",
+        "hpo.problem.instances",
+        "hpo.worker.objective",
+        "hpo.artifacts.uploads",
+    ),
+    *("hpo.seeing.refresh", "hpo.worker.visuals", "hpo.worker.summary", "matplotlib.figure"),
 )
 
 

@@ -14,9 +14,9 @@ SLOW = {"torch", "optuna", "scipy"}
 
 def commands() -> list[str]:
     """Modules that are run by ``python -m``."""
-    paths = [path for package in ("finetune", "hpo") for path in (ROOT / package).glob("*.py")]
-    found = {f"{p.parent.name}.{p.stem}" for p in paths if "\n    run_command(" in p.read_text()}
-    return sorted(found)
+    paths = [path for package in ("finetune", "hpo") for path in (ROOT / package).rglob("*.py")]
+    runs = [p.relative_to(ROOT) for p in paths if "\n    run_command(" in p.read_text()]
+    return sorted(".".join(p.with_suffix("").parts).removesuffix(".__main__") for p in runs)
 
 
 def imported(*arguments: str) -> set[str]:

@@ -21,10 +21,10 @@ from PIL import Image
 from benchmarks.browser import dashboard
 from hpo.artifacts.uploads import Gallery
 from hpo.seeing.refresh import Story
-from hpo.seeing.showing import Showing
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import load_study_file
 from hpo.trial.outcome import Ending, Outcome
+from hpo.worker.visuals import Showing
 
 REPO = Path(__file__).parents[2]
 SHOTS = REPO / "build" / "screenshots"

@@ -18,17 +18,17 @@ from finetune.adapt import AdaptationError, Adapted, Progress
 from finetune.data.runes import Split
 from finetune.recipe import Recipe
 from finetune.scoring.cost import Cost
-from hpo import objective as objective_module
-from hpo.loop import Loop, WorkerFailedError
-from hpo.objective import Objective
 from hpo.problem import evaluate
 from hpo.problem.instances import Instance
-from hpo.progress import Display
 from hpo.pruners.registry import make_pruner
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import Budget, Limits, Pruner, Recovery, StudyConfig
 from hpo.trial.ranking import best_trial
 from hpo.trial.recipe import recipe_of
+from hpo.worker import objective as objective_module
+from hpo.worker.display import Display
+from hpo.worker.loop import Loop, WorkerFailedError
+from hpo.worker.objective import Objective
 from tests.hpo.standins import one_by_one
 
 Fake = Callable[..., Any]

@@ -11,11 +11,11 @@ from typing import Any, get_args
 import pytest
 
 from finetune.errors import UserError
-from hpo import fleet
 from hpo.arguments import SAMPLERS, Options, parse_options
-from hpo.fleet import _arguments, _devices
 from hpo.process.devices import choose_device, n_cores, share_cores
 from hpo.study.config import Sampler, load_study_file
+from hpo.worker import pool
+from hpo.worker.pool import _arguments, _devices
 
 
 @pytest.fixture(autouse=True)
@@ -154,13 +154,13 @@ def test_workers_of_a_fleet_choose_from_all_devices_that_the_fleet_was_left(
         raise InterruptedError
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    monkeypatch.setattr(fleet, "_start", start)
-    monkeypatch.setattr(fleet, "check_device", lambda device: None)
+    monkeypatch.setattr(pool, "_start", start)
+    monkeypatch.setattr(pool, "check_device", lambda device: None)
     options = Options(
         "quickstart", storage=f"sqlite:///{tmp_path}/s.db", workers=2, device="cuda:1"
     )
     with pytest.raises(InterruptedError):
-        fleet.run_fleet(options)
+        pool.run_fleet(options)
     # What `--device cuda:1` makes of it in the worker, as it did in the fleet itself.
     assert given[0]["CUDA_VISIBLE_DEVICES"] == "3,5"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
@@ -169,5 +169,5 @@ def test_workers_of_a_fleet_choose_from_all_devices_that_the_fleet_was_left(
 def test_a_seed_for_a_whole_fleet_is_one_line_and_makes_nothing(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/s.db"
     with pytest.raises(UserError, match="--seed is one worker's"):
-        fleet.run_fleet(Options("quickstart", storage=url, workers=2, seed=1))
+        pool.run_fleet(Options("quickstart", storage=url, workers=2, seed=1))
     assert not (tmp_path / "s.db").exists()

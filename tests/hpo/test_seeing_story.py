@@ -345,9 +345,9 @@ class TestTurns:
 
 
 def test_a_worker_writes_the_story(new_database: Callable[[str], str]) -> None:
-    from hpo.loop import Loop, Watch
-    from hpo.progress import Display
     from hpo.study.config import Budget, Recovery
+    from hpo.worker.display import Display
+    from hpo.worker.loop import Loop, Watch
 
     told = Told(new_database("sqlite"))
 

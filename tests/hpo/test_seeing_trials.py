@@ -27,18 +27,18 @@ from hpo.artifacts.store import open_store
 from hpo.artifacts.trial_plot import plot_trial
 from hpo.artifacts.uploads import Gallery
 from hpo.dashboard import Address, guard
-from hpo.loop import Loop
-from hpo.objective import Objective
 from hpo.problem import evaluate
 from hpo.problem.instances import Instance
 from hpo.problem.pictures import N_SAMPLES, InstancePictures, draw_samples
-from hpo.progress import Display
 from hpo.seeing.attrs import NOTE_KEY
 from hpo.seeing.notes import cell
-from hpo.seeing.showing import Showing
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import Budget, Recovery, StudyConfig
 from hpo.web.live import LiveDashboard
+from hpo.worker.display import Display
+from hpo.worker.loop import Loop
+from hpo.worker.objective import Objective
+from hpo.worker.visuals import Showing
 from tests.hpo.standins import one_by_one
 
 Ask = Callable[..., Any]

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from tests.conftest import Forked, Nurse, Process
 
 MODULES = (
-    "hpo.loop",
-    "hpo.progress",
+    "hpo.worker.loop",
+    "hpo.worker.display",
     "hpo.study.create",
     "alembic.command",
     "alembic.ddl",

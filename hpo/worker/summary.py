@@ -5,10 +5,10 @@ from __future__ import annotations
 import optuna
 from optuna.trial import TrialState
 
-from .formatting import cost_of_answer
-from .study.config import StudyConfig
-from .trial.ranking import best_trial, describe_loss
-from .trial.recipe import changed_values, recipe_of
+from ..formatting import cost_of_answer
+from ..study.config import StudyConfig
+from ..trial.ranking import best_trial, describe_loss
+from ..trial.recipe import changed_values, recipe_of
 
 
 def print_summary(study: optuna.Study, config: StudyConfig, asked: str) -> None:

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from finetune.errors import EXIT_BAD_INPUT, UserError
 
-from .arguments import Options
-from .process.devices import check_device, choose_device, share_cores
-from .process.logging import info, start_log, warn
-from .process.signals import raise_if_stopped
-from .storage.tables import FINISHED
+from ..arguments import Options
+from ..process.devices import check_device, choose_device, share_cores
+from ..process.logging import info, start_log, warn
+from ..process.signals import raise_if_stopped
+from ..storage.tables import FINISHED
 
 _LOOK_S = 0.5
 _SHOW_S = 3.0
@@ -49,7 +49,7 @@ def run_fleet(options: Options) -> int:
     # Workers choose their devices themselves, from all that were left to this process.
     environment = {k: v for k, v in os.environ.items() if k != "RUNES_WORKERS"}
     choose_device(options.device)
-    from .study.config import load_study_file
+    from ..study.config import load_study_file
 
     config = load_study_file(options.study).on_drawings(
         options.alphabet, options.drawings, options.train
@@ -57,9 +57,9 @@ def run_fleet(options: Options) -> int:
     import optuna
     import torch
 
-    from .problem.instances import load_measuring
-    from .progress import Display
-    from .study.create import create
+    from ..problem.instances import load_measuring
+    from ..study.create import create
+    from .display import Display
     from .summary import print_summary
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

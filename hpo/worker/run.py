@@ -1,36 +1,12 @@
-"""Join a study and run trials until its budget is spent."""
+"""The work of `hpo.worker` in one process."""
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Sequence
-
-from finetune.errors import run_command
-
-from .arguments import Options, parse_options
-from .process.devices import check_device, choose_device, share_cores
-from .process.logging import info, start_log, warn
-from .process.signals import StopError, raise_on_signals
+from ..arguments import Options
+from ..process.devices import check_device, choose_device, share_cores
+from ..process.logging import info, start_log, warn
 
 EXIT_FAILED = 1
-
-# Optuna and torch take seconds to import; `--help` needs neither.
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    options = parse_options(argv, __doc__)
-    raise_on_signals()
-    start_log(f"{socket.gethostname()}:{os.getpid()}")
-    try:
-        if options.workers > 1 and not options.dry_run:
-            from .fleet import run_fleet
-
-            return run_fleet(options)
-        return run_worker(options)
-    except StopError as stop:
-        info(f"stopped by {stop}")
-        return stop.exit_code
 
 
 def run_worker(options: Options) -> int:
@@ -42,7 +18,7 @@ def run_worker(options: Options) -> int:
         StopError: the process was asked to stop; the trial at hand is queued again.
     """
     choose_device(options.device)
-    from .study.config import load_study_file
+    from ..study.config import load_study_file
 
     config = load_study_file(options.study).on_drawings(
         options.alphabet, options.drawings, options.train
@@ -53,17 +29,17 @@ def run_worker(options: Options) -> int:
     import optuna
     import torch
 
-    from .artifacts.uploads import Gallery
+    from ..artifacts.uploads import Gallery
+    from ..problem.instances import load_measuring
+    from ..seeing.refresh import Story
+    from ..storage.tables import FINISHED
+    from ..study.create import join
+    from .display import Display
     from .loop import Loop, WorkerFailedError
     from .objective import Objective
     from .preview import print_preview
-    from .problem.instances import load_measuring
-    from .progress import Display
-    from .seeing.refresh import Story
-    from .seeing.showing import Showing
-    from .storage.tables import FINISHED
-    from .study.create import join
     from .summary import print_summary
+    from .visuals import Showing
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs tracebacks as warnings
     check_device(options.device)
@@ -79,7 +55,7 @@ def run_worker(options: Options) -> int:
     study, storage = join(config, url, measuring.manifest, options.seed)
     start_log(storage.worker)
     if options.under_fleet:
-        from .fleet import stop_with_parent
+        from .pool import stop_with_parent
 
         stop_with_parent()
     budget = config.budget.model_copy(
@@ -118,7 +94,3 @@ def run_worker(options: Options) -> int:
     if not options.under_fleet:
         print_summary(study, config, options.study)
     return 0
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
-from .trial.ranking import best_trials, describe_loss
+from ..trial.ranking import best_trials, describe_loss
 
 _REFRESH_S = 1.0
 

@@ -12,9 +12,9 @@ from ..artifacts.uploads import Artifact, Gallery
 from ..problem.instances import Instance
 from ..problem.pictures import InstancePictures
 from ..process.logging import warn
+from ..seeing.attrs import NOTE_KEY
+from ..seeing.notes import trial_note
 from ..trial.outcome import Ending
-from .attrs import NOTE_KEY
-from .notes import trial_note
 
 _PLOT = "learning curve and loss by time.png"
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import optuna
 
-from .problem.instances import Instance
-from .storage.url import shown
-from .study.config import StudyConfig
-from .study.space import sample_recipe
+from ..problem.instances import Instance
+from ..storage.url import shown
+from ..study.config import StudyConfig
+from ..study.space import sample_recipe
 
 
 def print_preview(

@@ -7,11 +7,11 @@ import time
 
 from optuna.trial import TrialState
 
-from .process.logging import info, warn
-from .storage.errors import words_of
-from .storage.rdb import StudyStorage
-from .storage.transactions import Beat
-from .study.config import Recovery
+from ..process.logging import info, warn
+from ..storage.errors import words_of
+from ..storage.rdb import StudyStorage
+from ..storage.transactions import Beat
+from ..study.config import Recovery
 
 
 class Pulse:

@@ -13,17 +13,17 @@ from optuna.trial import TrialState
 
 from finetune.errors import UserError
 
-from .process.logging import info, warn
-from .process.signals import acknowledge_stop, raise_if_stopped
-from .progress import Display
-from .pulse import Pulse
-from .storage.rdb import StudyStorage
-from .storage.tables import FINISHED
-from .storage.transactions import NoTrial, TrialTakenError
-from .study.budget import why_stop
-from .study.config import Budget, Recovery
-from .trial.outcome import Ending, Outcome, ending_of
-from .trial.ranking import FAILED, OVER_COST, OVER_LIMIT
+from ..process.logging import info, warn
+from ..process.signals import acknowledge_stop, raise_if_stopped
+from ..storage.rdb import StudyStorage
+from ..storage.tables import FINISHED
+from ..storage.transactions import NoTrial, TrialTakenError
+from ..study.budget import why_stop
+from ..study.config import Budget, Recovery
+from ..trial.outcome import Ending, Outcome, ending_of
+from ..trial.ranking import FAILED, OVER_COST, OVER_LIMIT
+from .display import Display
+from .heartbeat import Pulse
 
 _FIRST_POLL_S = 0.5
 _LONGEST_POLL_S = 5.0

@@ -12,17 +12,17 @@ import optuna
 from finetune.adapt import Progress
 from finetune.recipe import Recipe, RecipeError
 
-from .artifacts.uploads import Artifact, Gallery
+from ..artifacts.uploads import Artifact, Gallery
+from ..problem.evaluate import machine, timed_calls
+from ..problem.instances import Instance
+from ..pruners.learning_curve import KnownCurves, LearningCurve
+from ..pruners.racing import Race, RacingPruner
+from ..study.config import StudyConfig
+from ..study.space import sample_recipe
+from ..trial.outcome import Outcome, TrialEndedError
+from ..trial.record import Measured
 from .loop import Watch
-from .problem.evaluate import machine, timed_calls
-from .problem.instances import Instance
-from .pruners.learning_curve import KnownCurves, LearningCurve
-from .pruners.racing import Race, RacingPruner
-from .seeing.showing import Showing
-from .study.config import StudyConfig
-from .study.space import sample_recipe
-from .trial.outcome import Outcome, TrialEndedError
-from .trial.record import Measured
+from .visuals import Showing
 
 _DIGITS = 4  # that are kept of losses by t, whose noise is larger
 
