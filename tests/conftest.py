@@ -33,7 +33,7 @@ REPO = Path(__file__).parents[1]
 # What processes import, some of it late: those that do without torch, and what workers import
 # besides.
 _CHEAP = (
-    *("hpo.worker.loop", "hpo.moving", "hpo.worker.display", "hpo.study.create", "hpo.status"),
+    *("hpo.worker.loop", "hpo.move.run", "hpo.worker.display", "hpo.study.create", "hpo.status"),
     *("alembic.command", "alembic.ddl", "psycopg", "sqlalchemy.dialects.postgresql.psycopg"),
 )
 _WORKER = (

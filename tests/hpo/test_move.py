@@ -36,8 +36,8 @@ from optuna_dashboard import get_note, save_note
 from benchmarks.postgres import PASSWORD, Postgres
 from benchmarks.storage_fill import fill, make_trials
 from finetune.errors import UserError
-from hpo import copying, moving
-from hpo.move import main
+from hpo.move import rows, run
+from hpo.move.__main__ import main
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
 from hpo.storage.tables import HEARTBEATS, STUDIES, STUDY_SYSTEM_ATTRS, TRIALS, utc_now
@@ -234,7 +234,7 @@ def test_a_negative_zero_arrives_as_a_zero(
 
 def test_every_table_of_optuna_is_copied_or_known_to_be_none_of_a_study() -> None:
     tables = {table.name for table in models.BaseModel.metadata.sorted_tables}
-    copied = {t.name for t in (*copying._OF_STUDY, *copying._OF_TRIAL)}
+    copied = {t.name for t in (*rows._OF_STUDY, *rows._OF_TRIAL)}
     assert tables - copied == {"studies", "trials", "version_info"}
 
 
@@ -298,7 +298,7 @@ def test_files_go_there_and_back(files: dict[str, bytes], missing: bool) -> None
             (here / name).write_bytes(content)
         ids = [*files, *(["not-there"] if missing else [])]
         for places in [(here, there), (there, back), (there, back)]:
-            said = moving._move_files(ids, moving._stores([str(place) for place in places]))
+            said = run._move_files(ids, run._stores([str(place) for place in places]))
             assert f"; {len(files)} files copied" in said or not ids
             assert ("1 are not there" in said) == missing
             there.mkdir(exist_ok=True)
@@ -396,7 +396,7 @@ def test_another_study_of_that_name_is_left_alone(
 def test_a_source_that_changes_meanwhile_is_not_copied_by_halves(
     source: str, new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, real = new_database("postgresql"), moving.insert_study
+    target, real = new_database("postgresql"), run.insert_study
 
     def insert_study(*arguments: Any) -> object:
         copied = real(*arguments)
@@ -404,7 +404,7 @@ def test_a_source_that_changes_meanwhile_is_not_copied_by_halves(
         other.set_study_user_attr(other.get_study_id_from_name("s"), "new", 1)
         return copied
 
-    monkeypatch.setattr(moving, "insert_study", insert_study)
+    monkeypatch.setattr(run, "insert_study", insert_study)
     with pytest.raises(UserError, match=r"changed while it was copied \(its user attributes\)"):
         move(source, target)
     assert names_in(target) == []
@@ -579,20 +579,18 @@ def plain_counts(url: str) -> list[int]:
     with sa.create_engine(parse_url(url)).connect() as c:
         return [
             c.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
-            for table in (*copying._OF_STUDY, *copying._OF_TRIAL)
+            for table in (*rows._OF_STUDY, *rows._OF_TRIAL)
         ]
 
 
 def test_urls_of_one_database_are_known_as_such() -> None:
     one = "postgresql://a:b@host/d"
     for same in ("postgresql+psycopg://host:5432/d?sslmode=require", "postgresql:///d?host=host"):
-        assert moving._place(same) == moving._place(one)
+        assert run._place(same) == run._place(one)
     for other in ("postgresql://host:5433/d", "postgresql:///d?host=/run", "postgresql://host/e"):
-        assert moving._place(other) != moving._place(one)
+        assert run._place(other) != run._place(one)
     here = Path.cwd() / "d.db"
-    assert moving._place(f"sqlite:///file:{here}?mode=ro&uri=true") == moving._place(
-        "sqlite:///d.db"
-    )
+    assert run._place(f"sqlite:///file:{here}?mode=ro&uri=true") == run._place("sqlite:///d.db")
 
 
 # -- mistakes --------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .artifacts.store import Store
-from .storage import tables as db
+from ..artifacts.store import Store
+from ..storage import tables as db
 
 Advance = Callable[[int], object]  # told how many trials more are done
 

@@ -12,16 +12,16 @@ from tqdm import tqdm
 
 from finetune.errors import UserError
 
-from .artifacts.location import check_directory
-from .artifacts.store import Store, open_store
-from .copying import StudyRows, copy_file, difference, insert_study
-from .storage.errors import words_of
-from .storage.open import never_idle, open_storage, reading
-from .storage.rdb import StudyStorage
-from .storage.tables import STUDIES, TRIALS
-from .storage.transactions import beats
-from .storage.url import parse_url, shown
-from .study.config import Recovery, StudyConfig, load_study_file
+from ..artifacts.location import check_directory
+from ..artifacts.store import Store, open_store
+from ..storage.errors import words_of
+from ..storage.open import never_idle, open_storage, reading
+from ..storage.rdb import StudyStorage
+from ..storage.tables import STUDIES, TRIALS
+from ..storage.transactions import beats
+from ..storage.url import parse_url, shown
+from ..study.config import Recovery, StudyConfig, load_study_file
+from .rows import StudyRows, copy_file, difference, insert_study
 
 _PATIENCE_S = 10.0
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from finetune.errors import run_command
 
-from .arguments import PREFIX
+from ..arguments import PREFIX
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     import optuna
 
-    from .moving import move_studies
+    from .run import move_studies
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for line in move_studies(
