@@ -14,7 +14,7 @@ from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 
 from .analysis.intervals import Interval, interval, unit_means, units_of
-from .choosing import read_recipe
+from .export.selection import read_recipe
 from .study.config import StudyConfig
 from .study.confirmation import BASELINE, title
 from .trial.ranking import best_trials

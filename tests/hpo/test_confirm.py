@@ -21,10 +21,10 @@ from finetune.data.runes import RuneSource
 from finetune.errors import UserError
 from finetune.recipe import Recipe
 from finetune.scoring.cost import Cost
-from hpo.choosing import choose
 from hpo.confirm import main
 from hpo.confirmed import to_text
-from hpo.export import main as export
+from hpo.export.__main__ import main as export
+from hpo.export.selection import choose
 from hpo.problem import evaluate
 from hpo.problem.instances import load_measuring
 from hpo.problem.unseen import load_unseen
@@ -311,7 +311,7 @@ def test_a_default_without_a_trial_can_win_and_be_exported(
     assert status(["--study", "tiny.toml"]) == 0
     assert "confirmed   default recipe  loss " in capsys.readouterr().out
     # The proof, which takes a while, is the same as of any recipe of no trial.
-    monkeypatch.setattr("hpo.export._prove", lambda *_: None)
+    monkeypatch.setattr("hpo.export.__main__._prove", lambda *_: None)
     arguments = ["--study", "tiny.toml", "--threads", "1", "--device", "cpu", "--confirmed"]
     assert export([*arguments, "--out", "f.py", "--no-challenge"]) == 0
     assert "wrote f.py: the recipe 'default' of no trial, confirmed in" in capsys.readouterr().out

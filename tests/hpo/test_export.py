@@ -33,9 +33,9 @@ from finetune.submission.proof import (
     describe,
 )
 from finetune.submission.sandbox import _count_steps
-from hpo import export as export_module
-from hpo.choosing import choose
-from hpo.export import held_out, main
+from hpo.export import __main__ as export_module
+from hpo.export.__main__ import held_out, main
+from hpo.export.selection import choose
 from hpo.problem.instances import Instance, load_instances
 from hpo.storage.open import open_storage
 from hpo.storage.rdb import StudyStorage
@@ -245,7 +245,7 @@ def test_bad_input_is_one_line(study: Path, arguments: list[str], message: str) 
 
 def test_help_and_json_need_no_torch(study: Path) -> None:
     code = (
-        "import sys; from hpo.export import main; "
+        "import sys; from hpo.export.__main__.__main__ import main; "
         "main(['--study', 'tiny.toml', '--format', 'json']); sys.exit('torch' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -14,9 +14,9 @@ from optuna.trial import FrozenTrial
 from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 
-from .study.confirmation import CONFIRMED_KEY
-from .trial.ranking import best_trial
-from .trial.recipe import recipe_of
+from ..study.confirmation import CONFIRMED_KEY
+from ..trial.ranking import best_trial
+from ..trial.recipe import recipe_of
 
 _WIDTH = 98
 

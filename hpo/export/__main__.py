@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.options import add_drawings_options
 from finetune.errors import UserError, run_command
 
-from .process.devices import check_device, choose_device, n_cores
+from ..process.devices import check_device, choose_device, n_cores
 
 # Torch takes seconds to import, and `--help` and `--format json` need none of it; `--help` needs
 # no Optuna either.
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from finetune.data.runes import RuneSource
     from finetune.submission.proof import Claim
 
-    from .choosing import Chosen
-    from .problem.instances import Instance, Measuring
-    from .study.config import StudyConfig
+    from ..problem.instances import Instance, Measuring
+    from ..study.config import StudyConfig
+    from .selection import Chosen
 
 EXIT_FAILED = 1
 
@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     choose_device(options.device)
     import optuna
 
-    from .choosing import choose, read_recipe
-    from .study.config import load_study_file
-    from .study.confirmation import CONFIRMED_KEY
+    from ..study.config import load_study_file
+    from ..study.confirmation import CONFIRMED_KEY
+    from .selection import choose, read_recipe
 
     config = load_study_file(options.study).on_drawings(
         options.alphabet, options.drawings, options.train
@@ -109,7 +109,7 @@ def _check_free(path: Path, force: bool) -> None:
 
 
 def _open_study(config: StudyConfig, options: argparse.Namespace) -> optuna.Study:
-    from .storage.open import load_study, open_existing
+    from ..storage.open import load_study, open_existing
 
     storage = open_existing(config.storage_url(options.storage), options.study)
     try:
@@ -130,8 +130,8 @@ def _export(
     from finetune.submission.joining import JoinError
     from finetune.submission.proof import ProofError
 
-    from .choosing import describe_origin
-    from .problem.instances import load_measuring
+    from ..problem.instances import load_measuring
+    from .selection import describe_origin
 
     check_device(options.device)
     torch.set_num_threads(options.threads or _threads_of(chosen))
@@ -170,7 +170,7 @@ def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
     Raises:
         UserError: something differs; says what.
     """
-    from .study.manifest import MANIFEST_KEY, check_manifest
+    from ..study.manifest import MANIFEST_KEY, check_manifest
 
     theirs = study.user_attrs.get(MANIFEST_KEY, {}).get("code")
     if theirs is not None and theirs != mine["code"]:
@@ -185,7 +185,7 @@ def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
 def _prove(submission: Path, config: StudyConfig, chosen: Chosen, measuring: Measuring) -> None:
     from finetune.submission.proof import check_call, check_imports, check_same_source, describe
 
-    from .problem.evaluate import noise_table
+    from ..problem.evaluate import noise_table
 
     instance, claim = _claimed(chosen, measuring.instances)
     check_imports(submission)
@@ -232,7 +232,7 @@ def _challenge(
     )
     from finetune.model.checkpoints import list_networks
 
-    from .problem.instances import open_drawings
+    from ..problem.instances import open_drawings
 
     source = open_drawings(config, options.data)
     runes = held_out(source, config, options.held_out)
