@@ -21,14 +21,14 @@ from finetune.data.runes import RuneSource
 from finetune.errors import UserError
 from finetune.recipe import Recipe
 from finetune.scoring.cost import Cost
-from hpo.confirm import main
-from hpo.confirmed import to_text
+from hpo.confirm.__main__ import main
+from hpo.confirm.measurements import Kept, table_seed
+from hpo.confirm.result import to_text
 from hpo.export.__main__ import main as export
 from hpo.export.selection import choose
 from hpo.problem import evaluate
 from hpo.problem.instances import load_measuring
 from hpo.problem.unseen import load_unseen
-from hpo.remeasure import Kept, table_seed
 from hpo.status import main as status
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import StudyConfig, load_study_file

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hpo.analysis.intervals import interval, unit_means, units_of
-from hpo.halving import Halved, Standing, block_ends, halve, most_calls
+from hpo.confirm.halving import Halved, Standing, block_ends, halve, most_calls
 from hpo.study.confirmation import Left
 
 RUNES, SPLITS = 6, 2

@@ -25,9 +25,9 @@ from finetune.recipe import Recipe
 from hpo.analysis import importance
 from hpo.analysis.intervals import units_of
 from hpo.analysis.references import Reference
-from hpo.candidates import choose_candidates
-from hpo.confirmed import result_of
-from hpo.halving import halve
+from hpo.confirm.candidates import choose_candidates
+from hpo.confirm.halving import halve
+from hpo.confirm.result import result_of
 from hpo.page.given import Given
 from hpo.storage import tables as db
 from hpo.storage.open import load_study, open_storage

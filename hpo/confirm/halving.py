@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .analysis.intervals import Interval, interval, unit_means
-from .study.confirmation import Left
+from ..analysis.intervals import Interval, interval, unit_means
+from ..study.confirmation import Left
 
 # Who is further behind the leader than so many standard errors of the difference leaves first.
 ERRORS_BEHIND = 2.0

@@ -18,19 +18,19 @@ from tqdm import tqdm
 
 from finetune.adapt import Progress
 
-from .analysis.intervals import units_of
+from ..analysis.intervals import units_of
+from ..problem.instances import load_instances, open_drawings
+from ..problem.unseen import Unseen, load_unseen
+from ..process.devices import check_device, n_cores
+from ..process.logging import info, warn
+from ..process.signals import raise_if_stopped
+from ..study.config import StudyConfig
+from ..study.confirmation import CONFIRMED_KEY, Left
+from ..study.manifest import MANIFEST_KEY, check_manifest, make_manifest
 from .candidates import Candidate, choose_candidates
-from .confirmed import result_of, to_text
 from .halving import Standing, block_ends, halve, most_calls
-from .problem.instances import load_instances, open_drawings
-from .problem.unseen import Unseen, load_unseen
-from .process.devices import check_device, n_cores
-from .process.logging import info, warn
-from .process.signals import raise_if_stopped
-from .remeasure import Kept, measure, table_seed
-from .study.config import StudyConfig
-from .study.confirmation import CONFIRMED_KEY, Left
-from .study.manifest import MANIFEST_KEY, check_manifest, make_manifest
+from .measurements import Kept, measure, table_seed
+from .result import result_of, to_text
 
 EXIT_FAILED = 1
 _REFRESH_S = 1.0

@@ -9,9 +9,9 @@ from pathlib import Path
 from finetune.data.options import add_drawings_options
 from finetune.errors import UserError, run_command
 
-from .process.devices import choose_device
-from .process.logging import info, start_log
-from .process.signals import StopError, acknowledge_stop, raise_on_signals
+from ..process.devices import choose_device
+from ..process.logging import info, start_log
+from ..process.signals import StopError, acknowledge_stop, raise_on_signals
 
 # Torch and Optuna take seconds to import; `--help` needs neither.
 
@@ -36,8 +36,8 @@ def _run(options: argparse.Namespace) -> int:
     choose_device(options.device)
     import optuna
 
-    from .storage.open import load_study, open_existing
-    from .study.config import load_study_file
+    from ..storage.open import load_study, open_existing
+    from ..study.config import load_study_file
 
     config = load_study_file(options.study).on_drawings(
         options.alphabet, options.drawings, options.train
@@ -48,11 +48,11 @@ def _run(options: argparse.Namespace) -> int:
         # It may be away for a while, and hours of measuring shall not be lost to that.
         storage.database.patience.limit_s = config.recovery.patience_s
         study = load_study(storage, config.name)
-        from .confirming import confirm
+        from .run import confirm
 
         code = confirm(config, study, options)
         if code == 0:
-            from .seeing.refresh import Story
+            from ..seeing.refresh import Story
 
             url = config.storage_url(options.storage)
             Story(config, options.study, url, study, storage).refresh(every_s=0.0)

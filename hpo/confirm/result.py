@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .analysis.intervals import CONFIDENCE, Interval
+from ..analysis.intervals import CONFIDENCE, Interval
+from ..formatting import cost_of_answer, with_error
+from ..study.confirmation import Left, describe_difference, title
 from .candidates import Candidate, search_difference
-from .formatting import cost_of_answer, with_error
 from .halving import Halved, Standing
-from .study.confirmation import Left, describe_difference, title
 
 
 def result_of(

@@ -13,11 +13,11 @@ from finetune.adapt import Progress
 from finetune.model.checkpoints import network_digest
 from finetune.recipe import Recipe
 
-from .problem.evaluate import timed_call
-from .problem.unseen import Unseen
-from .study.config import StudyConfig
-from .study.confirmation import CALLS_PREFIX
-from .trial.outcome import ending_of
+from ..problem.evaluate import timed_call
+from ..problem.unseen import Unseen
+from ..study.config import StudyConfig
+from ..study.confirmation import CALLS_PREFIX
+from ..trial.outcome import ending_of
 
 
 def table_seed(config: StudyConfig) -> int:

@@ -13,12 +13,12 @@ from optuna.trial import FrozenTrial, TrialState
 from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 
-from .analysis.intervals import Interval, interval, unit_means, units_of
-from .export.selection import read_recipe
-from .study.config import StudyConfig
-from .study.confirmation import BASELINE, title
-from .trial.ranking import best_trials
-from .trial.recipe import recipe_of
+from ..analysis.intervals import Interval, interval, unit_means, units_of
+from ..export.selection import read_recipe
+from ..study.config import StudyConfig
+from ..study.confirmation import BASELINE, title
+from ..trial.ranking import best_trials
+from ..trial.recipe import recipe_of
 
 
 @dataclass(frozen=True)
