@@ -13,12 +13,12 @@ import sqlalchemy as sa
 
 from ..analysis.status import status_of
 from ..process.logging import warn
+from ..report.plotly import study_figures
+from ..report.summary_markdown import study_note
 from ..storage.rdb import StudyStorage
 from ..storage.tables import FINISHED, STUDIES, STUDY_SYSTEM_ATTRS
 from ..study.config import StudyConfig
 from .attrs import NOTE_TEXT, NOTE_VERSION, PLOT, STORY_AT, STORY_VERSION
-from .figures import study_figures
-from .story import study_note
 
 EVERY_S = 60.0
 _REST = 50  # times as long as the last one took: large studies take seconds

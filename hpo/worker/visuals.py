@@ -12,8 +12,8 @@ from ..artifacts.uploads import Artifact, Gallery
 from ..problem.instances import Instance
 from ..problem.pictures import InstancePictures
 from ..process.logging import warn
+from ..report.sections.trial import trial_note
 from ..seeing.attrs import NOTE_KEY
-from ..seeing.notes import trial_note
 from ..trial.outcome import Ending
 
 _PLOT = "learning curve and loss by time.png"

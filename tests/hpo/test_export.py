@@ -245,7 +245,7 @@ def test_bad_input_is_one_line(study: Path, arguments: list[str], message: str) 
 
 def test_help_and_json_need_no_torch(study: Path) -> None:
     code = (
-        "import sys; from hpo.export.__main__.__main__ import main; "
+        "import sys; from hpo.export.__main__ import main; "
         "main(['--study', 'tiny.toml', '--format', 'json']); sys.exit('torch' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -30,8 +30,8 @@ from hpo.dashboard import Address, guard
 from hpo.problem import evaluate
 from hpo.problem.instances import Instance
 from hpo.problem.pictures import N_SAMPLES, InstancePictures, draw_samples
+from hpo.report.markdown import cell
 from hpo.seeing.attrs import NOTE_KEY
-from hpo.seeing.notes import cell
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import Budget, Recovery, StudyConfig
 from hpo.web.live import LiveDashboard

@@ -28,7 +28,7 @@ from hpo.analysis.references import Reference
 from hpo.confirm.candidates import choose_candidates
 from hpo.confirm.halving import halve
 from hpo.confirm.result import result_of
-from hpo.page.given import Given
+from hpo.report.data import Given
 from hpo.storage import tables as db
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import StudyConfig, load_study_file

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 import pytest
 from markupsafe import Markup
 
-from hpo.page.drawing import Drawing
-from hpo.page.plot import Axis, Plot, axis_of, label_axis
-from hpo.page.rows import Mark, Row, rows_figure
+from hpo.report.svg.axes import Axis, Plot, axis_of, label_axis
+from hpo.report.svg.drawing import Drawing
+from hpo.report.svg.rows import Mark, Row, rows_figure
 
 
 def read(markup: Markup) -> ElementTree.Element:

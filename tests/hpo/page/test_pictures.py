@@ -16,8 +16,8 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from hpo.artifacts.store import open_store
-from hpo.page import pictures
-from hpo.page.pictures import Found, read_pictures
+from hpo.report.sections import pictures
+from hpo.report.sections.pictures import Found, read_pictures
 from hpo.study.confirmation import CONFIRMED_KEY
 
 

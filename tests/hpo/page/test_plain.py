@@ -6,8 +6,8 @@ import html5lib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.page.drawing import Drawing
-from hpo.page.plain import LONGEST, plain
+from hpo.report.sanitize import LONGEST, plain
+from hpo.report.svg.drawing import Drawing
 
 ANYTHING = st.text(st.characters(codec=None), max_size=60)  # lone surrogates, too
 

@@ -9,11 +9,11 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.page.blocks import Picture
-from hpo.page.given import Given
-from hpo.page.plain import plain
-from hpo.page.render import render
-from hpo.page.story import story_of
+from hpo.report.contents import story_of
+from hpo.report.data import Given
+from hpo.report.document import Picture
+from hpo.report.html import render
+from hpo.report.sanitize import plain
 from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY
 from hpo.study.manifest import MADE_BY_KEY, MANIFEST_KEY
 

@@ -23,7 +23,7 @@ from PIL import Image
 from finetune.errors import UserError
 from hpo.analysis import importance
 from hpo.artifacts.uploads import Gallery
-from hpo.report import main
+from hpo.report.__main__ import main
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import StudyConfig
 from hpo.study.confirmation import CONFIRMED_KEY
@@ -204,7 +204,7 @@ def _unpacked() -> Path:
 
 def test_the_command_needs_no_torch() -> None:
     code = (
-        "import sys\nfrom hpo.report import main\n"
+        "import sys\nfrom hpo.report.__main__ import main\n"
         f"main(['--study', 'runes', '--storage', {str(PUBLISHED)!r}, '--out', sys.argv[1]])\n"
         "sys.exit('torch' in sys.modules)"
     )

@@ -15,12 +15,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from finetune.recipe import Recipe
 from hpo.analysis.references import losses_of
-from hpo.page.augmented import groups_of
-from hpo.page.blocks import Code, Pair, Section, Story, Table, Text
-from hpo.page.course import loss_limit, pareto
-from hpo.page.given import Given
-from hpo.page.recipe import to_toml
-from hpo.page.story import story_of
+from hpo.report.contents import story_of
+from hpo.report.data import Given
+from hpo.report.document import Code, Pair, Section, Story, Table, Text
+from hpo.report.sections.augmentations import groups_of
+from hpo.report.sections.course import loss_limit, pareto
+from hpo.report.sections.recipe import to_toml
 from hpo.study.config import StudyConfig
 from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY, Confirmation, read_confirmation
 from hpo.study.manifest import MANIFEST_KEY

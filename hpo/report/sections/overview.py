@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 
 from optuna.trial import TrialState
 
-from ..analysis.status import Status
-from ..formatting import duration
-from ..study.manifest import MADE_BY_KEY
-from .blocks import Block, Facts, Section, Table, Text
-from .given import Given
+from ...analysis.status import Status
+from ...formatting import duration
+from ...study.manifest import MADE_BY_KEY
+from ..data import Given
+from ..document import Block, Facts, Section, Table, Text
 
 _MEANINGS = {
     "code": "digest of the modules that have a say in a loss",

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 from optuna.distributions import CategoricalDistribution
 
-from ..analysis.status import Status
-from ..formatting import setting
-from ..study.confirmation import Confirmation, read_confirmation
-from ..trial.record import Run, finite
-from .blocks import Block, Code, Section, Text
-from .given import Given
+from ...analysis.status import Status
+from ...formatting import setting
+from ...study.confirmation import Confirmation, read_confirmation
+from ...trial.record import Run, finite
+from ..data import Given
+from ..document import Block, Code, Section, Text
 
 _NEAR = 0.03  # of a range: a best value this near its end may be better beyond
 _MOST_ENDS = 5

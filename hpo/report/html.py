@@ -9,8 +9,8 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-from .blocks import Story
-from .plain import LONGEST, plain
+from .document import Story
+from .sanitize import LONGEST, plain
 
 _TEMPLATES = "templates"
 _LONGEST_NAME = 60  # characters; it does not break
@@ -20,7 +20,7 @@ _LONGEST_CODE = 20_000  # characters of what is there to copy
 def render(story: Story) -> str:
     """The page, escaped whatever is in it."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hpo.page", _TEMPLATES),
+        loader=jinja2.PackageLoader("hpo.report", _TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -38,7 +38,7 @@ def render(story: Story) -> str:
 
 def read_style() -> str:
     """The style sheet, as it stands between its tags."""
-    return (resources.files("hpo.page") / _TEMPLATES / "report.css").read_text("utf-8")
+    return (resources.files("hpo.report") / _TEMPLATES / "report.css").read_text("utf-8")
 
 
 def policy(style: str) -> str:

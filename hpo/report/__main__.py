@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from finetune.errors import UserError, run_command
 
-from .artifacts.location import check_directory
-from .artifacts.store import open_store
+from ..artifacts.location import check_directory
+from ..artifacts.store import open_store
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:
-    from .page.given import Given
+    from .data import Given
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(options)
     import optuna
 
-    from .page.render import render
-    from .page.story import story_of
+    from .contents import story_of
+    from .html import render
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     page = render(story_of(_read(options))).encode("utf-8")
@@ -74,12 +74,12 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _read(options: argparse.Namespace) -> Given:
-    from .analysis.references import read_references
-    from .page.given import Given
-    from .page.pictures import read_pictures
-    from .storage.open import load_study, looked_at
-    from .study.config import load_study_file
-    from .trial.record import runs_of
+    from ..analysis.references import read_references
+    from ..storage.open import load_study, looked_at
+    from ..study.config import load_study_file
+    from ..trial.record import runs_of
+    from .data import Given
+    from .sections.pictures import read_pictures
 
     config = load_study_file(options.study)
     references = read_references(options.references)

@@ -16,7 +16,7 @@ from ..storage.transactions import Beat
 from ..study.config import StudyConfig
 from ..study.manifest import MANIFEST_KEY
 from ..trial.record import Run, best_of
-from .blocks import Picture
+from .document import Picture
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from itertools import pairwise
 
 from optuna.distributions import CategoricalDistribution
 
-from ..analysis.status import Status
-from ..formatting import setting
-from ..trial.record import Run, finite
-from .blocks import Block, Figure, Figures, Pair, Section, Table, Text
+from ...analysis.status import Status
+from ...formatting import setting
+from ...trial.record import Run, finite
+from ..data import Given
+from ..document import Block, Figure, Figures, Pair, Section, Table, Text
+from ..sanitize import plain
+from ..svg.axes import Plot, axis_of, label_axis
+from ..svg.rows import Mark, Row, rows_figure
 from .course import loss_limit
-from .given import Given
-from .plain import plain
-from .plot import Plot, axis_of, label_axis
-from .rows import Mark, Row, rows_figure
 
 _MOST_ROWS = 12
 _MOST_SLICES = 6

@@ -6,26 +6,26 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from finetune.challenge import POINTS, points
 
-from ..analysis.comparison import against
-from ..analysis.references import (
+from ...analysis.comparison import against
+from ...analysis.references import (
     confirmed_places,
     losses_of,
     losses_on,
     over_runes,
     searched_places,
 )
-from ..formatting import duration, with_error
-from ..study.confirmation import (
+from ...formatting import duration, with_error
+from ...study.confirmation import (
     BASELINE,
     Confirmation,
     Standing,
     describe_difference,
     read_confirmation,
 )
-from ..trial.record import Call, Run
-from .blocks import Block, Figure, Section, Table, Text
-from .given import Given, points_text
-from .rows import Mark, Row, rows_figure
+from ...trial.record import Call, Run
+from ..data import Given, points_text
+from ..document import Block, Figure, Section, Table, Text
+from ..svg.rows import Mark, Row, rows_figure
 
 _MOST_TRIALS = 8
 _COST = "cost of an answer"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..analysis.references import Place, confirmed_places, losses_of, losses_on, searched_places
-from ..formatting import with_error
-from ..study.confirmation import BASELINE, Confirmation, read_confirmation
-from ..trial.record import Call
-from .blocks import Block, Figure, Pair, Section, Table, Text
-from .given import Given
-from .rows import Mark, Row, rows_figure
+from ...analysis.references import Place, confirmed_places, losses_of, losses_on, searched_places
+from ...formatting import with_error
+from ...study.confirmation import BASELINE, Confirmation, read_confirmation
+from ...trial.record import Call
+from ..data import Given
+from ..document import Block, Figure, Pair, Section, Table, Text
+from ..svg.rows import Mark, Row, rows_figure
 
 _MOST_ROWS = 60
 _SIGMAS = 2.0

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from ..analysis.status import Status, status_of
 from ..storage.compressed import is_published
 from ..storage.url import parse_url
-from .advice import advice_section
-from .augmented import augmented_section
-from .blocks import Block, Section, Story, Text
-from .by_rune import by_rune_section
-from .course import course_section
-from .endings import endings_section
-from .given import Given
-from .matters import matters_section
-from .recipe import recipe_section
-from .standing import standing_section, what_section
-from .winner import lead, winner_section
+from .data import Given
+from .document import Block, Section, Story, Text
+from .sections.augmentations import augmented_section
+from .sections.by_instance import by_rune_section
+from .sections.course import course_section
+from .sections.next_steps import advice_section
+from .sections.outcomes import endings_section
+from .sections.overview import standing_section, what_section
+from .sections.parameters import matters_section
+from .sections.recipe import recipe_section
+from .sections.winner import lead, winner_section
 
 
 def story_of(given: Given) -> Story:

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..analysis.groups import AUGMENTATIONS
-from ..formatting import setting, with_error
-from ..study.space import RECIPE_FIELDS
-from ..trial.record import Run, finite
-from .blocks import Block, Figure, Figures, Section, Table, Text
-from .given import Given
-from .matters import SMALL_HIGH, SMALL_WIDE
-from .plot import Axis, Plot, label_axis
-from .scale import around
+from ...analysis.groups import AUGMENTATIONS
+from ...formatting import setting, with_error
+from ...study.space import RECIPE_FIELDS
+from ...trial.record import Run, finite
+from ..data import Given
+from ..document import Block, Figure, Figures, Section, Table, Text
+from ..svg.axes import Axis, Plot, label_axis
+from ..svg.scale import around
+from .parameters import SMALL_HIGH, SMALL_WIDE
 
 _PARTS = 3  # of a number's values
 _NEEDED = 6  # trials, before anything is said

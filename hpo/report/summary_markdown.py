@@ -24,7 +24,7 @@ from ..study.confirmation import Confirmation, Left, describe_difference, read_c
 from ..study.manifest import MANIFEST_KEY
 from ..trial.ranking import best_trials, is_feasible
 from ..trial.record import runs_of
-from .notes import cell, counted, shown, table
+from .markdown import cell, counted, shown, table
 
 _QUEUED = "fixed_params"  # Optuna's attribute of trials that were asked for
 _MOST_STARTS = 5

@@ -8,8 +8,8 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from ..sanitize import plain
 from .drawing import Drawing, text_width
-from .plain import plain
 from .scale import Scale, around, tick_texts
 
 WIDE = 400

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 from finetune.recipe import Recipe
 
-from ..formatting import setting
-from ..study.confirmation import Confirmation, read_confirmation
-from .blocks import Block, Code, Section, Table, Text
-from .given import Given
+from ...formatting import setting
+from ...study.confirmation import Confirmation, read_confirmation
+from ..data import Given
+from ..document import Block, Code, Section, Table, Text
 
 _NO_CHOICE = "seed"  # of the call: a study file names seeds of its instances
 

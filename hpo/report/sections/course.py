@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 
 from finetune.challenge import POINTS
 
-from ..formatting import duration, with_error
-from ..trial.record import Run
-from .blocks import Block, Figure, Pair, Section, Table, Text
-from .given import Given
-from .plot import Plot, axis_of
+from ...formatting import duration, with_error
+from ...trial.record import Run
+from ..data import Given
+from ..document import Block, Figure, Pair, Section, Table, Text
+from ..svg.axes import Plot, axis_of
 
 _MOST_ROWS = 10
 # Losses higher than the median by more than so many times its distance from the best are not

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from .plain import plain
+from ..sanitize import plain
 
 Point = tuple[float, float]
 _NARROW = 0.55  # mean width of a character, of the font's size

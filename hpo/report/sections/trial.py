@@ -9,9 +9,10 @@ from optuna.trial import FrozenTrial
 
 from finetune.recipe import Recipe
 
-from ..formatting import cost_of_answer, with_error
-from ..trial.outcome import Ending, Outcome
-from ..trial.recipe import changed_values, recipe_of
+from ...formatting import cost_of_answer, with_error
+from ...trial.outcome import Ending, Outcome
+from ...trial.recipe import changed_values, recipe_of
+from ..markdown import cell, counted, shown, table
 
 
 def trial_note(
@@ -88,30 +89,3 @@ def _recipe(trial: FrozenTrial) -> str:
     default = Recipe().to_dict()
     rows = [(name, shown(value), shown(default[name])) for name, value in changed.items()]
     return "What its recipe changes:\n\n" + table(("field", "here", "default"), rows)
-
-
-# -- Markdown ------------------------------------------------------------------------------------
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, its first column of names and the others of numbers."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
-
-
-def cell(text: object) -> str:
-    """Text of unknown origin on one line, without what Markdown would make something else of."""
-    words = " ".join(str(text).split())
-    return "".join(f"\\{c}" if c in "\\|`*_[]<>!#~$" else c for c in words)
-
-
-def shown(value: Any) -> str:
-    """A recipe's value."""
-    if isinstance(value, (list, tuple)):
-        return cell(", ".join(map(str, value)) or "none")
-    return f"{value:.4g}" if isinstance(value, float) else cell(value)
-
-
-def counted(n: int, thing: str) -> str:
-    """So many of something."""
-    return f"{n} {thing}{'' if n == 1 else 's'}"

@@ -15,11 +15,11 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FrozenTrial
 from PIL import Image, UnidentifiedImageError
 
-from ..artifacts.store import Store
-from ..study.confirmation import CONFIRMED_KEY
-from ..trial.ranking import best_trials
-from .blocks import Picture
-from .plain import plain
+from ...artifacts.store import Store
+from ...study.confirmation import CONFIRMED_KEY
+from ...trial.ranking import best_trials
+from ..document import Picture
+from ..sanitize import plain
 
 MOST_BYTES = 250_000  # of a picture
 MOST_ALL_BYTES = 600_000  # of all, before a third is added by base64

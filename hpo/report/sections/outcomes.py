@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ..analysis.references import searched_places
-from ..trial.outcome import NO_OUTCOME, Outcome
-from ..trial.record import Run
-from .blocks import Block, Figure, Section, Table, Text
-from .given import Given
-from .plain import plain
-from .rows import Mark, Row, rows_figure
+from ...analysis.references import searched_places
+from ...trial.outcome import NO_OUTCOME, Outcome
+from ...trial.record import Run
+from ..data import Given
+from ..document import Block, Figure, Section, Table, Text
+from ..sanitize import plain
+from ..svg.rows import Mark, Row, rows_figure
 
 _MOST_OUTCOMES = 20
 _REASON = 160  # characters
