@@ -44,7 +44,7 @@ _WORKER = (
         "hpo.worker.objective",
         "hpo.artifacts.uploads",
     ),
-    *("hpo.seeing.refresh", "hpo.worker.visuals", "hpo.worker.summary", "matplotlib.figure"),
+    *("hpo.dashboard.notes", "hpo.worker.visuals", "hpo.worker.summary", "matplotlib.figure"),
 )
 
 

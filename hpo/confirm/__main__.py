@@ -52,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
 
         code = confirm(config, study, options)
         if code == 0:
-            from ..seeing.refresh import Story
+            from ..dashboard.notes import Story
 
             url = config.storage_url(options.storage)
             Story(config, options.study, url, study, storage).refresh(every_s=0.0)

@@ -30,8 +30,8 @@ def run_worker(options: Options) -> int:
     import torch
 
     from ..artifacts.uploads import Gallery
+    from ..dashboard.notes import Story
     from ..problem.instances import load_measuring
-    from ..seeing.refresh import Story
     from ..storage.tables import FINISHED
     from ..study.create import join
     from .display import Display

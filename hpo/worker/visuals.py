@@ -9,11 +9,11 @@ from torch import nn
 
 from ..artifacts.trial_plot import plot_trial
 from ..artifacts.uploads import Artifact, Gallery
+from ..dashboard.attrs import NOTE_KEY
 from ..problem.instances import Instance
 from ..problem.pictures import InstancePictures
 from ..process.logging import warn
 from ..report.sections.trial import trial_note
-from ..seeing.attrs import NOTE_KEY
 from ..trial.outcome import Ending
 
 _PLOT = "learning curve and loss by time.png"

@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks.browser import dashboard
 from hpo.artifacts.uploads import Gallery
-from hpo.seeing.refresh import Story
+from hpo.dashboard.notes import Story
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import load_study_file
 from hpo.trial.outcome import Ending, Outcome

@@ -11,11 +11,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from hpo.dashboard import Address, guard
+from hpo.dashboard import storage
+from hpo.dashboard.app import LiveDashboard
+from hpo.dashboard.response_cache import Prepared
+from hpo.dashboard.server import Address, guard
 from hpo.storage.open import load_study, open_storage
-from hpo.web import watched
-from hpo.web.live import LiveDashboard
-from hpo.web.prepared import Prepared
 
 Ask = Callable[..., Any]
 HERE = Address("127.0.0.1", "127.0.0.1", 8080, socket.AF_INET)
@@ -113,7 +113,7 @@ def test_a_finished_trial_that_changes_is_shown_as_it_is(
 ) -> None:
     for _ in range(3):
         study.end(study.begin())
-    monkeypatch.setattr(watched, "_REST", 0.0)  # all is read each time
+    monkeypatch.setattr(storage, "_REST", 0.0)  # all is read each time
     app = guard(serve(), HERE)
     for _ in range(3):
         before = ask(app, "/api/studies/1").json["trials"]

@@ -10,10 +10,10 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
 
-from hpo.web.headers import DASHBOARD_POLICY, STRICT_POLICY, is_plain, safe_headers
-from hpo.web.hosts import host_name, known_hosts
-from hpo.web.login import STAYS_S, Guesses, Login
-from hpo.web.read_only import read_only, reads
+from hpo.dashboard.middleware.headers import DASHBOARD_POLICY, STRICT_POLICY, is_plain, safe_headers
+from hpo.dashboard.middleware.hosts import host_name, known_hosts
+from hpo.dashboard.middleware.login import STAYS_S, Guesses, Login
+from hpo.dashboard.middleware.read_only import read_only, reads
 
 Ask = Callable[..., Any]
 PAGE = {"HTTP_ACCEPT": "text/html,application/xhtml+xml,*/*;q=0.8"}

@@ -16,7 +16,7 @@ import waitress
 
 from finetune.errors import UserError
 from hpo.analysis import importance
-from hpo.dashboard import main as dashboard
+from hpo.dashboard.__main__ import main as dashboard
 from hpo.status import main as status
 from hpo.storage.compressed import is_published, unpacked
 from hpo.storage.open import load_study, looked_at, open_storage

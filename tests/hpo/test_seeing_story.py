@@ -17,11 +17,11 @@ from finetune.recipe import Recipe
 from hpo.analysis import importance
 from hpo.analysis.groups import AUGMENTATIONS, outcomes
 from hpo.analysis.references import Reference
+from hpo.dashboard import notes as refresh_module
+from hpo.dashboard.attrs import NOTE_TEXT, NOTE_VERSION, PLOT
+from hpo.dashboard.notes import Story
 from hpo.report import summary_markdown as story_module
 from hpo.report.plotly import MOST_POINTS
-from hpo.seeing import refresh as refresh_module
-from hpo.seeing.attrs import NOTE_TEXT, NOTE_VERSION, PLOT
-from hpo.seeing.refresh import Story
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
 from hpo.study.config import StudyConfig

@@ -26,15 +26,15 @@ from finetune.recipe import Recipe
 from hpo.artifacts.store import open_store
 from hpo.artifacts.trial_plot import plot_trial
 from hpo.artifacts.uploads import Gallery
-from hpo.dashboard import Address, guard
+from hpo.dashboard.app import LiveDashboard
+from hpo.dashboard.attrs import NOTE_KEY
+from hpo.dashboard.server import Address, guard
 from hpo.problem import evaluate
 from hpo.problem.instances import Instance
 from hpo.problem.pictures import N_SAMPLES, InstancePictures, draw_samples
 from hpo.report.markdown import cell
-from hpo.seeing.attrs import NOTE_KEY
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import Budget, Recovery, StudyConfig
-from hpo.web.live import LiveDashboard
 from hpo.worker.display import Display
 from hpo.worker.loop import Loop
 from hpo.worker.objective import Objective

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from .replies import is_reading, reply
+from .responses import is_reading, reply
 
 # The dashboard's endpoints whose GET was seen to write nothing.  A list of what is allowed: an
 # endpoint that a later release adds is refused until it is looked at.

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from types import TracebackType
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from .replies import Headers, reply
+from .responses import Headers, reply
 
 # The dashboard's page: one script of its own, styles that it writes into itself, and plots that
 # are compiled for WebGL, hence 'unsafe-eval'.

@@ -21,9 +21,10 @@ from finetune.errors import UserError
 from ..artifacts.store import Store
 from ..storage.open import open_storage
 from ..storage.url import parse_url, shown
-from .prepared import Prepared
-from .replies import page, redirect, reply
-from .watched import WatchedStorage, with_notes, without_infeasible
+from .middleware.responses import page, redirect, reply
+from .plugins import with_notes, without_infeasible
+from .response_cache import Prepared
+from .storage import WatchedStorage
 
 _START = "/dashboard"
 _LOOK_AGAIN_S = 5

@@ -1,4 +1,4 @@
-"""Show a study in a browser: optuna-dashboard, read-only and made safe to leave open."""
+"""The server of the dashboard: its address, its token, who may reach it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from wsgiref.types import WSGIApplication
 
-from finetune.errors import UserError, run_command
+from finetune.errors import UserError
 
-from .artifacts.location import check_directory
-from .artifacts.store import open_store
-from .process.signals import StopError, raise_on_signals
+from ..artifacts.store import open_store
 
 TOKEN_VARIABLE = "RUNES_DASHBOARD_TOKEN"
-
 _THREADS = 4
 _LARGEST_BODY = 128 * 2**20  # of an artifact that is uploaded
 _LARGEST_FORM = 2**16
@@ -56,76 +53,8 @@ class Address:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options = _parse(argv)
-    raise_on_signals()
-    try:
-        return _serve(options)
-    except StopError:
-        return 0
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m hpo.dashboard", description=__doc__)
-    parser.add_argument("--study", required=True, help="name in studies/, or path of a study file")
-    parser.add_argument(
-        "--storage",
-        help="database URL, or FILE.db.gz (default: the study file's); also $RUNES_STORAGE",
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="listen there (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8080, help="default: 8080; 0: a free one")
-    parser.add_argument("--open", action="store_true", help="open a browser")
-    parser.add_argument(
-        "--allow-writes", action="store_true", help="let the dashboard change and delete studies"
-    )
-    parser.add_argument(
-        "--artifacts",
-        metavar="PLACE",
-        help="pictures of trials: a directory, s3://BUCKET or none (default: the study file's); "
-        "also $RUNES_ARTIFACTS",
-    )
-    parser.add_argument(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help=f"ask for the token in this file; also the token itself in ${TOKEN_VARIABLE}",
-    )
-    parser.add_argument(
-        "--no-token", action="store_true", help="let everyone in who can reach --host"
-    )
-    parser.add_argument(
-        "--allowed-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a name by which browsers reach the server; may be repeated",
-    )
-    parser.add_argument(
-        "--proxy",
-        nargs="?",
-        const="127.0.0.1",
-        metavar="ADDRESS",
-        help="believe X-Forwarded-Proto and -For of the proxy at this address "
-        "(without one: 127.0.0.1)",
-    )
-    options = parser.parse_args(argv)
-    if not 0 <= options.port <= 65535:
-        raise UserError(f"--port is {options.port}; write one from 1 to 65535, or 0 for a free one")
-    check_directory(options.artifacts)
-    if options.proxy is not None and not _is_address(options.proxy):
-        raise UserError(f"--proxy is {options.proxy}; write the IP address that it connects from")
-    return options
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _serve(options: argparse.Namespace) -> int:
+def serve(options: argparse.Namespace) -> int:
+    """Show the study until the process is stopped; returns the exit code."""
     token = read_token(options.token_file, options.no_token)
     address, listener = listen(options.host, options.port)
     with listener, ExitStack() as opened:
@@ -133,10 +62,10 @@ def _serve(options: argparse.Namespace) -> int:
         # These take seconds to import; mistakes above are told before.
         import waitress
 
-        from .storage.compressed import is_published, unpacked
-        from .storage.url import shown
-        from .study.config import load_study_file
-        from .web.live import LiveDashboard
+        from ..storage.compressed import is_published, unpacked
+        from ..storage.url import shown
+        from ..study.config import load_study_file
+        from .app import LiveDashboard
 
         config = load_study_file(options.study)
         url = config.storage_url(options.storage)
@@ -188,10 +117,10 @@ def guard(
     allowed_hosts: Sequence[str] = (),
 ) -> WSGIApplication:
     """``app`` behind everything that makes it safe to leave open."""
-    from .web.headers import safe_headers
-    from .web.hosts import known_hosts
-    from .web.login import Login
-    from .web.read_only import read_only
+    from .middleware.headers import safe_headers
+    from .middleware.hosts import known_hosts
+    from .middleware.login import Login
+    from .middleware.read_only import read_only
 
     if not allow_writes:
         app = read_only(app)
@@ -284,7 +213,3 @@ def _trust(proxy: str | None) -> dict[str, object]:
         "trusted_proxy_headers": {"x-forwarded-proto", "x-forwarded-for"},
         "clear_untrusted_proxy_headers": True,
     }
-
-
-if __name__ == "__main__":
-    run_command(main)

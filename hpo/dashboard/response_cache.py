@@ -12,7 +12,7 @@ from typing import Any
 import bottle
 from optuna.trial import FrozenTrial
 
-from .watched import WatchedStorage
+from .storage import WatchedStorage
 
 _RULE = "/api/studies/<study_id:int>"
 

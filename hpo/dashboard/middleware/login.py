@@ -15,7 +15,7 @@ from http import HTTPStatus
 from urllib.parse import parse_qs, quote
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from .replies import page, redirect, reply, wants_page
+from .responses import page, redirect, reply, wants_page
 
 PATH = "/login"
 STAYS_S = 7 * 86400.0

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from .replies import is_reading, reply
+from .responses import is_reading, reply
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
