@@ -50,13 +50,18 @@ _WORKER = (
 
 # Those that take longest, the longest first.
 _FIRST = (
-    *("hpo/test_two_hosts", "hpo/test_processes", "test_notebook", "deploy/test_services"),
     *(
-        "hpo/test_worker",
-        "hpo/test_export",
+        "hpo/storage/test_two_hosts",
+        "hpo/storage/test_processes",
+        "test_notebook",
+        "deploy/test_services",
+    ),
+    *(
+        "hpo/worker/test_worker",
+        "hpo/export/test_export",
         "finetune/submission/test_bundle",
         "finetune/test_real",
-        "hpo/test_move",
+        "hpo/move/test_move",
     ),
     *("deploy/test_slurm", "test_submission", "finetune/test_robust", "benchmarks/test_throughput"),
     *("benchmarks/test_scale", "benchmarks/test_storage_benchmark", "hpo/test_init"),

@@ -55,7 +55,7 @@ class StudyStorage(BaseStorage):
         return self.database.transact(lambda c: transactions.join_study(c, study_id))
 
     def claim(self, study_id: int, budget: int | None) -> int | NoTrial:
-        """The id of a trial for this worker to run; see `lifecycle.claim`."""
+        """The id of a trial for this worker to run; see `transactions.claim`."""
         again = False
 
         def work(c: sa.Connection) -> int | NoTrial:
@@ -100,7 +100,7 @@ class StudyStorage(BaseStorage):
             return transactions.beats(c, study_id)
 
     def take_from_lost(self, lost: Beat, retries: int) -> TrialState | None:
-        """Queue a lost worker's trial again, or fail it; see `lifecycle.take_from_lost`."""
+        """Queue a lost worker's trial again, or fail it; see `transactions.take_from_lost`."""
         with self.database.at_once() as c:
             return transactions.take_from_lost(c, lost, retries)
 

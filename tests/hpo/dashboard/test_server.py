@@ -34,7 +34,7 @@ from hpo.storage.retry import Patience
 
 Ask = Callable[..., Any]
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 HERE = Address("127.0.0.1", "127.0.0.1", 8080, socket.AF_INET)
 FILE = """
 name = "s"

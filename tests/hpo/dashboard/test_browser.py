@@ -26,7 +26,7 @@ from hpo.study.config import load_study_file
 from hpo.trial.outcome import Ending, Outcome
 from hpo.worker.visuals import Showing
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 SHOTS = REPO / "build" / "screenshots"
 PATIENCE_MS = 120_000  # machines of tests are busy
 MANY = 2000

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Forked, Nursery, Process
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMMAND = ("-m", "hpo.worker", "--threads", "1")
 STUDY = """
 name = "tiny"

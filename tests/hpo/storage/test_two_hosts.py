@@ -116,14 +116,14 @@ def here(server: Postgres, database: str) -> str:
     )
 
 
-CHEAP = str(Path(__file__).with_name("cheap_worker.py"))
+CHEAP = str(Path(__file__).parents[1] / "cheap_worker.py")
 HOLD = """
 import sys, time
-from hpo import lifecycle
+from hpo.storage import transactions
 from hpo.storage.open import load_study, open_storage
 storage = open_storage(sys.argv[1])
 with storage.database.at_once() as c:
-    lifecycle.join_study(c, load_study(storage, "cheap")._study_id)
+    transactions.join_study(c, load_study(storage, "cheap")._study_id)
     print("held", flush=True)
     time.sleep(600)
 """

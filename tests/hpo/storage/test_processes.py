@@ -24,8 +24,8 @@ from hpo.storage.open import load_study, open_storage
 if TYPE_CHECKING:
     from tests.conftest import Nursery, Process
 
-REPO = Path(__file__).parents[2]
-SCRIPT = str(Path(__file__).with_name("cheap_worker.py"))
+REPO = Path(__file__).parents[3]
+SCRIPT = str(Path(__file__).parents[1] / "cheap_worker.py")
 QUICK = ("heartbeat_s=0.4", "grace_s=1.5")
 
 Start = Callable[..., "Process"]

@@ -19,7 +19,7 @@ from hpo.storage.open import open_storage
 from hpo.storage.tables import STATE_INDEX
 from hpo.storage.url import parse_url, shown
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 
 
 def test_passwords_are_never_shown() -> None:

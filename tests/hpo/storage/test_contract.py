@@ -27,7 +27,7 @@ from hpo.storage.tables import HEARTBEATS, STATE_INDEX
 from hpo.storage.transactions import NoTrial, TrialTakenError
 from hpo.storage.url import parse_url
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 
 
 def plain(url: str) -> optuna.Study:

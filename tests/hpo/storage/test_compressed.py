@@ -22,7 +22,7 @@ from hpo.storage.compressed import is_published, unpacked
 from hpo.storage.open import load_study, looked_at, open_storage
 from hpo.storage.url import shown
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 PUBLISHED = REPO / "studies" / "results" / "runes.db.gz"
 
 

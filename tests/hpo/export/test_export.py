@@ -47,7 +47,7 @@ from tests.settings import torch_threads
 if TYPE_CHECKING:
     from tests.conftest import Forked, Nurse, Nursery
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STUDY = """
 name = "tiny"
 artifacts = "none"

@@ -47,7 +47,7 @@ from hpo.study.config import load_study_file
 if TYPE_CHECKING:
     from tests.conftest import Forked, Nursery, Process
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 KINDS = ["sqlite", "postgresql"]
 NewDatabase = Callable[[str], str]
 Start = Callable[..., "Forked"]
@@ -433,7 +433,7 @@ def test_two_moves_at_once_make_one_study(
 @pytest.fixture
 def worker(start: Start) -> Start:
     """Starts a worker of four trials."""
-    script = str(Path(__file__).with_name("cheap_worker.py"))
+    script = str(Path(__file__).parents[1] / "cheap_worker.py")
 
     def worker(url: str, *options: str) -> Forked:
         return start(script, url, "4", *options, "heartbeat_s=0.4", "grace_s=60")
