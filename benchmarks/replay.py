@@ -28,11 +28,12 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from finetune.errors import UserError, run_command
-from hpo.config import Pruner, Sampler
-from hpo.curve import LearningCurve
-from hpo.importance import importances
-from hpo.pruner import Race
-from hpo.strategy import make_pruner, make_sampler
+from hpo.analysis.importance import importances
+from hpo.pruners.learning_curve import LearningCurve
+from hpo.pruners.racing import Race
+from hpo.pruners.registry import make_pruner
+from hpo.samplers.registry import make_sampler
+from hpo.study.config import Pruner, Sampler
 
 from .replay_table import DEFAULT_FILE, Array, Table, read_table
 

@@ -30,8 +30,8 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from finetune.errors import UserError, run_command
-from hpo.results import is_feasible
-from hpo.storage import load_study, open_existing
+from hpo.storage.open import load_study, open_existing
+from hpo.trial.ranking import is_feasible
 
 Array = NDArray[np.float64]
 

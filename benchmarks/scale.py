@@ -35,9 +35,9 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from finetune.errors import UserError, run_command
-from hpo.config import Recovery
-from hpo.database import TRIALS, USER_ATTRS
-from hpo.storage import parse_url
+from hpo.storage.tables import TRIALS, USER_ATTRS
+from hpo.storage.url import parse_url
+from hpo.study.config import Recovery
 
 from .postgres import USER, Postgres
 from .replay_table import read_table

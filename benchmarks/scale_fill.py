@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from hpo import database as db
-from hpo.config import load_study_file
-from hpo.storage import parse_url
+from hpo.storage import tables as db
+from hpo.storage.url import parse_url
+from hpo.study.config import load_study_file
 
 from .storage_fill import fill, make_trials
 

@@ -25,13 +25,14 @@ import optuna
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.config import Budget, Recovery, load_study_file
-from hpo.database import TRIALS, Database
-from hpo.lifecycle import NoTrial, Writes
-from hpo.loop import Loop, Watch
-from hpo.progress import Display
-from hpo.storage import _engine_options, open_storage, parse_url
-from hpo.study_storage import StudyStorage
+from hpo.storage.open import _engine_options, open_storage
+from hpo.storage.rdb import StudyStorage
+from hpo.storage.tables import TRIALS, Database
+from hpo.storage.transactions import NoTrial, Writes
+from hpo.storage.url import parse_url
+from hpo.study.config import Budget, Recovery, load_study_file
+from hpo.worker.display import Display
+from hpo.worker.loop import Loop, Watch
 
 from .storage_fill import REPORTS, STUDY, TrialWork
 

@@ -35,7 +35,7 @@ import optuna
 from tqdm import tqdm
 
 from finetune.errors import run_command
-from hpo.config import load_study_file
+from hpo.study.config import load_study_file
 
 from .arguments import positive
 from .figures import Figure, mean_and_error

@@ -22,8 +22,8 @@ import optuna
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.config import load_study_file
-from hpo.database import TRIALS
+from hpo.storage.tables import TRIALS
+from hpo.study.config import load_study_file
 
 from .storage_services import SERVICES, Orders, Phase, Service, System
 

@@ -19,10 +19,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import trange
 
-from hpo import database as db
-from hpo.config import StudyConfig
-from hpo.results import OVER_LIMIT
-from hpo.space import sample_recipe
+from hpo.storage import tables as db
+from hpo.study.config import StudyConfig
+from hpo.study.space import sample_recipe
+from hpo.trial.ranking import OVER_LIMIT
 
 STUDY = "storage"
 REPORTS = 8  # of each trial: the study "runes" measures a recipe on eight instances

@@ -16,11 +16,13 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 
-from hpo.config import Budget, StudyConfig
-from hpo.loop import Loop, Watch
-from hpo.progress import Display
-from hpo.storage import load_study, open_storage, parse_url
-from hpo.strategy import make_pruner, make_sampler
+from hpo.pruners.registry import make_pruner
+from hpo.samplers.registry import make_sampler
+from hpo.storage.open import load_study, open_storage
+from hpo.storage.url import parse_url
+from hpo.study.config import Budget, StudyConfig
+from hpo.worker.display import Display
+from hpo.worker.loop import Loop, Watch
 
 from .storage_fill import STUDY, TrialWork, plain_objective
 

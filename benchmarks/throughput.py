@@ -38,7 +38,7 @@ from finetune.errors import UserError, run_command
 from finetune.model.checkpoints import list_networks, load_network
 from finetune.recipe import Recipe, RecipeError
 from finetune.scoring.estimators import NoiseTable
-from hpo.devices import n_cores
+from hpo.process.devices import n_cores
 
 from .flops import Flops, Peak, count_flops, measure_peak
 from .throughput_case import NAIVE_BATCH, Case, Worked, in_fresh_process, measure

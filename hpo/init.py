@@ -10,9 +10,9 @@ from pathlib import Path
 from finetune.data.options import add_drawings_options
 from finetune.errors import UserError, run_command
 
-from .log import start_log
-from .options import PREFIX
-from .signals import StopError, raise_on_signals
+from .arguments import PREFIX
+from .process.logging import start_log
+from .process.signals import StopError, raise_on_signals
 
 _WAIT_S = 60.0
 
@@ -72,23 +72,24 @@ def init(
     Args:
         storage: database URL; None: the environment's, else the study file's.
         data: see `finetune.data.runes.open_source`.
-        alphabet, drawings, train: see `hpo.config.StudyConfig.on_drawings`.
+        alphabet, drawings, train: see `hpo.study.config.StudyConfig.on_drawings`.
 
     Raises:
         UserError: the study file, the data, the networks or the database are not usable, or the
             study is there and measures something else.
     """
-    from .config import load_study_file
+    from .study.config import load_study_file
 
     config = load_study_file(study).on_drawings(alphabet, drawings, train)
     url = config.storage_url(storage)
     import optuna
     from optuna.trial import TrialState
 
-    from .database import FINISHED
-    from .instances import load_measuring
-    from .start import create
-    from .storage import shown, wait_for_server
+    from .problem.instances import load_measuring
+    from .storage.open import wait_for_server
+    from .storage.tables import FINISHED
+    from .storage.url import shown
+    from .study.create import create
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     measuring = load_measuring(config, data)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError, run_command
 
-from .words import cost_of_answer, duration, setting
+from .formatting import cost_of_answer, duration, setting
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:
-    from .snapshot import Best, Confirmed, Pace, Status
+    from .analysis.status import Best, Pace, Status
+    from .study.confirmation import Confirmed
 
 _WIDTH = 100
 _MOST_IMPORTANT = 10
@@ -35,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="database URL, or FILE.db.gz (default: the study file's); also $RUNES_STORAGE",
     )
     parser.add_argument(
-        "--json", action="store_true", help="one JSON object; its keys are in hpo/snapshot.py"
+        "--json",
+        action="store_true",
+        help="one JSON object; its keys are in hpo/analysis/status.py",
     )
     parser.add_argument("--best", type=int, default=5, help="show so many trials (default: 5)")
     options = parser.parse_args(argv)
@@ -43,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--best is {options.best}; write 0 or more")
     import optuna
 
-    from .choosing import CONFIRMED_KEY
-    from .config import load_study_file
-    from .snapshot import status_of
-    from .storage import load_study, looked_at
+    from .analysis.status import status_of
+    from .storage.open import load_study, looked_at
+    from .study.config import load_study_file
+    from .study.confirmation import CONFIRMED_KEY
 
     config = load_study_file(options.study)
     url = config.storage_url(options.storage)

@@ -33,24 +33,35 @@ REPO = Path(__file__).parents[1]
 # What processes import, some of it late: those that do without torch, and what workers import
 # besides.
 _CHEAP = (
-    *("hpo.loop", "hpo.moving", "hpo.progress", "hpo.start", "hpo.status"),
+    *("hpo.worker.loop", "hpo.move.run", "hpo.worker.display", "hpo.study.create", "hpo.status"),
     *("alembic.command", "alembic.ddl", "psycopg", "sqlalchemy.dialects.postgresql.psycopg"),
 )
 _WORKER = (
-    *("torch", "hpo.fleet", "hpo.instances", "hpo.objective", "hpo.seeing.gallery"),
-    *("hpo.seeing.refresh", "hpo.seeing.showing", "hpo.summary", "matplotlib.figure"),
+    *(
+        "torch",
+        "hpo.worker.pool",
+        "hpo.problem.instances",
+        "hpo.worker.objective",
+        "hpo.artifacts.uploads",
+    ),
+    *("hpo.dashboard.notes", "hpo.worker.visuals", "hpo.worker.summary", "matplotlib.figure"),
 )
 
 
 # Those that take longest, the longest first.
 _FIRST = (
-    *("hpo/test_two_hosts", "hpo/test_processes", "test_notebook", "deploy/test_services"),
     *(
-        "hpo/test_worker",
-        "hpo/test_export",
+        "hpo/storage/test_two_hosts",
+        "hpo/storage/test_processes",
+        "test_notebook",
+        "deploy/test_services",
+    ),
+    *(
+        "hpo/worker/test_worker",
+        "hpo/export/test_export",
         "finetune/submission/test_bundle",
         "finetune/test_real",
-        "hpo/test_move",
+        "hpo/move/test_move",
     ),
     *("deploy/test_slurm", "test_submission", "finetune/test_robust", "benchmarks/test_throughput"),
     *("benchmarks/test_scale", "benchmarks/test_storage_benchmark", "hpo/test_init"),

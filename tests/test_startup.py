@@ -14,9 +14,9 @@ SLOW = {"torch", "optuna", "scipy"}
 
 def commands() -> list[str]:
     """Modules that are run by ``python -m``."""
-    paths = [path for package in ("finetune", "hpo") for path in (ROOT / package).glob("*.py")]
-    found = {f"{p.parent.name}.{p.stem}" for p in paths if "\n    run_command(" in p.read_text()}
-    return sorted(found)
+    paths = [path for package in ("finetune", "hpo") for path in (ROOT / package).rglob("*.py")]
+    runs = [p.relative_to(ROOT) for p in paths if "\n    run_command(" in p.read_text()]
+    return sorted(".".join(p.with_suffix("").parts).removesuffix(".__main__") for p in runs)
 
 
 def imported(*arguments: str) -> set[str]:
@@ -48,8 +48,8 @@ def test_a_studys_status_needs_no_torch(tmp_path: Path) -> None:
     make = (
         "import sys\n"
         "from finetune.errors import UserError\n"
-        "from hpo.config import load_study_file\n"
-        "from hpo.start import create\n"
+        "from hpo.study.config import load_study_file\n"
+        "from hpo.study.create import create\n"
         "from hpo.status import main\n"
         f"url = 'sqlite:///{tmp_path}/s.db'\n"
         "create(load_study_file('quickstart'), url, {})\n"

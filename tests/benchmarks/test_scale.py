@@ -16,7 +16,7 @@ from benchmarks.scale_player import OPERATIONS
 from benchmarks.scale_table import estimate, to_text
 from benchmarks.storage_fill import STUDY
 from finetune.errors import UserError
-from hpo.storage import load_study, open_storage
+from hpo.storage.open import load_study, open_storage
 
 
 def test_repeated_trials_are_whole_and_numbered_in_their_order(postgres: Postgres) -> None:

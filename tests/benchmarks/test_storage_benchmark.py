@@ -15,7 +15,7 @@ from benchmarks.storage import Results, latency_ms, main, ratio, wall_ms
 from benchmarks.storage_case import Case, measure
 from benchmarks.storage_fill import REPORTS, STUDY, fill, make_trials
 from benchmarks.storage_services import SERVICES, Done, Phase, System
-from hpo.config import load_study_file
+from hpo.study.config import load_study_file
 
 STORED, WORKERS, TRIALS = 20, 2, 4
 pytestmark = pytest.mark.usefixtures("quick_starts")

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 
-from hpo.database import HEARTBEATS
-from hpo.study_storage import StudyStorage
+from hpo.storage.rdb import StudyStorage
+from hpo.storage.tables import HEARTBEATS
 
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
 
@@ -23,7 +23,7 @@ def test_it_knows_neither_our_operations_nor_heartbeats() -> None:
     ours = {name for name in vars(StudyStorage) if name[0] != "_"} - set(dir(BaseStorage))
     assert not ours & set(dir(GrpcStorageProxy))
     assert not issubclass(GrpcStorageProxy, BaseHeartbeat)
-    (said,) = re.findall(r"database's clock \((.*?) of `hpo/study_storage", DOCS.read_text(), re.S)
+    (said,) = re.findall(r"database's clock \((.*?) of `hpo/storage/rdb", DOCS.read_text(), re.S)
     assert set(re.findall(r"`(\w+)`", said)) == ours
 
 

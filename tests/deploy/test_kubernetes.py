@@ -13,7 +13,7 @@ import yaml
 from kubernetes_validate import validate
 
 from benchmarks.postgres import Postgres
-from hpo.storage import load_study, open_storage
+from hpo.storage.open import load_study, open_storage
 
 if TYPE_CHECKING:
     from tests.conftest import Nursery

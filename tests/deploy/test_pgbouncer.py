@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from benchmarks.postgres import Postgres
-from hpo.storage import load_study, open_storage
+from hpo.storage.open import load_study, open_storage
 
 REPO = Path(__file__).parents[2]
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")

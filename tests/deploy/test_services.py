@@ -20,7 +20,7 @@ import yaml
 from dockerfile_parse import DockerfileParser
 
 from benchmarks.postgres import Postgres
-from hpo.storage import load_study, open_storage
+from hpo.storage.open import load_study, open_storage
 
 if TYPE_CHECKING:
     from tests.conftest import Forked, Nursery

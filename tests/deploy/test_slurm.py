@@ -15,7 +15,7 @@ import psutil
 import pytest
 from optuna.trial import FrozenTrial
 
-from hpo.storage import load_study, open_storage
+from hpo.storage.open import load_study, open_storage
 
 REPO = Path(__file__).parents[2]
 SCRIPT = REPO / "deploy" / "slurm" / "worker.sbatch"

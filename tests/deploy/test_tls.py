@@ -22,7 +22,7 @@ import trustme
 
 from benchmarks.postgres import Postgres
 from finetune.errors import UserError
-from hpo.storage import open_storage
+from hpo.storage.open import open_storage
 
 REPO = Path(__file__).parents[2]
 _SSL_REQUEST = struct.pack("!II", 8, 80877103)

@@ -13,12 +13,12 @@ import optuna
 import sqlalchemy as sa
 
 from finetune.errors import run_command
-from hpo.config import Budget, StudyConfig
-from hpo.log import info, start_log
-from hpo.loop import Loop, Watch
-from hpo.progress import Display
-from hpo.signals import StopError, raise_on_signals
-from hpo.start import join
+from hpo.process.logging import info, start_log
+from hpo.process.signals import StopError, raise_on_signals
+from hpo.study.config import Budget, StudyConfig
+from hpo.study.create import join
+from hpo.worker.display import Display
+from hpo.worker.loop import Loop, Watch
 
 
 def main() -> int:

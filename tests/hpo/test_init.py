@@ -16,8 +16,8 @@ import pytest
 from benchmarks.postgres import PASSWORD, Postgres
 from finetune.errors import UserError
 from hpo.init import init, main
-from hpo.manifest import MANIFEST_KEY
-from hpo.storage import load_study, open_storage
+from hpo.storage.open import load_study, open_storage
+from hpo.study.manifest import MANIFEST_KEY
 
 if TYPE_CHECKING:
     from tests.conftest import Nursery
@@ -56,7 +56,7 @@ def test_a_study_is_created_with_its_manifest_and_queue_and_then_left_alone(
 MANY = """
 import os, sys
 import alembic.command, alembic.ddl, psycopg  # which takes time, and only once in this way
-import finetune.data.runes, hpo.instances, hpo.start
+import finetune.data.runes, hpo.problem.instances, hpo.study.create
 from hpo.init import init
 
 drawn = finetune.data.runes.open_drawn()

@@ -15,12 +15,13 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from finetune.errors import UserError
-from hpo.config import StudyConfig, load_study_file
-from hpo.importance import Importance
-from hpo.snapshot import Best, Confirmed, Pace, Status, Worker
+from hpo.analysis.importance import Importance
+from hpo.analysis.status import Best, Pace, Status, Worker
 from hpo.status import main, to_json, to_text
-from hpo.storage import load_study, open_existing, open_storage
-from hpo.study_storage import StudyStorage
+from hpo.storage.open import load_study, open_existing, open_storage
+from hpo.storage.rdb import StudyStorage
+from hpo.study.config import StudyConfig, load_study_file
+from hpo.study.confirmation import Confirmed
 
 FILE = """
 name = "s"

@@ -1,0 +1,1 @@
+"""From trials to numbers: status, importances, references, groups."""

@@ -1,0 +1,61 @@
+"""Means over units with their confidence intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over units with its confidence interval."""
+
+    mean: float
+    standard_error: float  # not a number for a single unit
+    low: float
+    high: float
+    units: int
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether the data leave open which of the two is better."""
+        return self.low <= 0 <= self.high
+
+
+def interval(values: Sequence[float], comparisons: int = 1) -> Interval:
+    """Mean of independent values (n,) with its two-sided 95 % interval by Student's t.
+
+    Of so many ``comparisons`` together, all intervals hold with 95 % (Bonferroni): each has the
+    level 1 - 0.05 / comparisons.  One value has an endless interval, none has no mean.
+    """
+    n = len(values)
+    mean = float(np.mean(values)) if n else math.nan
+    if n < 2:
+        return Interval(mean, math.nan, -math.inf, math.inf, n)
+    error = float(np.std(values, ddof=1)) / math.sqrt(n)
+    reach = float(stdtrit(n - 1, 1 - (1 - CONFIDENCE) / (2 * comparisons))) * error
+    return Interval(mean, error, mean - reach, mean + reach, n)
+
+
+def units_of(runes: Mapping[str, str]) -> dict[str, str]:
+    """The unit of each instance: its rune; the instance itself when there is one rune only.
+
+    In the latter case errors say nothing about other runes.
+    """
+    if len(set(runes.values())) > 1:
+        return dict(runes)
+    return {instance: instance for instance in runes}
+
+
+def unit_means(values: Mapping[str, float], units: Mapping[str, str]) -> dict[str, float]:
+    """Means of instances' values within each unit that occurs."""
+    by_unit: dict[str, list[float]] = {}
+    for instance, value in values.items():
+        by_unit.setdefault(units[instance], []).append(value)
+    return {unit: sum(v) / len(v) for unit, v in by_unit.items()}

@@ -1,0 +1,156 @@
+"""Losses of the public reference recipes, as `benchmarks.references` wrote them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UserError
+
+from ..study.confirmation import CALLS_PREFIX
+from ..trial.record import Call, finite
+from .intervals import Interval, interval, unit_means, units_of
+
+MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "references.jsonl"
+NAMES = ("A", "B")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The loss of a reference recipe on one rune."""
+
+    recipe: str  # one of `NAMES`
+    data: str  # digest of the drawings
+    network: str  # digest
+    label: str  # of the instance, as in a study: RUNE/SPLIT
+    resize: str
+    loss: float
+    standard_error: float | None
+
+
+def read_references(path: Path | None) -> list[Reference]:
+    """The reference recipes' rows of a file; None: those that come with this project, if any do.
+
+    Raises:
+        UserError: the file can't be read, or holds something else.
+    """
+    if path is None:
+        if not MEASURED.is_file():
+            return []
+        path = MEASURED
+    try:
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+        found = [_reference(row) for row in rows if row["recipe"] in NAMES]
+    except OSError as error:
+        raise UserError(f"--references {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--references {path} is not what benchmarks.references writes; name its --out"
+        ) from error
+    return found
+
+
+def _reference(row: Mapping[str, Any]) -> Reference:
+    loss = finite(row["loss"])
+    if loss is None:
+        raise ValueError("no loss")
+    return Reference(
+        recipe=row["recipe"],
+        data=str(row["data"]),
+        network=str(row["network"]),
+        label=f"{row['rune']}/{row['split']}",
+        resize=str(row["resize"]),
+        loss=loss,
+        standard_error=finite(row.get("standard_error")),
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """An instance of a study, and what the loss there depends on beside the recipe."""
+
+    label: str  # in the study's attributes
+    drawings: str  # RUNE/SPLIT
+    resize: str
+    network: str | None  # digest; None: not known
+
+
+def searched_places(manifest: Mapping[str, Any]) -> list[Place]:
+    """The instances that trials are measured on, as the manifest names them."""
+    resize, _, rest = str(manifest.get("instances", "")).partition(" ")
+    digests = _network_digests(manifest)
+    places = []
+    for word in rest.split():
+        label, _, network = word.rpartition("@")
+        places.append(Place(label, _drawings(label), resize, digests.get(network)))
+    return places
+
+
+def confirmed_places(manifest: Mapping[str, Any], labels: Sequence[str]) -> list[Place]:
+    """The instances of a confirmation, ``RUNE/SPLIT[/SEED] RESIZE``.
+
+    Their networks are known where the study has just one.
+    """
+    digests = set(_network_digests(manifest).values())
+    network = digests.pop() if len(digests) == 1 else None
+    places = []
+    for label in labels:
+        instance, _, resize = label.rpartition(" ")
+        places.append(Place(label, _drawings(instance), resize, network))
+    return places
+
+
+def losses_on(
+    references: Sequence[Reference], manifest: Mapping[str, Any], places: Sequence[Place]
+) -> dict[str, dict[str, Call]]:
+    """By recipe and by the instance's label, where drawings and network are the same."""
+    data = str(manifest.get("data", "")).rpartition(" ")[2]
+    known = {(r.recipe, r.data, r.network, r.label, r.resize): r for r in references}
+    found: dict[str, dict[str, Call]] = {}
+    for name in NAMES:
+        on = {
+            place.label: Call(place.label, known[key].loss, known[key].standard_error)
+            for place in places
+            if (key := (name, data, place.network, place.drawings, place.resize)) in known
+        }
+        if on:
+            found[name] = on
+    return found
+
+
+def _drawings(label: str) -> str:
+    return "/".join(label.split("/")[:2])
+
+
+def _network_digests(manifest: Mapping[str, Any]) -> dict[str, str]:
+    pairs = (word.partition(":") for word in str(manifest.get("networks", "")).split())
+    return {name: digest for name, _, digest in pairs}
+
+
+def losses_of(
+    attrs: Mapping[str, Any], digest: str, instances: list[str], mean: float | None
+) -> dict[str, Call]:
+    """A candidate's losses by instance, as its calls left them.
+
+    Empty where they are not those that the result's ``mean`` was made of: a later confirmation
+    has begun.
+    """
+    found = {}
+    for label in instances:
+        stored = attrs.get(f"{CALLS_PREFIX}{digest}:{label}")
+        loss = finite(stored.get("loss")) if isinstance(stored, Mapping) else None
+        if loss is not None and isinstance(stored, Mapping):
+            found[label] = Call(label, loss, finite(stored.get("standard_error")))
+    if not found or mean is None:
+        return {}
+    again = over_runes({label: call.loss for label, call in found.items()}, instances).mean
+    return found if abs(again - mean) < 1e-9 else {}
+
+
+def over_runes(values: Mapping[str, float], instances: list[str]) -> Interval:
+    """The mean over runes of values by instance, with its interval."""
+    units = units_of({label: label.partition("/")[0] for label in instances})
+    return interval(list(unit_means(values, units).values()))

@@ -1,0 +1,1 @@
+"""Where the files that belong to trials are kept."""

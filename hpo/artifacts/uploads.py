@@ -1,0 +1,85 @@
+"""Files that are kept with trials; what goes wrong with them is told once and harms no trial."""
+
+from __future__ import annotations
+
+import io
+import json
+import mimetypes
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+from optuna.artifacts import ArtifactMeta
+
+from ..process.logging import warn
+from .location import NOWHERE
+from .store import open_store
+
+# As Optuna's `upload_artifact` writes it, which links a file before it is there.
+_LINK = "artifacts:"
+_REST_S = 300.0  # after a failure: a store that is away costs each trial no time-outs
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that is in the store; ``link`` belongs among the system attributes of its trial."""
+
+    id: str
+    link: dict[str, str] = field(repr=False)
+
+
+class Gallery:
+    """Keeps files of trials at a place, as far as that goes.
+
+    Args:
+        place: as `hpo.artifacts.store.open_store` takes it.
+
+    Raises:
+        UserError: the place names no store.
+    """
+
+    def __init__(self, place: str = NOWHERE) -> None:
+        self._place = place
+        self._store = open_store(place)
+        self._told = False
+        self._again_at = 0.0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it keeps anything at all."""
+        return self._store is not None
+
+    def keep(self, filename: str, draw: Callable[[], bytes]) -> Artifact | None:
+        """Draw a file and keep it; None if nothing is kept, or that did not work.
+
+        Args:
+            filename: tells what the file is, also its type.
+        """
+        if self._store is None or time.monotonic() < self._again_at:
+            return None
+        artifact_id = str(uuid.uuid4())
+        try:
+            self._store.write(artifact_id, io.BytesIO(draw()))
+        except Exception as error:
+            self._again_at = time.monotonic() + _REST_S
+            self._tell(error)
+            return None
+        mimetype, encoding = mimetypes.guess_type(filename)
+        meta = ArtifactMeta(
+            artifact_id=artifact_id,
+            filename=filename,
+            mimetype=mimetype or "application/octet-stream",
+            encoding=encoding,
+        )
+        return Artifact(artifact_id, {f"{_LINK}{artifact_id}": json.dumps(asdict(meta))})
+
+    def _tell(self, error: Exception) -> None:
+        if self._told:
+            return
+        self._told = True
+        words = " ".join(str(error).split()) or type(error).__name__
+        warn(
+            f"pictures can't be kept in {self._place} ({words[:240]}); trials go on without them, "
+            "and this is not said again"
+        )

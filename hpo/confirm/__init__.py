@@ -1,0 +1,1 @@
+"""`python -m hpo.confirm`: the best few recipes again, on unseen instances."""

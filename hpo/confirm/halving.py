@@ -1,0 +1,241 @@
+"""Racing candidates by successive halving, and what can be said of the winner.
+
+All candidates are measured on a first block of instances; the weaker ones leave; the others are
+measured on a block twice as long, and so on (sequential halving: Karnin, Koren and Somekh 2013).
+Candidates are compared by paired differences: they meet on the same instances, which differ among
+themselves by far more than good candidates do.
+
+Losses on two splits of one rune are not independent, so instances are first averaged within their
+*unit*, the rune, and every error is over units.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..analysis.intervals import Interval, interval, unit_means
+from ..study.confirmation import Left
+
+# Who is further behind the leader than so many standard errors of the difference leaves first.
+ERRORS_BEHIND = 2.0
+# Fewer challengers than this are never made fewer for the sake of halving.
+LEAST_CHALLENGERS = 2
+
+Measure = Callable[[str, str], tuple[float, float]]  # (candidate, instance) -> (loss, seconds)
+
+
+@dataclass
+class Standing:
+    """A candidate's way through the race."""
+
+    candidate: str
+    losses: dict[str, float] = field(default_factory=dict)  # by instance
+    longest_s: float = 0.0  # of its calls
+    rounds: int = 0  # that it survived
+    left: Left = Left.FINALIST
+
+
+@dataclass(frozen=True)
+class Halved:
+    """How a race went.
+
+    ``standings``: the finalists by mean loss, then the others, the latest to leave first.
+    ``units``: the unit of each instance.
+    """
+
+    standings: tuple[Standing, ...]
+    units: Mapping[str, str]
+
+    @property
+    def finalists(self) -> tuple[Standing, ...]:
+        """Those that were measured on every instance, by mean loss."""
+        return tuple(s for s in self.standings if s.left == Left.FINALIST)
+
+    def __getitem__(self, candidate: str) -> Standing:
+        return next(s for s in self.standings if s.candidate == candidate)
+
+    def loss(self, candidate: str) -> Interval:
+        """A candidate's mean loss over the units that it was measured on."""
+        return interval(list(unit_means(self[candidate].losses, self.units).values()))
+
+    def difference(self, candidate: str, other: str) -> Interval:
+        """``candidate`` minus ``other`` on the instances that both were measured on.
+
+        The interval is Bonferroni's for as many comparisons as a finalist has with the others,
+        because the winner was chosen among the finalists by the same losses.
+        """
+        theirs = self[other].losses
+        differences = {i: x - theirs[i] for i, x in self[candidate].losses.items() if i in theirs}
+        comparisons = max(1, len(self.finalists) - 1)
+        return interval(list(unit_means(differences, self.units).values()), comparisons)
+
+
+def block_ends(n_instances: int, rounds: int) -> list[int]:
+    """How many instances are done after each round: blocks that double and use all instances.
+
+    The first has two instances or more, as a difference without an error decides nothing; where
+    there are too few instances for so many rounds there are fewer rounds.
+    """
+    shares = [(2**r - 1) / (2**rounds - 1) for r in range(1, rounds + 1)]
+    least = min(2, n_instances)
+    return sorted({max(least, round(n_instances * share)) for share in shares})
+
+
+def most_challengers(n_challengers: int, round_number: int) -> int:
+    """How many candidates beside the baseline may go on after a round, counted from 1."""
+    return max(LEAST_CHALLENGERS, math.ceil(n_challengers / (1 << round_number)))
+
+
+def most_calls(
+    n_challengers: int, n_instances: int, rounds: int, after: int = 0, running: int | None = None
+) -> int:
+    """The largest number of measurements of the rounds that are left.
+
+    Args:
+        n_challengers: at the start; the baseline is measured besides.
+        after: so many rounds are done.
+        running: challengers that are still there; None: all.
+    """
+    calls, done = 0, 0
+    running = n_challengers if running is None else running
+    for number, end in enumerate(block_ends(n_instances, rounds), start=1):
+        if number > after:
+            calls += (running + 1) * (end - done)
+            running = min(running, most_challengers(n_challengers, number))
+        done = end
+    return calls
+
+
+def halve(
+    candidates: Sequence[str],
+    baseline: str,
+    units: Mapping[str, str],
+    measure: Measure,
+    *,
+    rounds: int = 3,
+    feasible_s: float = math.inf,
+    order: random.Random | None = None,
+    on_round: Callable[[int, Sequence[Standing]], None] | None = None,
+) -> Halved:
+    """Measure, compare, halve.
+
+    After every round but the last,
+
+    1. who is more than two standard errors behind the leader leaves, but for the baseline and the
+       best challenger, without whom there would be nothing to compare with at the end;
+    2. if more challengers are left than half of those at the start (a quarter after the second
+       round, ...; never fewer than two), those of highest mean loss leave, though the data do
+       not show that they are worse.
+
+    The standard error is of a difference of two candidates, from the residuals of all of them
+    (randomised blocks: loss = candidate + unit + residual), since two or three differences alone
+    would estimate it badly.  The baseline is measured on every instance.
+
+    Args:
+        candidates: their names, the baseline's among them.
+        units: of each instance its unit; in the order in which instances are measured.
+        measure: the loss and the seconds of a call.  A loss that is not finite and a call of more
+            than ``feasible_s`` put the candidate out of the race, the baseline as well.
+        order: shuffles the measurements of a round, so that two processes that share their
+            measurements seldom make the same one.
+        on_round: told after each round its number and all standings.
+
+    Raises:
+        ValueError: no baseline among the candidates, a candidate twice, or no instance.
+    """
+    if baseline not in candidates or len(set(candidates)) != len(candidates) or not units:
+        raise ValueError("a race takes distinct candidates, the baseline among them, and instances")
+    instances = list(units)
+    standings = {c: Standing(c) for c in candidates}
+    n_challengers = len(candidates) - 1
+    ends = block_ends(len(instances), rounds)
+    done = 0
+    for number, end in enumerate(ends, start=1):
+        _measure_block(
+            _running(standings.values()), instances[done:end], measure, feasible_s, order
+        )
+        running = _running(standings.values())
+        if end < len(instances):
+            _drop(running, baseline, units, most_challengers(n_challengers, number))
+        for standing in _running(running):
+            standing.rounds = number
+        if on_round is not None:
+            on_round(number, list(standings.values()))
+        done = end
+    means = {s.candidate: _mean(s, units) for s in standings.values()}
+    ranked = sorted(
+        standings.values(),
+        key=lambda s: (s.left != Left.FINALIST, -s.rounds, means[s.candidate]),
+    )
+    return Halved(tuple(ranked), dict(units))
+
+
+def _running(standings: Iterable[Standing]) -> list[Standing]:
+    return [s for s in standings if s.left == Left.FINALIST]
+
+
+def _mean(standing: Standing, units: Mapping[str, str]) -> float:
+    means = unit_means(standing.losses, units).values()
+    return sum(means) / len(means) if means else math.inf
+
+
+def _measure_block(
+    standings: Sequence[Standing],
+    block: Sequence[str],
+    measure: Measure,
+    feasible_s: float,
+    order: random.Random | None,
+) -> None:
+    calls = [(standing, instance) for instance in block for standing in standings]
+    if order is not None:
+        order.shuffle(calls)
+    for standing, instance in calls:
+        if standing.left == Left.INFEASIBLE:
+            continue
+        loss, seconds = measure(standing.candidate, instance)
+        standing.longest_s = max(standing.longest_s, seconds)
+        if math.isfinite(loss):
+            standing.losses[instance] = loss
+        if not math.isfinite(loss) or seconds > feasible_s:
+            standing.left = Left.INFEASIBLE
+    for standing in standings:
+        # Sums are then the same to the last bit, whatever the order was.
+        standing.losses = dict(sorted(standing.losses.items()))
+
+
+def _drop(
+    standings: Sequence[Standing], baseline: str, units: Mapping[str, str], most: int
+) -> None:
+    """Mark those that leave after a round; all have losses on the same instances."""
+    by_mean = sorted(standings, key=lambda s: _mean(s, units))
+    error = _error_of_difference([list(unit_means(s.losses, units).values()) for s in by_mean])
+    stay = 0
+    for standing in by_mean:
+        if standing.candidate == baseline:
+            continue
+        behind = _mean(standing, units) - _mean(by_mean[0], units)
+        if behind > ERRORS_BEHIND * error and stay > 0:
+            standing.left = Left.BEHIND
+        elif stay == most:
+            standing.left = Left.TIED
+        else:
+            stay += 1
+
+
+def _error_of_difference(losses: Sequence[Sequence[float]]) -> float:
+    """Standard error of the difference of two candidates' means; ``losses`` (candidates, units).
+
+    From the residual mean square of a randomised block design (Montgomery, Design and Analysis
+    of Experiments, section 4.1).
+    """
+    table = np.asarray(losses, dtype=float)
+    freedom = (table.shape[0] - 1) * (table.shape[1] - 1) if table.ndim == 2 else 0
+    if freedom < 1:
+        return math.inf
+    residuals = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    return math.sqrt(2 * float((residuals**2).sum()) / freedom / table.shape[1])

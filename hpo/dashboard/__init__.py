@@ -1,0 +1,1 @@
+"""`python -m hpo.dashboard`: a study in a browser."""

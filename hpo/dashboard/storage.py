@@ -1,0 +1,168 @@
+"""A study's database as the dashboard is to see it."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from bottle import HTTPError
+from optuna.distributions import BaseDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from finetune.errors import UserError
+
+from ..storage.rdb import StudyStorage
+from ..storage.retry import Patience
+from ..trial.ranking import is_feasible
+from .attrs import NOTE_KEY, NOTE_TEXT, NOTE_VERSION, PLOT
+
+T = TypeVar("T")
+
+_PATIENCE_S = 3.0  # someone waits for the page
+# Reading whole studies takes at most one part in forty of a core's time, however large they are.
+# In between, what runs and what is new is read.
+_REST = 40.0
+_DASHBOARDS = "dashboard:"
+_OF_STUDY = (NOTE_VERSION, NOTE_TEXT, PLOT)
+
+
+@dataclass
+class _Known:
+    """A study's trials as they were read."""
+
+    best_before: float  # after it all are read anew: attributes of finished trials may change
+    by_id: dict[int, FrozenTrial]
+    listed: list[FrozenTrial]  # by their numbers
+
+
+class WatchedStorage(StudyStorage):
+    """`StudyStorage` for the threads of a server that stays up: nothing is kept for long.
+
+    A worker's storage keeps what is finished for good, and is for one thread.  A dashboard
+    outlives studies whose ids are given out again, and attributes of finished trials that change.
+
+    When the database is away, every method raises a `bottle.HTTPError` that says so.
+    """
+
+    def __init__(self, opened: StudyStorage) -> None:
+        opened.database.patience = _Answering(opened.database.patience.what, _PATIENCE_S)
+        super().__init__(opened.database, opened.worker)
+        self._lock = threading.Lock()
+        self._known: dict[int, _Known] = {}  # by study
+        self._notes: dict[int, str] = {}  # by trial, as last read
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        with self._lock:
+            trials = self._look(study_id)
+        chosen = [t for t in trials if states is None or t.state in states]
+        return copy.deepcopy(chosen) if deepcopy else chosen
+
+    def _look(self, study_id: int) -> list[FrozenTrial]:
+        """All trials by their numbers; those that have not changed are the same objects."""
+        known = self._known.get(study_id)
+        if known is None or time.monotonic() >= known.best_before:
+            started = time.monotonic()
+            ids = [trial_id for trial_id, _ in self.database.states_of(study_id, (), -1)]
+            fresh = self.database.whole_trials(ids)
+            ended = time.monotonic()
+            before = known.by_id if known else {}
+            known = _Known(ended + _REST * (ended - started), {}, [])
+        else:
+            running = [i for i, t in known.by_id.items() if not t.state.is_finished()]
+            highest = max(known.by_id, default=-1)
+            ids = [i for i, _ in self.database.states_of(study_id, running, highest)]
+            fresh = self.database.whole_trials(ids)
+            before = known.by_id
+        for trial in fresh:
+            _show_constraints(trial)
+            trial_id = trial._trial_id
+            if before.get(trial_id) != trial:
+                known.by_id[trial_id] = trial
+                self._notes[trial_id] = str(trial.system_attrs.get(NOTE_KEY, ""))
+            else:
+                known.by_id[trial_id] = before[trial_id]
+        if fresh or not known.listed:
+            known.listed = sorted(known.by_id.values(), key=lambda t: t.number)
+        self._known[study_id] = known
+        return known.listed
+
+    def note_of(self, trial_id: int) -> str:
+        """What a worker wrote about a trial, in Markdown; empty where it wrote nothing."""
+        return self._notes.get(trial_id, "")
+
+    def kept_of_trials(self, study_id: int) -> dict[str, Any]:
+        """What the dashboard keeps of trials among the study's attributes: notes that people wrote.
+
+        Raises:
+            KeyError: there is no such study.
+        """
+        attrs = self.get_study_system_attrs(study_id)
+        return {
+            key: value
+            for key, value in attrs.items()
+            if key.startswith(_DASHBOARDS) and not key.startswith(_OF_STUDY)
+        }
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        """The best feasible trial; if none is feasible the best one, which see `without_slow`."""
+        complete = self.get_all_trials(study_id, False, (TrialState.COMPLETE,))
+        if not complete:
+            raise ValueError("no trial is complete")
+        (direction,) = self.get_study_directions(study_id)
+        sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
+        return min(complete, key=lambda t: (not is_feasible(t), sign * (t.value or 0.0), t.number))
+
+    # Whoever may write from the dashboard may write to any trial, as in Optuna; here a trial is
+    # its worker's alone.
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        return bool(self.database.set_trial_state_values(trial_id, state, values))
+
+    def set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+    ) -> None:
+        self.database.set_trial_param(trial_id, param_name, param_value_internal, distribution)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self.database.set_trial_user_attr(trial_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self.database.set_trial_system_attr(trial_id, key, value)
+
+    def set_trial_intermediate_value(
+        self, trial_id: int, step: int, intermediate_value: float
+    ) -> None:
+        self.database.set_trial_intermediate_value(trial_id, step, intermediate_value)
+
+
+def _show_constraints(trial: FrozenTrial) -> None:
+    # The dashboard reads only the older form, which other programs need not write.
+    if trial.constraints:
+        trial.system_attrs.setdefault("constraints", list(trial.constraints.values()))
+
+
+class _Answering(Patience):
+    """Gives up soon, by an error that the dashboard sends as its answer."""
+
+    def call(self, operation: Callable[[], T]) -> T:
+        try:
+            return super().call(operation)
+        except UserError as error:
+            raise HTTPError(HTTPStatus.SERVICE_UNAVAILABLE.value, str(error)) from error

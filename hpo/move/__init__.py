@@ -1,0 +1,1 @@
+"""`python -m hpo.move`: a study to another database."""

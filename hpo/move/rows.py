@@ -1,0 +1,221 @@
+"""A study's rows: read as they are, put into another database, compared; and its files.
+
+Rows are copied as they are stored and never taken for Optuna's objects, so that nothing is lost
+on the way: numbers that SQL has no word for, texts of attributes, what other programs wrote.
+Only keys are new, in their old order: the tables' own, and trials' ids where they are part of an
+attribute's name.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from ..artifacts.store import Store
+from ..storage import tables as db
+
+Advance = Callable[[int], object]  # told how many trials more are done
+
+_OF_STUDY = (db.DIRECTIONS, db.STUDY_USER_ATTRS, db.STUDY_SYSTEM_ATTRS)
+_OF_TRIAL = (
+    *(db.PARAMS, db.VALUES, db.INTERMEDIATE),
+    *(db.USER_ATTRS, db.SYSTEM_ATTRS, db.HEARTBEATS),
+)
+_AT_ONCE = 500  # trials
+
+# Names of a study's attributes in which optuna-dashboard writes a trial's id: notes, artifacts
+# of its older releases, trials that were skipped in a comparison by hand.
+_ID_IN_KEY = re.compile(
+    r"^(dashboard:|dashboard:artifacts:|preference:skip_trial:)(\d+)(:note_ver|:note_str:\d+|:.+|)$"
+)
+_FILE = "artifacts:"  # Optuna's: what an attribute begins with whose name ends with a file's id
+# Optuna's genetic samplers keep trials' ids in a value.
+_IDS_IN_VALUE = re.compile(r":parent:\d+$")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some successive trials of a study."""
+
+    ids: list[int]
+    trials: list[tuple[Any, ...]]  # of each, the columns of `_facts`
+    # By table: the place of the row's trial in ``ids``, then the columns of `_facts`.
+    rows: dict[str, list[tuple[Any, ...]]]
+
+    def in_order(self) -> tuple[Any, ...]:
+        """The same for equal trials, whatever their ids and the order of their rows."""
+        return self.trials, {name: sorted(rows, key=repr) for name, rows in self.rows.items()}
+
+
+class StudyRows:
+    """A study in a database, as one transaction sees it."""
+
+    def __init__(self, connection: sa.Connection, study_id: int) -> None:
+        self.connection = connection
+        self.study_id = study_id
+        mine = sa.select(db.TRIALS.c.trial_id).where(db.TRIALS.c.study_id == study_id)
+        # Queued trials are run in the order of their ids.
+        self.ids = list(connection.execute(mine.order_by(db.TRIALS.c.trial_id)).scalars())
+
+    def parts(self) -> Iterator[_Part]:
+        for first in range(0, len(self.ids), _AT_ONCE):
+            yield self._part(self.ids[first : first + _AT_ONCE])
+
+    def _part(self, ids: list[int]) -> _Part:
+        place = {trial_id: place for place, trial_id in enumerate(ids)}
+        heads = sa.select(*_facts(db.TRIALS)).where(db.TRIALS.c.trial_id.in_(ids))
+        rows = {}
+        for table in _OF_TRIAL:
+            query = sa.select(table.c.trial_id, *_facts(table)).where(table.c.trial_id.in_(ids))
+            found = self.connection.execute(query.order_by(*table.primary_key))
+            rows[table.name] = [(place[trial_id], *facts) for trial_id, *facts in found]
+        found = self.connection.execute(heads.order_by(db.TRIALS.c.trial_id))
+        return _Part(ids, [tuple(row) for row in found], rows)
+
+    def own(self, table: sa.Table, names: Mapping[int, object]) -> list[dict[str, Any]]:
+        """The study's rows in one of `_OF_STUDY`, with ``names`` instead of trials' ids."""
+        query = sa.select(*_facts(table)).where(table.c.study_id == self.study_id)
+        rows = self.connection.execute(query.order_by(*table.primary_key)).mappings()
+        if table is not db.STUDY_SYSTEM_ATTRS:
+            return [dict(row) for row in rows]
+        return [_renamed(row["key"], row["value_json"], names) for row in rows]
+
+    def files(self) -> list[str]:
+        """Ids of the files that belong to the study and its trials."""
+        keys: set[str] = set()
+        for table, owner in ((db.STUDY_SYSTEM_ATTRS, db.STUDIES), (db.SYSTEM_ATTRS, db.TRIALS)):
+            query = (
+                sa.select(table.c.key)
+                .join(owner)
+                .where(owner.c.study_id == self.study_id, table.c.key.startswith(_FILE))
+            )
+            keys.update(self.connection.execute(query).scalars())
+        return sorted(key.removeprefix(_FILE) for key in keys)
+
+
+def insert_study(name: str, of: StudyRows, into: sa.Connection, advance: Advance) -> StudyRows:
+    """Insert a study's rows into another database, whose transaction this becomes part of."""
+    study_id = _inserted(into, db.STUDIES, [{"study_name": name}])[0]
+    ids: dict[int, object] = {}
+    for part in of.parts():
+        heads = [{"study_id": study_id, **_named(db.TRIALS, row)} for row in part.trials]
+        new = _inserted(into, db.TRIALS, heads)
+        ids.update(zip(part.ids, new, strict=True))
+        for table in _OF_TRIAL:
+            rows = [
+                {"trial_id": new[place], **_named(table, facts)}
+                for place, *facts in part.rows[table.name]
+            ]
+            if rows:
+                into.execute(sa.insert(table), rows)
+        advance(len(new))
+    for table in _OF_STUDY:
+        rows = [{"study_id": study_id, **row} for row in of.own(table, ids)]
+        if rows:
+            into.execute(sa.insert(table), rows)
+    return StudyRows(into, study_id)
+
+
+def difference(one: StudyRows, other: StudyRows, advance: Advance) -> str | None:
+    """The first thing in which two studies differ, in words; None: they are the same.
+
+    Their names, ids and the order of their rows do not count.
+    """
+    if len(one.ids) != len(other.ids):
+        return f"{len(one.ids)} trials and {len(other.ids)}"
+    for table in _OF_STUDY:
+        ours, theirs = (
+            sorted((tuple(row.values()) for row in study.own(table, places)), key=repr)
+            for study in (one, other)
+            for places in [{trial_id: f"#{i}" for i, trial_id in enumerate(study.ids)}]
+        )
+        if ours != theirs:
+            return f"its {_words(table.name)}"
+    for part, its_copy in zip(one.parts(), other.parts(), strict=True):
+        if part.in_order() != its_copy.in_order():
+            return _differing(part, its_copy)
+        advance(len(part.ids))
+    return None
+
+
+def _differing(ours: _Part, theirs: _Part) -> str:
+    number = _facts(db.TRIALS).index(db.TRIALS.c.number)
+    for i, (one, other) in enumerate(zip(ours.trials, theirs.trials, strict=True)):
+        for table in _OF_TRIAL:
+            here, there = (
+                sorted((row for row in part.rows[table.name] if row[0] == i), key=repr)
+                for part in (ours, theirs)
+            )
+            if here != there:
+                return f"trial {one[number]}: its {_words(table.name)}"
+        if one != other:
+            return f"trial {one[number]}: its number, state or times"
+    raise AssertionError("parts that differ have a trial that does")
+
+
+def _words(table: str) -> str:
+    return table.removeprefix("trial_").removeprefix("study_").replace("_", " ")
+
+
+def _facts(table: sa.Table) -> tuple[sa.Column[Any], ...]:
+    """The columns that say something: neither a row's key nor whose it is."""
+    return tuple(c for c in table.columns if not c.primary_key and not c.foreign_keys)
+
+
+def _named(table: sa.Table, facts: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip((c.name for c in _facts(table)), facts, strict=True))
+
+
+def _inserted(c: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> list[int]:
+    """Insert rows; returns their keys, which rise in the rows' order."""
+    (key,) = table.primary_key
+    returning = sa.insert(table).returning(key, sort_by_parameter_order=True)
+    keys = list(c.execute(returning, rows).scalars())
+    if any(a >= b for a, b in itertools.pairwise(keys)):
+        raise RuntimeError(f"the database gave out keys of {table.name} in no order")
+    return keys
+
+
+def _renamed(key: str, value_json: str, names: Mapping[int, object]) -> dict[str, Any]:
+    """A system attribute of a study with ``names`` instead of trials' ids."""
+    found = _ID_IN_KEY.match(key)
+    if found is not None and int(found[2]) in names:
+        key = f"{found[1]}{names[int(found[2])]}{found[3]}"
+    elif _IDS_IN_VALUE.search(key):
+        ids = json.loads(value_json)
+        value_json = json.dumps([names.get(trial_id, trial_id) for trial_id in ids])
+    return {"key": key, "value_json": value_json}
+
+
+def copy_file(file_id: str, source: Store, target: Store) -> bool:
+    """Copy a file to another store, unless it is there, and read it back; false: there is none.
+
+    Raises:
+        OSError: a store does not work, or gives back something else.
+        ValueError: this is no file's id.
+    """
+    content = _content(file_id, source)
+    if content is None:
+        return False
+    if _content(file_id, target) != content:
+        target.write(file_id, io.BytesIO(content))
+        if _content(file_id, target) != content:
+            raise OSError("what was written is not what is read")
+    return True
+
+
+def _content(file_id: str, store: Store) -> bytes | None:
+    from optuna.artifacts.exceptions import ArtifactNotFound  # with it come all kinds of stores
+
+    try:
+        with store.open_reader(file_id) as file:
+            return file.read()
+    except ArtifactNotFound:
+        return None

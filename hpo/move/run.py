@@ -1,0 +1,222 @@
+"""Studies from one database to another: whole or not at all, and compared before it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+from tqdm import tqdm
+
+from finetune.errors import UserError
+
+from ..artifacts.location import check_directory
+from ..artifacts.store import Store, open_store
+from ..storage.errors import words_of
+from ..storage.open import never_idle, open_storage, reading
+from ..storage.rdb import StudyStorage
+from ..storage.tables import STUDIES, TRIALS
+from ..storage.transactions import beats
+from ..storage.url import parse_url, shown
+from ..study.config import Recovery, StudyConfig, load_study_file
+from .rows import StudyRows, copy_file, difference, insert_study
+
+_PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A study of the source."""
+
+    name: str
+    study_id: int
+    grace_s: float  # of silence, after which a worker of it may be called lost
+
+
+def move_studies(
+    source: str,
+    target: str,
+    studies: Sequence[str] | None,
+    while_running: bool = False,
+    artifacts: Sequence[str] | None = None,
+) -> Iterator[str]:
+    """Copy studies from the database ``source`` to ``target``; yields a line for each.
+
+    A study that the target has already must be the same.  Each is one transaction, which comes
+    after its files.
+
+    Args:
+        studies: names in the source, or study files; None: all that there are.
+        while_running: copy those of which workers run trials, too, as they are now.
+        artifacts: where the files of trials are and where they go, as `open_store` takes places;
+            None: they stay where they are.
+
+    Raises:
+        UserError: a database or a store can't be used, a study is not there, is being worked on,
+            changed meanwhile, or is another one in the target.
+    """
+    stores = _stores(artifacts) if artifacts else None
+    place = _place(target)
+    if place == ":memory:":
+        raise UserError("--to is a database in memory; write sqlite:///FILE.db")
+    if place == _place(source):
+        raise UserError(f"--from and --to are both {shown(target)}; write two databases")
+    with reading(source) as connection:
+        chosen = _choose(connection, studies, shown(source))
+        if not while_running:
+            for study in chosen:  # all of them, before anything is made in the target
+                _refuse_running(connection, study)
+        storage = open_storage(target, patience_s=_PATIENCE_S)
+        try:
+            for study in chosen:
+                rows = StudyRows(connection, study.study_id)
+                files = _move_files(rows.files(), stores)
+                if _move(rows, study, storage, source, while_running):
+                    done = f"{len(rows.ids)} trials copied to {shown(target)}, read back, identical"
+                else:
+                    done = f"{shown(target)} has it already, identical ({len(rows.ids)} trials)"
+                yield f"{study.name}: {done}{files}"
+        finally:
+            storage.database.engine.dispose()
+
+
+def _stores(places: Sequence[str]) -> tuple[Store, Store]:
+    check_directory(places[0])
+    source, target = (open_store(place) for place in places)
+    if source is None or target is None:
+        raise UserError("--artifacts names no place; write two directories, or s3://BUCKET")
+    return source, target
+
+
+def _move_files(ids: Sequence[str], stores: tuple[Store, Store] | None) -> str:
+    """Copy files, if there is a place for them; returns what is to be said about it."""
+    if not ids:
+        return ""
+    if stores is None:
+        return f"; {len(ids)} files stay where they are (--artifacts FROM TO copies them)"
+    missing = 0
+    for file_id in tqdm(ids, desc="files", unit="file", disable=None, leave=False):
+        try:
+            missing += not copy_file(file_id, *stores)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"--artifacts: file {file_id} was not copied ({error}); run this again"
+            ) from error
+    lost = f", {missing} are not there" if missing else ""
+    return f"; {len(ids) - missing} files copied{lost}"
+
+
+def _place(url: str) -> object:
+    """What the URLs of one database have in common."""
+    parsed = parse_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        asked = parsed.query  # host and port may stand there, too
+        port = parsed.port or asked.get("port", 5432)
+        return parsed.host or asked.get("host"), str(port), parsed.database
+    path = (parsed.database or ":memory:").removeprefix("file:")
+    return path if path == ":memory:" else Path(path).resolve()
+
+
+def _choose(c: sa.Connection, studies: Sequence[str] | None, where: str) -> list[Chosen]:
+    query = sa.select(STUDIES.c.study_name, STUDIES.c.study_id).order_by(STUDIES.c.study_id)
+    there: dict[str, int] = {name: study_id for name, study_id in c.execute(query)}
+    if not there:
+        raise UserError(f"{where} has no studies; write another database's URL")
+    chosen = {}
+    for study in there if studies is None else studies:
+        config = _config(study, study in there)
+        name = config.name if config and study not in there else study
+        if name not in there:
+            raise UserError(f"{where} has no study {name!r}; it has: {', '.join(sorted(there))}")
+        recovery = config.recovery if config else Recovery()
+        chosen[name] = Chosen(name, there[name], recovery.grace_s)
+    return list(chosen.values())
+
+
+def _config(study: str, is_known: bool) -> StudyConfig | None:
+    """The study's file, if there is one; a file that was named by its path has to be there."""
+    try:
+        return load_study_file(study)
+    except UserError:
+        if not is_known and (study.endswith(".toml") or "/" in study):
+            raise
+        return None
+
+
+def _refuse_running(c: sa.Connection, study: Chosen) -> None:
+    """Raises UserError if a worker runs a trial of the study, or may do so.
+
+    The trial of a worker that was silent for too long is copied as it is, with its last sign of
+    life: the first worker that joins the copy finds it lost and queues it again, as ever.
+    """
+    advice = "stop its workers (SIGTERM; they hand their trials back), or add --while-running"
+    heard = beats(c, study.study_id)
+    for beat in heard:
+        if beat.age_s <= study.grace_s:
+            raise UserError(
+                f"study {study.name} is being worked on: {beat.worker} runs trial {beat.number}, "
+                f"last sign of life {max(0.0, beat.age_s):.0f} s ago; {advice}"
+            )
+    running = sa.select(sa.func.count()).where(
+        TRIALS.c.study_id == study.study_id, TRIALS.c.state == TrialState.RUNNING
+    )
+    if unheard := c.execute(running).scalar_one() - len(heard):
+        raise UserError(
+            f"study {study.name} has running trials without signs of life, by other programs: "
+            f"{unheard}; end these programs, then add --while-running"
+        )
+
+
+def _move(
+    rows: StudyRows, study: Chosen, storage: StudyStorage, source: str, while_running: bool
+) -> bool:
+    """Copy a study in one transaction; false if the same one is there already."""
+    target = storage.database.patience.what
+
+    def work(c: sa.Connection) -> bool:
+        never_idle(c)
+        found = c.execute(
+            sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == study.name)
+        ).scalar()
+        if found is not None:
+            if words := _compare(rows, StudyRows(c, found)):
+                raise UserError(
+                    f"{target} has another study {study.name} ({words}); name another database"
+                )
+            return False
+        with _progress(rows, "copying") as bar:
+            copy = insert_study(study.name, rows, c, bar.update)
+        if while_running:
+            words = _compare(rows, copy)
+        else:
+            with reading(source) as now:  # as it is now, which may be otherwise than it was
+                words = _compare(StudyRows(now, study.study_id), copy)
+        if words:
+            raise UserError(
+                f"study {study.name} changed while it was copied ({words}), and nothing was kept; "
+                "end whatever writes to it, and run this again"
+            )
+        return True
+
+    try:
+        try:
+            return storage.database.transact(work)
+        except sa.exc.IntegrityError:  # another process made it meanwhile: compare
+            return storage.database.transact(work)
+    except sa.exc.DataError as error:
+        raise UserError(
+            f"{target} can't hold study {study.name} as it is, and nothing was kept: "
+            f"{words_of(error)}"
+        ) from error
+
+
+def _compare(one: StudyRows, other: StudyRows) -> str | None:
+    with _progress(one, "comparing") as bar:
+        return difference(one, other, bar.update)
+
+
+def _progress(rows: StudyRows, what: str) -> tqdm:
+    # `disable=None` is tqdm's word for: unless this is a terminal.
+    return tqdm(total=len(rows.ids), desc=what, unit="trial", disable=None, leave=False)

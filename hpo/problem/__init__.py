@@ -1,0 +1,1 @@
+"""The problem that is tuned: instances, and how a recipe is evaluated on one."""

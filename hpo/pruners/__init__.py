@@ -1,0 +1,1 @@
+"""Pruners: racing and its statistics."""

@@ -1,0 +1,124 @@
+"""Write the story of a study as one HTML page that needs no network, to send to somebody."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.errors import UserError, run_command
+
+from ..artifacts.location import check_directory
+from ..artifacts.store import open_store
+
+# Optuna takes half a second to import, and `--help` needs none of it.
+if TYPE_CHECKING:
+    from .data import Given
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parse(argv)
+    _check(options)
+    import optuna
+
+    from .contents import story_of
+    from .html import render
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    page = render(story_of(_read(options))).encode("utf-8")
+    _write(options.out, page)
+    print(f"{options.out}: {len(page) / 1000:.0f} kB")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m hpo.report",
+        description=f"{__doc__} It writes nothing to the study.",
+    )
+    add = parser.add_argument
+    add("--study", required=True, help="name in studies/, or path of a study file")
+    add(
+        "--storage",
+        help="database URL, or FILE.db.gz (default: the study file's); also $RUNES_STORAGE",
+    )
+    add("--out", required=True, type=Path, metavar="FILE", help="the page, such as report.html")
+    add(
+        "--artifacts",
+        metavar="PLACE",
+        help="pictures of trials: a directory, s3://BUCKET or none (default: the study file's); "
+        "also $RUNES_ARTIFACTS",
+    )
+    add(
+        "--references",
+        type=Path,
+        metavar="FILE",
+        help="what benchmarks.references wrote (default: the rows that come with this project)",
+    )
+    return parser.parse_args(argv)
+
+
+def _check(options: argparse.Namespace) -> None:
+    check_directory(options.artifacts)
+    try:
+        if not options.out.parent.is_dir():
+            raise UserError(f"--out: {options.out.parent} is no directory; make it first")
+        if options.out.exists() and not options.out.is_file():
+            raise UserError(f"--out: {options.out} is no file; write the name of one")
+    except OSError as error:
+        raise UserError(f"--out: {options.out} can't be written: {error.strerror}") from error
+
+
+def _read(options: argparse.Namespace) -> Given:
+    from ..analysis.references import read_references
+    from ..storage.open import load_study, looked_at
+    from ..study.config import load_study_file
+    from ..trial.record import runs_of
+    from .data import Given
+    from .sections.pictures import read_pictures
+
+    config = load_study_file(options.study)
+    references = read_references(options.references)
+    url = config.storage_url(options.storage)
+    artifacts = open_store(config.artifacts_place(options.storage, options.artifacts))
+    with looked_at(url, options.study) as storage:
+        study = load_study(storage, config.name)
+        trials = study.get_trials(deepcopy=False)
+        found = read_pictures(study, trials, artifacts)
+        return Given(
+            config=config,
+            asked=options.study,
+            url=url,
+            attrs=study.user_attrs,
+            runs=runs_of(trials),
+            beats=storage.database.patience.call(lambda: storage.beats(study._study_id)),
+            now=datetime.now(UTC),
+            references=references,
+            pictures=found.pictures,
+            picture_remarks=found.remarks,
+        )
+
+
+def _write(path: Path, page: bytes) -> None:
+    """Beside it first, so that nobody ever reads half a page.
+
+    Raises:
+        UserError: it can't be written there.
+    """
+    there = path.resolve()  # a link stays one
+    beside = there.with_name(f".{there.name}.{os.getpid()}.part")
+    try:
+        beside.write_bytes(page)
+        beside.replace(there)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise UserError(f"--out: {path} can't be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    run_command(main)

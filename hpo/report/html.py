@@ -1,0 +1,50 @@
+"""A story as one HTML page that needs nothing else and runs nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib import resources
+
+import jinja2
+from markupsafe import Markup
+
+from .document import Story
+from .sanitize import LONGEST, plain
+
+_TEMPLATES = "templates"
+_LONGEST_NAME = 60  # characters; it does not break
+_LONGEST_CODE = 20_000  # characters of what is there to copy
+
+
+def render(story: Story) -> str:
+    """The page, escaped whatever is in it."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hpo.report", _TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # What is printed is clean, unless it is markup of our own making.
+        finalize=lambda value: value if hasattr(value, "__html__") else plain(value, _LONGEST_CODE),
+    )
+    environment.filters["name"] = lambda value: plain(value, _LONGEST_NAME)
+    environment.filters["short"] = lambda value: plain(value, LONGEST)
+    style = read_style()
+    return environment.get_template("report.html.j2").render(
+        story=story, style=Markup(style), policy=policy(style)
+    )
+
+
+def read_style() -> str:
+    """The style sheet, as it stands between its tags."""
+    return (resources.files("hpo.report") / _TEMPLATES / "report.css").read_text("utf-8")
+
+
+def policy(style: str) -> str:
+    """The Content-Security-Policy: this style sheet and embedded pictures, nothing else."""
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )

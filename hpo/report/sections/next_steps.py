@@ -1,0 +1,92 @@
+"""What to do next, from what is there and what is not."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator
+
+from optuna.distributions import CategoricalDistribution
+
+from ...analysis.status import Status
+from ...formatting import setting
+from ...study.confirmation import Confirmation, read_confirmation
+from ...trial.record import Run, finite
+from ..data import Given
+from ..document import Block, Code, Section, Text
+
+_NEAR = 0.03  # of a range: a best value this near its end may be better beyond
+_MOST_ENDS = 5
+
+
+def advice_section(given: Given, status: Status) -> Section:
+    """Commands with their reasons, and parameters whose range is too narrow."""
+    return Section("next", "What to do next", [*_commands(given, status), *_ends(given)])
+
+
+def _commands(given: Given, status: Status) -> Iterator[Block]:
+    study = shlex.quote(given.asked)
+    confirmed = read_confirmation(given.attrs)
+    worker = f"python -m hpo.worker --study {study}"
+    confirm = f"python -m hpo.confirm --study {study}"
+    if status.spent is None:
+        yield Code("Go on searching: the budget is not spent.", worker)
+    if not given.best:
+        if status.spent is not None:
+            yield Text("The budget is spent without a feasible trial: raise it, or ask for less.")
+        return
+    if not isinstance(confirmed, Confirmation):
+        yield Code("Measure the best few again, on runes that no trial saw.", confirm)
+        yield Code(
+            "Write the best trial as the one file that is handed in.",
+            f"python -m hpo.export --study {study} --out finetune.py",
+        )
+        return
+    best = given.best[0]
+    if best.number not in {row.trial for row in confirmed.table}:
+        yield Code(
+            f"Confirm again: trial {best.number} has the lowest loss and has not taken part.",
+            confirm,
+        )
+    rival = confirmed.against.get("runner_up") or confirmed.against.get("default")
+    if rival is not None and not rival.is_sure:
+        yield Text(
+            "The winner and its runner-up are not told apart. More runes, splits or seeds in "
+            "[confirm] of the study file, or more trials, would tell; either recipe will do."
+        )
+    yield Code(
+        "Write the confirmed recipe as the one file that is handed in, proved against its trial.",
+        f"python -m hpo.export --study {study} --confirmed --out finetune.py",
+    )
+
+
+def _ends(given: Given) -> Iterator[Block]:
+    """Parameters of the best trial that lie at the end of what was searched."""
+    if not given.best:
+        return
+    best = given.best[0]
+    words = [word for name in best.params if (word := _end(best, name))]
+    if words:
+        more = f", and {len(words) - _MOST_ENDS} more" if len(words) > _MOST_ENDS else ""
+        yield Text(
+            f"The best trial, {best.number}, is at the end of the range of "
+            f"{'; '.join(words[:_MOST_ENDS])}{more}. A new study with a wider one may find better."
+        )
+
+
+def _end(run: Run, name: str) -> str:
+    distribution = run.distributions.get(name)
+    value = finite(run.params[name])
+    if distribution is None or isinstance(distribution, CategoricalDistribution) or value is None:
+        return ""
+    low, high = getattr(distribution, "low", None), getattr(distribution, "high", None)
+    if low is None or high is None or not low < high:
+        return ""
+    if getattr(distribution, "log", False):
+        share = math.log(value / low) / math.log(high / low)
+    else:
+        share = (value - low) / (high - low)
+    # Nothing is beyond zero of what is an amount.
+    if share >= 1 - _NEAR or (share <= _NEAR and low != 0):
+        return f"{name} ({setting(run.params[name])} of {setting(low)} to {setting(high)})"
+    return ""

@@ -1,0 +1,89 @@
+"""What the study is, and how it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from optuna.trial import TrialState
+
+from ...analysis.status import Status
+from ...formatting import duration
+from ...study.manifest import MADE_BY_KEY
+from ..data import Given
+from ..document import Block, Facts, Section, Table, Text
+
+_MEANINGS = {
+    "code": "digest of the modules that have a say in a loss",
+    "data": "the drawings, and their digest",
+    "networks": "the pretrained networks, and their digests",
+    "instances": "resize, then rune/split@network of each instance, in their order",
+    "estimator": "of the loss",
+    "limit": "of a call",
+    "cost": "of an answer, at most",
+    "space": "digest of what is sampled and what is fixed",
+    "torch": "its release",
+}
+
+
+def what_section(given: Given) -> Section:
+    """What a trial is, and the manifest."""
+    return Section("study", "What this study is", list(_what(given)))
+
+
+def _what(given: Given) -> Iterator[Block]:
+    config = given.config
+    limit = config.limits.cost
+    yield Text(
+        "Ten drawings of a rune, and a rectified-flow network that has only seen digits: a recipe "
+        "says how to teach it the rune. A trial samples a recipe, runs the timed call on one "
+        "instance (rune, split of its drawings, network, seed) after another, and is measured by "
+        "the mean loss on drawings that the call did not see: lower is better. A call over "
+        f"{config.feasible_s:g} s makes a recipe infeasible"
+        + (
+            "."
+            if limit is None
+            else f", and so does an answer that costs over {limit:g} times the plain network's."
+        )
+    )
+    rows = [
+        (str(key), str(value), _MEANINGS.get(str(key), "")) for key, value in given.manifest.items()
+    ]
+    if rows:
+        yield Table("The manifest: what all its losses depend on", ("entry", "value", ""), rows)
+    else:
+        yield Text("The study has no manifest, so what its losses depend on is not known.")
+    made_by = given.attrs.get(MADE_BY_KEY)
+    if isinstance(made_by, Mapping):
+        versions = ", ".join(f"{name} {version}" for name, version in made_by.items())
+        yield Text(f"Created with {versions}.", aside=True)
+
+
+def standing_section(given: Given, status: Status) -> Section:
+    """Counts, pace and what is left."""
+    return Section("standing", "How it stands", list(_standing(given, status)))
+
+
+def _standing(given: Given, status: Status) -> Iterator[Block]:
+    alive = sum(w.alive for w in status.workers)
+    left = (
+        f"unknown: {status.time_left_unknown}"
+        if status.time_left_s is None
+        else duration(status.time_left_s)
+    )
+    budget = ", ".join(f"{name} {value:g}" for name, value in status.budget.items()) or "none"
+    pace = status.pace
+    yield Facts(
+        [
+            ("trials finished", str(status.finished)),
+            *((f"trials {s.name.lower()}", str(status.states[s.name.lower()])) for s in _STATES),
+            ("compute", duration(status.compute_s)),
+            ("pace", "unknown" if pace is None else f"{pace.trials_per_hour:.1f} trials/h"),
+            ("workers alive", str(alive)),
+            ("budget", budget + (f"; spent: {status.spent}" if status.spent else "")),
+            ("time left", left),
+        ]
+    )
+
+
+_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING,
+           TrialState.WAITING)  # fmt: skip

@@ -1,0 +1,132 @@
+"""Sample pictures: PNG artifacts of the study and of its best trials, as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.artifacts import get_all_artifact_meta
+from optuna.artifacts.exceptions import ArtifactNotFound
+from optuna.trial import FrozenTrial
+from PIL import Image, UnidentifiedImageError
+
+from ...artifacts.store import Store
+from ...study.confirmation import CONFIRMED_KEY
+from ...trial.ranking import best_trials
+from ..document import Picture
+from ..sanitize import plain
+
+MOST_BYTES = 250_000  # of a picture
+MOST_ALL_BYTES = 600_000  # of all, before a third is added by base64
+MOST_PICTURES = 24
+_MOST_SIDE_PX = 4000
+_BROKEN = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+_BEST = 3  # trials
+_PNG = "image/png"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Pictures, and a remark for each artifact that could not be one."""
+
+    pictures: Sequence[Picture] = ()
+    remarks: Sequence[str] = ()
+
+
+class _UnfitError(Exception):
+    """An artifact that can't be shown; the message says why."""
+
+
+def read_pictures(study: optuna.Study, trials: Sequence[FrozenTrial], store: Store | None) -> Found:
+    """PNG artifacts of the study, of the confirmed trial and of the best few of the search.
+
+    Others, and those that are missing, broken or too large, are left out with a remark.
+
+    Args:
+        store: of the artifacts; None: none are kept.
+    """
+    if store is None:
+        return Found()
+    pictures: list[Picture] = []
+    remarks: list[str] = []
+    total = missing = too_many = 0
+    for whose, owner in _owners(study, trials):
+        try:
+            metas = get_all_artifact_meta(owner, storage=study._storage)
+        except (KeyError, TypeError, json.JSONDecodeError):
+            remarks.append(f"The list of artifacts of {whose} can't be read.")
+            continue
+        # By name: their order in the database says nothing.
+        for meta in sorted(metas, key=lambda m: (str(m.filename), str(m.artifact_id))):
+            if meta.mimetype != _PNG:
+                continue
+            if too_many or len(pictures) >= MOST_PICTURES:
+                too_many += 1
+                continue
+            name = f"{whose}: {plain(meta.filename, 80)}"
+            try:
+                content = _content(store, str(meta.artifact_id))
+                if total + len(content) > MOST_ALL_BYTES:
+                    too_many += 1
+                    continue
+                pictures.append(_picture(name, content))
+                total += len(content)
+            except ArtifactNotFound:
+                missing += 1
+            except _UnfitError as error:
+                remarks.append(f"{name} was left out: {error}.")
+            except OSError as error:
+                # For a store that is away each of the others would wait as long.
+                why = error.strerror or "the store does not answer"
+                remarks.append(f"{name} was left out, and all after it: {why}.")
+                return Found(pictures, remarks)
+    if missing:
+        remarks.append(f"{_left_out(missing)}: not where the study's artifacts are kept.")
+    if too_many:
+        remarks.append(f"{_left_out(too_many)}: the page has as many as it may.")
+    return Found(pictures, remarks)
+
+
+def _left_out(n: int) -> str:
+    return f"{n} picture{' was' if n == 1 else 's were'} left out"
+
+
+def _owners(
+    study: optuna.Study, trials: Sequence[FrozenTrial]
+) -> list[tuple[str, optuna.Study | FrozenTrial]]:
+    """Whose artifacts are looked at, the most important first."""
+    owners: list[tuple[str, optuna.Study | FrozenTrial]] = [("study", study)]
+    confirmed: Any = study.user_attrs.get(CONFIRMED_KEY)
+    number = confirmed.get("trial") if isinstance(confirmed, Mapping) else None
+    chosen = [t for t in trials if number is not None and t.number == number]
+    chosen += [t for t in best_trials(trials, _BEST) if t not in chosen]
+    return owners + [(f"trial {t.number}", t) for t in chosen]
+
+
+def _content(store: Store, identifier: str) -> bytes:
+    try:
+        with store.open_reader(identifier) as file:
+            content = file.read(MOST_BYTES + 1)
+    except ValueError as error:  # of an identifier that leads out of a directory
+        raise _UnfitError("its identifier is none") from error
+    if len(content) > MOST_BYTES:
+        raise _UnfitError(f"it is larger than {MOST_BYTES // 1000} kB")
+    return content
+
+
+def _picture(name: str, content: bytes) -> Picture:
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            width, height = image.size
+            image.verify()
+    except _BROKEN as error:
+        raise _UnfitError(f"it is no whole PNG ({type(error).__name__})") from error
+    if max(width, height) > _MOST_SIDE_PX:
+        raise _UnfitError(f"it is {width} by {height} pixels")
+    uri = f"data:{_PNG};base64,{base64.b64encode(content).decode('ascii')}"
+    return Picture(uri, name, width, height)

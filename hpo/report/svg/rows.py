@@ -1,0 +1,129 @@
+"""A figure of named rows, each with marks along one axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from markupsafe import Markup
+
+from ..sanitize import plain
+from .drawing import Drawing, text_width
+from .scale import Scale, around, tick_texts
+
+WIDE = 400
+_LABEL_PX = 140  # of a row's name, at most
+_ROW_PX, _APART_PX = 18, 7  # of a row with one mark; more for each other one
+_BOTTOM, _LEGEND_PX = 40, 20
+_RADIUS = 4.0
+
+# By form too, so that nobody has to tell colours apart.
+Shape = Literal["first", "second", "third", "fourth"]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A value with its interval; without bounds it has none."""
+
+    series: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    marks: Sequence[Mark]
+
+
+def rows_figure(
+    name: str,
+    title: str,
+    description: str,
+    axis: str,
+    rows: Sequence[Row],
+    series: Sequence[str] = (),
+    lines: Sequence[tuple[float, str]] = (),
+    zero: bool = False,
+) -> Markup:
+    """Rows from top to bottom, their marks from left to right.
+
+    Args:
+        series: what marks are of, in the order of their forms; none: all are of one thing.
+        lines: values that are marked across all rows, each with a word, if they are in the range.
+        zero: the axis begins there.
+    """
+    bounds = [
+        bound for row in rows for m in row.marks for bound in (m.value, m.low, m.high)
+        if bound is not None
+    ]  # fmt: skip
+    low, high = around(bounds or [0.0, 1.0])
+    step = _ROW_PX + _APART_PX * max(0, len(series) - 1)
+    top = (_LEGEND_PX if series else 0) + (_LEGEND_PX if lines else 4)
+    height = top + step * len(rows) + _BOTTOM
+    drawing = Drawing(name, title, description, WIDE, height)
+    left = min(_LABEL_PX, 10 + max((text_width(plain(r.name)) for r in rows), default=0))
+    scale = Scale(0.0 if zero else low, high, left, WIDE - 12)
+    bottom = height - _BOTTOM
+    ticks = scale.ticks(5)
+    for tick, text in zip(ticks, tick_texts(ticks), strict=True):
+        drawing.line((scale(tick), top), (scale(tick), bottom), "grid")
+        drawing.text((scale(tick), bottom + 15), text, anchor="middle")
+    _draw_lines(drawing, scale, lines, top, bottom)
+    _draw_legend(drawing, series)
+    for i, row in enumerate(rows):
+        middle = top + step * (i + 0.5)
+        drawing.text((left - 8, middle + 4), row.name, anchor="end", room=left - 10)
+        for mark in row.marks:
+            order = series.index(mark.series) if mark.series in series else 0
+            y = middle + _APART_PX * (order - max(0, len(series) - 1) / 2)
+            kind = _kind(order)
+            if mark.low is not None and mark.high is not None:
+                start = max(mark.low, scale.low)
+                drawing.line((scale(start), y), (scale(mark.high), y), f"whisker {kind}")
+            _draw_mark(drawing, (scale(mark.value), y), order)
+    drawing.line((left, bottom), (WIDE - 12, bottom), "axis")
+    drawing.text(((left + WIDE - 12) / 2, height - 6), axis, anchor="middle")
+    return drawing.markup()
+
+
+def _draw_lines(
+    drawing: Drawing, scale: Scale, lines: Sequence[tuple[float, str]], top: float, bottom: float
+) -> None:
+    free = -1.0  # the right end of the words so far
+    for value, word in sorted(lines):
+        if scale.holds(value):
+            at = scale(value)
+            drawing.line((at, top), (at, bottom), "threshold")
+            half = text_width(word) / 2
+            if at - half > free:
+                drawing.text((at, top - 5), word, "muted", "middle")
+                free = at + half + 4
+
+
+def _draw_legend(drawing: Drawing, series: Sequence[str]) -> None:
+    x = 8.0
+    for order, word in enumerate(series):
+        room = min(text_width(word) + 2, WIDE / max(1, len(series)) - 16)
+        _draw_mark(drawing, (x, 9), order)
+        drawing.text((x + 8, 13), word, room=room)
+        x += 8 + room + 12
+
+
+def _kind(order: int) -> str:
+    kinds: tuple[Shape, ...] = ("first", "second", "third", "fourth")
+    return kinds[min(order, len(kinds) - 1)]
+
+
+def _draw_mark(drawing: Drawing, at: tuple[float, float], order: int) -> None:
+    kind = _kind(order)
+    if order == 0:
+        drawing.circle(at, _RADIUS, f"solid {kind}")
+    elif order == 1:
+        drawing.circle(at, _RADIUS - 0.5, f"hollow {kind}")
+    elif order == 2:
+        drawing.diamond(at, _RADIUS, f"solid {kind}")
+    else:
+        drawing.rectangle((at[0] - 3, at[1] - 3), 6, 6, f"hollow {kind}")

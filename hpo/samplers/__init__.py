@@ -1,0 +1,1 @@
+"""Samplers, made from a study file's words."""

@@ -1,0 +1,168 @@
+"""Samplers that see a bounded part of a long study's history."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from bisect import insort
+from collections.abc import Container, Sequence
+from typing import Any, cast
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from ..trial.ranking import is_feasible
+
+_BEST_SHARE = 0.25  # of the history that is the best trials, the rest being drawn from the others
+
+
+class BoundedSampler(optuna.samplers.BaseSampler):
+    """Shows a sampler at most so many finished trials, so that a sample's cost stays bounded.
+
+    TPE's cost grows in proportion to the trials it sees, GP's with their cube.
+    """
+
+    def __init__(self, sampler: optuna.samplers.BaseSampler, history: int, seed: int) -> None:
+        self.sampler = sampler
+        self._histories: dict[int, History] = {}  # by study
+        self._size = history
+        self._seed = seed
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self.sampler.infer_relative_search_space(self._bounded(study), trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self.sampler.sample_relative(self._bounded(study), trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        bounded = self._bounded(study)
+        return self.sampler.sample_independent(bounded, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self.sampler.before_trial(study, trial)
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        self.sampler.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        self.sampler.reseed_rng()
+
+    def _bounded(self, study: optuna.Study) -> optuna.Study:
+        history = self._histories.setdefault(study._study_id, History(self._size, self._seed))
+        return cast("optuna.Study", _BoundedStudy(study, history))
+
+
+class History:
+    """The informative part of a study's finished trials.
+
+    A pruned trial's value is an estimate of its loss on all instances (`Race.full_loss`), and is
+    shown as if it were measured: else TPE would rank pruned trials behind all complete ones, by
+    partial means, and GP would not see them.
+
+    It holds the best ones, which TPE's density of good values is made of, and a random sample of
+    all others, which stands for them in their true proportions.  Samples of successive calls
+    overlap, because a trial's draw depends on its number alone.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size = size
+        self._seed = seed
+        self._shown: dict[int, FrozenTrial] = {}  # by number
+        self._by_rank: list[tuple[tuple[bool, float], int, FrozenTrial]] = []
+        self._by_draw: list[tuple[int, int, FrozenTrial]] = []
+        # One sample asks some ten times, with Optuna's same list.
+        self._last: tuple[Sequence[FrozenTrial], list[FrozenTrial]] = ([], [])
+
+    def part_of(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Of all trials of the study: the informative ones and all that run, by their numbers."""
+        if trials is not self._last[0]:
+            self._last = trials, self._choose(trials)
+        return self._last[1]
+
+    def _choose(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        unfinished = []
+        for trial in trials:
+            if not trial.state.is_finished():
+                unfinished.append(trial)
+            elif trial.number not in self._shown:
+                self._add(trial)
+        if len(self._by_rank) <= self._size:
+            return [self._shown.get(trial.number, trial) for trial in trials]
+        n_best = round(_BEST_SHARE * self._size)
+        chosen = {number: trial for _, number, trial in self._by_rank[:n_best]}
+        for _, number, trial in self._by_draw:
+            if len(chosen) >= self._size:
+                break
+            chosen[number] = trial
+        return sorted([*chosen.values(), *unfinished], key=lambda t: t.number)
+
+    def _add(self, trial: FrozenTrial) -> None:
+        trial = _as_measured(trial)
+        self._shown[trial.number] = trial
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):  # failed ones say nothing
+            insort(self._by_rank, (_rank(trial), trial.number, trial))
+            draw = zlib.crc32(f"{self._seed}:{trial.number}".encode())
+            insort(self._by_draw, (draw, trial.number, trial))
+
+
+class _BoundedStudy:
+    """A study with the informative part of its trials."""
+
+    def __init__(self, study: optuna.Study, history: History) -> None:
+        self._study = study
+        self._history = history
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        return self._get_trials()
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        return self._get_trials(deepcopy, states)
+
+    def _get_trials(
+        self,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,
+    ) -> list[FrozenTrial]:
+        # Read once a trial, even where TPE would read again for each group of parameters, and
+        # whatever the states: the history must see every trial.
+        trials = self._history.part_of(self._study._get_trials(False, None, use_cache=True))
+        chosen = [t for t in trials if states is None or t.state in states]
+        return copy.deepcopy(chosen) if deepcopy else chosen
+
+
+def _as_measured(trial: FrozenTrial) -> FrozenTrial:
+    """A pruned trial with an estimated loss as a complete one of that loss; others unchanged."""
+    if trial.state != TrialState.PRUNED or trial.value is None or not is_feasible(trial):
+        return trial
+    shown = copy.copy(trial)
+    shown.state = TrialState.COMPLETE
+    return shown
+
+
+def _rank(trial: FrozenTrial) -> tuple[bool, float]:
+    """Best first; what broke a constraint comes last."""
+    return not is_feasible(trial), trial.value if trial.value is not None else float("inf")

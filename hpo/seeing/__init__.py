@@ -1,1 +1,0 @@
-"""What people look at: pictures and plots of trials, notes, the story of a study."""

@@ -1,0 +1,1 @@
+"""A study's database: how it is opened, read and written."""

@@ -1,0 +1,58 @@
+"""Database URLs: what is accepted, and how they are printed."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+from finetune.errors import UserError
+
+from .compressed import is_published
+
+
+def shown(url: str) -> str:
+    """The URL as it may be printed: without its passwords; a compressed file's as it is.
+
+    Raises:
+        UserError: it is no database URL.
+    """
+    if is_published(url):
+        return url
+    parse_url(url)
+    parsed = make_url(url)
+    secret = [name for name in parsed.query if "password" in name]
+    return parsed.difference_update_query(secret).render_as_string(hide_password=True)
+
+
+def parse_url(url: str) -> sa.URL:
+    """The parts of a database URL, PostgreSQL's with the driver that this project installs.
+
+    Raises:
+        UserError: it is no URL, or of a database that is not supported.
+    """
+    if is_published(url):
+        raise UserError(
+            f"{url} is compressed, which is for status, dashboard and report alone; "
+            "unpack it by gunzip --keep, and write sqlite:///FILE.db"
+        )
+    try:
+        parsed = make_url(url)
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise UserError(
+            "storage is no database URL; write one like sqlite:///runes.db "
+            "or postgresql://USER:PASSWORD@HOST/DATABASE"
+        ) from error
+    if parsed.drivername in ("postgres", "postgresql"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
+        raise UserError(
+            f"storage is on {parsed.drivername}; write sqlite:///FILE.db or postgresql://..."
+        )
+    return parsed
+
+
+def hide_passwords(words: str, url: sa.URL) -> str:
+    given = [url.password, *(value for name, value in url.query.items() if "password" in name)]
+    for password in map(str, filter(None, given)):
+        words = words.replace(password, "***")
+    return words

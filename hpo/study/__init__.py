@@ -1,0 +1,1 @@
+"""What a study is: its file, space, manifest, budget, and its confirmed result."""

@@ -1,0 +1,55 @@
+"""When a study has had enough.
+
+The number of trials is `hpo.storage.transactions.claim`'s, which is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from optuna.trial import FrozenTrial
+
+from ..trial.ranking import best_trials
+from .config import Budget
+
+
+def why_stop(
+    budget: Budget, elapsed_s: float, trials: Callable[[], Sequence[FrozenTrial]]
+) -> str | None:
+    """Which part of the budget is spent, as a person would say it; None while none is.
+
+    Args:
+        elapsed_s: of this worker's wall clock.
+        trials: asked only where the budget depends on them.
+    """
+    if budget.seconds is not None and elapsed_s >= budget.seconds:
+        return f"{budget.seconds:g} s of this worker's time are over"
+    if budget.compute_seconds is None and budget.target is None and budget.stagnation is None:
+        return None
+    finished = [t for t in trials() if t.state.is_finished()]
+    if budget.compute_seconds is not None:
+        used_s = compute_seconds(finished)
+        if used_s >= budget.compute_seconds:
+            return f"{used_s:.0f} s of compute are spent, of {budget.compute_seconds:g}"
+    best = next(iter(best_trials(finished, 1)), None)
+    if best is None or best.value is None or best.datetime_complete is None:
+        return None
+    if budget.target is not None and best.value <= budget.target:
+        return f"trial {best.number} reached {best.value:.4f}; the target is {budget.target:g}"
+    if budget.stagnation is not None:
+        since = sum(_ended_after(t, best) for t in finished)
+        if since >= budget.stagnation:
+            return f"{since} trials since the best, trial {best.number}"
+    return None
+
+
+def compute_seconds(trials: Sequence[FrozenTrial]) -> float:
+    """Seconds that finished trials took, all together; those of attempts that got lost are not
+    known and not counted."""
+    return sum(t.duration.total_seconds() for t in trials if t.duration is not None)
+
+
+def _ended_after(trial: FrozenTrial, best: FrozenTrial) -> bool:
+    assert trial.datetime_complete is not None
+    assert best.datetime_complete is not None
+    return (trial.datetime_complete, trial.number) > (best.datetime_complete, best.number)

@@ -1,0 +1,1 @@
+"""What a trial stores, how it ends, and how trials rank."""

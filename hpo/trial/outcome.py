@@ -1,0 +1,110 @@
+"""How trials end, and which of Optuna's states stands for each end.
+
+A recipe's own failures (a loss that is not finite, memory, time) are stored as pruned *and*
+infeasible, so that samplers learn to keep away from them: of failed trials they learn nothing.
+Failed are only trials that say nothing about their recipe: a bug, or workers lost too often.
+"""
+
+from __future__ import annotations
+
+import enum
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+_TRACEBACK_CHARS = 8000
+
+
+class Outcome(enum.StrEnum):
+    """How a trial ended; the trial's user attribute ``outcome``."""
+
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    INFEASIBLE = "infeasible"  # a call took too long, or an answer costs too much
+    HOPELESS = "hopeless"  # its learning curve is far above all known ones
+    NOT_FINITE = "not finite"
+    OUT_OF_MEMORY = "out of memory"
+    OUT_OF_TIME = "out of time"  # a call was stopped at the limit
+    LOST_WORKER = "lost worker"
+    BUG = "bug"
+
+    @property
+    def state(self) -> TrialState:
+        """Optuna's state for it."""
+        if self is Outcome.COMPLETE:
+            return TrialState.COMPLETE
+        return TrialState.FAIL if self in (Outcome.LOST_WORKER, Outcome.BUG) else TrialState.PRUNED
+
+    @property
+    def is_recipes_fault(self) -> bool:
+        """Whether the recipe could not be measured at all."""
+        return self in _RECIPES_FAULTS
+
+    @property
+    def is_workers_trouble(self) -> bool:
+        """Whether a row of these says that the worker, not its recipes, should stop."""
+        return self in (Outcome.BUG, Outcome.OUT_OF_MEMORY)
+
+
+_RECIPES_FAULTS = (
+    Outcome.HOPELESS,
+    Outcome.NOT_FINITE,
+    Outcome.OUT_OF_MEMORY,
+    Outcome.OUT_OF_TIME,
+)
+
+
+class TrialEndedError(Exception):
+    """Raised while a trial runs: it is over, in this way, for this reason.
+
+    ``value`` is an estimate of the loss that it would have had.
+    """
+
+    def __init__(self, outcome: Outcome, reason: str, value: float | None = None) -> None:
+        super().__init__(reason)
+        self.outcome = outcome
+        self.reason = reason
+        self.value = value
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A trial's end, as it will be stored."""
+
+    outcome: Outcome
+    reason: str = ""
+    value: float | None = None
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+
+def ending_of(error: Exception) -> Ending:
+    """The end that an exception out of a trial stands for."""
+    if isinstance(error, TrialEndedError):
+        return Ending(error.outcome, error.reason, error.value)
+    if isinstance(error, optuna.TrialPruned):
+        return Ending(Outcome.PRUNED, str(error))
+    if _is_lack_of_memory(error):
+        return Ending(Outcome.OUT_OF_MEMORY, _first_line(error))
+    trace = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARS:]
+    return Ending(Outcome.BUG, _first_line(error), attrs={"traceback": trace})
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    # By name: torch is not imported for the sake of one class.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        sign in words for sign in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+NO_OUTCOME = "not recorded"

@@ -1,0 +1,1 @@
+"""`python -m hpo.worker`: runs trials of a study."""

@@ -1,0 +1,236 @@
+"""A worker's life: claim a trial, run it, store its end, until the budget is spent."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from finetune.errors import UserError
+
+from ..process.logging import info, warn
+from ..process.signals import acknowledge_stop, raise_if_stopped
+from ..storage.rdb import StudyStorage
+from ..storage.tables import FINISHED
+from ..storage.transactions import NoTrial, TrialTakenError
+from ..study.budget import why_stop
+from ..study.config import Budget, Recovery
+from ..trial.outcome import Ending, Outcome, ending_of
+from ..trial.ranking import FAILED, OVER_COST, OVER_LIMIT
+from .display import Display
+from .heartbeat import Pulse
+
+_FIRST_POLL_S = 0.5
+_LONGEST_POLL_S = 5.0
+_HAND_BACK_S = 4.0  # patience with the database at the very end
+_WORSE_THAN_SLOW = 1000.0  # a failure's constraint, beside seconds over the limit
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a running trial may look at and write to."""
+
+    storage: StudyStorage
+    pulse: Pulse
+    display: Display
+
+    def check(self) -> None:
+        """To be called often.
+
+        Raises:
+            TrialTakenError: the trial at hand is not this worker's any more.
+            StopError: the process was asked to stop.
+        """
+        raise_if_stopped()
+        if self.pulse.lost.is_set():
+            raise TrialTakenError("the trial was ended or taken over by someone else")
+
+
+Run = Callable[[optuna.Trial, Watch], float]
+Show = Callable[[optuna.Trial, Ending], Mapping[str, Any]]
+
+
+def _show_nothing(trial: optuna.Trial, ending: Ending) -> Mapping[str, Any]:
+    return {}
+
+
+def _do_nothing() -> None:
+    pass
+
+
+class WorkerFailedError(Exception):
+    """Too many trials in a row failed for reasons that are not their recipes'."""
+
+
+@dataclass
+class Loop:
+    """Runs trials of a study, one after another.
+
+    Args:
+        run: the objective: runs a trial and returns its value.
+        feasible_s: a trial whose attribute ``longest_call_s`` is above this is infeasible.
+        feasible_cost: so is one whose attribute ``cost`` is above this; None: no limit.
+        show: system attributes for a trial that ends, for people to look at.
+        after: called after each trial that ended here.
+    """
+
+    study: optuna.Study
+    storage: StudyStorage
+    run: Run
+    budget: Budget
+    recovery: Recovery
+    display: Display
+    feasible_s: float = float("inf")
+    feasible_cost: float | None = None
+    show: Show = _show_nothing
+    after: Callable[[], object] = _do_nothing
+    _poll_s: float = field(init=False, default=_FIRST_POLL_S)
+
+    def __post_init__(self) -> None:
+        self._id = self.study._study_id
+
+    def work(self) -> str:
+        """Run trials until the budget is spent; returns which part of it was.
+
+        Whatever ends this early, the trial at hand is queued again.
+
+        Raises:
+            WorkerFailedError: `Recovery.failures` trials in a row failed.
+            UserError: the database does not work any more.
+        """
+        started = time.monotonic()
+        failures = 0
+        with Pulse(self.storage, self._id, self.recovery) as pulse:
+            try:
+                while True:
+                    raise_if_stopped()
+                    self.display.show_study(self._trials() if self.display.is_on else [])
+                    spent = why_stop(self.budget, time.monotonic() - started, self._trials)
+                    if spent is not None:
+                        return spent
+                    trial_id = self._claim(started)
+                    if trial_id is None:
+                        continue
+                    if isinstance(trial_id, NoTrial):
+                        return f"{self.budget.trials} trials are finished"
+                    pulse.attend(trial_id)
+                    outcome = self._run_one(trial_id, Watch(self.storage, pulse, self.display))
+                    pulse.attend(None)
+                    self.after()
+                    failures = failures + 1 if outcome and outcome.is_workers_trouble else 0
+                    if failures >= self.recovery.failures:
+                        raise WorkerFailedError(
+                            f"{failures} trials in a row failed, the last of {outcome}; "
+                            "their attributes hold the reasons"
+                        )
+            except BaseException as error:
+                acknowledge_stop()
+                pulse.attend(None)
+                self._hand_back("stopped" if isinstance(error, KeyboardInterrupt) else "error")
+                raise
+
+    def _trials(self) -> list[optuna.trial.FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=FINISHED)
+
+    def _claim(self, started: float) -> int | NoTrial | None:
+        """A trial's id; or, when the budget may be spent by others, a pause and None."""
+        claimed = self.storage.claim(self._id, self.budget.trials)
+        if claimed is not NoTrial.FULL:
+            self._poll_s = _FIRST_POLL_S
+            return claimed
+        if self._poll_s == _FIRST_POLL_S:
+            info("waiting: the trials that run will spend the budget, unless one is lost")
+        # Seldom, and not all in the same instant.
+        pause_s = self._poll_s * random.uniform(0.7, 1.0)
+        if self.budget.seconds is not None:
+            left_s = self.budget.seconds - (time.monotonic() - started)
+            pause_s = max(0.0, min(pause_s, left_s))
+        time.sleep(pause_s)
+        self._poll_s = min(1.5 * self._poll_s, _LONGEST_POLL_S)
+        return None
+
+    def _run_one(self, trial_id: int, watch: Watch) -> Outcome | None:
+        """Run a trial and store its end; None if somebody else has ended it."""
+        # Where samplers look, so that what other workers found since counts; `Study.ask` empties
+        # it, and samplers would then read all that run, whole.
+        known = self.storage.trials_for_sampling(self._id)
+        self.study._thread_local.cached_all_trials = known
+        started = time.monotonic()
+        trial = optuna.Trial(self.study, trial_id)
+        try:
+            try:
+                ending = Ending(Outcome.COMPLETE, value=float(self.run(trial, watch)))
+            except (TrialTakenError, UserError):
+                raise
+            except Exception as error:
+                ending = ending_of(error)
+            if ending.value != ending.value:  # NaN
+                ending = Ending(Outcome.NOT_FINITE, "the mean loss is not a number")
+            self._store(trial, ending)
+        except TrialTakenError as error:
+            warn(f"trial {trial.number}: {error}; going on with the next")
+            return None
+        _tell(trial, ending, time.monotonic() - started)
+        return ending.outcome
+
+    def _store(self, trial: optuna.Trial, ending: Ending) -> None:
+        state = ending.outcome.state
+        value = ending.value
+        if value is None and state == TrialState.PRUNED:
+            # Without an estimate, as Optuna does: the last report.
+            reports = trial._cached_frozen_trial.intermediate_values
+            last = reports[max(reports)] if reports else None
+            value = last if last == last else None
+        values = None if value is None or state == TrialState.FAIL else [value]
+        constraints = {}
+        longest_s = trial.user_attrs.get("longest_call_s")
+        if longest_s is not None:
+            constraints[OVER_LIMIT] = longest_s - self.feasible_s
+        cost = trial.user_attrs.get("cost")
+        if cost is not None and self.feasible_cost is not None:
+            constraints[OVER_COST] = cost - self.feasible_cost
+        if ending.outcome.is_recipes_fault:
+            constraints[FAILED] = _WORSE_THAN_SLOW
+        frozen = trial._cached_frozen_trial
+        self.study.sampler.after_trial(self.study, frozen, state, values)
+        to_see = self.show(trial, ending)
+        with self.storage.together(trial._trial_id) as writes:
+            trial.set_user_attr("outcome", ending.outcome.value)
+            trial.set_user_attr("worker", self.storage.worker)
+            if ending.reason:
+                trial.set_user_attr("reason", ending.reason)
+            for key, attr in ending.attrs.items():
+                trial.set_user_attr(key, attr)
+            for key, excess in constraints.items():
+                trial.set_constraint(key, excess)
+            if constraints:
+                # The dashboard reads only this older form.
+                writes.system_attrs["constraints"] = list(constraints.values())
+            writes.system_attrs.update(to_see)
+            writes.state, writes.values = state, values
+
+    def _hand_back(self, why: str) -> None:
+        try:
+            for number in self.storage.hand_back(self._id, why, _HAND_BACK_S):
+                info(f"trial {number}: queued again; any worker goes on with it")
+        except Exception as error:
+            warn(f"the trial could not be handed back, and will count as lost: {error}")
+
+
+def _tell(trial: optuna.Trial, ending: Ending, seconds: float) -> None:
+    parts = [f"trial {trial.number}: {ending.outcome.value}"]
+    if ending.value is not None:
+        error = trial.user_attrs.get("standard_error")
+        parts.append(f"loss {ending.value:.4f}" + (f" ± {error:.4f}" if error else ""))
+    if ending.reason:
+        parts.append(ending.reason)
+    calls = trial.user_attrs.get("instances")
+    if calls is not None:
+        parts.append(f"{len(calls)} call{'' if len(calls) == 1 else 's'}")
+    parts.append(f"{seconds:.1f} s")
+    info(", ".join(parts))

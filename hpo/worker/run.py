@@ -1,0 +1,96 @@
+"""The work of `hpo.worker` in one process."""
+
+from __future__ import annotations
+
+from ..arguments import Options
+from ..process.devices import check_device, choose_device, share_cores
+from ..process.logging import info, start_log, warn
+
+EXIT_FAILED = 1
+
+
+def run_worker(options: Options) -> int:
+    """Run trials of a study until its budget is spent; returns the exit code.
+
+    Raises:
+        UserError: the study file, the data, the networks or the database are not usable, or the
+            study was made to measure something else.
+        StopError: the process was asked to stop; the trial at hand is queued again.
+    """
+    choose_device(options.device)
+    from ..study.config import load_study_file
+
+    config = load_study_file(options.study).on_drawings(
+        options.alphabet, options.drawings, options.train
+    )
+    if options.sampler is not None:
+        sampler = config.sampler.model_copy(update={"name": options.sampler})
+        config = config.model_copy(update={"sampler": sampler})
+    import optuna
+    import torch
+
+    from ..artifacts.uploads import Gallery
+    from ..dashboard.notes import Story
+    from ..problem.instances import load_measuring
+    from ..storage.tables import FINISHED
+    from ..study.create import join
+    from .display import Display
+    from .loop import Loop, WorkerFailedError
+    from .objective import Objective
+    from .preview import print_preview
+    from .summary import print_summary
+    from .visuals import Showing
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs tracebacks as warnings
+    check_device(options.device)
+    threads = options.threads or share_cores(options.workers)
+    torch.set_num_threads(threads)
+    measuring = load_measuring(config, options.data)
+    url = config.storage_url(options.storage)
+    place = config.artifacts_place(options.storage, options.artifacts)
+    showing = Showing(Gallery(place), config.feasible_s)
+    if options.dry_run:
+        print_preview(config, measuring.instances, url, measuring.manifest)
+        return 0
+    study, storage = join(config, url, measuring.manifest, options.seed)
+    start_log(storage.worker)
+    if options.under_fleet:
+        from .pool import stop_with_parent
+
+        stop_with_parent()
+    budget = config.budget.model_copy(
+        update={
+            name: value
+            for name, value in (("trials", options.trials), ("seconds", options.seconds))
+            if value is not None
+        }
+    )
+    finished = len(study.get_trials(deepcopy=False, states=FINISHED))
+    info(
+        f"study {config.name}: {len(measuring.instances)} instance"
+        f"{'' if len(measuring.instances) == 1 else 's'}, {finished} trials finished, "
+        f"{threads} thread{'' if threads == 1 else 's'}"
+    )
+    story = Story(config, options.study, url, study, storage)
+    with Display(config.name, budget.trials, finished) as display:
+        loop = Loop(
+            study=study,
+            storage=storage,
+            run=Objective(config, measuring.instances, showing, options.together),
+            budget=budget,
+            recovery=config.recovery,
+            display=display,
+            feasible_s=config.feasible_s,
+            feasible_cost=config.limits.cost,
+            show=showing.of_trial,
+            after=story.refresh,
+        )
+        try:
+            info(f"done: {loop.work()}")
+            story.refresh(every_s=0.0)  # nobody may finish a trial after this one
+        except WorkerFailedError as error:
+            warn(str(error))
+            return EXIT_FAILED
+    if not options.under_fleet:
+        print_summary(study, config, options.study)
+    return 0

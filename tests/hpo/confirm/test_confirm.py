@@ -1,0 +1,599 @@
+"""The command: what is measured, once each, and what is made of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+from torch import Tensor, nn
+
+from finetune.adapt import AdaptationError, Adapted, Progress
+from finetune.data.runes import RuneSource
+from finetune.errors import UserError
+from finetune.recipe import Recipe
+from finetune.scoring.cost import Cost
+from hpo.confirm.__main__ import main
+from hpo.confirm.measurements import Kept, table_seed
+from hpo.confirm.result import to_text
+from hpo.export.__main__ import main as export
+from hpo.export.selection import choose
+from hpo.problem import evaluate
+from hpo.problem.instances import load_measuring
+from hpo.problem.unseen import load_unseen
+from hpo.status import main as status
+from hpo.storage.open import load_study, open_storage
+from hpo.study.config import StudyConfig, load_study_file
+from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY, describe_difference
+from hpo.study.create import create
+from hpo.study.manifest import MANIFEST_KEY
+from tests.hpo.standins import one_by_one
+from tests.settings import torch_threads
+
+STUDY = """
+name = "tiny"
+storage = "sqlite:///tiny.db"
+limit_s = 12.0
+margin_s = 2.0
+[instances]
+source = "drawn"
+runes = ["thorn"]
+[confirm]
+runes = ["os", "ur", "ear"]
+splits = [0, 3]
+[estimator]
+strata = 2
+replicates = 2
+[fixed]
+steps = 3
+batch_size = 2
+output = "velocity"
+render = "direct"
+precision = "fp32"
+[space.lr]
+type = "float"
+low = 1e-4
+high = 1e-2
+log = true
+"""
+FIXED: dict[str, Any] = {
+    **{"steps": 3, "batch_size": 2, "output": "velocity", "render": "direct"},
+    "precision": "fp32",
+}
+DEFAULT = Recipe(**FIXED)
+LR = optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
+Fake = Callable[[Recipe], float]  # seconds of a call
+
+
+class Offset(nn.Module):
+    """Predicts a constant velocity: the larger it is, the larger is the loss."""
+
+    def __init__(self, constant: float) -> None:
+        super().__init__()
+        self.constant = nn.Parameter(torch.tensor(constant))
+
+    def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        return self.constant.expand_as(x_t)
+
+
+@pytest.fixture(scope="module")
+def source(drawn: RuneSource) -> RuneSource:
+    return drawn
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch, drawn_once: None) -> Iterator[None]:
+    """One thread, no settings from outside, and signals as they were."""
+    monkeypatch.delenv("RUNES_STORAGE", raising=False)
+    hook = sys.unraisablehook
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    with torch_threads(1):
+        yield
+    sys.unraisablehook = hook
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> optuna.Study:
+    """A finished search, which calls the largest learning rate best, in this directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(STUDY)
+    config = load_study_file("tiny.toml")
+    _, study = create(config, config.storage, load_measuring(config, None).manifest)
+    for lr, loss in ((1e-3, 0.5), (8e-3, 0.3), (4e-3, 0.6), (2e-3, 0.4)):
+        add_trial(study, lr, loss)
+    return study
+
+
+def add_trial(study: optuna.Study, lr: float, loss: float) -> None:
+    recipe = Recipe(**FIXED, lr=lr)
+    call = {
+        "instance": "thorn/0",
+        "loss": loss,
+        "standard_error": 0.01,
+        "seconds": 0.1,
+        "steps": 3,
+    }
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=TrialState.COMPLETE,
+            value=loss,
+            params={"lr": lr},
+            distributions={"lr": LR},
+            user_attrs={
+                "recipe": json.dumps(recipe.to_dict()),
+                "instances": [call],
+                "longest_call_s": 0.1,
+                "outcome": "complete",
+            },
+        )
+    )
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fake], list[float]]:
+    """Puts a stand-in for calls, whose loss grows with the learning rate; returns those made."""
+
+    def put(seconds: Fake) -> list[float]:
+        made: list[float] = []
+
+        def adapt(pretrained: nn.Module, drawings: Tensor, recipe: Recipe, on_step: Any) -> Adapted:
+            made.append(recipe.lr)
+            took = seconds(recipe)
+            on_step(Progress(step=1, share=0.5, loss=1.0, elapsed_s=took))
+            return Adapted(Offset(100 * recipe.lr), recipe.steps, took, stopped=False)
+
+        monkeypatch.setattr(evaluate, "adapt_together", one_by_one(adapt))
+        return made
+
+    return put
+
+
+Calls = Callable[[Fake], list[float]]
+
+
+def run(*arguments: str) -> int:
+    return main(["--study", "tiny.toml", "--threads", "1", "--device", "cpu", *arguments])
+
+
+def confirmed() -> dict[str, Any]:
+    found: dict[str, Any] = load_study(open_storage("sqlite:///tiny.db"), "tiny").user_attrs[
+        CONFIRMED_KEY
+    ]
+    return found
+
+
+def kept(study: optuna.Study) -> dict[str, Any]:
+    return {k: v for k, v in study.user_attrs.items() if k.startswith(CALLS_PREFIX)}
+
+
+# The command
+
+
+def test_real_calls_end_to_end(study: optuna.Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--top", "1") == 0
+    out = capsys.readouterr().out
+    assert "winner: " in out
+    assert max(map(len, out.splitlines())) <= 100
+    found = confirmed()
+    assert {r["name"]: r["trial"] for r in found["table"]} == {"default": 2, "best 1": 1}
+    assert len(kept(study)) == 2 * 6
+    assert all(0 < m["loss"] < 10 and m["steps"] == 3 for m in kept(study).values())
+    mean = sum(m["loss"] for k, m in kept(study).items() if found["digest"] in k) / 6
+    assert found["loss"] == pytest.approx(mean)
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_winner_is_found_where_the_search_was_wrong(
+    study: optuna.Study, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = calls(lambda r: 1.5)
+    assert run("--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == confirmed()
+    assert (found["trial"], found["name"]) == (0, "best 3")
+    assert found["recipe"] == Recipe(**FIXED, lr=1e-3).to_dict()
+    assert found["rounds"] == [2, 3, 6]
+    assert found["estimator"] == {"strata": 2, "replicates": 2, "seed": 1}
+    assert sorted(found["instances"]) == sorted(
+        f"{rune}/{split} bilinear" for rune in ("os", "ur", "ear") for split in (0, 3)
+    )
+    rows = {row["name"]: row for row in found["table"]}
+    assert next(iter(rows)) == "best 3"
+    assert rows["best 1"]["left"] == "behind"
+    assert rows["best 1"]["rounds"] == 0
+    assert rows["default"]["calls"] == 6
+    assert len(made) == sum(row["calls"] for row in rows.values())
+    # The search made 0.3 of the default's 0.6; here it is worse than the default.
+    assert rows["best 1"]["search_difference"] == pytest.approx(-0.3)
+    assert rows["best 1"]["difference"] > 0
+    against = found["against"]["default"]
+    assert against["trial"] == 2
+    assert against["low"] < against["difference"] < against["high"] < 0
+    assert against["difference"] == pytest.approx(rows["best 3"]["difference"])
+
+
+def test_a_recipe_whose_answers_cost_too_much_is_out_and_all_costs_are_told(
+    tmp_path: Path,
+    study: optuna.Study,
+    calls: Calls,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "tiny.toml").write_text(f"{STUDY}\n[limits]\ncost = 2.0\n")
+    config = load_study_file("tiny.toml")
+    study.set_user_attr(MANIFEST_KEY, load_measuring(config, None).manifest)
+    calls(lambda r: 1.5)
+
+    def cost(model: nn.Module, *_: Any, **__: Any) -> Cost:  # the best recipe's is too high
+        assert isinstance(model, Offset)
+        return Cost(2.5 if model.constant < 0.15 else 1.5, 1.0)
+
+    monkeypatch.setattr(evaluate, "measure_cost", cost)
+    assert run() == 0
+    out = capsys.readouterr().out
+    assert "an answer costs 2.50 of the plain network's; 2 are allowed" in out
+    assert "cost of an answer: 1.5 of the plain network's" in out
+    rows = {row["name"]: row for row in confirmed()["table"]}
+    assert rows["best 3"]["left"] == "infeasible"
+    assert rows["best 3"]["cost"] == 2.5
+    assert confirmed()["name"] != "best 3"
+    assert confirmed()["cost"] == 1.5
+
+
+def test_calls_that_were_stored_without_their_cost_are_used(
+    study: optuna.Study, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = calls(lambda r: 1.5)
+    assert run("--top", "1") == 0
+    for key, measured in kept(load_study(open_storage("sqlite:///tiny.db"), "tiny")).items():
+        study.set_user_attr(key, {k: v for k, v in measured.items() if k != "cost"})
+    made.clear()
+    capsys.readouterr()
+    assert run("--top", "1") == 0
+    assert made == []
+    assert "cost of an answer" not in capsys.readouterr().out
+    assert confirmed()["cost"] is None
+
+
+def test_exports_and_status_use_what_was_confirmed(
+    study: optuna.Study, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"no confirmed .* python -m hpo\.confirm --study tiny"):
+        export(["--study", "tiny.toml", "--confirmed", "--format", "json"])
+    calls(lambda r: 1.5)
+    run()
+    capsys.readouterr()
+    chosen = choose(load_study(open_storage("sqlite:///tiny.db"), "tiny"), None)
+    assert (chosen.name, chosen.confirmed) == ("trial 0 of study tiny", True)
+    assert chosen.loss == confirmed()["loss"]
+    for which in ((), ("--confirmed",)):
+        assert export(["--study", "tiny.toml", "--format", "json", *which]) == 0
+        assert Recipe.from_json(capsys.readouterr().out).lr == 1e-3
+    assert status(["--study", "tiny.toml"]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("confirmed"))
+    assert line.startswith(f"confirmed   trial 0  loss {chosen.loss:.4f} ± ")
+    assert line.endswith(" to the default's")
+    assert len(line) <= 100
+    status(["--study", "tiny.toml", "--json"])
+    assert json.loads(capsys.readouterr().out)["confirmed"]["name"] == "best 3"
+
+
+def test_a_default_without_a_trial_can_win_and_be_exported(
+    tmp_path: Path,
+    study: optuna.Study,
+    calls: Calls,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls(lambda r: 1.5)
+    # So low a fixed rate has none of the trials, and it is the best here.
+    space = '[space.shear]\ntype = "float"\nlow = 0.0\nhigh = 0.3\n'
+    text = STUDY.partition("[space.lr]")[0].replace("steps = 3", "steps = 3\nlr = 1e-4")
+    (tmp_path / "tiny.toml").write_text(text + space)
+    manifest = load_measuring(load_study_file("tiny.toml"), None).manifest
+    study.set_user_attr(MANIFEST_KEY, manifest)
+    assert run("--top", "2") == 0
+    assert "winner: default, loss " in capsys.readouterr().out
+    found = confirmed()
+    assert (found["trial"], found["name"]) == (None, "default")
+    assert list(found["against"]) == ["runner_up"]
+    assert found["against"]["runner_up"]["trial"] == 3
+    assert status(["--study", "tiny.toml"]) == 0
+    assert "confirmed   default recipe  loss " in capsys.readouterr().out
+    # The proof, which takes a while, is the same as of any recipe of no trial.
+    monkeypatch.setattr("hpo.export.__main__._prove", lambda *_: None)
+    arguments = ["--study", "tiny.toml", "--threads", "1", "--device", "cpu", "--confirmed"]
+    assert export([*arguments, "--out", "f.py", "--no-challenge"]) == 0
+    assert "wrote f.py: the recipe 'default' of no trial, confirmed in" in capsys.readouterr().out
+    written = (tmp_path / "f.py").read_text()
+    assert "lr: float = 0.0001" in written
+    head = " ".join(written.partition("import")[0].split())
+    assert f"confirmed loss {found['loss']:.4f} ± " in head
+    assert "python -m hpo.export --study tiny --confirmed --out f.py" in head
+
+
+def test_a_recipe_from_a_file_takes_part_and_duplicates_count_once(
+    tmp_path: Path, study: optuna.Study, calls: Calls
+) -> None:
+    made = calls(lambda r: 1.5)
+    (tmp_path / "mine.json").write_text(Recipe(**FIXED, lr=2e-4).to_json())
+    (tmp_path / "same.json").write_text(Recipe(**FIXED, lr=1e-3).to_json())
+    add_trial(study, 8e-3, 0.35)
+    assert run("--recipe", "mine.json", "--recipe", "same.json", "--rounds", "1") == 0
+    found = confirmed()
+    assert (found["trial"], found["name"]) == (None, "mine.json")
+    names = [r["name"] for r in found["table"]]
+    assert names == ["mine.json", "best 4", "best 3", "default", "best 1"]
+    assert len(made) == 5 * 6
+    chosen = choose(load_study(open_storage("sqlite:///tiny.db"), "tiny"), None)
+    assert chosen.recipe == Recipe(**FIXED, lr=2e-4)
+
+
+# Once each
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_after_an_interruption_nothing_is_measured_twice(
+    study: optuna.Study,
+    calls: Calls,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    left = [5]
+
+    def interrupt(_: Recipe) -> float:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), number)
+        return 1.5
+
+    calls(interrupt)
+    assert run("--rounds", "1") == code
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert CONFIRMED_KEY not in study.user_attrs
+    first = kept(study)
+    assert len(first) == 4
+
+    made = calls(lambda r: 1.5)
+    assert run("--rounds", "1") == 0
+    assert len(made) == 4 * 6 - 4
+    assert kept(study).items() >= first.items()
+    assert "4 are known" in capsys.readouterr().err
+
+    again = calls(lambda r: 1.5)
+    before = confirmed()
+    assert run("--rounds", "1") == 0
+    assert again == []
+    assert confirmed() == before
+
+
+def test_what_another_process_has_measured_is_used(
+    study: optuna.Study, calls: Calls, source: RuneSource
+) -> None:
+    config = load_study_file("tiny.toml")
+    instances = load_unseen(config, source)
+    other = Kept(config, study, load_measuring(config, None).manifest, instances)
+    made: list[float] = []
+
+    def meanwhile(recipe: Recipe) -> float:
+        if not made:
+            for unseen in instances:
+                for lr in (1e-3, 2e-3, 4e-3):
+                    measured = {"loss": 1.0 + lr, "standard_error": 0.1, "seconds": 1.0, "steps": 3}
+                    other.write(Recipe(**FIXED, lr=lr), unseen.label, measured)
+        made.append(recipe.lr)
+        return 1.5
+
+    calls(meanwhile)
+    assert run("--rounds", "1") == 0
+    # The call at hand is written over the other's; all others of those recipes are not made.
+    assert len(made) <= 7
+    assert sum(lr != 8e-3 for lr in made) <= 1
+
+
+def test_what_other_code_measured_is_measured_again(
+    study: optuna.Study, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls(lambda r: 1.5)
+    assert run("--rounds", "1") == 0
+    for key, measured in kept(study).items():
+        study.set_user_attr(key, {**measured, "basis": "of other code"})
+    study.set_user_attr(MANIFEST_KEY, {**study.user_attrs[MANIFEST_KEY], "code": "0" * 12})
+    capsys.readouterr()
+    made = calls(lambda r: 1.5)
+    assert run("--rounds", "1") == 0
+    assert len(made) == 4 * 6
+    assert "the search ran with other code (000000000000" in capsys.readouterr().err
+    study.set_user_attr(MANIFEST_KEY, {**study.user_attrs[MANIFEST_KEY], "data": "other"})
+    with pytest.raises(UserError, match="made with other data"):
+        run()
+
+
+# The limits of a call
+
+
+def test_a_call_that_is_too_long_is_out_like_a_trials(
+    study: optuna.Study, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    took = {1e-3: 11.0, 2e-3: 13.0}
+    made = calls(lambda r: took.get(r.lr, 9.0))
+    assert run("--rounds", "1") == 0
+    out = capsys.readouterr().out
+    assert "a call took 11.0 s; 10 are allowed" in out
+    assert "after 13.0 s, at step 1 of 3" in out
+    assert made.count(1e-3) == made.count(2e-3) == 1
+    found = confirmed()
+    assert (found["name"], found["trial"]) == ("default", 2)
+    assert {r["left"] for r in found["table"] if r["trial"] in (0, 3)} == {"infeasible"}
+    calls(lambda r: 1.0)
+    assert run("--rounds", "1") == 0  # what is kept is kept
+    assert confirmed()["trial"] == 2
+
+
+def test_when_nothing_is_feasible_nothing_is_confirmed(
+    study: optuna.Study, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def explode(_: Recipe) -> float:
+        raise AdaptationError("loss is nan at step 3")
+
+    calls(explode)
+    assert run("--top", "1") == 1
+    assert "failed: no candidate kept the limits; default: " in capsys.readouterr().err
+    assert CONFIRMED_KEY not in study.user_attrs
+
+
+def test_a_bug_is_no_measurement(study: optuna.Study, calls: Calls) -> None:
+    def stumble(_: Recipe) -> float:
+        raise ZeroDivisionError
+
+    calls(stumble)
+    with pytest.raises(ZeroDivisionError):
+        run()
+    assert not kept(study)
+
+
+# Where recipes meet
+
+
+def asked(text: str, confirm: str) -> StudyConfig:
+    import tomllib
+
+    table = tomllib.loads(text)
+    table["confirm"] = tomllib.loads(confirm)
+    return StudyConfig.model_validate(table)
+
+
+def labels(source: RuneSource, confirm: str, text: str = STUDY) -> list[str]:
+    return [u.label for u in load_unseen(asked(text, confirm), source)]
+
+
+def test_all_other_runes_are_taken_unless_some_are_named(source: RuneSource) -> None:
+    found = labels(source, "")
+    assert sorted(found) == sorted(f"{r}/0 bilinear" for r in source.runes if r != "thorn")
+    assert labels(source, 'runes = ["os"]\nseeds = [4]') == ["os/0/4 bilinear"]
+
+
+def test_successive_instances_have_other_runes_and_take_turns(source: RuneSource) -> None:
+    confirm = 'runes = ["os", "ur", "ear"]\nsplits = [0, 1]\nresizes = ["bilinear", "nearest"]'
+    found = [label.split() for label in labels(source, confirm)]
+    assert len({tuple(x) for x in found}) == len(found) == 12
+    for turn in range(4):
+        block = found[3 * turn : 3 * turn + 3]
+        assert [label.partition("/")[0] for label, _ in block] == ["os", "ur", "ear"]
+    assert {resize for _, resize in found[:3]} == {"bilinear", "nearest"}
+
+
+def test_without_other_runes_there_are_other_splits_and_seeds(source: RuneSource) -> None:
+    every = STUDY.replace('runes = ["thorn"]', "splits = [0, 2]\nseeds = [0]", 1)
+    assert set(labels(source, "", every)) == {
+        f"{rune}/{split}/1 bilinear" for rune in source.runes for split in (1, 3)
+    }
+    assert labels(source, 'runes = ["thorn"]\nseeds = [0]') == ["thorn/1 bilinear"]
+
+
+@pytest.mark.parametrize(
+    ("confirm", "message"),
+    [
+        ('runes = ["os", "thorn"]\nsplits = [1, 0]', "thorn with split 0, which trials were meas"),
+        ('runes = ["thorn"]\nsplits = [0]\nseeds = [9]', "does not use, such as [1]"),
+        ('runes = ["thron"]', "confirm.runes names 'thron'; drawn has ac, aesc"),
+        ('networks = ["unet_9"]', "confirm.networks names 'unet_9'; there are unet_1"),
+    ],
+)
+def test_what_a_trial_has_seen_or_nobody_knows_is_refused(
+    source: RuneSource, confirm: str, message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        load_unseen(asked(STUDY, confirm), source)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_table_of_noise_is_not_the_searchs(source: RuneSource) -> None:
+    config = load_study_file("quickstart")
+    assert table_seed(config) != config.estimator.seed
+    assert load_unseen(config, source)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--top", "-1"], "--top is -1; write 0 or more"),
+        (["--rounds", "0"], "--rounds is 0; write 1 or more"),
+        (["--top", "0"], "no complete, feasible trial but the default recipe's"),
+        (["--recipe", "none.json"], "none.json can't be read: No such file"),
+        (["--storage", "sqlite:///no.db"], "no such database; start a worker"),
+        (["--device", "gpu"], "--device is 'gpu'; write cpu, cuda or cuda:N"),
+    ],
+)
+def test_bad_input_is_one_line(study: optuna.Study, arguments: Sequence[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        run(*arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_one_rune_can_say_is_said() -> None:
+    known = {"difference": -0.1, "standard_error": 0.01, "low": -0.12, "high": 0.02}
+    assert describe_difference(known).endswith("interval -0.1200 to +0.0200); not told apart")
+    assert "not told apart" not in describe_difference({**known, "high": -0.08})
+    assert "of a single instance" in describe_difference({**known, "low": None, "high": None})
+
+
+def test_the_text_is_a_table_and_a_verdict() -> None:
+    row = {
+        "name": "best 1",
+        "trial": 17,
+        "digest": "abc",
+        "left": "finalist",
+        "reason": None,
+        "rounds": 3,
+        "calls": 12,
+        "longest_call_s": 79.04,
+        "loss": 0.0812,
+        "standard_error": 0.0031,
+        "difference": -0.0031,
+        "difference_error": 0.0006,
+        "search_loss": 0.0750,
+        "search_difference": -0.0052,
+        "search_difference_error": 0.0009,
+        "cost": 1.62,
+    }
+    default = {**row, "name": "default", "trial": None, "digest": "def", "loss": 0.0843}
+    del default["cost"]  # as of a result that was stored before costs were measured
+    default |= {"difference": None, "difference_error": None, "search_difference": None}
+    tied = {**row, "name": "best 2", "trial": 3, "digest": "ghi", "left": "t", "rounds": 1}
+    other = {"name": "default", "trial": None, "digest": "def", "difference": -0.0031}
+    other |= {"standard_error": 0.0006, "low": -0.0047, "high": -0.0015}
+    result = {
+        **{k: row[k] for k in ("name", "trial", "digest", "loss", "standard_error", "cost")},
+        "instances": ["a"] * 12,
+        "against": {"default": other, "runner_up": other},
+        "table": [row, default, tied],
+    }
+    assert to_text(result).splitlines() == [
+        "candidate  trial  loss             to default        in the search   "
+        "  longest  cost  rounds",
+        "best 1        17  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
+        "   79.0 s  1.62       3",
+        "default        -  0.0843 ± 0.0031                                    "
+        "   79.0 s             3",
+        "best 2         3  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
+        "   79.0 s  1.62       1"
+        "  t",
+        "winner: best 1 (trial 17), loss 0.0812 ± 0.0031 on 12 unseen instances",
+        "  cost of an answer: 1.6 of the plain network's",
+        "  against the default recipe: -0.0031 (95 % interval -0.0047 to -0.0015)",
+        "  in the search: loss 0.0750, -0.0052 ± 0.0009 to the default's",
+    ]

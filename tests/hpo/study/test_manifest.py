@@ -1,0 +1,150 @@
+"""A worker that would measure something else may not join."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import optuna
+import pytest
+import torch
+
+from finetune.data.runes import RuneSource, open_drawn
+from finetune.errors import UserError
+from hpo.problem.instances import load_instances
+from hpo.study import manifest as manifest_module
+from hpo.study.config import StudyConfig
+from hpo.study.manifest import MANIFEST_KEY, check_manifest, make_manifest
+
+BASE: dict[str, Any] = {
+    "name": "s",
+    "storage": "sqlite://",
+    "instances": {"source": "drawn", "runes": ["thorn", "os"]},
+    "space": {"lr": {"type": "float", "low": 1e-4, "high": 1e-2}},
+}
+
+
+def manifest(source: RuneSource, **changes: Any) -> dict[str, str]:
+    config = StudyConfig.model_validate({**BASE, **changes})
+    return make_manifest(config, source, load_instances(config.instances, source))
+
+
+def made_with(recorded: dict[str, str]) -> optuna.Study:
+    study = optuna.create_study(study_name="s")
+    study.set_user_attr(MANIFEST_KEY, recorded)
+    return study
+
+
+def test_the_same_study_is_joined(drawn: RuneSource) -> None:
+    check_manifest(made_with(manifest(drawn)), manifest(open_drawn()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "entry"),
+    [
+        ({"instances": {"source": "drawn", "runes": ["os", "thorn"]}}, "instances"),
+        ({"instances": {**BASE["instances"], "splits": [1]}}, "instances"),
+        ({"instances": {**BASE["instances"], "seeds": [7]}}, "instances"),
+        ({"instances": {**BASE["instances"], "train": 5}}, "data"),
+        ({"limit_s": 99.0}, "limit"),
+        ({"margin_s": 9.0}, "limit"),
+        ({"limits": {"cost": 2.0}}, "cost"),
+        ({"instances": {**BASE["instances"], "resize": "nearest"}}, "instances"),
+        ({"estimator": {"strata": 3}}, "estimator"),
+        ({"fixed": {"steps": 7}}, "space"),
+        ({"space": {"lr": {"type": "float", "low": 1e-4, "high": 2e-2}}}, "space"),
+    ],
+)
+def test_another_study_file_is_refused(
+    drawn: RuneSource, changes: dict[str, Any], entry: str
+) -> None:
+    study = made_with(manifest(drawn))
+    with pytest.raises(UserError, match=f"study s was made with other {entry} .*another name"):
+        check_manifest(study, manifest(drawn, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"budget": {"trials": 3}, "sampler": {"name": "random"}, "start": [{"lr": 1e-3}]},
+        {"confirm": {"runes": ["os"], "splits": [1]}},
+    ],
+)
+def test_what_no_loss_depends_on_may_change(drawn: RuneSource, changes: dict[str, Any]) -> None:
+    assert manifest(drawn, **changes) == manifest(drawn)
+
+
+def test_a_bound_on_the_cost_is_in_the_manifest_only_where_it_is_set(drawn: RuneSource) -> None:
+    bounded = manifest(drawn, limits={"cost": 2.0})
+    assert "cost" not in manifest(drawn)
+    check_manifest(made_with(bounded), bounded)
+    with pytest.raises(UserError, match="made with other cost"):
+        check_manifest(made_with(bounded), manifest(drawn))
+
+
+def test_half_of_the_drawings_is_the_default(drawn: RuneSource) -> None:
+    """Studies of before, whose manifests say nothing about the split, go on."""
+    assert manifest(drawn, instances={**BASE["instances"], "train": 10}) == manifest(drawn)
+    assert manifest(drawn)["data"] == f"drawn {drawn.digest[:12]}"
+
+
+def test_one_pixel_of_the_data_counts(drawn: RuneSource) -> None:
+    bitmaps = {name: b.clone() for name, b in drawn.bitmaps.items()}
+    bitmaps["ear"][3, 50, 50] ^= 1
+    assert manifest(replace(drawn, bitmaps=bitmaps))["data"] != manifest(drawn)["data"]
+
+
+def test_one_weight_of_a_network_counts(drawn: RuneSource) -> None:
+    config = StudyConfig.model_validate(BASE)
+    instances = load_instances(config.instances, drawn)
+    before = make_manifest(config, drawn, instances)
+    with torch.no_grad():
+        instances[0].pretrained.conv_out.bias[0] += 1e-3  # type: ignore[union-attr, operator, index]
+    assert make_manifest(config, drawn, instances)["networks"] != before["networks"]
+
+
+def test_the_code_that_measures_counts(drawn: RuneSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = manifest(drawn)
+    monkeypatch.setattr(manifest_module, "_MEASURING", ("flow",))
+    assert manifest(drawn)["code"] != before["code"]
+
+
+def test_a_study_of_unknown_origin_is_not_joined(drawn: RuneSource) -> None:
+    with pytest.raises(UserError, match="has no manifest"):
+        check_manifest(optuna.create_study(), manifest(drawn))
+
+
+def test_words_do_not_count_and_everything_else_does(
+    drawn: RuneSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study goes on after a comment is mended, and not after a number is."""
+    source = (
+        '"""What it is."""\n\n'
+        "RATE = 0.1  # a share\n\n\n"
+        "class Thing:\n"
+        '    """A thing.\n\n    Of two lines.\n    """\n\n'
+        "    def give(self) -> str:\n"
+        '        """What it gives."""\n'
+        '        return "#1"\n'
+    )
+    config = StudyConfig.model_validate(BASE)
+    instances = load_instances(config.instances, drawn)
+
+    def code(text: str) -> str:
+        monkeypatch.setattr(manifest_module, "needed_modules", lambda *entries: {"thing": text})
+        return make_manifest(config, drawn, instances)["code"]
+
+    original = code(source)
+    for old, new in (
+        ("a share", "in percent"),
+        ("What it is.", "Another\nstory."),
+        ("    Of two lines.\n", ""),
+        ("What it gives.", "It gives."),
+        ("\n\n\n", "\n\n# A class.\n\n"),
+    ):
+        assert old in source
+        assert code(source.replace(old, new)) == original
+    for old, new in (("0.1", "0.2"), ('"#1"', '"#2"'), ("give(self)", "gives(self)")):
+        assert old in source
+        assert code(source.replace(old, new)) != original
+    assert code(source + '"a string that is no docstring"\n') != original
