@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.options import add_drawings_options
-from finetune.errors import UserError
+
+from .errors import UserError
 
 PREFIX = "RUNES_"
 SAMPLERS = ("tpe", "gp", "random")  # Optuna's, by the names that a study file gives them

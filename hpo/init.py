@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.data.options import add_drawings_options
-from finetune.errors import UserError, run_command
 
 from .arguments import PREFIX
+from .errors import UserError, run_command
 from .process.logging import start_log
 from .process.signals import StopError, raise_on_signals
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import UserError
-
+from ..errors import UserError
 from ..study.confirmation import CALLS_PREFIX
 from ..trial.record import Call, finite
 from .intervals import Interval, interval, unit_means, units_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from finetune.errors import UserError
+from ..errors import UserError
 
 ARTIFACTS_VARIABLE = "RUNES_ARTIFACTS"
 NOWHERE = "none"

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from finetune.adapt import Progress
 
 from ..analysis.intervals import units_of
+from ..errors import EXIT_FAILED
 from ..problem.instances import load_instances, open_drawings
 from ..problem.unseen import Unseen, load_unseen
 from ..process.devices import check_device, n_cores
@@ -32,7 +33,6 @@ from .halving import Standing, block_ends, halve, most_calls
 from .measurements import Kept, measure, table_seed
 from .result import result_of, to_text
 
-EXIT_FAILED = 1
 _REFRESH_S = 1.0
 
 

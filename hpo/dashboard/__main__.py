@@ -7,9 +7,8 @@ import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.errors import UserError, run_command
-
 from ..artifacts.location import check_directory
+from ..errors import UserError, run_command
 from ..process.signals import StopError, raise_on_signals
 from .server import TOKEN_VARIABLE, serve
 

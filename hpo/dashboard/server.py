@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from wsgiref.types import WSGIApplication
 
-from finetune.errors import UserError
-
 from ..artifacts.store import open_store
+from ..errors import UserError
 
 TOKEN_VARIABLE = "RUNES_DASHBOARD_TOKEN"
 _THREADS = 4

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.options import add_drawings_options
-from finetune.errors import UserError, run_command
 
+from ..errors import EXIT_FAILED, UserError, run_command
 from ..process.devices import check_device, choose_device, n_cores
 
 # Torch takes seconds to import, and `--help` and `--format json` need none of it; `--help` needs
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ..problem.instances import Instance, Measuring
     from ..study.config import StudyConfig
     from .selection import Chosen
-
-EXIT_FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,9 +11,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 
+from ..errors import UserError
 from ..study.confirmation import CONFIRMED_KEY
 from ..trial.ranking import best_trial
 from ..trial.recipe import recipe_of

@@ -6,9 +6,8 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from finetune.errors import run_command
-
 from ..arguments import PREFIX
+from ..errors import run_command
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 

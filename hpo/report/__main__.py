@@ -10,10 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.errors import UserError, run_command
-
 from ..artifacts.location import check_directory
 from ..artifacts.store import open_store
+from ..errors import UserError, run_command
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from pydantic import (
 
 from finetune.canvas import Resize
 from finetune.data.futhorc import ALPHABET
-from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 
 from ..artifacts.location import ARTIFACTS_VARIABLE, check_place, default_place
+from ..errors import UserError
 from .space import Parameter, check_space
 
 STUDIES_DIR = Path("studies")

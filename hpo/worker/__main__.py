@@ -6,9 +6,8 @@ import os
 import socket
 from collections.abc import Sequence
 
-from finetune.errors import run_command
-
 from ..arguments import parse_options
+from ..errors import run_command
 from ..process.logging import info, start_log
 from ..process.signals import StopError, raise_on_signals
 from .run import run_worker

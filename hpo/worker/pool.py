@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from finetune.errors import EXIT_BAD_INPUT, UserError
-
 from ..arguments import Options
+from ..errors import EXIT_BAD_INPUT, UserError
 from ..process.devices import check_device, choose_device, share_cores
 from ..process.logging import info, start_log, warn
 from ..process.signals import raise_if_stopped

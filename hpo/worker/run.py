@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from ..arguments import Options
+from ..errors import EXIT_FAILED
 from ..process.devices import check_device, choose_device, share_cores
 from ..process.logging import info, start_log, warn
-
-EXIT_FAILED = 1
 
 
 def run_worker(options: Options) -> int:

@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 import pytest
 
-from finetune.errors import UserError
 from hpo.arguments import SAMPLERS, Options, parse_options
+from hpo.errors import UserError
 from hpo.process.devices import choose_device, n_cores, share_cores
 from hpo.study.config import Sampler, load_study_file
 from hpo.worker import pool

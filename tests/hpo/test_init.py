@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks.postgres import PASSWORD, Postgres
-from finetune.errors import UserError
+from hpo.errors import UserError
 from hpo.init import init, main
 from hpo.storage.open import load_study, open_storage
 from hpo.study.manifest import MANIFEST_KEY

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from finetune.errors import UserError
 from hpo.artifacts import uploads as gallery_module
 from hpo.artifacts.location import default_place
 from hpo.artifacts.store import open_store
 from hpo.artifacts.uploads import Gallery
+from hpo.errors import UserError
 from hpo.study.config import StudyConfig, load_study_file
 from hpo.study.manifest import make_manifest
 

@@ -35,7 +35,7 @@ from optuna_dashboard import get_note, save_note
 
 from benchmarks.postgres import PASSWORD, Postgres
 from benchmarks.storage_fill import fill, make_trials
-from finetune.errors import UserError
+from hpo.errors import UserError
 from hpo.move import rows, run
 from hpo.move.__main__ import main
 from hpo.storage.open import load_study, open_storage
