@@ -9,9 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from finetune.data.options import add_drawings_options
-
 from .errors import UserError
+from .problem.options import add_drawings_options
 
 PREFIX = "RUNES_"
 SAMPLERS = ("tpe", "gp", "random")  # Optuna's, by the names that a study file gives them

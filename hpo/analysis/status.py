@@ -10,6 +10,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from ..problem.base import Method, changed_values
 from ..storage.transactions import Beat
 from ..storage.url import shown
 from ..study.budget import compute_seconds, why_stop
@@ -17,7 +18,7 @@ from ..study.config import Budget, StudyConfig
 from ..study.confirmation import Confirmed, confirmed_of
 from ..trial.outcome import NO_OUTCOME
 from ..trial.ranking import best_trials
-from ..trial.recipe import changed_values, recipe_of
+from ..trial.recipe import recipe_of
 from .importance import Importance, ImportanceError, importances
 
 PACE_WINDOW_S = 3600.0
@@ -100,6 +101,7 @@ def status_of(
     Raises:
         UserError: the URL is none.
     """
+    method = config.load_method()
     by_state = Counter(t.state for t in trials)
     finished = [t for t in trials if t.state.is_finished()]
     workers = tuple(
@@ -122,7 +124,7 @@ def status_of(
             Counter(str(t.user_attrs.get("outcome", NO_OUTCOME)) for t in finished).most_common()
         ),
         finished=len(finished),
-        best=tuple(_best(t) for t in best_trials(trials, best)),
+        best=tuple(_best(t, method) for t in best_trials(trials, best)),
         pace=pace,
         workers=workers,
         no_heartbeat=sum(
@@ -199,21 +201,21 @@ def _spent(budget: Budget, finished: Sequence[FrozenTrial]) -> str | None:
     return why_stop(budget, 0.0, lambda: finished)  # a worker's own clock is not known here
 
 
-def _best(trial: FrozenTrial) -> Best:
+def _best(trial: FrozenTrial, method: Method) -> Best:
     assert trial.value is not None
     return Best(
         trial=trial.number,
         loss=trial.value,
         standard_error=trial.user_attrs.get("standard_error"),
         longest_call_s=trial.user_attrs.get("longest_call_s"),
-        changed=_changed(trial),
+        changed=_changed(trial, method),
         params=dict(trial.params),
         cost=trial.user_attrs.get("cost"),
     )
 
 
-def _changed(trial: FrozenTrial) -> dict[str, Any] | None:
+def _changed(trial: FrozenTrial, method: Method) -> dict[str, Any] | None:
     try:
-        return changed_values(recipe_of(trial))
+        return changed_values(recipe_of(trial, method), method.fields)
     except (KeyError, TypeError, ValueError):  # not stored, or of a release with other fields
         return None

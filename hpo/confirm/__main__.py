@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.data.options import add_drawings_options
-
 from ..errors import UserError, run_command
+from ..problem.options import add_drawings_options
 from ..process.devices import choose_device
 from ..process.logging import info, start_log
 from ..process.signals import StopError, acknowledge_stop, raise_on_signals

@@ -10,11 +10,10 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from finetune.recipe import Recipe, RecipeError
-
 from ..analysis.intervals import Interval, interval, unit_means, units_of
 from ..errors import UserError
 from ..export.selection import read_recipe
+from ..problem.base import Method, Values, digest_of
 from ..study.config import StudyConfig
 from ..study.confirmation import BASELINE, title
 from ..trial.ranking import best_trials
@@ -26,12 +25,12 @@ class Candidate:
     """A recipe that is measured again, and the trial that ran it, if one did."""
 
     name: str  # "default", "best 3" (of the search) or a file's name
-    recipe: Recipe
+    recipe: Values  # complete
     trial: FrozenTrial | None = None
 
     @property
     def digest(self) -> str:
-        return self.recipe.digest
+        return digest_of(self.recipe)
 
     @property
     def number(self) -> int | None:
@@ -62,14 +61,16 @@ def choose_candidates(
             nothing but the default.
     """
     trials = study.get_trials(deepcopy=False)
-    ran = _trials_by_recipe(trials)
-    proposed = [(BASELINE, Recipe.from_dict(config.fixed))]
+    method = config.load_method()
+    ran = _trials_by_recipe(trials, method)
+    proposed = [(BASELINE, method.complete(config.fixed))]
     for rank, trial in enumerate(best_trials(trials, top), start=1):
-        proposed.append((f"best {rank}", _read(trial)))
-    proposed += [(path.name, read_recipe(path).recipe) for path in files]
+        proposed.append((f"best {rank}", _read(trial, method)))
+    proposed += [(path.name, dict(read_recipe(path, method).recipe)) for path in files]
     candidates: dict[str, Candidate] = {}
     for name, recipe in proposed:
-        candidates.setdefault(recipe.digest, Candidate(name, recipe, ran.get(recipe.digest)))
+        digest = digest_of(recipe)
+        candidates.setdefault(digest, Candidate(name, recipe, ran.get(digest)))
     if len(candidates) == 1:
         raise UserError(
             f"study {study.study_name} has no complete, feasible trial but the default recipe's; "
@@ -91,25 +92,25 @@ def search_difference(candidate: Candidate, baseline: Candidate) -> Interval | N
     return interval(list(unit_means(differences, units).values()))
 
 
-def _read(trial: FrozenTrial) -> Recipe:
+def _read(trial: FrozenTrial, method: Method) -> dict[str, Any]:
     try:
-        return recipe_of(trial)
-    except (KeyError, TypeError, RecipeError) as error:
+        return recipe_of(trial, method)
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"trial {trial.number} has a recipe of another version ({error}); "
             "run the version that made the study"
         ) from error
 
 
-def _trials_by_recipe(trials: Sequence[FrozenTrial]) -> dict[str, FrozenTrial]:
+def _trials_by_recipe(trials: Sequence[FrozenTrial], method: Method) -> dict[str, FrozenTrial]:
     """Of each recipe's digest the trial that says most: a complete one, else the longest."""
     found: dict[str, FrozenTrial] = {}
     for trial in trials:
         if not trial.state.is_finished() or not trial.user_attrs.get("instances"):
             continue
         try:
-            digest = recipe_of(trial).digest
-        except (KeyError, TypeError, RecipeError):
+            digest = digest_of(recipe_of(trial, method))
+        except (KeyError, TypeError, ValueError):
             continue
         if digest not in found or _said(trial) > _said(found[digest]):
             found[digest] = trial

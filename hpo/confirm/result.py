@@ -42,7 +42,7 @@ def result_of(
         "loss": loss.mean,
         "standard_error": _number(loss.standard_error),
         "cost": costs.get(winner.digest),
-        "recipe": winner.recipe.to_dict(),
+        "recipe": dict(winner.recipe),
         "against": against,
         "confidence": CONFIDENCE,
         "units": loss.units,

@@ -13,16 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
-import torch
 from tqdm import tqdm
-
-from finetune.adapt import Progress
 
 from ..analysis.intervals import units_of
 from ..errors import EXIT_FAILED
-from ..problem.instances import load_instances, open_drawings
-from ..problem.unseen import Unseen, load_unseen
-from ..process.devices import check_device, n_cores
+from ..problem.base import Problem, Progress
+from ..process.devices import n_cores
 from ..process.logging import info, warn
 from ..process.signals import raise_if_stopped
 from ..study.config import StudyConfig
@@ -47,18 +43,17 @@ def confirm(config: StudyConfig, study: optuna.Study, options: argparse.Namespac
         StopError: the process was asked to stop; finished calls are kept.
     """
     candidates = choose_candidates(config, study, options.top, options.recipe)
-    check_device(options.device)
-    torch.set_num_threads(options.threads or n_cores())
-    source = open_drawings(config, options.data)
-    manifest = make_manifest(config, source, load_instances(config.instances, source))
+    config.load_method().prepare(options.device, options.threads or n_cores())
+    problem = config.load_problem(options.data)
+    manifest = make_manifest(config, problem)
     _check_same_measure(study, manifest)
-    instances = load_unseen(config, source)
-    kept = Kept(config, study, manifest, instances)
-    with _Calls(config, candidates, instances, kept, options.rounds) as running:
+    instances = problem.instances(held_out=True)
+    kept = Kept(config, study, manifest, problem)
+    with _Calls(config, candidates, problem, kept, options.rounds) as running:
         halved = halve(
             [c.digest for c in candidates],
             candidates[0].digest,
-            units_of({u.label: u.instance.rune for u in instances}),
+            units_of({i.label: i.rune for i in instances}),
             running.measure,
             rounds=options.rounds,
             feasible_s=config.feasible_s,
@@ -111,13 +106,15 @@ class _Calls:
         self,
         config: StudyConfig,
         candidates: Sequence[Candidate],
-        instances: Sequence[Unseen],
+        problem: Problem,
         kept: Kept,
         rounds: int,
     ) -> None:
         self._config, self._kept, self._rounds = config, kept, rounds
         self._candidates = {c.digest: c for c in candidates}
-        self._instances = {u.label: u for u in instances}
+        self._problem = problem
+        instances = problem.instances(held_out=True)
+        self._instances = {i.label: i for i in instances}
         self._reasons: dict[str, str] = {}
         self._costs: dict[str, list[float]] = {}
         calls = most_calls(len(candidates) - 1, len(instances), rounds)
@@ -152,7 +149,8 @@ class _Calls:
                     self._shown_at = now
                     self._bar.set_postfix_str(f"{title}: {progress.share:.0%}")
 
-            measured = measure(self._config, candidate.recipe, self._instances[label], on_step)
+            instance = self._instances[label]
+            measured = measure(self._config, self._problem, candidate.recipe, instance, on_step)
             self._kept.write(candidate.recipe, label, measured)
             if self._bar.disable:
                 loss = "no loss" if measured["loss"] is None else f"loss {measured['loss']:.4f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,9 +12,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from finetune.recipe import Recipe, RecipeError
-
 from ..errors import UserError
+from ..problem.base import Claim, InvalidValuesError, Method, Values, digest_of
 from ..study.confirmation import CONFIRMED_KEY
 from ..trial.ranking import best_trial
 from ..trial.recipe import recipe_of
@@ -25,7 +25,7 @@ _WIDTH = 98
 class Chosen:
     """A recipe and where it comes from."""
 
-    recipe: Recipe
+    recipe: Values  # complete
     name: str  # of the trial and its study, or of the recipe's file
     loss: float | None = None
     standard_error: float | None = None
@@ -33,7 +33,7 @@ class Chosen:
     trial: FrozenTrial | None = None
 
 
-def choose(study: optuna.Study, number: int | None) -> Chosen:
+def choose(study: optuna.Study, number: int | None, method: Method) -> Chosen:
     """The trial that was asked for, else what was confirmed, else the best trial.
 
     What was confirmed is the study's attribute ``confirmed``: an object with ``trial``, ``loss``
@@ -45,7 +45,7 @@ def choose(study: optuna.Study, number: int | None) -> Chosen:
     confirmed: dict[str, Any] = study.user_attrs.get(CONFIRMED_KEY, {})
     if number is None:
         if confirmed and confirmed.get("trial") is None:
-            return _confirmed_recipe(study, confirmed)
+            return _confirmed_recipe(study, confirmed, method)
         number = confirmed.get("trial")
     if number is None:
         trial = best_trial(study)
@@ -69,10 +69,10 @@ def choose(study: optuna.Study, number: int | None) -> Chosen:
     name = f"trial {trial.number} of study {study.study_name}"
     if confirmed.get("trial") == trial.number:
         loss, error = confirmed["loss"], confirmed.get("standard_error")
-        return Chosen(recipe_of(trial), name, loss, error, confirmed=True, trial=trial)
+        return Chosen(recipe_of(trial, method), name, loss, error, confirmed=True, trial=trial)
     losses = [call["loss"] for call in trial.user_attrs["instances"]]
     return Chosen(
-        recipe=recipe_of(trial),
+        recipe=recipe_of(trial, method),
         name=name,
         loss=sum(losses) / len(losses),
         standard_error=trial.user_attrs.get("standard_error"),
@@ -80,18 +80,18 @@ def choose(study: optuna.Study, number: int | None) -> Chosen:
     )
 
 
-def _confirmed_recipe(study: optuna.Study, confirmed: dict[str, Any]) -> Chosen:
+def _confirmed_recipe(study: optuna.Study, confirmed: dict[str, Any], method: Method) -> Chosen:
     """What won against the trials although it is none of them."""
     try:
-        recipe = Recipe.from_dict(confirmed["recipe"])
-    except (KeyError, TypeError, RecipeError) as error:
+        recipe = method.complete(confirmed["recipe"])
+    except (KeyError, TypeError, InvalidValuesError) as error:
         raise UserError(
             f"what study {study.study_name} has confirmed can't be read ({error}); confirm again "
             "by python -m hpo.confirm, or name a trial by --trial"
         ) from error
     return Chosen(
         recipe=recipe,
-        name=f"the recipe {confirmed.get('name', recipe.digest)!r} of no trial, "
+        name=f"the recipe {confirmed.get('name', digest_of(recipe))!r} of no trial, "
         f"confirmed in study {study.study_name}",
         loss=confirmed["loss"],
         standard_error=confirmed.get("standard_error"),
@@ -99,20 +99,33 @@ def _confirmed_recipe(study: optuna.Study, confirmed: dict[str, Any]) -> Chosen:
     )
 
 
-def read_recipe(path: Path) -> Chosen:
+def read_recipe(path: Path, method: Method) -> Chosen:
     """The recipe in a JSON file.
 
     Raises:
         UserError: it can't be read, or is no recipe.
     """
     try:
-        recipe = Recipe.from_json(path.read_text("utf-8"))
+        values = json.loads(path.read_text("utf-8"))
+        if not isinstance(values, dict):
+            raise InvalidValuesError(
+                f"recipe is a JSON {type(values).__name__}; write an object {{...}}"
+            )
+        recipe = method.complete(values)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise UserError(f"{path} can't be read: {reason}") from error
-    except RecipeError as error:
+    except InvalidValuesError as error:
         raise UserError(f"{path}: {error}") from error
+    except ValueError as error:  # JSONDecodeError, or an integer of too many digits
+        raise UserError(f"{path}: recipe is not JSON: {error}") from error
     return Chosen(recipe, path.name)
+
+
+def claims_of(chosen: Chosen) -> list[Claim]:
+    """What its trial measured on each instance; empty: it is of no trial."""
+    calls = chosen.trial.user_attrs["instances"] if chosen.trial is not None else ()
+    return [Claim(c["instance"], c["loss"], c["standard_error"], c["steps"]) for c in calls]
 
 
 def describe_origin(chosen: Chosen, study: str, code: str, file: str) -> str:
@@ -122,14 +135,13 @@ def describe_origin(chosen: Chosen, study: str, code: str, file: str) -> str:
         code: digest of the code that trials run.
         file: the name that the file gets.
     """
+    digest = digest_of(chosen.recipe)
     if chosen.trial is None and not chosen.confirmed:
         which = f"--recipe {chosen.name}"
-        came = f"From the recipe {chosen.name}, of no trial; its digest is {chosen.recipe.digest}."
+        came = f"From the recipe {chosen.name}, of no trial; its digest is {digest}."
     else:
         which = "--confirmed" if chosen.trial is None else f"--trial {chosen.trial.number}"
-        came = (
-            f"From {chosen.name}: {_loss(chosen)}.  The recipe's digest is {chosen.recipe.digest}."
-        )
+        came = f"From {chosen.name}: {_loss(chosen)}.  The recipe's digest is {digest}."
     made = (
         f"Made from runes {version('runes')}, code {code}, by joining the modules that trials run; "
         "branches that this recipe does not take are left out.  It needs Python 3.10 and torch 2.4 "

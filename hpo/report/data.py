@@ -8,10 +8,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from finetune.challenge import points
-from finetune.recipe import Recipe
-
 from ..analysis.references import Reference
+from ..problem.points import points
 from ..storage.transactions import Beat
 from ..study.config import StudyConfig
 from ..study.manifest import MANIFEST_KEY
@@ -46,7 +44,7 @@ class Given:
     @cached_property
     def default_run(self) -> Run | None:
         """The best good trial of the default recipe with the study's fixed values."""
-        recipe = Recipe.from_dict(self.config.fixed)
+        recipe = self.config.load_method().complete(self.config.fixed)
         return next((r for r in self.best if r.ran(recipe)), None)
 
     @property

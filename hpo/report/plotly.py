@@ -10,9 +10,8 @@ from typing import Any
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from finetune.challenge import POINTS
-
 from ..analysis.groups import AUGMENTATIONS, Group, outcomes
+from ..problem.points import POINTS
 from ..study.config import StudyConfig
 from ..trial.ranking import best_trials, is_feasible
 

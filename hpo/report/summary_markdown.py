@@ -7,8 +7,6 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from finetune.challenge import POINTS, points
-
 from ..analysis.comparison import Against, against
 from ..analysis.references import (
     confirmed_places,
@@ -19,6 +17,7 @@ from ..analysis.references import (
 )
 from ..analysis.status import Best, Status
 from ..formatting import with_error
+from ..problem.points import POINTS, points
 from ..study.config import StudyConfig
 from ..study.confirmation import Confirmation, Left, describe_difference, read_confirmation
 from ..study.manifest import MANIFEST_KEY

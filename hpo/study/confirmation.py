@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from finetune.recipe import Recipe, RecipeError
+from ..problem.base import InvalidValuesError, Method
 
 CONFIRMED_KEY = "confirmed"
 CALLS_PREFIX = "confirm:"  # of study attributes that hold one call of a confirmation each
@@ -84,11 +84,11 @@ class Confirmation(_Stored):
     def is_default(self) -> bool:
         return self.name == BASELINE
 
-    def parsed_recipe(self) -> Recipe | None:
+    def parsed_recipe(self, method: Method) -> dict[str, Any] | None:
         """None: it is of a release with other fields."""
         try:
-            return Recipe.from_dict(self.recipe)
-        except (RecipeError, TypeError):
+            return method.complete(self.recipe)
+        except (InvalidValuesError, TypeError):
             return None
 
 

@@ -1,4 +1,4 @@
-"""A trial's recipe, as it is stored."""
+"""A trial's recipe, as it is stored: all values of the study's method."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from typing import Any
 
 import optuna
 
-from finetune.recipe import Recipe
+from ..problem.base import Method
+
+RECIPE_KEY = "recipe"  # the user attribute, JSON
 
 
-def recipe_of(trial: optuna.trial.FrozenTrial) -> Recipe:
-    """The recipe that a finished trial ran."""
-    return Recipe.from_dict(json.loads(trial.user_attrs["recipe"]))
+def recipe_of(trial: optuna.trial.FrozenTrial, method: Method) -> dict[str, Any]:
+    """The values that a trial ran.
 
-
-def changed_values(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe has otherwise than the default."""
-    default = Recipe().to_dict()
-    return {k: v for k, v in recipe.to_dict().items() if v != default[k]}
+    Raises:
+        KeyError: it stored none.
+        TypeError: they are no JSON object.
+        InvalidValuesError: this release's method has other fields, a ValueError as those of JSON.
+    """
+    values = json.loads(trial.user_attrs[RECIPE_KEY])
+    if not isinstance(values, dict):
+        raise TypeError(f"a recipe is a JSON {type(values).__name__}")
+    return method.complete(values)

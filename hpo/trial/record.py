@@ -11,8 +11,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from finetune.recipe import Recipe
-
+from ..problem.base import Method, Values
 from .outcome import NO_OUTCOME
 from .ranking import is_feasible
 from .recipe import recipe_of
@@ -52,18 +51,17 @@ class Run:
         """Complete and feasible, with a loss: may be best."""
         return self.state == TrialState.COMPLETE and self.feasible and self.loss is not None
 
-    @property
-    def recipe(self) -> Recipe | None:
+    def recipe(self, method: Method) -> dict[str, Any] | None:
         """What it ran; None: not stored, or of a release with other fields."""
         try:
-            return recipe_of(self.trial)
+            return recipe_of(self.trial, method)
         except (KeyError, TypeError, ValueError):
             return None
 
-    def ran(self, recipe: Recipe) -> bool:
-        """Whether it ran this very recipe; quicker than reading its own."""
+    def ran(self, recipe: Values) -> bool:
+        """Whether it ran this very recipe, complete; quicker than reading its own."""
         try:
-            return bool(json.loads(self.trial.user_attrs["recipe"]) == recipe.to_dict())
+            return bool(json.loads(self.trial.user_attrs["recipe"]) == dict(recipe))
         except (KeyError, TypeError, ValueError):
             return False
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..arguments import Options
 from ..errors import EXIT_BAD_INPUT, UserError
-from ..process.devices import check_device, choose_device, share_cores
+from ..process.devices import choose_device, share_cores
 from ..process.logging import info, start_log, warn
 from ..process.signals import raise_if_stopped
 from ..storage.tables import FINISHED
@@ -54,20 +54,21 @@ def run_fleet(options: Options) -> int:
         options.alphabet, options.drawings, options.train
     )
     import optuna
-    import torch
 
-    from ..problem.instances import load_measuring
     from ..study.create import create
+    from ..study.manifest import make_manifest
     from .display import Display
     from .summary import print_summary
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    check_device(options.device)
-    devices = _devices(options, torch.cuda.device_count() if torch.cuda.is_available() else 0)
     threads = options.threads or share_cores(options.workers)
+    method = config.load_method()
+    method.prepare(options.device, threads)
+    devices = _devices(options, method.count_gpus())
     url = config.storage_url(options.storage)
+    manifest = make_manifest(config, config.load_problem(options.data))
     # Mistakes come out here, once, and the tables are there before the workers come.
-    storage, study = create(config, url, load_measuring(config, options.data).manifest)
+    storage, study = create(config, url, manifest)
     start_log("fleet")
     info(f"{options.workers} workers of {threads} thread{'' if threads == 1 else 's'} each")
 

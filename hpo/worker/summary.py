@@ -6,9 +6,10 @@ import optuna
 from optuna.trial import TrialState
 
 from ..formatting import cost_of_answer
+from ..problem.base import changed_values
 from ..study.config import StudyConfig
 from ..trial.ranking import best_trial, describe_loss
-from ..trial.recipe import changed_values, recipe_of
+from ..trial.recipe import recipe_of
 
 
 def print_summary(study: optuna.Study, config: StudyConfig, asked: str) -> None:
@@ -37,7 +38,8 @@ def print_summary(study: optuna.Study, config: StudyConfig, asked: str) -> None:
                 f"  {100 * (1 - (best.value or 0.0) / first.value):.1f} % below the first recipe, "
                 f"trial 0 ({first.value:.4f})"
             )
-        for name, value in changed_values(recipe_of(best)).items():
+        method = config.load_method()
+        for name, value in changed_values(recipe_of(best, method), method.fields).items():
             text = f"{value:.4g}" if isinstance(value, float) else value
             print(f"  {name:<22}{text}")
     print("next:")

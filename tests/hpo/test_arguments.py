@@ -13,7 +13,8 @@ import pytest
 from hpo.arguments import SAMPLERS, Options, parse_options
 from hpo.errors import UserError
 from hpo.process.devices import choose_device, n_cores, share_cores
-from hpo.study.config import Sampler, load_study_file
+from hpo.samplers.registry import Sampler
+from hpo.study.config import load_study_file
 from hpo.worker import pool
 from hpo.worker.pool import _arguments, _devices
 

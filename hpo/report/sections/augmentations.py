@@ -10,7 +10,7 @@ import numpy as np
 
 from ...analysis.groups import AUGMENTATIONS
 from ...formatting import setting, with_error
-from ...study.space import RECIPE_FIELDS
+from ...problem.base import Field
 from ...trial.record import Run, finite
 from ..data import Given
 from ..document import Block, Figure, Figures, Section, Table, Text
@@ -57,10 +57,11 @@ def _blocks(given: Given) -> Iterator[Block]:
         for g in groups
         for sign in (-1, 1)
     ]
+    fields = given.config.load_method().fields
     losses = Axis("mean loss", *around(bounds))  # one for all, so that they can be compared
     yield Figures(
         [
-            _figure(f"augmentation-{i}", name, groups, losses)
+            _figure(f"augmentation-{i}", name, groups, losses, fields.get(name))
             for i, (name, groups) in enumerate(found.items())
         ]
     )
@@ -146,7 +147,9 @@ def _group(label: str, runs: Sequence[Run]) -> Group:
     return Group(label, n, float(losses.mean()), error)
 
 
-def _figure(identifier: str, name: str, groups: Sequence[Group], losses: Axis) -> Figure:
+def _figure(
+    identifier: str, name: str, groups: Sequence[Group], losses: Axis, field: Field | None
+) -> Figure:
     plot = Plot(
         identifier,
         f"Mean loss by {name}",
@@ -160,6 +163,5 @@ def _figure(identifier: str, name: str, groups: Sequence[Group], losses: Axis) -
         error = g.standard_error or 0.0
         plot.whisker(i, g.loss - error, g.loss + error, "whisker first")
     plot.dots([(i, g.loss) for i, g in enumerate(groups)], "large first")
-    field = RECIPE_FIELDS[name].metadata
-    unit = field.get("unit", "1")
-    return Figure(plot.markup(), field["meaning"] + (f", {unit}" if unit != "1" else ""))
+    meaning = ", ".join(text for text in (field.meaning, field.unit) if text) if field else ""
+    return Figure(plot.markup(), meaning)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
-
-from finetune.recipe import Recipe
+from typing import Any
 
 from ...formatting import setting
+from ...problem.base import Method, Values, changed_values, digest_of
 from ...study.confirmation import Confirmation, read_confirmation
 from ..data import Given
 from ..document import Block, Code, Section, Table, Text
-
-_NO_CHOICE = "seed"  # of the call: a study file names seeds of its instances
 
 
 def recipe_section(given: Given) -> Section:
@@ -21,13 +18,13 @@ def recipe_section(given: Given) -> Section:
     return Section("recipe", "The recipe", list(_blocks(given)))
 
 
-def best_recipe(given: Given) -> tuple[str, Recipe | None]:
+def best_recipe(given: Given) -> tuple[str, dict[str, Any] | None]:
     """Its name, empty if there is none yet; and itself, if this release can read it."""
-    confirmed = read_confirmation(given.attrs)
+    confirmed, method = read_confirmation(given.attrs), given.config.load_method()
     if isinstance(confirmed, Confirmation):
-        return f"{confirmed.title}, confirmed", confirmed.parsed_recipe()
+        return f"{confirmed.title}, confirmed", confirmed.parsed_recipe(method)
     if given.best:
-        return f"trial {given.best[0].number}, not confirmed", given.best[0].recipe
+        return f"trial {given.best[0].number}, not confirmed", given.best[0].recipe(method)
     return "", None
 
 
@@ -40,7 +37,8 @@ def _blocks(given: Given) -> Iterator[Block]:
             else "There is no best recipe yet."
         )
         return
-    rows = list(_changed(recipe))
+    method = given.config.load_method()
+    rows = list(_changed(recipe, method))
     if rows:
         yield Table(
             f"What it has otherwise than the default recipe ({name})",
@@ -51,27 +49,25 @@ def _blocks(given: Given) -> Iterator[Block]:
     else:
         yield Text(f"It is the default recipe ({name}).")
     yield Text(
-        f"All of it, digest {recipe.digest}. As JSON it is what --recipe of hpo.confirm and "
+        f"All of it, digest {digest_of(recipe)}. As JSON it is what --recipe of hpo.confirm and "
         "hpo.export takes; as TOML it is a table of a study file. A click selects it.",
         aside=True,
     )
-    yield Code("recipe.json", recipe.to_json())
-    yield Code("[fixed] of a study file", to_toml(recipe))
+    yield Code("recipe.json", json.dumps(recipe, indent=2))
+    yield Code("[fixed] of a study file", to_toml(recipe, method))
 
 
-def to_toml(recipe: Recipe) -> str:
+def to_toml(recipe: Values, method: Method) -> str:
     """The table ``[fixed]`` of a study file that has nothing else to choose."""
     lines = [
         f"{name} = {json.dumps(value)}"  # numbers, plain words and lists of them: TOML's as well
-        for name, value in recipe.to_dict().items()
-        if name != _NO_CHOICE
+        for name, value in recipe.items()
+        if not method.fields[name].set_by
     ]
     return "\n".join(["[fixed]", *lines])
 
 
-def _changed(recipe: Recipe) -> Iterator[tuple[str, ...]]:
-    for field in dataclasses.fields(Recipe):
-        value, default = getattr(recipe, field.name), getattr(Recipe(), field.name)
-        if value != default:
-            unit = str(field.metadata.get("unit", "")).removesuffix("1")
-            yield field.name, setting(value), setting(default), unit, field.metadata["meaning"]
+def _changed(recipe: Values, method: Method) -> Iterator[tuple[str, ...]]:
+    for name, value in changed_values(recipe, method.fields).items():
+        field = method.fields[name]
+        yield name, setting(value), setting(field.default), field.unit, field.meaning

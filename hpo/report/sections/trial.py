@@ -7,11 +7,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from finetune.recipe import Recipe
-
 from ...formatting import cost_of_answer, with_error
+from ...problem.base import Method, changed_values
 from ...trial.outcome import Ending, Outcome
-from ...trial.recipe import changed_values, recipe_of
+from ...trial.recipe import recipe_of
 from ..markdown import cell, counted, shown, table
 
 
@@ -19,6 +18,7 @@ def trial_note(
     trial: FrozenTrial,
     ending: Ending,
     feasible_s: float,
+    method: Method,
     links: Sequence[tuple[str, str]] = (),
 ) -> str:
     """What there is to say of a trial that ends now, in Markdown.
@@ -26,6 +26,7 @@ def trial_note(
     Args:
         trial: with what was measured; its end need not be stored yet.
         feasible_s: seconds within which a call must return.
+        method: the study's.
         links: titles and addresses of its pictures.
     """
     calls: list[Mapping[str, Any]] = trial.user_attrs.get("instances", [])
@@ -37,7 +38,7 @@ def trial_note(
     parts += [f"![{cell(title)}]({address})" for title, address in links]
     if calls:
         parts.append(_losses(calls))
-    parts.append(_recipe(trial))
+    parts.append(_recipe(trial, method))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -80,12 +81,13 @@ def _losses(calls: Sequence[Mapping[str, Any]]) -> str:
     return table(("instance", "loss", "seconds", "steps"), rows)
 
 
-def _recipe(trial: FrozenTrial) -> str:
+def _recipe(trial: FrozenTrial, method: Method) -> str:
     if "recipe" not in trial.user_attrs:
         return ""
-    changed = changed_values(recipe_of(trial))
+    changed = changed_values(recipe_of(trial, method), method.fields)
     if not changed:
         return "The default recipe."
-    default = Recipe().to_dict()
-    rows = [(name, shown(value), shown(default[name])) for name, value in changed.items()]
+    rows = [
+        (name, shown(value), shown(method.fields[name].default)) for name, value in changed.items()
+    ]
     return "What its recipe changes:\n\n" + table(("field", "here", "default"), rows)

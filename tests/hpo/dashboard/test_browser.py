@@ -56,7 +56,8 @@ class Seen:
         self.storage.create_study("seen", {"manifest": {"code": "abc"}}, [])
         self.study = load_study(self.storage, "seen", optuna.samplers.RandomSampler(seed=0))
         self.gallery = Gallery(self.config.artifacts_place())
-        self.showing = Showing(self.gallery, self.config.feasible_s)
+        method, problem = self.config.load_method(), self.config.load_problem(None)
+        self.showing = Showing(self.gallery, self.config.feasible_s, method, problem)
         self.story = Story(self.config, "seen", self.config.storage, self.study, self.storage)
 
     def add(self, loss: float) -> None:
