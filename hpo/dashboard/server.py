@@ -57,6 +57,9 @@ def serve(options: DashboardOptions) -> int:
     address, listener = listen(options.host, options.port)
     with listener, ExitStack() as opened:
         check_exposure(address, token, options.no_token, options.proxy)
+        from .middleware.hosts import check_names
+
+        check_names(options.allowed_host)
         # These take seconds to import; mistakes above are told before.
         import waitress
 
@@ -139,8 +142,6 @@ def read_token(path: Path | None, no_token: bool) -> str | None:
     # Taken out: a browser that is started here need not know it.
     token = os.environ.pop(TOKEN_VARIABLE, None)
     if no_token:
-        if path is not None:
-            raise UserError("--token-file and --no-token exclude each other; write one of them")
         return None
     where = TOKEN_VARIABLE
     if path is not None:
