@@ -1,4 +1,4 @@
-"""The dashboard of whatever database is at a URL, for as long as the server runs."""
+"""The dashboard of a database, for as long as the server runs."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ _WAITING = Markup(
 
 
 class LiveDashboard:
-    """A WSGI application: optuna-dashboard, opened anew when a SQLite file is put in its place.
+    """A WSGI application: optuna-dashboard, which reopens a SQLite file that was replaced.
 
-    ``/`` leads to the study; while it does not exist, it says so and looks again.
+    ``/`` redirects to the study.  While that does not exist, a page says so and reloads itself.
 
     Args:
+        url: of the database.
         study: the study's name in the database.
-        start: the command that would begin it, for the advice.
+        start: the command that starts the study, shown while it does not exist.
         artifacts: the store of files that belong to trials.
 
     Raises:
@@ -58,7 +59,7 @@ class LiveDashboard:
 
     @property
     def study_is_there(self) -> bool:
-        """Whether the study exists by now, as far as the database answers."""
+        """Whether the study exists; false if the database does not answer."""
         try:
             self.storage.get_study_id_from_name(self._study)
         except (KeyError, bottle.HTTPError):
@@ -66,14 +67,14 @@ class LiveDashboard:
         return True
 
     def prepare(self) -> None:
-        """Read the study, so that the first page is as quick as the next; errors are the page's."""
+        """Read the study so that its first page is quick.  Errors are left to that page."""
         with suppress(Exception):
             study_id = self.storage.get_study_id_from_name(self._study)
             for _ in range(2):  # the first reads, the second keeps
                 Client(self.app).get(f"/api/studies/{study_id}").get_data()
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self.storage.database.engine.dispose()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -97,7 +98,7 @@ class LiveDashboard:
         return redirect(f"{_START}/studies/{study_id}", 303)
 
     def _follow(self) -> None:
-        """Notice that the database's file was removed, or is another by now."""
+        """Notice that the database's file was removed or replaced."""
         with self._lock:
             there = _identity(self._url)
             if there is None:
@@ -108,7 +109,7 @@ class LiveDashboard:
 
     def _open(self) -> None:
         opened = open_storage(self._url, patience_s=_OPENING_S)
-        # A connection stays open from now on, and so the file's number can't become another's.
+        # This connection stays open, so no other file can get the inode number.
         opened.get_all_studies()
         self.storage = WatchedStorage(opened)
         self._there = _identity(self._url)
@@ -121,7 +122,7 @@ class LiveDashboard:
 
 
 def _identity(url: str) -> object:
-    """Equal for the same database; None where it has no file any more."""
+    """Equal for the same database; None if its file is gone."""
     parsed = parse_url(url)
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         return url
