@@ -35,6 +35,8 @@ CHEAP = {
     "method": {"name": "tests.cheap:CheapMethod"},
     "problem": {"name": "tests.cheap:CheapProblem"},
 }
+# As tables of a study file.
+CHEAP_TOML = "".join(f'[{table}]\nname = "{names["name"]}"\n' for table, names in CHEAP.items())
 PICTURE = (  # a PNG of one black pixel
     b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x00\x00\x00\x00:~\x9bU"
     b"\x00\x00\x00\nIDATx\x9cc`\x00\x00\x00\x02\x00\x01H\xaf\xa4q\x00\x00\x00\x00IEND\xaeB`\x82"

@@ -7,7 +7,6 @@ from urllib.parse import parse_qs, urlsplit
 
 from ..errors import UserError
 
-ARTIFACTS_VARIABLE = "RUNES_ARTIFACTS"
 NOWHERE = "none"
 SHAPE = "write a directory, s3://BUCKET, s3://BUCKET?endpoint=https://HOST, or none"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
@@ -27,12 +26,13 @@ from ..study.manifest import MANIFEST_KEY, check_manifest, make_manifest
 from .candidates import Candidate, choose_candidates
 from .halving import Standing, block_ends, halve, most_calls
 from .measurements import Kept, measure, table_seed
+from .options import ConfirmOptions
 from .result import result_of, to_text
 
 _REFRESH_S = 1.0
 
 
-def confirm(config: StudyConfig, study: optuna.Study, options: argparse.Namespace) -> int:
+def confirm(config: StudyConfig, study: optuna.Study, options: ConfirmOptions) -> int:
     """Measure, name the winner, store and print the result; returns the exit code.
 
     Args:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..arguments import DeviceOptions, DrawingsOptions, StudyOptions, option, parse
 from ..errors import EXIT_FAILED, UserError, run_command
-from ..problem.options import add_drawings_options
 from ..process.devices import choose_device, n_cores
 
 # Torch takes seconds to import, and `--help` and `--format json` need none of it; `--help` needs
@@ -24,9 +24,41 @@ if TYPE_CHECKING:
     from .selection import Chosen
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(DeviceOptions, DrawingsOptions, StudyOptions):
+    """Which recipe becomes a file, and how the file is proved."""
+
+    trial: int | None = option(
+        "default: the confirmed one, else the best", None, excludes="recipe", least=0, metavar="N"
+    )
+    recipe: Path | None = option(
+        "a recipe in JSON, of no trial", None, excludes="recipe", metavar="FILE"
+    )
+    confirmed: bool = option("what hpo.confirm named, and nothing else", False, excludes="recipe")
+    out: Path | None = option("the file to write (json: default is to print)", None, metavar="FILE")
+    format: str = option("python, or json: the recipe alone", "python", choices=("python", "json"))
+    force: bool = option("replace a file that is there", False)
+    no_challenge: bool = option("do not score the file on held-out runes", False)
+    held_out: int = option("of those runes, at most", 5, least=1, metavar="N")
+    t_samples: int = option("passes of the author's estimator", 1000, least=2)
+    threads: int | None = option(
+        "CPU threads of the proof (default: the trial's)", None, variable=True, above=0
+    )
+
+    def __post_init__(self) -> None:
+        if self.out is None:
+            if self.format == "python":
+                raise UserError("--out is missing; write the file's name, such as finetune.py")
+            return
+        if self.format == "python" and self.out.suffix != ".py":
+            raise UserError(f"--out is {self.out}; write a name that ends in .py")
+        _check_free(self.out, self.force)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
-    _check_options(options)
+    description = f"{__doc__} It writes nothing to the study."
+    epilog = "Exit codes: 0 written, 1 the proof failed and nothing is written, 2 bad input."
+    options = parse(ExportOptions, argv, "export", description, epilog)
     choose_device(options.device)
     import optuna
 
@@ -38,66 +70,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.alphabet, options.drawings, options.train
     )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = None if options.recipe else _open_study(config, options)
-    if study is not None and options.confirmed and CONFIRMED_KEY not in study.user_attrs:
-        raise UserError(
-            f"study {config.name} has no confirmed result; measure its best trials again by "
-            f"python -m hpo.confirm --study {options.study}"
-        )
     method = config.load_method()
-    chosen = (
-        read_recipe(options.recipe, method)
-        if study is None
-        else choose(study, options.trial, method)
-    )
-    if options.format == "json":
+    if options.recipe is not None:
+        study, chosen = None, read_recipe(options.recipe, method)
+    else:
+        study = _open_study(config, options)
+        if options.confirmed and CONFIRMED_KEY not in study.user_attrs:
+            raise UserError(
+                f"study {config.name} has no confirmed result; measure its best trials again by "
+                f"python -m hpo.confirm --study {options.study}"
+            )
+        chosen = choose(study, options.trial, method)
+    if options.out is None or options.format == "json":
         _write(options.out, json.dumps(dict(chosen.recipe), indent=2) + "\n", options.force)
         return 0
-    return _export(config, study, chosen, options)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m hpo.export",
-        description=f"{__doc__} It writes nothing to the study.",
-        epilog="Exit codes: 0 written, 1 the proof failed and nothing is written, 2 bad input.",
-    )
-    add = parser.add_argument
-    add("--study", required=True, help="name in studies/, or path of a study file")
-    add("--storage", help="database URL (default: the study file's); also $RUNES_STORAGE")
-    add_drawings_options(parser, "the study file's")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--trial", type=int, metavar="N", help="default: the confirmed one, else the best"
-    )
-    which.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe in JSON, of no trial")
-    which.add_argument(
-        "--confirmed", action="store_true", help="what hpo.confirm named, and nothing else"
-    )
-    add("--out", type=Path, metavar="FILE", help="the file to write (json: default is to print)")
-    add("--format", choices=("python", "json"), default="python", help="json: the recipe alone")
-    add("--force", action="store_true", help="replace a file that is there")
-    add("--no-challenge", action="store_true", help="do not score the file on held-out runes")
-    add("--held-out", type=int, default=5, metavar="N", help="of those runes, at most (default: 5)")
-    add("--t-samples", type=int, default=1000, help="passes of the author's estimator")
-    add("--device", help="cpu, cuda or cuda:N, of the proof (default: a GPU if there is one)")
-    add("--threads", type=int, help="CPU threads of the proof (default: the trial's)")
-    return parser
-
-
-def _check_options(options: argparse.Namespace) -> None:
-    for name, least in (("held_out", 1), ("t_samples", 2), ("threads", 1), ("trial", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            word = f"--{name.replace('_', '-')}"
-            raise UserError(f"{word} is {value}; write {least} or more")
-    if options.out is None:
-        if options.format == "python":
-            raise UserError("--out is missing; write the file's name, such as finetune.py")
-        return
-    if options.format == "python" and options.out.suffix != ".py":
-        raise UserError(f"--out is {options.out}; write a name that ends in .py")
-    _check_free(options.out, options.force)
+    return _export(config, study, chosen, options.out, options)
 
 
 def _check_free(path: Path, force: bool) -> None:
@@ -107,7 +94,7 @@ def _check_free(path: Path, force: bool) -> None:
         raise UserError(f"{path} is there already; write --force to replace it")
 
 
-def _open_study(config: StudyConfig, options: argparse.Namespace) -> optuna.Study:
+def _open_study(config: StudyConfig, options: ExportOptions) -> optuna.Study:
     from ..storage.open import load_study, open_existing
 
     storage = open_existing(config.storage_url(options.storage), options.study)
@@ -120,7 +107,11 @@ def _open_study(config: StudyConfig, options: argparse.Namespace) -> optuna.Stud
 
 
 def _export(
-    config: StudyConfig, study: optuna.Study | None, chosen: Chosen, options: argparse.Namespace
+    config: StudyConfig,
+    study: optuna.Study | None,
+    chosen: Chosen,
+    out: Path,
+    options: ExportOptions,
 ) -> int:
     from ..problem.base import ExportError, ProofError
     from ..study.manifest import make_manifest
@@ -131,13 +122,13 @@ def _export(
     manifest = make_manifest(config, problem)
     if study is not None:
         _check_same_measure(study, manifest)
-    about = describe_origin(chosen, config.name, manifest["code"], options.out.name)
+    about = describe_origin(chosen, config.name, manifest["code"], out.name)
     try:
         text = method.export(chosen.recipe, about)
     except ExportError as error:
         raise UserError(str(error)) from error
     with tempfile.TemporaryDirectory(prefix="export-") as directory:
-        file = Path(directory) / options.out.name
+        file = Path(directory) / out.name
         file.write_text(text, "utf-8")
         try:
             claims = claims_of(chosen)
@@ -147,10 +138,10 @@ def _export(
                 for line in problem.challenge(file, options.held_out, options.t_samples):
                     print(line)
         except ProofError as failure:
-            print(f"failed: {failure}; {options.out} is not written", file=sys.stderr)
+            print(f"failed: {failure}; {out} is not written", file=sys.stderr)
             return EXIT_FAILED
-    _write(options.out, text, options.force)
-    print(f"wrote {options.out}: {chosen.name}, {len(text.splitlines())} lines")
+    _write(out, text, options.force)
+    print(f"wrote {out}: {chosen.name}, {len(text.splitlines())} lines")
     return 0
 
 

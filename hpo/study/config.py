@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_validator
 
-from ..artifacts.location import ARTIFACTS_VARIABLE, check_place, default_place
+from ..artifacts.location import check_place, default_place
 from ..errors import UserError
 from ..problem.base import Method, Problem
 from ..problem.registry import RECIPE, RUNES, check_name, load_method, load_problem
@@ -20,7 +19,6 @@ from ..settings import Natural, PositiveFloat, Table
 from .space import Parameter, check_space
 
 STUDIES_DIR = Path("studies")
-STORAGE_VARIABLE = "RUNES_STORAGE"
 
 
 class Limits(Table):
@@ -173,16 +171,16 @@ class StudyConfig(Table):
         return load_problem(self.problem.name, *tables, data)
 
     def storage_url(self, option: str | None = None) -> str:
-        """Where the study is: the command line's word, else the environment's, else the file's."""
-        return option or os.environ.get(STORAGE_VARIABLE) or self.storage
+        """Where the study is: ``option``, which a command was given, else the file's."""
+        return option or self.storage
 
     def artifacts_place(self, storage: str | None = None, option: str | None = None) -> str:
-        """Where files of trials are kept; the command line's words are ``storage`` and ``option``.
+        """Where files of trials are kept: ``option``, else the file's, else beside ``storage``.
 
         Raises:
             UserError: the database's URL is none.
         """
-        named = option or os.environ.get(ARTIFACTS_VARIABLE) or self.artifacts
+        named = option or self.artifacts
         return named or default_place(self.name, self.storage_url(storage))
 
 
