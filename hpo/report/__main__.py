@@ -17,7 +17,7 @@ from ..artifacts.store import open_store
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:
-    from .data import Given
+    from .data import StudyData
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,11 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(options)
     import optuna
 
-    from .contents import story_of
-    from .html import render
+    from .contents import report_of
+    from .html import to_html
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    page = render(story_of(_read(options))).encode("utf-8")
+    page = to_html(report_of(_read(options))).encode("utf-8")
     _write(options.out, page)
     print(f"{options.out}: {len(page) / 1000:.0f} kB")
     return 0
@@ -73,12 +73,12 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--out: {options.out} can't be written: {error.strerror}") from error
 
 
-def _read(options: argparse.Namespace) -> Given:
+def _read(options: argparse.Namespace) -> StudyData:
     from ..analysis.references import read_references
     from ..storage.open import load_study, looked_at
     from ..study.config import load_study_file
     from ..trial.record import runs_of
-    from .data import Given
+    from .data import StudyData
     from .sections.pictures import read_pictures
 
     config = load_study_file(options.study)
@@ -89,9 +89,9 @@ def _read(options: argparse.Namespace) -> Given:
         study = load_study(storage, config.name)
         trials = study.get_trials(deepcopy=False)
         found = read_pictures(study, trials, artifacts)
-        return Given(
+        return StudyData(
             config=config,
-            asked=options.study,
+            study_argument=options.study,
             url=url,
             attrs=study.user_attrs,
             runs=runs_of(trials),
