@@ -50,13 +50,7 @@ def _run(options: argparse.Namespace) -> int:
         study = load_study(storage, config.name)
         from .run import confirm
 
-        code = confirm(config, study, options)
-        if code == 0:
-            from ..dashboard.notes import Story
-
-            url = config.storage_url(options.storage)
-            Story(config, options.study, url, study, storage).refresh(every_s=0.0)
-        return code
+        return confirm(config, study, options)
     finally:
         storage.database.engine.dispose()
 

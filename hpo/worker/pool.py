@@ -104,7 +104,7 @@ def run_fleet(options: Options) -> int:
     finally:
         _stop(workers)
     storage.database.remove_session()
-    print_summary(study, config, options.study)
+    print_summary(study, config, options.study, url)
     if EXIT_BAD_INPUT in codes:
         return EXIT_BAD_INPUT
     return int(any(codes))
