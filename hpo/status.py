@@ -17,8 +17,7 @@ from .formatting import cost_of_answer, duration, setting
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:
-    from .analysis.status import Best, Pace, Status
-    from .study.confirmation import Confirmed
+    from .analysis.status import Best, Confirmed, Pace, Status
 
 _WIDTH = 100
 _MOST_IMPORTANT = 10
@@ -49,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .analysis.status import status_of
     from .storage.open import load_study, looked_at
     from .study.config import load_study_file
-    from .study.confirmation import CONFIRMED_KEY
 
     config = load_study_file(options.study)
     url = config.storage_url(options.storage)
@@ -57,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with looked_at(url, options.study) as storage:
         study = load_study(storage, config.name)
         trials = study.get_trials(deepcopy=False)
-        confirmed = study.user_attrs.get(CONFIRMED_KEY)
+        attrs = study.user_attrs
         beats = storage.database.patience.call(lambda: storage.beats(study._study_id))
     now = datetime.now(UTC)
-    status = status_of(config, url, trials, beats, now, options.best, confirmed)
+    status = status_of(config, url, trials, beats, now, options.best, attrs)
     print(to_json(status) if options.json else to_text(status))
     return 0
 
@@ -111,7 +109,12 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
         yield from _best_lines(best, width)
     if status.confirmed is not None:
         yield "confirmed", _confirmed(status.confirmed)
+    if status.confirmed_unreadable is not None:
+        yield "confirmed", status.confirmed_unreadable
     yield from _importance_lines(status)
+    if n := len(status.unreadable):
+        more = f", and {n - 1} more: see --json" if n > 1 else ""
+        yield "unreadable", f"{status.unreadable[0]}{more}"
 
 
 def _unheard(status: Status) -> str:

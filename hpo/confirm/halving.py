@@ -30,7 +30,7 @@ Measure = Callable[[str, str], tuple[float, float]]  # (candidate, instance) -> 
 
 
 @dataclass
-class Standing:
+class Contender:
     """A candidate's way through the race."""
 
     candidate: str
@@ -44,20 +44,20 @@ class Standing:
 class Halved:
     """How a race went.
 
-    ``standings``: the finalists by mean loss, then the others, the latest to leave first.
+    ``contenders``: the finalists by mean loss, then the others, the latest to leave first.
     ``units``: the unit of each instance.
     """
 
-    standings: tuple[Standing, ...]
+    contenders: tuple[Contender, ...]
     units: Mapping[str, str]
 
     @property
-    def finalists(self) -> tuple[Standing, ...]:
+    def finalists(self) -> tuple[Contender, ...]:
         """Those that were measured on every instance, by mean loss."""
-        return tuple(s for s in self.standings if s.left == Left.FINALIST)
+        return tuple(c for c in self.contenders if c.left == Left.FINALIST)
 
-    def __getitem__(self, candidate: str) -> Standing:
-        return next(s for s in self.standings if s.candidate == candidate)
+    def __getitem__(self, candidate: str) -> Contender:
+        return next(c for c in self.contenders if c.candidate == candidate)
 
     def loss(self, candidate: str) -> Interval:
         """A candidate's mean loss over the units that it was measured on."""
@@ -120,7 +120,7 @@ def halve(
     rounds: int = 3,
     feasible_s: float = math.inf,
     order: random.Random | None = None,
-    on_round: Callable[[int, Sequence[Standing]], None] | None = None,
+    on_round: Callable[[int, Sequence[Contender]], None] | None = None,
 ) -> Halved:
     """Measure, compare, halve.
 
@@ -143,7 +143,7 @@ def halve(
             than ``feasible_s`` put the candidate out of the race, the baseline as well.
         order: shuffles the measurements of a round, so that two processes that share their
             measurements seldom make the same one.
-        on_round: told after each round its number and all standings.
+        on_round: told after each round its number and all contenders.
 
     Raises:
         ValueError: no baseline among the candidates, a candidate twice, or no instance.
@@ -151,78 +151,78 @@ def halve(
     if baseline not in candidates or len(set(candidates)) != len(candidates) or not units:
         raise ValueError("a race takes distinct candidates, the baseline among them, and instances")
     instances = list(units)
-    standings = {c: Standing(c) for c in candidates}
+    contenders = {name: Contender(name) for name in candidates}
     n_challengers = len(candidates) - 1
     ends = block_ends(len(instances), rounds)
     done = 0
     for number, end in enumerate(ends, start=1):
         _measure_block(
-            _running(standings.values()), instances[done:end], measure, feasible_s, order
+            _running(contenders.values()), instances[done:end], measure, feasible_s, order
         )
-        running = _running(standings.values())
+        running = _running(contenders.values())
         if end < len(instances):
             _drop(running, baseline, units, most_challengers(n_challengers, number))
-        for standing in _running(running):
-            standing.rounds = number
+        for contender in _running(running):
+            contender.rounds = number
         if on_round is not None:
-            on_round(number, list(standings.values()))
+            on_round(number, list(contenders.values()))
         done = end
-    means = {s.candidate: _mean(s, units) for s in standings.values()}
+    means = {c.candidate: _mean(c, units) for c in contenders.values()}
     ranked = sorted(
-        standings.values(),
-        key=lambda s: (s.left != Left.FINALIST, -s.rounds, means[s.candidate]),
+        contenders.values(),
+        key=lambda c: (c.left != Left.FINALIST, -c.rounds, means[c.candidate]),
     )
     return Halved(tuple(ranked), dict(units))
 
 
-def _running(standings: Iterable[Standing]) -> list[Standing]:
-    return [s for s in standings if s.left == Left.FINALIST]
+def _running(contenders: Iterable[Contender]) -> list[Contender]:
+    return [c for c in contenders if c.left == Left.FINALIST]
 
 
-def _mean(standing: Standing, units: Mapping[str, str]) -> float:
-    means = unit_means(standing.losses, units).values()
+def _mean(contender: Contender, units: Mapping[str, str]) -> float:
+    means = unit_means(contender.losses, units).values()
     return sum(means) / len(means) if means else math.inf
 
 
 def _measure_block(
-    standings: Sequence[Standing],
+    contenders: Sequence[Contender],
     block: Sequence[str],
     measure: Measure,
     feasible_s: float,
     order: random.Random | None,
 ) -> None:
-    calls = [(standing, instance) for instance in block for standing in standings]
+    calls = [(contender, instance) for instance in block for contender in contenders]
     if order is not None:
         order.shuffle(calls)
-    for standing, instance in calls:
-        if standing.left == Left.INFEASIBLE:
+    for contender, instance in calls:
+        if contender.left == Left.INFEASIBLE:
             continue
-        loss, seconds = measure(standing.candidate, instance)
-        standing.longest_s = max(standing.longest_s, seconds)
+        loss, seconds = measure(contender.candidate, instance)
+        contender.longest_s = max(contender.longest_s, seconds)
         if math.isfinite(loss):
-            standing.losses[instance] = loss
+            contender.losses[instance] = loss
         if not math.isfinite(loss) or seconds > feasible_s:
-            standing.left = Left.INFEASIBLE
-    for standing in standings:
+            contender.left = Left.INFEASIBLE
+    for contender in contenders:
         # Sums are then the same to the last bit, whatever the order was.
-        standing.losses = dict(sorted(standing.losses.items()))
+        contender.losses = dict(sorted(contender.losses.items()))
 
 
 def _drop(
-    standings: Sequence[Standing], baseline: str, units: Mapping[str, str], most: int
+    contenders: Sequence[Contender], baseline: str, units: Mapping[str, str], most: int
 ) -> None:
     """Mark those that leave after a round; all have losses on the same instances."""
-    by_mean = sorted(standings, key=lambda s: _mean(s, units))
-    error = _error_of_difference([list(unit_means(s.losses, units).values()) for s in by_mean])
+    by_mean = sorted(contenders, key=lambda c: _mean(c, units))
+    error = _error_of_difference([list(unit_means(c.losses, units).values()) for c in by_mean])
     stay = 0
-    for standing in by_mean:
-        if standing.candidate == baseline:
+    for contender in by_mean:
+        if contender.candidate == baseline:
             continue
-        behind = _mean(standing, units) - _mean(by_mean[0], units)
+        behind = _mean(contender, units) - _mean(by_mean[0], units)
         if behind > ERRORS_BEHIND * error and stay > 0:
-            standing.left = Left.BEHIND
+            contender.left = Left.BEHIND
         elif stay == most:
-            standing.left = Left.TIED
+            contender.left = Left.TIED
         else:
             stay += 1
 

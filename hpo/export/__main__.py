@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune.data.options import add_drawings_options
 from finetune.errors import UserError, run_command
@@ -160,8 +160,9 @@ def _export(
 
 def _threads_of(chosen: Chosen) -> int:
     """As many as the trial had, where there are so many: then it can agree bit for bit."""
-    machine = chosen.trial.user_attrs.get("machine", {}) if chosen.trial else {}
-    return min(int(machine.get("threads", n_cores())), n_cores())
+    machine = chosen.trial.record.machine if chosen.trial else None
+    threads = None if machine is None else machine.threads
+    return min(threads or n_cores(), n_cores())
 
 
 def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
@@ -201,14 +202,16 @@ def _claimed(chosen: Chosen, instances: Sequence[Instance]) -> tuple[Instance, C
     """The instance to run the file on, and what the trial measured there."""
     from finetune.submission.proof import Claim
 
-    if chosen.trial is None:
-        return instances[0], None
-    measured: list[dict[str, Any]] = chosen.trial.user_attrs["instances"]
     by_label = {i.label: i for i in instances}
+    claims = [
+        (by_label[call.instance], Claim(call.loss, call.standard_error, call.steps))
+        for call in (chosen.trial.calls if chosen.trial else ())
+        if call.instance in by_label and call.standard_error is not None and call.steps is not None
+    ]
+    if not claims:
+        return instances[0], None
     # Of those whose schedule the clock left alone, where there is one: those can agree exactly.
-    whole = [m for m in measured if m["steps"] == chosen.recipe.steps]
-    m = (whole or measured)[0]
-    return by_label[m["instance"]], Claim(m["loss"], m["standard_error"], m["steps"])
+    return next((c for c in claims if c[1].steps == chosen.recipe.steps), claims[0])
 
 
 def held_out(source: RuneSource, config: StudyConfig, most: int) -> list[str]:

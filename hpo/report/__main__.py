@@ -77,7 +77,7 @@ def _read(options: argparse.Namespace) -> Given:
     from ..analysis.references import read_references
     from ..storage.open import load_study, looked_at
     from ..study.config import load_study_file
-    from ..trial.record import runs_of
+    from ..trial.run import runs_of
     from .data import Given
     from .sections.pictures import read_pictures
 

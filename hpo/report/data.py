@@ -15,7 +15,7 @@ from ..analysis.references import Reference
 from ..storage.transactions import Beat
 from ..study.config import StudyConfig
 from ..study.manifest import MANIFEST_KEY
-from ..trial.record import Run, best_of
+from ..trial.run import Run, best_of
 from .document import Picture
 
 

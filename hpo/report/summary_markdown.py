@@ -23,7 +23,8 @@ from ..study.config import StudyConfig
 from ..study.confirmation import Confirmation, Left, describe_difference, read_confirmation
 from ..study.manifest import MANIFEST_KEY
 from ..trial.ranking import best_trials, is_feasible
-from ..trial.record import runs_of
+from ..trial.run import runs_of
+from ..trial.stored import Remark
 from .markdown import cell, counted, shown, table
 
 _QUEUED = "fixed_params"  # Optuna's attribute of trials that were asked for
@@ -77,9 +78,9 @@ def _state(status: Status) -> str:
     )
 
 
-def _confirmed(config: StudyConfig, confirmed: Confirmation | str | None) -> list[str]:
+def _confirmed(config: StudyConfig, confirmed: Confirmation | Remark | None) -> list[str]:
     if not isinstance(confirmed, Confirmation):
-        return [confirmed] if confirmed else []
+        return [f"The study's attribute {confirmed}."] if confirmed else []
     rows = [
         (
             cell(row.title),
@@ -95,9 +96,12 @@ def _confirmed(config: StudyConfig, confirmed: Confirmation | str | None) -> lis
         f"{counted(len(confirmed.instances), 'instance')} that no trial saw.",
         table(("recipe", "loss, unseen runes", "points", "calls"), rows),
     ]
-    for key, words in (("default", "the default recipe"), ("runner_up", "the runner-up")):
-        if found := confirmed.against.get(key):
-            parts.append(f"Against {words}: {cell(describe_difference(found.model_dump()))}.")
+    for found, words in (
+        (confirmed.comparisons.default, "the default recipe"),
+        (confirmed.comparisons.runner_up, "the runner-up"),
+    ):
+        if found:
+            parts.append(f"Against {words}: {cell(describe_difference(found))}.")
     return parts
 
 
@@ -105,7 +109,7 @@ def _against(
     trials: Sequence[FrozenTrial],
     attrs: Mapping[str, Any],
     manifest: Mapping[str, str],
-    confirmed: Confirmation | str | None,
+    confirmed: Confirmation | Remark | None,
 ) -> list[Against]:
     """The confirmed recipe beside the public reference recipes; without one, the best trial's."""
     if isinstance(confirmed, Confirmation):

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import enum
 import traceback
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import optuna
 from optuna.trial import TrialState
@@ -77,7 +76,7 @@ class Ending:
     outcome: Outcome
     reason: str = ""
     value: float | None = None
-    attrs: dict[str, Any] = field(default_factory=dict)
+    traceback: str | None = None  # of a bug
 
 
 def ending_of(error: Exception) -> Ending:
@@ -89,7 +88,7 @@ def ending_of(error: Exception) -> Ending:
     if _is_lack_of_memory(error):
         return Ending(Outcome.OUT_OF_MEMORY, _first_line(error))
     trace = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARS:]
-    return Ending(Outcome.BUG, _first_line(error), attrs={"traceback": trace})
+    return Ending(Outcome.BUG, _first_line(error), traceback=trace)
 
 
 def _is_lack_of_memory(error: Exception) -> bool:

@@ -8,7 +8,8 @@ from optuna.trial import TrialState
 from ..formatting import cost_of_answer
 from ..study.config import StudyConfig
 from ..trial.ranking import best_trial, describe_loss
-from ..trial.recipe import changed_values, recipe_of
+from ..trial.recipe import changed_values
+from ..trial.run import run_of
 
 
 def print_summary(study: optuna.Study, config: StudyConfig, asked: str) -> None:
@@ -23,21 +24,23 @@ def print_summary(study: optuna.Study, config: StudyConfig, asked: str) -> None:
     if best is None:
         print(f"no trial is complete with every call within {config.feasible_s:g} s")
     else:
-        n = len(best.user_attrs["instances"])
+        run = run_of(best)
+        n = len(run.calls)
         print(
             f"best: trial {best.number}, mean loss {describe_loss(best)} "
             f"over {n} instance{'' if n == 1 else 's'}, "
-            f"longest call {best.user_attrs['longest_call_s']:.1f} s"
+            f"longest call {run.longest_s or 0.0:.1f} s"
         )
-        if (cost := best.user_attrs.get("cost")) is not None:
-            print(f"  cost of an answer: {cost_of_answer(cost)}")
+        if run.cost is not None:
+            print(f"  cost of an answer: {cost_of_answer(run.cost)}")
         first = trials[0]
         if first.state == TrialState.COMPLETE and first.number != best.number and first.value:
             print(
                 f"  {100 * (1 - (best.value or 0.0) / first.value):.1f} % below the first recipe, "
                 f"trial 0 ({first.value:.4f})"
             )
-        for name, value in changed_values(recipe_of(best)).items():
+        recipe = run.recipe
+        for name, value in changed_values(recipe).items() if recipe else ():
             text = f"{value:.4g}" if isinstance(value, float) else value
             print(f"  {name:<22}{text}")
     print("next:")

@@ -16,12 +16,11 @@ from optuna.trial import TrialState
 
 from finetune.errors import UserError
 from hpo.analysis.importance import Importance
-from hpo.analysis.status import Best, Pace, Status, Worker
+from hpo.analysis.status import Best, Confirmed, Pace, Status, Worker
 from hpo.status import main, to_json, to_text
 from hpo.storage.open import load_study, open_existing, open_storage
 from hpo.storage.rdb import StudyStorage
 from hpo.study.config import StudyConfig, load_study_file
-from hpo.study.confirmation import Confirmed
 
 FILE = """
 name = "s"

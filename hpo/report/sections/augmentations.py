@@ -11,7 +11,8 @@ import numpy as np
 from ...analysis.groups import AUGMENTATIONS
 from ...formatting import setting, with_error
 from ...study.space import RECIPE_FIELDS
-from ...trial.record import Run, finite
+from ...trial.run import Run
+from ...trial.stored import finite
 from ..data import Given
 from ..document import Block, Figure, Figures, Section, Table, Text
 from ..svg.axes import Axis, Plot, label_axis

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from finetune.challenge import POINTS
 
 from ...formatting import duration, with_error
-from ...trial.record import Run
+from ...trial.run import Run
 from ..data import Given
 from ..document import Block, Figure, Pair, Section, Table, Text
 from ..svg.axes import Plot, axis_of

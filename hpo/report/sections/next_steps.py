@@ -11,7 +11,8 @@ from optuna.distributions import CategoricalDistribution
 from ...analysis.status import Status
 from ...formatting import setting
 from ...study.confirmation import Confirmation, read_confirmation
-from ...trial.record import Run, finite
+from ...trial.run import Run
+from ...trial.stored import finite
 from ..data import Given
 from ..document import Block, Code, Section, Text
 
@@ -48,7 +49,7 @@ def _commands(given: Given, status: Status) -> Iterator[Block]:
             f"Confirm again: trial {best.number} has the lowest loss and has not taken part.",
             confirm,
         )
-    rival = confirmed.against.get("runner_up") or confirmed.against.get("default")
+    rival = confirmed.comparisons.runner_up or confirmed.comparisons.default
     if rival is not None and not rival.is_sure:
         yield Text(
             "The winner and its runner-up are not told apart. More runes, splits or seeds in "

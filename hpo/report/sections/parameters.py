@@ -9,7 +9,8 @@ from optuna.distributions import CategoricalDistribution
 
 from ...analysis.status import Status
 from ...formatting import setting
-from ...trial.record import Run, finite
+from ...trial.run import Run
+from ...trial.stored import finite
 from ..data import Given
 from ..document import Block, Figure, Figures, Pair, Section, Table, Text
 from ..sanitize import plain

@@ -12,6 +12,7 @@ from finetune.recipe import Recipe
 from ...formatting import cost_of_answer, with_error
 from ...trial.outcome import Ending, Outcome
 from ...trial.recipe import changed_values, recipe_of
+from ...trial.record import read_trial
 from ..markdown import cell, counted, shown, table
 
 
@@ -81,9 +82,10 @@ def _losses(calls: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _recipe(trial: FrozenTrial) -> str:
-    if "recipe" not in trial.user_attrs:
+    record = read_trial(trial)
+    if record.recipe is None:
         return ""
-    changed = changed_values(recipe_of(trial))
+    changed = changed_values(recipe_of(record))
     if not changed:
         return "The default recipe."
     default = Recipe().to_dict()

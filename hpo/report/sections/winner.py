@@ -17,12 +17,13 @@ from ...analysis.references import (
 from ...formatting import duration, with_error
 from ...study.confirmation import (
     BASELINE,
+    CandidateResult,
     Confirmation,
-    Standing,
     describe_difference,
     read_confirmation,
 )
-from ...trial.record import Call, Run
+from ...trial.record import Call
+from ...trial.run import Run
 from ..data import Given, points_text
 from ..document import Block, Figure, Section, Table, Text
 from ..svg.rows import Mark, Row, rows_figure
@@ -65,10 +66,11 @@ def _lead_confirmed(given: Given, confirmed: Confirmation) -> Iterator[str]:
     if given.has_points:
         text += f", {points_text(confirmed.loss)} by the author's table"
     yield text + "."
-    for key, name in (("default", "the default recipe"), ("runner_up", "the runner-up")):
-        other = confirmed.against.get(key)
-        if other and not (key == "runner_up" and other.name == BASELINE):
-            yield f"Its loss minus {name}'s: {describe_difference(other.model_dump())}."
+    default, runner_up = confirmed.comparisons.default, confirmed.comparisons.runner_up
+    if default:
+        yield f"Its loss minus the default recipe's: {describe_difference(default)}."
+    if runner_up and not runner_up.is_default:
+        yield f"Its loss minus the runner-up's: {describe_difference(runner_up)}."
 
 
 def _lead_best(given: Given, best: Run) -> str:
@@ -87,7 +89,7 @@ def winner_section(given: Given) -> Section:
     if isinstance(confirmed, Confirmation):
         blocks = list(_confirmed_blocks(given, confirmed))
     else:
-        blocks = [Text(confirmed)] if confirmed else []
+        blocks = [Text(f"The study's attribute {confirmed}.")] if confirmed else []
         blocks += list(_best_blocks(given))
     return Section("best", "The best recipe", blocks)
 
@@ -153,7 +155,7 @@ def _confirmed_blocks(given: Given, confirmed: Confirmation) -> Iterator[Block]:
     yield from _thresholds(given, means)
 
 
-def _standing(row: Standing) -> tuple[str, ...]:
+def _standing(row: CandidateResult) -> tuple[str, ...]:
     left = "" if row.left == "finalist" else row.left
     return (
         row.title,
