@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import UserError, run_command
-
+from .arguments import StudyOptions, json_option, option, parse
+from .errors import run_command
 from .formatting import cost_of_answer, duration, setting
 
 # Optuna takes half a second to import, and `--help` needs none of it.
@@ -24,25 +23,17 @@ _MOST_IMPORTANT = 10
 _KEY_WIDTH = 11
 
 
+@dataclass(frozen=True, kw_only=True)
+class StatusOptions(StudyOptions):
+    """Which study, and how much of it."""
+
+    best: int = option("show so many trials", 5, least=0)
+    json: bool = json_option("hpo/analysis/status.py")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m hpo.status",
-        description=f"{__doc__} It writes nothing to the study.",
-    )
-    parser.add_argument("--study", required=True, help="name in studies/, or path of a study file")
-    parser.add_argument(
-        "--storage",
-        help="database URL, or FILE.db.gz (default: the study file's); also $RUNES_STORAGE",
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="one JSON object; its keys are in hpo/analysis/status.py",
-    )
-    parser.add_argument("--best", type=int, default=5, help="show so many trials (default: 5)")
-    options = parser.parse_args(argv)
-    if options.best < 0:
-        raise UserError(f"--best is {options.best}; write 0 or more")
+    description = f"{__doc__} It writes nothing to the study."
+    options = parse(StatusOptions, argv, "status", description)
     import optuna
 
     from .analysis.status import status_of

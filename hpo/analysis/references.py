@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import UserError
-
+from ..errors import UserError
 from ..study.confirmation import read_confirmed_call
 from ..trial.record import Call
 from ..trial.stored import finite

@@ -9,10 +9,10 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 
 from ..analysis.intervals import Interval, interval, unit_means, units_of
+from ..errors import UserError
 from ..export.selection import read_recipe
 from ..study.config import StudyConfig
 from ..study.confirmation import BASELINE, title

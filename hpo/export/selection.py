@@ -10,9 +10,9 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial
 
-from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 
+from ..errors import UserError
 from ..study.confirmation import CONFIRMED_KEY, Confirmation, read_confirmation
 from ..trial.ranking import best_trial
 from ..trial.recipe import recipe_of

@@ -11,8 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from finetune.errors import UserError
-
+from ..errors import UserError
 from ..formatting import with_error
 from ..process.logging import info, warn
 from ..process.signals import acknowledge_stop, raise_if_stopped

@@ -14,9 +14,9 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from finetune.errors import UserError
 from hpo.analysis.importance import Importance
 from hpo.analysis.status import Best, Confirmed, Pace, Status, Worker
+from hpo.errors import UserError
 from hpo.status import main, to_json, to_text
 from hpo.storage.open import load_study, open_existing, open_storage
 from hpo.storage.rdb import StudyStorage

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from finetune.adapt import AdaptationError, Adapted, Progress
 from finetune.data.runes import RuneSource
-from finetune.errors import UserError
 from finetune.recipe import Recipe
 from finetune.scoring.cost import Cost
 from hpo.confirm.__main__ import main
 from hpo.confirm.measurements import Measurements, table_seed
 from hpo.confirm.result import to_text
+from hpo.errors import UserError
 from hpo.export.__main__ import main as export
 from hpo.export.selection import choose
 from hpo.problem import evaluate

@@ -20,7 +20,6 @@ import torch
 from finetune.adapt import adapt
 from finetune.challenge import load_submission
 from finetune.data.runes import NEW_LABEL, RuneSource
-from finetune.errors import UserError
 from finetune.recipe import Recipe
 from finetune.scoring.estimators import NoiseTable, estimate
 from finetune.submission.bundle import bundle
@@ -33,6 +32,7 @@ from finetune.submission.proof import (
     describe,
 )
 from finetune.submission.sandbox import _count_steps
+from hpo.errors import UserError
 from hpo.export import __main__ as export_module
 from hpo.export.__main__ import held_out, main
 from hpo.export.selection import choose
