@@ -21,6 +21,7 @@ from hpo.status import main, to_json, to_text
 from hpo.storage.open import load_study, open_existing, open_storage
 from hpo.storage.rdb import StudyStorage
 from hpo.study.config import StudyConfig, load_study_file
+from tests.hpo.stored import make_confirmation
 
 FILE = """
 name = "s"
@@ -209,6 +210,55 @@ def test_the_command_reads_a_real_study(
     assert "workers     0 alive" in text
     assert "silent for 30" in text
     assert storage.get_trial(held).state == TrialState.RUNNING  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("odd", ["x", [1], {"trial": 4}, {"name": 1, "loss": 0.1}, {"loss": "low"}])
+def test_a_foreign_confirmation_is_a_remark(
+    config: StudyConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], odd: object
+) -> None:
+    study = load_study(made(config, 1), config.name)
+    study.set_user_attr("confirmed", odd)
+    text = told(capsys, "--study", str(tmp_path / "s.toml"))
+    assert "\nconfirmed   is not what this release stores (" in text
+    assert "; confirm again by python -m hpo.confirm\n" in text
+    read = json.loads(told(capsys, "--study", str(tmp_path / "s.toml"), "--json"))
+    assert read["confirmed"] is None
+    assert "confirm again" in read["confirmed_unreadable"]
+    study.set_user_attr("confirmed", make_confirmation(0).to_json())
+    read = json.loads(told(capsys, "--study", str(tmp_path / "s.toml"), "--json"))
+    assert read["confirmed"] == {
+        **{"name": "best 2", "trial": 0, "loss": 0.0812, "standard_error": 0.0031},
+        **{"difference": -0.0031, "low": -0.0047, "high": -0.0015},
+    }
+    assert read["confirmed_unreadable"] is None
+
+
+def test_foreign_attributes_of_trials_are_remarks(
+    config: StudyConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = made(config, 2)
+    study = load_study(storage, config.name)
+    trial_id = storage.claim(study._study_id, None)
+    assert isinstance(trial_id, int)
+    odd = {"standard_error": "small", "cost": [1], "outcome": "given up", "instances": [{}]}
+    run = optuna.Trial(study, trial_id)
+    with storage.together(trial_id) as writes:
+        run.suggest_float("lr", 1e-4, 1e-2, log=True)
+        for key, value in odd.items():
+            run.set_user_attr(key, value)
+        writes.state, writes.values = TrialState.COMPLETE, [0.0]
+    text = told(capsys, "--study", str(tmp_path / "s.toml"), "--best", "1")
+    assert "outcomes    complete 2, given up 1" in text
+    assert "best        trial 2  loss 0.0000\n" in text
+    assert "unreadable  trial 2: " in text
+    assert ", and 3 more: see --json" in text
+    read = json.loads(told(capsys, "--study", str(tmp_path / "s.toml"), "--json"))
+    assert sorted(read["unreadable"]) == [
+        "trial 2: cost should be a valid number",
+        "trial 2: instances.0.instance is missing",
+        "trial 2: instances.0.loss is missing",
+        "trial 2: standard_error should be a valid number",
+    ]
 
 
 def test_few_trials_say_how_many_are_missing(
