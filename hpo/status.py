@@ -81,7 +81,7 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
     alive = sum(w.alive for w in status.workers)
     yield "workers", f"{alive} alive" + _unheard(status)
     for w in status.workers:
-        age = f"last sign of life {w.silent_s:.0f} s ago"
+        age = f"last heartbeat {w.silent_s:.0f} s ago"
         state = f"alive, {age}" if w.alive else f"silent for {w.silent_s:.0f} s"
         yield "worker", f"{w.worker}  trial {w.trial}  {state}"
     yield "pace", _pace(status.pace)
@@ -111,7 +111,7 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
 def _unheard(status: Status) -> str:
     if not status.no_heartbeat:
         return ""
-    return f"; running without signs of life, by other programs: {status.no_heartbeat}"
+    return f"; running without heartbeats, by other programs: {status.no_heartbeat}"
 
 
 def _pace(pace: Pace | None) -> str:

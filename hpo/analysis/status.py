@@ -1,4 +1,4 @@
-"""What is known of a study at one moment, computed from its trials and signs of life."""
+"""A study at one moment: counts, pace, workers, time left and the best trials."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Worker:
 
     worker: str
     trial: int  # its number
-    silent_s: float  # since its last sign of life
+    silent_s: float  # since its last heartbeat
     alive: bool  # silent for no longer than the study's grace
 
 
@@ -89,7 +89,7 @@ class Status:
     best: tuple[Best, ...]  # lowest loss first
     pace: Pace | None  # null: no trial has run for any time yet
     workers: tuple[Worker, ...]  # by trial
-    no_heartbeat: int  # running trials without any sign of life: not of this service
+    no_heartbeat: int  # running trials without any heartbeat: another program runs them
     compute_s: float  # that finished trials took, all together
     budget: dict[str, float]  # the parts that the study file sets, by their names there
     spent: str | None  # which of them is spent

@@ -1,4 +1,4 @@
-"""The recipes that meet at the end of a search, and how they did in it."""
+"""The recipes that are measured again at the end of a search, and their losses in it."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def choose_candidates(
 ) -> list[Candidate]:
     """The default recipe with the study's fixed values, the ``top`` best trials, and the files'.
 
-    Equal recipes are one candidate, called by the first of their names.
+    Equal recipes are one candidate under the first of their names.
 
     Raises:
-        UserError: a file holds no recipe, a trial's recipe is of another version, or there is
-            nothing but the default.
+        UserError: a file holds no recipe, a trial's recipe is of another version, or the
+            default recipe is the only candidate.
     """
     trials = study.get_trials(deepcopy=False)
     ran = _trials_by_recipe(trials)
@@ -81,7 +81,8 @@ def choose_candidates(
 def search_difference(candidate: Candidate, baseline: Candidate) -> Interval | None:
     """``candidate`` minus ``baseline`` in the search, on the instances that both were measured on.
 
-    None when there are none.
+    Returns:
+        None if there are no such instances.
     """
     theirs = baseline.search_losses
     differences = {i: x - theirs[i] for i, x in candidate.search_losses.items() if i in theirs}

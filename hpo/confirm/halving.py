@@ -1,11 +1,11 @@
-"""Racing candidates by successive halving, and what can be said of the winner.
+"""A race of candidates by sequential halving, with intervals for the winner's differences.
 
-All candidates are measured on a first block of instances; the weaker ones leave; the others are
-measured on a block twice as long, and so on (sequential halving: Karnin, Koren and Somekh 2013).
-Candidates are compared by paired differences: they meet on the same instances, which differ among
-themselves by far more than good candidates do.
+All candidates are measured on a first block of instances.  The weaker ones leave, and the others
+are measured on a block twice as long, and so on (Karnin, Koren and Somekh 2013).  Candidates are
+compared by paired differences on the same instances, because instances differ by far more than
+good candidates do.
 
-Losses on two splits of one rune are not independent, so instances are first averaged within their
+Losses on two splits of one rune are not independent.  So instances are first averaged within their
 *unit*, the rune, and every error is over units.
 """
 
@@ -21,9 +21,9 @@ import numpy as np
 from ..analysis.intervals import Interval, interval, unit_means
 from ..study.confirmation import Left
 
-# Who is further behind the leader than so many standard errors of the difference leaves first.
+# A candidate leaves when it is further behind the leader than so many standard errors.
 ERRORS_BEHIND = 2.0
-# Fewer challengers than this are never made fewer for the sake of halving.
+# Halving never leaves fewer challengers than this.
 LEAST_CHALLENGERS = 2
 
 Measure = Callable[[str, str], tuple[float, float]]  # (candidate, instance) -> (loss, seconds)
@@ -31,7 +31,7 @@ Measure = Callable[[str, str], tuple[float, float]]  # (candidate, instance) -> 
 
 @dataclass
 class Contender:
-    """A candidate's way through the race."""
+    """A candidate in the race."""
 
     candidate: str
     losses: dict[str, float] = field(default_factory=dict)  # by instance
@@ -42,7 +42,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Halved:
-    """How a race went.
+    """A finished race.
 
     ``contenders``: the finalists by mean loss, then the others, the latest to leave first.
     ``units``: the unit of each instance.
@@ -126,11 +126,11 @@ def halve(
 
     After every round but the last,
 
-    1. who is more than two standard errors behind the leader leaves, but for the baseline and the
-       best challenger, without whom there would be nothing to compare with at the end;
-    2. if more challengers are left than half of those at the start (a quarter after the second
-       round, ...; never fewer than two), those of highest mean loss leave, though the data do
-       not show that they are worse.
+    1. a candidate leaves if it is more than two standard errors behind the leader.  The baseline
+       and the best challenger stay, because the result compares with them;
+    2. if more than half of the challengers are left (a quarter after the second round, and so on;
+       never fewer than two), those of highest mean loss leave, though the data do not show that
+       they are worse.
 
     The standard error is of a difference of two candidates, from the residuals of all of them
     (randomised blocks: loss = candidate + unit + residual), since two or three differences alone
@@ -143,7 +143,7 @@ def halve(
             than ``feasible_s`` put the candidate out of the race, the baseline as well.
         order: shuffles the measurements of a round, so that two processes that share their
             measurements seldom make the same one.
-        on_round: told after each round its number and all contenders.
+        on_round: called after each round with its number and all contenders.
 
     Raises:
         ValueError: no baseline among the candidates, a candidate twice, or no instance.

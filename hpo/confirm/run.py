@@ -1,4 +1,4 @@
-"""The work of `hpo.confirm`: calls that are made once, round by round, and their progress."""
+"""Confirm a study: make the calls of each round once, and store the result."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def confirm(
 
 
 def _check_same_measure(study: optuna.Study, mine: Mapping[str, str]) -> None:
-    """The drawings and networks are the study's; other code is borne, and told.
+    """Check that drawings and networks are the study's; warn if the code is another one.
 
     Raises:
         UserError: something else differs; says what.
@@ -196,7 +196,7 @@ class _Calls:
         return self._reasons.get(candidate.digest)
 
     def tell(self, number: int, contenders: Sequence[Contender]) -> None:
-        """Say how a round ended."""
+        """Log how a round ended."""
         running = [c for c in contenders if c.left == Left.FINALIST]
         left = [c for c in contenders if c.left != Left.FINALIST and c.rounds == number - 1]
         parts = [f"{len(running)} of {len(running) + len(left)} candidates go on"]
@@ -218,7 +218,7 @@ def _loss(measured: Measurement) -> str:
 
 
 def _duration(calls: int, candidates: Sequence[Candidate]) -> str:
-    """How long so many calls take, if they are as long as they were in the search."""
+    """Estimated time of so many calls, by their length in the search."""
     seconds = [c.trial.longest_s for c in candidates if c.trial and c.trial.longest_s is not None]
     if not seconds or not calls:
         return ""

@@ -103,7 +103,7 @@ def _recipe(run: Run) -> Recipe:
 
 
 def _confirmed_recipe(study: optuna.Study, confirmed: Confirmation) -> Chosen:
-    """What won against the trials although it is none of them."""
+    """A confirmed recipe that no trial ran."""
     try:
         recipe = Recipe.from_dict(confirmed.recipe)
     except (TypeError, RecipeError) as error:

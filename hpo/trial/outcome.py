@@ -1,8 +1,8 @@
 """How trials end, and which of Optuna's states stands for each end.
 
 A recipe's own failures (a loss that is not finite, memory, time) are stored as pruned *and*
-infeasible, so that samplers learn to keep away from them: of failed trials they learn nothing.
-Failed are only trials that say nothing about their recipe: a bug, or workers lost too often.
+infeasible, so that samplers learn to avoid them: samplers ignore failed trials.  A trial is
+failed only if its end says nothing about its recipe: a bug, or workers that were lost too often.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Outcome(enum.StrEnum):
 
     @property
     def is_workers_trouble(self) -> bool:
-        """Whether a row of these says that the worker, not its recipes, should stop."""
+        """Whether several of these in a row mean that the worker is at fault, not its recipes."""
         return self in (Outcome.BUG, Outcome.OUT_OF_MEMORY)
 
 
@@ -57,9 +57,10 @@ _RECIPES_FAULTS = (
 
 
 class TrialEndedError(Exception):
-    """Raised while a trial runs: it is over, in this way, for this reason.
+    """Raised while a trial runs, to end it.
 
-    ``value`` is an estimate of the loss that it would have had.
+    Args:
+        value: an estimate of the loss that it would have had.
     """
 
     def __init__(self, outcome: Outcome, reason: str, value: float | None = None) -> None:
@@ -106,4 +107,4 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-NO_OUTCOME = "not recorded"
+NO_OUTCOME = "not recorded"  # shown for trials that another program ended

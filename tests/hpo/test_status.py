@@ -65,7 +65,7 @@ def test_the_text_is_short_lines_that_begin_with_what_they_are_about() -> None:
         "trials      6 finished, running 2, waiting 0, complete 5, pruned 1, fail 0",
         "outcomes    complete 5, infeasible 1",
         "workers     1 alive",
-        "worker      host:1  trial 12  alive, last sign of life 3 s ago",
+        "worker      host:1  trial 12  alive, last heartbeat 3 s ago",
         "worker      host:2  trial 13  silent for 91 s",
         "pace        12.0 trials/h (6 finished since the start, 30.0 min in which any trial ran)",
         "compute     60.0 min in finished trials",
@@ -90,7 +90,7 @@ def test_what_is_not_known_is_said() -> None:
     text = to_text(nothing)
     for line in (
         "outcomes    none yet",
-        "workers     0 alive; running without signs of life, by other programs: 2",
+        "workers     0 alive; running without heartbeats, by other programs: 2",
         "pace        unknown: no trial has run yet",
         "time left   unknown: so",
         "budget      none",
