@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..formatting import setting
-from ..trial.record import Run, finite
+from ..trial.run import Run
+from ..trial.stored import finite
 
 # The recipe's fields of its augmentation mix.
 AUGMENTATIONS = (

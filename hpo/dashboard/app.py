@@ -16,9 +16,8 @@ import bottle
 import optuna_dashboard
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from finetune.errors import UserError
-
 from ..artifacts.store import Store
+from ..errors import UserError
 from ..storage.open import open_storage
 from ..storage.url import parse_url, shown
 from ..study.config import StudyConfig

@@ -16,9 +16,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from finetune.errors import UserError
-
 from ..analysis.references import read_references
+from ..errors import UserError
 from ..process.logging import warn
 from ..report.contents import NOTE_SECTIONS, report_of
 from ..report.data import StudyData
@@ -26,7 +25,7 @@ from ..report.markdown import section_markdown, to_markdown
 from ..report.plotly import to_plotly
 from ..report.sections.trial import trial_section
 from ..study.config import StudyConfig, load_study_file
-from ..trial.record import runs_of
+from ..trial.run import run_of, runs_of
 from .attrs import NOTE_VERSION_OF_WORKER, PLOT_PREFIX
 from .storage import WatchedStorage
 
@@ -124,7 +123,7 @@ class Notes:
             return ""
         address = f"/artifacts/{study_id}/{trial_id}" if self._has_pictures else None
         try:
-            return section_markdown(trial_section(runs_of([trial])[0], address))
+            return section_markdown(trial_section(run_of(trial), address))
         except Exception as error:  # the page of the study is worth more than one note
             self._warn(f"the note of trial {trial.number}", error)
             return ""

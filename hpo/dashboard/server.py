@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import ipaddress
 import logging
@@ -16,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from wsgiref.types import WSGIApplication
 
-from finetune.errors import UserError
-
 from ..artifacts.store import open_store
+from ..errors import UserError
+from .options import TOKEN_VARIABLE, DashboardOptions
 
-TOKEN_VARIABLE = "RUNES_DASHBOARD_TOKEN"
 _THREADS = 4
 _LARGEST_BODY = 128 * 2**20  # of an artifact that is uploaded
 _LARGEST_FORM = 2**16
@@ -53,7 +51,7 @@ class Address:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
 
-def serve(options: argparse.Namespace) -> int:
+def serve(options: DashboardOptions) -> int:
     """Show the study until the process is stopped; returns the exit code."""
     token = read_token(options.token_file, options.no_token)
     address, listener = listen(options.host, options.port)

@@ -15,8 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from finetune.errors import UserError
-
+from ..errors import UserError
 from ..storage.rdb import StudyStorage
 from ..storage.retry import Patience
 from ..trial.ranking import is_feasible

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from finetune.data.options import add_drawings_options
-from finetune.errors import UserError, run_command
-
+from ..arguments import DeviceOptions, DrawingsOptions, StudyOptions, option, parse
+from ..errors import EXIT_FAILED, UserError, run_command
 from ..process.devices import check_device, choose_device, n_cores
 
 # Torch takes seconds to import, and `--help` and `--format json` need none of it; `--help` needs
@@ -27,12 +26,42 @@ if TYPE_CHECKING:
     from ..study.config import StudyConfig
     from .selection import Chosen
 
-EXIT_FAILED = 1
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(DeviceOptions, DrawingsOptions, StudyOptions):
+    """Which recipe becomes a file, and how the file is proved."""
+
+    trial: int | None = option(
+        "default: the confirmed one, else the best", None, excludes="recipe", least=0, metavar="N"
+    )
+    recipe: Path | None = option(
+        "a recipe in JSON, of no trial", None, excludes="recipe", metavar="FILE"
+    )
+    confirmed: bool = option("what hpo.confirm named, and nothing else", False, excludes="recipe")
+    out: Path | None = option("the file to write (json: default is to print)", None, metavar="FILE")
+    format: str = option("python, or json: the recipe alone", "python", choices=("python", "json"))
+    force: bool = option("replace a file that is there", False)
+    no_challenge: bool = option("do not score the file on held-out runes", False)
+    held_out: int = option("of those runes, at most", 5, least=1, metavar="N")
+    t_samples: int = option("passes of the author's estimator", 1000, least=2)
+    threads: int | None = option(
+        "CPU threads of the proof (default: the trial's)", None, variable=True, above=0
+    )
+
+    def __post_init__(self) -> None:
+        if self.out is None:
+            if self.format == "python":
+                raise UserError("--out is missing; write the file's name, such as finetune.py")
+            return
+        if self.format == "python" and self.out.suffix != ".py":
+            raise UserError(f"--out is {self.out}; write a name that ends in .py")
+        _check_free(self.out, self.force)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
-    _check_options(options)
+    description = f"{__doc__} It writes nothing to the study."
+    epilog = "Exit codes: 0 written, 1 the proof failed and nothing is written, 2 bad input."
+    options = parse(ExportOptions, argv, "export", description, epilog)
     choose_device(options.device)
     import optuna
 
@@ -44,61 +73,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.alphabet, options.drawings, options.train
     )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = None if options.recipe else _open_study(config, options)
-    if study is not None and options.confirmed and CONFIRMED_KEY not in study.user_attrs:
-        raise UserError(
-            f"study {config.name} has no confirmed result; measure its best trials again by "
-            f"python -m hpo.confirm --study {options.study}"
-        )
-    chosen = read_recipe(options.recipe) if study is None else choose(study, options.trial)
-    if options.format == "json":
+    if options.recipe is not None:
+        study, chosen = None, read_recipe(options.recipe)
+    else:
+        study = _open_study(config, options)
+        if options.confirmed and CONFIRMED_KEY not in study.user_attrs:
+            raise UserError(
+                f"study {config.name} has no confirmed result; measure its best trials again by "
+                f"python -m hpo.confirm --study {options.study}"
+            )
+        chosen = choose(study, options.trial)
+    if options.out is None or options.format == "json":
         _write(options.out, chosen.recipe.to_json() + "\n", options.force)
         return 0
-    return _export(config, study, chosen, options)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m hpo.export",
-        description=f"{__doc__} It writes nothing to the study.",
-        epilog="Exit codes: 0 written, 1 the proof failed and nothing is written, 2 bad input.",
-    )
-    add = parser.add_argument
-    add("--study", required=True, help="name in studies/, or path of a study file")
-    add("--storage", help="database URL (default: the study file's); also $RUNES_STORAGE")
-    add_drawings_options(parser, "the study file's")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--trial", type=int, metavar="N", help="default: the confirmed one, else the best"
-    )
-    which.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe in JSON, of no trial")
-    which.add_argument(
-        "--confirmed", action="store_true", help="what hpo.confirm named, and nothing else"
-    )
-    add("--out", type=Path, metavar="FILE", help="the file to write (json: default is to print)")
-    add("--format", choices=("python", "json"), default="python", help="json: the recipe alone")
-    add("--force", action="store_true", help="replace a file that is there")
-    add("--no-challenge", action="store_true", help="do not score the file on held-out runes")
-    add("--held-out", type=int, default=5, metavar="N", help="of those runes, at most (default: 5)")
-    add("--t-samples", type=int, default=1000, help="passes of the author's estimator")
-    add("--device", help="cpu, cuda or cuda:N, of the proof (default: a GPU if there is one)")
-    add("--threads", type=int, help="CPU threads of the proof (default: the trial's)")
-    return parser
-
-
-def _check_options(options: argparse.Namespace) -> None:
-    for name, least in (("held_out", 1), ("t_samples", 2), ("threads", 1), ("trial", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            word = f"--{name.replace('_', '-')}"
-            raise UserError(f"{word} is {value}; write {least} or more")
-    if options.out is None:
-        if options.format == "python":
-            raise UserError("--out is missing; write the file's name, such as finetune.py")
-        return
-    if options.format == "python" and options.out.suffix != ".py":
-        raise UserError(f"--out is {options.out}; write a name that ends in .py")
-    _check_free(options.out, options.force)
+    return _export(config, study, chosen, options.out, options)
 
 
 def _check_free(path: Path, force: bool) -> None:
@@ -108,7 +96,7 @@ def _check_free(path: Path, force: bool) -> None:
         raise UserError(f"{path} is there already; write --force to replace it")
 
 
-def _open_study(config: StudyConfig, options: argparse.Namespace) -> optuna.Study:
+def _open_study(config: StudyConfig, options: ExportOptions) -> optuna.Study:
     from ..storage.open import load_study, open_existing
 
     storage = open_existing(config.storage_url(options.storage), options.study)
@@ -121,7 +109,11 @@ def _open_study(config: StudyConfig, options: argparse.Namespace) -> optuna.Stud
 
 
 def _export(
-    config: StudyConfig, study: optuna.Study | None, chosen: Chosen, options: argparse.Namespace
+    config: StudyConfig,
+    study: optuna.Study | None,
+    chosen: Chosen,
+    out: Path,
+    options: ExportOptions,
 ) -> int:
     import torch
 
@@ -140,28 +132,29 @@ def _export(
         _check_same_measure(study, measuring.manifest)
     try:
         code = measuring.manifest["code"]
-        text = bundle(chosen.recipe, describe_origin(chosen, config.name, code, options.out.name))
+        text = bundle(chosen.recipe, describe_origin(chosen, config.name, code, out.name))
     except JoinError as error:
         raise UserError(f"the modules can't be joined: {error}") from error
     with tempfile.TemporaryDirectory(prefix="export-") as directory:
-        submission = Path(directory) / options.out.name
+        submission = Path(directory) / out.name
         submission.write_text(text, "utf-8")
         try:
             _prove(submission, config, chosen, measuring)
             if not options.no_challenge:
                 _challenge(submission, config, measuring, options)
         except (ProofError, ChallengeFailure) as failure:
-            print(f"failed: {failure}; {options.out} is not written", file=sys.stderr)
+            print(f"failed: {failure}; {out} is not written", file=sys.stderr)
             return EXIT_FAILED
-    _write(options.out, text, options.force)
-    print(f"wrote {options.out}: {chosen.name}, {len(text.splitlines())} lines")
+    _write(out, text, options.force)
+    print(f"wrote {out}: {chosen.name}, {len(text.splitlines())} lines")
     return 0
 
 
 def _threads_of(chosen: Chosen) -> int:
     """As many as the trial had, where there are so many: then it can agree bit for bit."""
-    machine = chosen.trial.user_attrs.get("machine", {}) if chosen.trial else {}
-    return min(int(machine.get("threads", n_cores())), n_cores())
+    machine = chosen.trial.record.machine if chosen.trial else None
+    threads = None if machine is None else machine.threads
+    return min(threads or n_cores(), n_cores())
 
 
 def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
@@ -201,14 +194,16 @@ def _claimed(chosen: Chosen, instances: Sequence[Instance]) -> tuple[Instance, C
     """The instance to run the file on, and what the trial measured there."""
     from finetune.submission.proof import Claim
 
-    if chosen.trial is None:
-        return instances[0], None
-    measured: list[dict[str, Any]] = chosen.trial.user_attrs["instances"]
     by_label = {i.label: i for i in instances}
+    claims = [
+        (by_label[call.instance], Claim(call.loss, call.standard_error, call.steps))
+        for call in (chosen.trial.calls if chosen.trial else ())
+        if call.instance in by_label and call.standard_error is not None and call.steps is not None
+    ]
+    if not claims:
+        return instances[0], None
     # Of those whose schedule the clock left alone, where there is one: those can agree exactly.
-    whole = [m for m in measured if m["steps"] == chosen.recipe.steps]
-    m = (whole or measured)[0]
-    return by_label[m["instance"]], Claim(m["loss"], m["standard_error"], m["steps"])
+    return next((c for c in claims if c[1].steps == chosen.recipe.steps), claims[0])
 
 
 def held_out(source: RuneSource, config: StudyConfig, most: int) -> list[str]:
@@ -220,7 +215,7 @@ def held_out(source: RuneSource, config: StudyConfig, most: int) -> list[str]:
 
 
 def _challenge(
-    submission: Path, config: StudyConfig, measuring: Measuring, options: argparse.Namespace
+    submission: Path, config: StudyConfig, measuring: Measuring, options: ExportOptions
 ) -> None:
     from finetune.challenge import (
         earns_points,

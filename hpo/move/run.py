@@ -10,10 +10,9 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from finetune.errors import UserError
-
 from ..artifacts.location import check_directory
 from ..artifacts.store import Store, open_store
+from ..errors import UserError
 from ..storage.errors import words_of
 from ..storage.open import never_idle, open_storage, reading
 from ..storage.rdb import StudyStorage

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import nn
 
 from finetune.data.runes import RuneSource, Split, open_source
-from finetune.errors import UserError
 from finetune.model.checkpoints import list_networks, load_network
 
+from ..errors import UserError
 from ..study.config import Instances, StudyConfig
 from ..study.manifest import make_manifest
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from finetune.canvas import Resize
 from finetune.data.runes import RuneSource
-from finetune.errors import UserError
 from finetune.model.checkpoints import list_networks
 
+from ..errors import UserError
 from ..study.config import StudyConfig
 from .instances import Instance, load_instances
 

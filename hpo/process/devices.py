@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from finetune.errors import UserError
+from ..errors import UserError
 
 
 def n_cores() -> int:

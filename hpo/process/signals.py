@@ -11,7 +11,7 @@ import signal
 import sys
 from types import FrameType
 
-from finetune.errors import EXIT_INTERRUPTED
+from ..errors import EXIT_INTERRUPTED
 
 _pending: StopError | None = None  # asked for, and not yet acted upon
 

@@ -16,7 +16,8 @@ from ..storage.transactions import Beat
 from ..study.config import StudyConfig
 from ..study.confirmation import Confirmation, read_confirmation
 from ..study.manifest import MANIFEST_KEY
-from ..trial.record import Run, best_of
+from ..trial.run import Run, best_of
+from ..trial.stored import Remark
 from .document import Picture
 
 
@@ -67,7 +68,7 @@ class StudyData:
         return spent_budget(self.config.budget, [r.trial for r in self.finished])
 
     @cached_property
-    def confirmation(self) -> Confirmation | str | None:
+    def confirmation(self) -> Confirmation | Remark | None:
         """What `hpo.confirm` stored; a remark if it can't be read."""
         return read_confirmation(self.attrs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,14 +18,13 @@ from pydantic import (
 
 from finetune.canvas import Resize
 from finetune.data.futhorc import ALPHABET
-from finetune.errors import UserError
 from finetune.recipe import Recipe, RecipeError
 
-from ..artifacts.location import ARTIFACTS_VARIABLE, check_place, default_place
+from ..artifacts.location import check_place, default_place
+from ..errors import UserError
 from .space import Parameter, check_space
 
 STUDIES_DIR = Path("studies")
-STORAGE_VARIABLE = "RUNES_STORAGE"
 
 _AUTHORS_TRAIN = 10  # drawings of a rune, of twenty
 
@@ -254,16 +252,16 @@ class StudyConfig(_Table):
         return self
 
     def storage_url(self, option: str | None = None) -> str:
-        """Where the study is: the command line's word, else the environment's, else the file's."""
-        return option or os.environ.get(STORAGE_VARIABLE) or self.storage
+        """Where the study is: ``option``, which a command was given, else the file's."""
+        return option or self.storage
 
     def artifacts_place(self, storage: str | None = None, option: str | None = None) -> str:
-        """Where files of trials are kept; the command line's words are ``storage`` and ``option``.
+        """Where files of trials are kept: ``option``, else the file's, else beside ``storage``.
 
         Raises:
             UserError: the database's URL is none.
         """
-        named = option or os.environ.get(ARTIFACTS_VARIABLE) or self.artifacts
+        named = option or self.artifacts
         return named or default_place(self.name, self.storage_url(storage))
 
 

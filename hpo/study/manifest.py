@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import optuna
 
-from finetune.errors import UserError
 from finetune.submission.imports import needed_modules
 
+from ..errors import UserError
 from .config import StudyConfig
 
 if TYPE_CHECKING:  # torch takes seconds to import, and who only joins a study needs none of it

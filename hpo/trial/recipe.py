@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-import optuna
+from finetune.recipe import Recipe, RecipeError
 
-from finetune.recipe import Recipe
+from .record import TrialRecord
 
 
-def recipe_of(trial: optuna.trial.FrozenTrial) -> Recipe:
-    """The recipe that a finished trial ran."""
-    return Recipe.from_dict(json.loads(trial.user_attrs["recipe"]))
+def recipe_of(record: TrialRecord) -> Recipe:
+    """The recipe that a trial ran.
+
+    Raises:
+        RecipeError: none is stored, or it is of a release with other fields.
+    """
+    if record.recipe is None:
+        raise RecipeError("no recipe is stored")
+    try:
+        return Recipe.from_dict(record.recipe)
+    except TypeError as error:  # a value of a type that no release had
+        raise RecipeError(str(error)) from error
 
 
 def changed_values(recipe: Recipe) -> dict[str, Any]:

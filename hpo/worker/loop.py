@@ -11,8 +11,8 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from finetune.errors import UserError
-
+from ..errors import UserError
+from ..formatting import with_error
 from ..process.logging import info, warn
 from ..process.signals import acknowledge_stop, raise_if_stopped
 from ..storage.rdb import StudyStorage
@@ -22,6 +22,7 @@ from ..study.budget import why_stop
 from ..study.config import Budget, Recovery
 from ..trial.outcome import Ending, Outcome, ending_of
 from ..trial.ranking import FAILED, OVER_COST, OVER_LIMIT
+from ..trial.record import TrialRecord, read_trial, write_trial
 from .display import Display
 from .heartbeat import Pulse
 
@@ -181,24 +182,18 @@ class Loop:
             value = last if last == last else None
         values = None if value is None or state == TrialState.FAIL else [value]
         constraints = {}
-        longest_s = trial.user_attrs.get("longest_call_s")
-        if longest_s is not None:
-            constraints[OVER_LIMIT] = longest_s - self.feasible_s
-        cost = trial.user_attrs.get("cost")
-        if cost is not None and self.feasible_cost is not None:
-            constraints[OVER_COST] = cost - self.feasible_cost
+        record = read_trial(trial)
+        if record.longest_call_s is not None:
+            constraints[OVER_LIMIT] = record.longest_call_s - self.feasible_s
+        if record.cost is not None and self.feasible_cost is not None:
+            constraints[OVER_COST] = record.cost - self.feasible_cost
         if ending.outcome.is_recipes_fault:
             constraints[FAILED] = _WORSE_THAN_SLOW
         frozen = trial._cached_frozen_trial
         self.study.sampler.after_trial(self.study, frozen, state, values)
         links = self.plot(trial)
         with self.storage.together(trial._trial_id) as writes:
-            trial.set_user_attr("outcome", ending.outcome.value)
-            trial.set_user_attr("worker", self.storage.worker)
-            if ending.reason:
-                trial.set_user_attr("reason", ending.reason)
-            for key, attr in ending.attrs.items():
-                trial.set_user_attr(key, attr)
+            write_trial(trial, TrialRecord.of_ending(ending, self.storage.worker))
             for key, excess in constraints.items():
                 trial.set_constraint(key, excess)
             if constraints:
@@ -216,14 +211,13 @@ class Loop:
 
 
 def _tell(trial: optuna.Trial, ending: Ending, seconds: float) -> None:
+    record = read_trial(trial)
     parts = [f"trial {trial.number}: {ending.outcome.value}"]
     if ending.value is not None:
-        error = trial.user_attrs.get("standard_error")
-        parts.append(f"loss {ending.value:.4f}" + (f" ± {error:.4f}" if error else ""))
+        parts.append(f"loss {with_error(ending.value, record.standard_error)}")
     if ending.reason:
         parts.append(ending.reason)
-    calls = trial.user_attrs.get("instances")
-    if calls is not None:
-        parts.append(f"{len(calls)} call{'' if len(calls) == 1 else 's'}")
+    if n := len(record.instances):
+        parts.append(f"{n} call{'' if n == 1 else 's'}")
     parts.append(f"{seconds:.1f} s")
     info(", ".join(parts))

@@ -1,4 +1,4 @@
-"""``--workers N``: workers side by side on one machine, started, watched and stopped as one."""
+"""``--workers N``: a pool of worker processes on one machine, watched and stopped as one."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
-from finetune.errors import EXIT_BAD_INPUT, UserError
-
-from ..arguments import Options
+from ..arguments import passed_on
+from ..errors import EXIT_BAD_INPUT, UserError
 from ..process.devices import check_device, choose_device, share_cores
 from ..process.logging import info, start_log, warn
 from ..process.signals import raise_if_stopped
 from ..storage.tables import FINISHED
+from .options import WorkerOptions
 
 _LOOK_S = 0.5
 _SHOW_S = 3.0
@@ -37,7 +37,7 @@ class _Worker:
     printer: threading.Thread
 
 
-def run_fleet(options: Options) -> int:
+def run_pool(options: WorkerOptions) -> int:
     """Run ``options.workers`` workers until all are done; returns the exit code.
 
     Raises:
@@ -47,7 +47,7 @@ def run_fleet(options: Options) -> int:
     if options.seed is not None:
         raise UserError("--seed is one worker's; leave it out, or leave out --workers")
     # Workers choose their devices themselves, from all that were left to this process.
-    environment = {k: v for k, v in os.environ.items() if k != "RUNES_WORKERS"}
+    environment = dict(os.environ)
     choose_device(options.device)
     from ..study.config import load_study_file
 
@@ -69,14 +69,12 @@ def run_fleet(options: Options) -> int:
     url = config.storage_url(options.storage)
     # Mistakes come out here, once, and the tables are there before the workers come.
     storage, study = create(config, url, load_measuring(config, options.data).manifest)
-    start_log("fleet")
+    start_log("pool")
     info(f"{options.workers} workers of {threads} thread{'' if threads == 1 else 's'} each")
 
     def start(index: int) -> _Worker:
-        arguments = [*_arguments(options), "--threads", str(threads)]
-        if devices[index] is not None:
-            arguments += ["--device", str(devices[index])]
-        return _start(index, arguments, environment)
+        alone = replace(options, workers=1, in_pool=True, threads=threads, device=devices[index])
+        return _start(index, *passed_on(alone, environment))
 
     workers = [start(i) for i in range(options.workers)]
     codes: list[int] = []
@@ -110,21 +108,11 @@ def run_fleet(options: Options) -> int:
     return int(any(codes))
 
 
-def _devices(options: Options, n_gpus: int) -> list[str | None]:
+def _devices(options: WorkerOptions, n_gpus: int) -> list[str | None]:
     """A device for each worker: GPUs in turn, unless one is asked for."""
     if options.device not in (None, "cuda") or n_gpus < 2:
         return [options.device] * options.workers
     return [f"cuda:{i % n_gpus}" for i in range(options.workers)]
-
-
-def _arguments(options: Options) -> list[str]:
-    arguments = ["--study", options.study, "--workers", "1", "--under-fleet"]
-    drawings = ("data", "alphabet", "drawings", "train")
-    for name in ("storage", "artifacts", *drawings, "trials", "seconds", "together", "sampler"):
-        value = getattr(options, name)
-        if value is not None:
-            arguments += [f"--{name}", str(value)]
-    return arguments
 
 
 def _start(index: int, arguments: Sequence[str], environment: Mapping[str, str]) -> _Worker:
@@ -163,7 +151,7 @@ def _stop(workers: Sequence[_Worker]) -> None:
 
 
 def stop_with_parent() -> None:
-    """Stop this worker, properly, when the fleet that started it is gone."""
+    """Stop this worker, properly, when the pool that started it is gone."""
 
     def wait() -> None:
         sys.stdin.read()

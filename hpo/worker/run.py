@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from ..arguments import Options
+from ..errors import EXIT_FAILED
 from ..process.devices import check_device, choose_device, share_cores
 from ..process.logging import info, start_log, warn
+from .options import WorkerOptions
 
-EXIT_FAILED = 1
 
-
-def run_worker(options: Options) -> int:
+def run_worker(options: WorkerOptions) -> int:
     """Run trials of a study until its budget is spent; returns the exit code.
 
     Raises:
@@ -53,7 +52,7 @@ def run_worker(options: Options) -> int:
         return 0
     study, storage = join(config, url, measuring.manifest, options.seed)
     start_log(storage.worker)
-    if options.under_fleet:
+    if options.in_pool:
         from .pool import stop_with_parent
 
         stop_with_parent()
@@ -87,6 +86,6 @@ def run_worker(options: Options) -> int:
         except WorkerFailedError as error:
             warn(str(error))
             return EXIT_FAILED
-    if not options.under_fleet:
+    if not options.in_pool:
         print_summary(study, config, options.study, url)
     return 0

@@ -10,7 +10,7 @@ from ..report.contents import summary_of
 from ..report.data import StudyData
 from ..report.markdown import to_terminal
 from ..study.config import StudyConfig
-from ..trial.record import runs_of
+from ..trial.run import runs_of
 
 
 def print_summary(study: optuna.Study, config: StudyConfig, study_argument: str, url: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from finetune.challenge import POINTS
 
 from ...formatting import counted, duration, with_error
-from ...trial.record import Run
+from ...trial.run import Run
 from ..data import StudyData
 from ..document import Block, Figure, Pair, Section, Table, Text
 from ..plots import Line, Plot, Series, Style, axis_of

@@ -10,7 +10,8 @@ from optuna.distributions import CategoricalDistribution
 
 from ...formatting import counted, setting
 from ...study.confirmation import Confirmation
-from ...trial.record import Run, finite
+from ...trial.run import Run
+from ...trial.stored import finite
 from ..data import StudyData
 from ..document import Block, Code, Section, Text
 
@@ -56,7 +57,7 @@ def _commands(data: StudyData) -> Iterator[Block]:
             f"Confirm again: trial {best.number} has the lowest loss and has not taken part.",
             confirm,
         )
-    rival = confirmed.against.get("runner_up") or confirmed.against.get("default")
+    rival = confirmed.comparisons.runner_up or confirmed.comparisons.default
     if rival is not None and not rival.is_sure:
         yield Text(
             "The winner and its runner-up are not told apart. More runes, splits or seeds in "

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ...analysis.references import searched_places
 from ...trial.outcome import NO_OUTCOME, Outcome
-from ...trial.record import Run
+from ...trial.run import Run
 from ..data import StudyData
 from ..document import Block, Figure, Section, Table, Text
 from ..plots import Mark, Row, RowPlot

@@ -9,7 +9,8 @@ from optuna.distributions import CategoricalDistribution
 
 from ...analysis.status import Status
 from ...formatting import setting
-from ...trial.record import Run, finite
+from ...trial.run import Run
+from ...trial.stored import finite
 from ..data import StudyData
 from ..document import Block, Figure, Figures, Pair, Section, Table, Text
 from ..plots import Mark, Plot, Row, RowPlot, Series, axis_of, label_axis

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from finetune.recipe import Recipe
 
 from ...formatting import cost_of_answer, counted, setting, with_error
 from ...trial.ranking import OVER_LIMIT
 from ...trial.recipe import changed_values
-from ...trial.record import Run, finite
+from ...trial.run import Run
 from ..document import Block, Picture, Section, Table, Text
 
 _LINK = "artifacts:"  # of system attributes: Optuna's record of a file that is kept
@@ -28,8 +27,8 @@ def trial_section(run: Run, address: str | None = None) -> Section:
 
 
 def _blocks(run: Run, address: str | None) -> Iterator[Block]:
-    if run.calls:
-        mean = sum(call.loss for call in run.calls) / len(run.calls)
+    mean = run.record.mean_loss
+    if mean is not None:
         text = f"Loss {with_error(mean, run.standard_error)}"
         text += f" over {counted(len(run.calls), 'instance')}"
         if run.state.name == "PRUNED" and run.loss is not None and run.feasible:
@@ -48,17 +47,12 @@ def _blocks(run: Run, address: str | None) -> Iterator[Block]:
 
 
 def _feasibility(run: Run) -> str:
-    over_s = finite(run.trial.constraints.get(OVER_LIMIT))
+    over_s = run.trial.constraints.get(OVER_LIMIT)
     word = "Feasible" if run.feasible else "Not feasible"
     if run.longest_s is not None and over_s is not None:
         allowed_s = run.longest_s - over_s
         return f"{word}: the longest call took {run.longest_s:.1f} s; {allowed_s:g} s are allowed."
     return "" if run.feasible else f"{word}."
-
-
-def _stored_calls(run: Run) -> list[Mapping[str, Any]]:
-    stored = run.trial.user_attrs.get("instances")
-    return [one for one in stored if isinstance(one, Mapping)] if isinstance(stored, list) else []
 
 
 def _pictures(run: Run, address: str) -> Iterator[Block]:
@@ -72,14 +66,13 @@ def _pictures(run: Run, address: str) -> Iterator[Block]:
                     kept[str(meta["artifact_id"])] = str(meta["filename"]).removesuffix(".png")
             except (KeyError, TypeError, ValueError):  # not as Optuna writes it
                 continue
-    titles = {str(c.get("picture")): str(c.get("instance")) for c in _stored_calls(run)}
-    of_calls = [i for i in titles if i in kept]
+    titles = {call.picture: call.instance for call in run.calls if call.picture in kept}
+    of_calls = [i for i in titles if i is not None]
     for identifier in [*of_calls, *sorted(set(kept) - set(of_calls), key=kept.__getitem__)]:
         yield Picture(f"{address}/{identifier}", titles.get(identifier, kept[identifier]))
 
 
 def _losses(run: Run) -> Iterator[Block]:
-    stored = {str(c.get("instance")): c for c in _stored_calls(run)}
     if run.calls:
         yield Table(
             "Its calls",
@@ -88,18 +81,13 @@ def _losses(run: Run) -> Iterator[Block]:
                 (
                     call.instance,
                     with_error(call.loss, call.standard_error),
-                    _number(stored[call.instance].get("seconds"), ".1f"),
-                    _number(stored[call.instance].get("steps"), ".0f"),
+                    "" if call.seconds is None else f"{call.seconds:.1f}",
+                    "" if call.steps is None else str(call.steps),
                 )
                 for call in run.calls
             ],
             numbers=(1, 2, 3),
         )
-
-
-def _number(value: object, spec: str) -> str:
-    known = finite(value)
-    return "" if known is None else format(known, spec)
 
 
 def _recipe(run: Run) -> Iterator[Block]:

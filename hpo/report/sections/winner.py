@@ -17,11 +17,12 @@ from ...analysis.references import (
 from ...formatting import counted, duration, with_error
 from ...study.confirmation import (
     BASELINE,
+    CandidateResult,
     Confirmation,
-    Standing,
     describe_difference,
 )
-from ...trial.record import Call, Run
+from ...trial.record import Call
+from ...trial.run import Run
 from ..data import StudyData
 from ..document import Block, Figure, Section, Table, Text
 from ..plots import Line, Mark, Row, RowPlot
@@ -66,10 +67,11 @@ def _lead_confirmed(data: StudyData, confirmed: Confirmation) -> Iterator[str]:
     if data.has_points:
         text += f", {_points(confirmed.loss)} by the author's table"
     yield text + "."
-    for key, name in (("default", "the default recipe"), ("runner_up", "the runner-up")):
-        other = confirmed.against.get(key)
-        if other and not (key == "runner_up" and other.name == BASELINE):
-            yield f"Its loss minus {name}'s: {describe_difference(other.model_dump())}."
+    default, runner_up = confirmed.comparisons.default, confirmed.comparisons.runner_up
+    if default:
+        yield f"Its loss minus the default recipe's: {describe_difference(default)}."
+    if runner_up and not runner_up.is_default:
+        yield f"Its loss minus the runner-up's: {describe_difference(runner_up)}."
 
 
 def _lead_best(data: StudyData, best: Run) -> str:
@@ -88,7 +90,7 @@ def winner_section(data: StudyData) -> Section:
     if isinstance(confirmed, Confirmation):
         blocks = list(_confirmed_blocks(data, confirmed))
     else:
-        blocks = [Text(confirmed)] if confirmed else []
+        blocks = [Text(f"The study's attribute {confirmed}.")] if confirmed else []
         blocks += list(_best_blocks(data))
     return Section("best", "The best recipe", blocks)
 
@@ -154,7 +156,7 @@ def _confirmed_blocks(data: StudyData, confirmed: Confirmation) -> Iterator[Bloc
     yield from _thresholds(data, means)
 
 
-def _candidate_row(row: Standing) -> tuple[str, ...]:
+def _candidate_row(row: CandidateResult) -> tuple[str, ...]:
     left = "" if row.left == "finalist" else row.left
     return (
         row.title,

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from finetune.adapt import AdaptationError, Adapted, Progress
 from finetune.data.runes import RuneSource
-from finetune.errors import UserError
 from finetune.recipe import Recipe
 from finetune.scoring.cost import Cost
 from hpo.confirm.__main__ import main
-from hpo.confirm.measurements import Kept, table_seed
+from hpo.confirm.measurements import Measurements, table_seed
 from hpo.confirm.result import to_text
+from hpo.errors import UserError
 from hpo.export.__main__ import main as export
 from hpo.export.selection import choose
 from hpo.problem import evaluate
@@ -32,9 +32,16 @@ from hpo.problem.unseen import load_unseen
 from hpo.status import main as status
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import StudyConfig, load_study_file
-from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY, describe_difference
+from hpo.study.confirmation import (
+    CALLS_PREFIX,
+    CONFIRMED_KEY,
+    Confirmation,
+    Difference,
+    describe_difference,
+)
 from hpo.study.create import create
 from hpo.study.manifest import MANIFEST_KEY
+from hpo.trial.record import Call
 from tests.hpo.standins import one_by_one
 from tests.settings import torch_threads
 
@@ -383,14 +390,20 @@ def test_what_another_process_has_measured_is_used(
 ) -> None:
     config = load_study_file("tiny.toml")
     instances = load_unseen(config, source)
-    other = Kept(config, study, load_measuring(config, None).manifest, instances)
+    other = Measurements(config, study, load_measuring(config, None).manifest, instances)
     made: list[float] = []
 
     def meanwhile(recipe: Recipe) -> float:
         if not made:
             for unseen in instances:
                 for lr in (1e-3, 2e-3, 4e-3):
-                    measured = {"loss": 1.0 + lr, "standard_error": 0.1, "seconds": 1.0, "steps": 3}
+                    measured = Call(
+                        instance=unseen.label,
+                        loss=1.0 + lr,
+                        standard_error=0.1,
+                        seconds=1.0,
+                        steps=3,
+                    )
                     other.write(Recipe(**FIXED, lr=lr), unseen.label, measured)
         made.append(recipe.lr)
         return 1.5
@@ -545,10 +558,14 @@ def test_bad_input_is_one_line(study: optuna.Study, arguments: Sequence[str], me
 
 
 def test_what_one_rune_can_say_is_said() -> None:
-    known = {"difference": -0.1, "standard_error": 0.01, "low": -0.12, "high": 0.02}
+    known = Difference(
+        name="default", digest="d", difference=-0.1, standard_error=0.01, low=-0.12, high=0.02
+    )
     assert describe_difference(known).endswith("interval -0.1200 to +0.0200); not told apart")
-    assert "not told apart" not in describe_difference({**known, "high": -0.08})
-    assert "of a single instance" in describe_difference({**known, "low": None, "high": None})
+    sure = known.model_copy(update={"high": -0.08})
+    assert "not told apart" not in describe_difference(sure)
+    single = known.model_copy(update={"low": None, "high": None})
+    assert "of a single instance" in describe_difference(single)
 
 
 def test_the_text_is_a_table_and_a_verdict() -> None:
@@ -578,11 +595,13 @@ def test_the_text_is_a_table_and_a_verdict() -> None:
     other |= {"standard_error": 0.0006, "low": -0.0047, "high": -0.0015}
     result = {
         **{k: row[k] for k in ("name", "trial", "digest", "loss", "standard_error", "cost")},
+        "recipe": {},
+        "units": 12,
         "instances": ["a"] * 12,
         "against": {"default": other, "runner_up": other},
         "table": [row, default, tied],
     }
-    assert to_text(result).splitlines() == [
+    assert to_text(Confirmation.model_validate(result)).splitlines() == [
         "candidate  trial  loss             to default        in the search   "
         "  longest  cost  rounds",
         "best 1        17  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"

@@ -22,12 +22,12 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from finetune.errors import UserError
 from hpo.artifacts.store import open_store
 from hpo.dashboard.__main__ import main
 from hpo.dashboard.app import LiveDashboard
 from hpo.dashboard.middleware.read_only import reads
 from hpo.dashboard.server import Address, check_exposure, guard, listen, read_token
+from hpo.errors import UserError
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
 from hpo.storage.retry import Patience

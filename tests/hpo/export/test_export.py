@@ -20,7 +20,6 @@ import torch
 from finetune.adapt import adapt
 from finetune.challenge import load_submission
 from finetune.data.runes import NEW_LABEL, RuneSource
-from finetune.errors import UserError
 from finetune.recipe import Recipe
 from finetune.scoring.estimators import NoiseTable, estimate
 from finetune.submission.bundle import bundle
@@ -33,6 +32,7 @@ from finetune.submission.proof import (
     describe,
 )
 from finetune.submission.sandbox import _count_steps
+from hpo.errors import UserError
 from hpo.export import __main__ as export_module
 from hpo.export.__main__ import held_out, main
 from hpo.export.selection import choose
@@ -42,6 +42,7 @@ from hpo.storage.rdb import StudyStorage
 from hpo.study.config import StudyConfig, load_study_file
 from hpo.study.confirmation import CONFIRMED_KEY
 from hpo.study.manifest import MANIFEST_KEY
+from tests.hpo.stored import make_confirmation
 from tests.settings import torch_threads
 
 if TYPE_CHECKING:
@@ -264,11 +265,24 @@ def test_the_confirmed_trial_comes_before_the_best(study: Path) -> None:
     other.number, other.value = 1, 9.0
     loaded.add_trial(other)
     assert choose(loaded, None).name == "trial 0 of study tiny"
-    confirmed = {"trial": 1, "loss": 0.25, "standard_error": 0.01}
+    confirmed = make_confirmation(trial=1, loss=0.25).to_json()
     storage.set_study_user_attr(loaded._study_id, CONFIRMED_KEY, confirmed)
     chosen = choose(opened()[1], None)
     assert (chosen.name, chosen.loss, chosen.confirmed) == ("trial 1 of study tiny", 0.25, True)
     assert not choose(opened()[1], 0).confirmed
+
+
+def test_a_confirmation_that_cannot_be_read_is_told_and_trials_can_be_named(study: Path) -> None:
+    storage, loaded = opened()
+    for odd in ("x", {"loss": "low"}, {"trial": 0, "loss": 0.1}):
+        storage.set_study_user_attr(loaded._study_id, CONFIRMED_KEY, odd)
+        with pytest.raises(UserError, match=r"confirm again by .*, or name a trial by --trial$"):
+            choose(opened()[1], None)
+        assert choose(opened()[1], 0).name == "trial 0 of study tiny"
+    old = make_confirmation(trial=None, recipe={"colour": "red"}).to_json()
+    storage.set_study_user_attr(loaded._study_id, CONFIRMED_KEY, old)
+    with pytest.raises(UserError, match="confirmed has a recipe of another version"):
+        choose(opened()[1], None)
 
 
 def test_a_trial_that_measured_nothing_is_refused(study: Path) -> None:

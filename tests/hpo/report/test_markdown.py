@@ -13,7 +13,7 @@ from hpo.report.data import StudyData
 from hpo.report.document import Code, Document, Section, Table, Text
 from hpo.report.markdown import escape, section_markdown, to_markdown, to_terminal
 from hpo.report.sections.trial import trial_section
-from hpo.trial.record import runs_of
+from hpo.trial.run import run_of
 
 Make = Callable[..., StudyData]
 
@@ -88,7 +88,7 @@ def test_a_trial_of_any_form_has_a_note() -> None:
             user_attrs={**attrs, "outcome": "pruned"},
             system_attrs={"artifacts:x": "no JSON", "artifacts:y": '{"mimetype": "image/png"}'},
         )
-        note = section_markdown(trial_section(runs_of([trial])[0], "/artifacts/1/1"))
+        note = section_markdown(trial_section(run_of(trial), "/artifacts/1/1"))
         assert note.startswith("## Trial -1: pruned")
         assert ("| a\\|b | 0.1000 |  |  |" in note) == (attrs.get("instances") is calls)
         assert ("Why: a\\_b." in note) == ("reason" in attrs)

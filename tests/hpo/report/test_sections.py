@@ -24,7 +24,8 @@ from hpo.report.sections.recipe import to_toml
 from hpo.study.config import StudyConfig
 from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY, Confirmation, read_confirmation
 from hpo.study.manifest import MANIFEST_KEY
-from hpo.trial.record import Run, best_of, finite, runs_of
+from hpo.trial.run import Run, best_of, runs_of
+from hpo.trial.stored import finite
 
 Make = Callable[..., StudyData]
 Attrs = dict[str, Any]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.errors import UserError
 from finetune.recipe import Recipe
+from hpo.errors import UserError
 from hpo.study.config import Instances, StudyConfig, load_study_file
 from hpo.study.space import sample_recipe
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from finetune.data.runes import RuneSource, open_drawn
-from finetune.errors import UserError
+from hpo.errors import UserError
 from hpo.problem.instances import load_instances
 from hpo.study import manifest as manifest_module
 from hpo.study.config import StudyConfig

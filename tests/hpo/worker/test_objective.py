@@ -25,6 +25,7 @@ from hpo.storage.open import load_study, open_storage
 from hpo.study.config import Budget, Limits, Pruner, Recovery, StudyConfig
 from hpo.trial.ranking import best_trial
 from hpo.trial.recipe import recipe_of
+from hpo.trial.record import read_trial
 from hpo.worker import objective as objective_module
 from hpo.worker.display import Display
 from hpo.worker.loop import Loop, WorkerFailedError
@@ -108,12 +109,12 @@ def test_the_value_is_the_mean_over_instances(run: Run) -> None:
     (trial,) = run(lambda r: (10 * r.lr, 1.0), [0.01])
     measured = trial.user_attrs["instances"]
     assert [m["instance"] for m in measured] == ["r0/0", "r1/0/1", "r2/0/2"]
-    assert [m["steps"] for m in measured] == 3 * [recipe_of(trial).steps]
+    assert [m["steps"] for m in measured] == 3 * [recipe_of(read_trial(trial)).steps]
     assert trial.value == pytest.approx(sum(m["loss"] for m in measured) / 3)
     # Blank drawings: E (e - constant)^2 = 1 + constant^2.
     assert trial.value == pytest.approx(1 + 0.1**2, abs=5 * trial.user_attrs["standard_error"])
     assert list(trial.intermediate_values) == [1, 2, 3]
-    assert recipe_of(trial) == Recipe(lr=0.01)
+    assert recipe_of(read_trial(trial)) == Recipe(lr=0.01)
     assert trial.user_attrs["outcome"] == "complete"
     assert trial.user_attrs["worker"] == "me"
     json.dumps(trial.user_attrs)

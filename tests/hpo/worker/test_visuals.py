@@ -35,7 +35,7 @@ from hpo.report.markdown import section_markdown
 from hpo.report.sections.trial import trial_section
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import Budget, Recovery, StudyConfig
-from hpo.trial.record import runs_of
+from hpo.trial.run import run_of
 from hpo.worker.display import Display
 from hpo.worker.loop import Loop
 from hpo.worker.objective import Objective
@@ -161,8 +161,7 @@ def changeable(done: Done, tmp_path: Path) -> Done:
 
 def note_of(trial: FrozenTrial) -> str:
     """A trial's note in the dashboard."""
-    (run,) = runs_of([trial])
-    return section_markdown(trial_section(run, f"/artifacts/1/{trial._trial_id}"))
+    return section_markdown(trial_section(run_of(trial), f"/artifacts/1/{trial._trial_id}"))
 
 
 def files_of(trial: FrozenTrial, config: StudyConfig) -> dict[str, str]:
