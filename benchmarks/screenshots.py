@@ -82,7 +82,7 @@ def _pictures(page: Page, url: str) -> dict[str, bytes]:
     shots["dashboard-story"] = _shot(page)
 
     page.goto(home)
-    plot = page.get_by_text("Best so far against compute").first
+    plot = page.get_by_text("Best loss so far against compute").first
     plot.wait_for()
     # The study's own plots are below those of the dashboard; its bar stays on top of them.
     plot.evaluate(f"e => {{ e.scrollIntoView(); window.scrollBy(0, -{_ABOVE_PX}) }}")

@@ -6,6 +6,11 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 
+def counted(n: int, thing: str) -> str:
+    """A number of things: ``1 trial``, ``2 trials``."""
+    return f"{n} {thing}{'' if n == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """In the largest unit of which there are two or more."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):

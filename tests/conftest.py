@@ -44,7 +44,7 @@ _WORKER = (
         "hpo.worker.objective",
         "hpo.artifacts.uploads",
     ),
-    *("hpo.dashboard.notes", "hpo.worker.visuals", "hpo.worker.summary", "matplotlib.figure"),
+    *("hpo.worker.visuals", "hpo.worker.summary", "matplotlib.figure"),
 )
 
 

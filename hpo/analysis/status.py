@@ -152,7 +152,7 @@ def status_of(
         ),
         compute_s=compute_seconds(finished),
         budget=config.budget.model_dump(exclude_none=True),
-        spent=_spent(config.budget, finished),
+        spent=spent_budget(config.budget, finished),
         time_left_s=left if isinstance(left, float) else None,
         time_left_unknown=left if isinstance(left, str) else None,
         importances=mattered,
@@ -217,7 +217,8 @@ def _time_left(budget: Budget, finished: int, pace: Pace | None) -> float | str:
     return 3600 * left / pace.trials_per_hour
 
 
-def _spent(budget: Budget, finished: Sequence[FrozenTrial]) -> str | None:
+def spent_budget(budget: Budget, finished: Sequence[FrozenTrial]) -> str | None:
+    """Which part of the budget the finished trials have spent; None while none is."""
     if budget.trials is not None and len(finished) >= budget.trials:
         return f"{budget.trials} trials are finished"
     return why_stop(budget, 0.0, lambda: finished)  # a worker's own clock is not known here

@@ -53,15 +53,11 @@ class Watch:
 
 
 Run = Callable[[optuna.Trial, Watch], float]
-Show = Callable[[optuna.Trial, Ending], Mapping[str, Any]]
+MakePlot = Callable[[optuna.Trial], Mapping[str, Any]]
 
 
-def _show_nothing(trial: optuna.Trial, ending: Ending) -> Mapping[str, Any]:
+def _plot_nothing(trial: optuna.Trial) -> Mapping[str, Any]:
     return {}
-
-
-def _do_nothing() -> None:
-    pass
 
 
 class WorkerFailedError(Exception):
@@ -76,8 +72,7 @@ class Loop:
         run: the objective: runs a trial and returns its value.
         feasible_s: a trial whose attribute ``longest_call_s`` is above this is infeasible.
         feasible_cost: so is one whose attribute ``cost`` is above this; None: no limit.
-        show: system attributes for a trial that ends, for people to look at.
-        after: called after each trial that ended here.
+        plot: makes and keeps the plot of a trial that ends; returns system attributes for it.
     """
 
     study: optuna.Study
@@ -88,8 +83,7 @@ class Loop:
     display: Display
     feasible_s: float = float("inf")
     feasible_cost: float | None = None
-    show: Show = _show_nothing
-    after: Callable[[], object] = _do_nothing
+    plot: MakePlot = _plot_nothing
     _poll_s: float = field(init=False, default=_FIRST_POLL_S)
 
     def __post_init__(self) -> None:
@@ -122,7 +116,6 @@ class Loop:
                     pulse.attend(trial_id)
                     outcome = self._run_one(trial_id, Watch(self.storage, pulse, self.display))
                     pulse.attend(None)
-                    self.after()
                     failures = failures + 1 if outcome and outcome.is_workers_trouble else 0
                     if failures >= self.recovery.failures:
                         raise WorkerFailedError(
@@ -198,7 +191,7 @@ class Loop:
             constraints[FAILED] = _WORSE_THAN_SLOW
         frozen = trial._cached_frozen_trial
         self.study.sampler.after_trial(self.study, frozen, state, values)
-        to_see = self.show(trial, ending)
+        links = self.plot(trial)
         with self.storage.together(trial._trial_id) as writes:
             write_trial(trial, TrialRecord.of_ending(ending, self.storage.worker))
             for key, excess in constraints.items():
@@ -206,7 +199,7 @@ class Loop:
             if constraints:
                 # The dashboard reads only this older form.
                 writes.system_attrs["constraints"] = list(constraints.values())
-            writes.system_attrs.update(to_see)
+            writes.system_attrs.update(links)
             writes.state, writes.values = state, values
 
     def _hand_back(self, why: str) -> None:

@@ -21,7 +21,7 @@ from ..trial.outcome import Outcome, TrialEndedError
 from ..trial.record import Call, Machine, TrialRecord, mean_loss, write_trial
 from ..trial.stored import finite
 from .loop import Watch
-from .visuals import Showing
+from .visuals import Visuals
 
 _DIGITS = 4  # that are kept of losses by t, whose noise is larger
 
@@ -33,7 +33,7 @@ class Objective:
     pruner compares trials on the same ones.  A call over the limit ends the trial.
 
     Args:
-        showing: makes each call's picture; none by default.
+        visuals: makes each call's picture; none by default.
         together: instances whose calls go side by side.
     """
 
@@ -41,12 +41,12 @@ class Objective:
         self,
         config: StudyConfig,
         instances: Sequence[Instance],
-        showing: Showing | None = None,
+        visuals: Visuals | None = None,
         together: int = 1,
     ) -> None:
         self.config = config
         self.instances = instances
-        self._showing = showing or Showing(Gallery(), config.feasible_s)
+        self._visuals = visuals or Visuals(Gallery())
         self._together = together
         self._race = Race()
         self._curves = KnownCurves()
@@ -145,7 +145,7 @@ class Objective:
         seed = self.config.estimator.seed
         calls = timed_calls(self.config, recipe, instances, seed, on_step)
         for instance, called, curve in zip(instances, calls, curves, strict=True):
-            picture = self._showing.of_call(instance, called.model)
+            picture = self._visuals.of_call(instance, called.model)
             yield (
                 Call(
                     instance=instance.label,

@@ -29,7 +29,6 @@ def run_worker(options: WorkerOptions) -> int:
     import torch
 
     from ..artifacts.uploads import Gallery
-    from ..dashboard.notes import Story
     from ..problem.instances import load_measuring
     from ..storage.tables import FINISHED
     from ..study.create import join
@@ -38,7 +37,7 @@ def run_worker(options: WorkerOptions) -> int:
     from .objective import Objective
     from .preview import print_preview
     from .summary import print_summary
-    from .visuals import Showing
+    from .visuals import Visuals
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs tracebacks as warnings
     check_device(options.device)
@@ -47,7 +46,7 @@ def run_worker(options: WorkerOptions) -> int:
     measuring = load_measuring(config, options.data)
     url = config.storage_url(options.storage)
     place = config.artifacts_place(options.storage, options.artifacts)
-    showing = Showing(Gallery(place), config.feasible_s)
+    visuals = Visuals(Gallery(place))
     if options.dry_run:
         print_preview(config, measuring.instances, url, measuring.manifest)
         return 0
@@ -70,26 +69,23 @@ def run_worker(options: WorkerOptions) -> int:
         f"{'' if len(measuring.instances) == 1 else 's'}, {finished} trials finished, "
         f"{threads} thread{'' if threads == 1 else 's'}"
     )
-    story = Story(config, options.study, url, study, storage)
     with Display(config.name, budget.trials, finished) as display:
         loop = Loop(
             study=study,
             storage=storage,
-            run=Objective(config, measuring.instances, showing, options.together),
+            run=Objective(config, measuring.instances, visuals, options.together),
             budget=budget,
             recovery=config.recovery,
             display=display,
             feasible_s=config.feasible_s,
             feasible_cost=config.limits.cost,
-            show=showing.of_trial,
-            after=story.refresh,
+            plot=visuals.of_trial,
         )
         try:
             info(f"done: {loop.work()}")
-            story.refresh(every_s=0.0)  # nobody may finish a trial after this one
         except WorkerFailedError as error:
             warn(str(error))
             return EXIT_FAILED
     if not options.in_pool:
-        print_summary(study, config, options.study)
+        print_summary(study, config, options.study, url)
     return 0

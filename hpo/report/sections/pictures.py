@@ -17,7 +17,8 @@ from PIL import Image, UnidentifiedImageError
 from ...artifacts.store import Store
 from ...study.confirmation import Confirmation, read_confirmation
 from ...trial.ranking import best_trials
-from ..document import Picture
+from ..data import StudyData
+from ..document import Block, Picture, Section, Text
 from ..sanitize import plain
 
 MOST_BYTES = 250_000  # of a picture
@@ -39,6 +40,21 @@ class Found:
 
 class _UnfitError(Exception):
     """An artifact that can't be shown; the message says why."""
+
+
+def pictures_section(data: StudyData) -> Section:
+    """The pictures that were read, and what was left out."""
+    blocks: list[Block] = []
+    if data.pictures:
+        blocks.append(
+            Text(
+                "Of a call, from top to bottom: real drawings that it did not see, samples of the "
+                "pretrained network, samples of the adapted one from the same noise."
+            )
+        )
+    blocks += data.pictures
+    blocks += [Text(remark, aside=True) for remark in data.picture_remarks]
+    return Section("pictures", "Pictures", blocks)
 
 
 def read_pictures(study: optuna.Study, trials: Sequence[FrozenTrial], store: Store | None) -> Found:

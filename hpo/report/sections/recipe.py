@@ -9,54 +9,65 @@ from collections.abc import Iterator
 from finetune.recipe import Recipe
 
 from ...formatting import setting
-from ...study.confirmation import Confirmation, read_confirmation
-from ..data import Given
+from ...study.confirmation import Confirmation
+from ..data import StudyData
 from ..document import Block, Code, Section, Table, Text
 
 _NO_CHOICE = "seed"  # of the call: a study file names seeds of its instances
 
 
-def recipe_section(given: Given) -> Section:
-    """What the best recipe has otherwise than the default, and all of it as JSON and TOML."""
-    return Section("recipe", "The recipe", list(_blocks(given)))
+def recipe_section(data: StudyData) -> Section:
+    """What the best recipe has otherwise than the default."""
+    name, recipe = best_recipe(data)
+    if recipe is not None:
+        block = _changes(name, recipe)
+    elif name:
+        block = Text(f"The recipe of {name}, is not of this release.")
+    else:
+        block = Text("There is no best recipe yet.")
+    return Section("recipe", "The recipe", [block])
 
 
-def best_recipe(given: Given) -> tuple[str, Recipe | None]:
+def copy_section(data: StudyData) -> Section | None:
+    """All of the best recipe as JSON and as TOML; None if there is none to copy."""
+    _, recipe = best_recipe(data)
+    if recipe is None:
+        return None
+    return Section(
+        "copy",
+        "The recipe to copy",
+        [
+            Text(
+                f"Its digest is {recipe.digest}. As JSON it is what --recipe of hpo.confirm and "
+                "hpo.export takes; as TOML it is a table of a study file.",
+                aside=True,
+            ),
+            Code("recipe.json", recipe.to_json()),
+            Code("[fixed] of a study file", to_toml(recipe)),
+        ],
+    )
+
+
+def best_recipe(data: StudyData) -> tuple[str, Recipe | None]:
     """Its name, empty if there is none yet; and itself, if this release can read it."""
-    confirmed = read_confirmation(given.attrs)
+    confirmed = data.confirmation
     if isinstance(confirmed, Confirmation):
         return f"{confirmed.title}, confirmed", confirmed.parsed_recipe()
-    if given.best:
-        return f"trial {given.best[0].number}, not confirmed", given.best[0].recipe
+    if data.best:
+        return f"trial {data.best[0].number}, not confirmed", data.best[0].recipe
     return "", None
 
 
-def _blocks(given: Given) -> Iterator[Block]:
-    name, recipe = best_recipe(given)
-    if recipe is None:
-        yield Text(
-            f"The recipe of {name}, is not of this release."
-            if name
-            else "There is no best recipe yet."
-        )
-        return
+def _changes(name: str, recipe: Recipe) -> Block:
     rows = list(_changed(recipe))
-    if rows:
-        yield Table(
-            f"What it has otherwise than the default recipe ({name})",
-            ("field", "value", "default", "unit", "meaning"),
-            rows,
-            numbers=(1, 2),
-        )
-    else:
-        yield Text(f"It is the default recipe ({name}).")
-    yield Text(
-        f"All of it, digest {recipe.digest}. As JSON it is what --recipe of hpo.confirm and "
-        "hpo.export takes; as TOML it is a table of a study file. A click selects it.",
-        aside=True,
+    if not rows:
+        return Text(f"It is the default recipe ({name}).")
+    return Table(
+        f"What it has otherwise than the default recipe ({name})",
+        ("field", "value", "default", "unit", "meaning"),
+        rows,
+        numbers=(1, 2),
     )
-    yield Code("recipe.json", recipe.to_json())
-    yield Code("[fixed] of a study file", to_toml(recipe))
 
 
 def to_toml(recipe: Recipe) -> str:

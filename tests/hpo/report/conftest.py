@@ -28,7 +28,7 @@ from hpo.analysis.references import Reference
 from hpo.confirm.candidates import choose_candidates
 from hpo.confirm.halving import block_ends, halve
 from hpo.confirm.result import result_of
-from hpo.report.data import Given
+from hpo.report.data import StudyData
 from hpo.storage import tables as db
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import StudyConfig, load_study_file
@@ -196,17 +196,19 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importance, "_RESAMPLES", 3)
 
 
-Make = Callable[..., Given]
+Make = Callable[..., StudyData]
 
 
 @pytest.fixture
-def given(config: StudyConfig) -> Make:
+def make_data(config: StudyConfig) -> Make:
     """What the page is made of, from trials and attributes of the study."""
 
-    def make(trials: Sequence[FrozenTrial], attrs: Mapping[str, Any] = {}, **more: Any) -> Given:
+    def make(
+        trials: Sequence[FrozenTrial], attrs: Mapping[str, Any] = {}, **more: Any
+    ) -> StudyData:
         common = {MANIFEST_KEY: manifest_of(config), "about": config.about}
-        return Given(**{
-            "config": config, "asked": "runes", "url": "sqlite:///runes.db",
+        return StudyData(**{
+            "config": config, "study_argument": "runes", "url": "sqlite:///runes.db",
             "attrs": {**common, **attrs}, "runs": runs_of(trials), "beats": (),
             "now": datetime(2026, 1, 6, tzinfo=UTC), **more,
         })  # fmt: skip

@@ -100,7 +100,7 @@ def test_a_worker_and_then_a_fleet_share_a_study(start: Start, tiny: Path) -> No
         check=False,
     )
     assert first.returncode == 0, first.stderr
-    assert "best: trial 0" in first.stdout
+    assert "Trial 0 has the lowest loss so far" in first.stdout
     assert "python -m hpo.worker --study tiny.toml" in first.stdout
     assert "trial 0: complete, loss " in first.stderr
     assert list((tiny / "tiny-artifacts").iterdir())
@@ -111,7 +111,7 @@ def test_a_worker_and_then_a_fleet_share_a_study(start: Start, tiny: Path) -> No
     fleet = start(tiny, "--study", "tiny.toml", "--trials", "6", "--workers", "2")
     out, err = fleet.communicate(timeout=120)
     assert fleet.returncode == 0, err
-    assert "tiny: 6 trials complete" in out
+    assert "6 trials finished" in out
     after = trials(tiny)
     assert [t.state for t in after] == [TrialState.COMPLETE] * 6
     assert len({t.params["lr"] for t in after}) == 6  # each samples on its own
