@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 
@@ -37,14 +36,3 @@ def with_error(value: float | None, error: float | None, sign: str = "") -> str:
         return ""
     known = error is not None and error == error
     return f"{value:{sign}.4f}" + (f" ± {error:.4f}" if known else "")
-
-
-def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> Iterator[str]:
-    """A line of each row, its cells in columns; those numbered in ``right`` end together."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield "  ".join(cells).rstrip()

@@ -6,15 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..analysis.intervals import CONFIDENCE, Interval
-from ..formatting import aligned, cost_of_answer, with_error
+from ..formatting import cost_of_answer, with_error
 from ..study.confirmation import (
-    CANDIDATE_COLUMNS,
-    CANDIDATE_NUMBERS,
     CandidateResult,
     Comparisons,
     Confirmation,
     Difference,
-    candidate_cells,
+    Left,
     describe_difference,
 )
 from ..trial.stored import finite
@@ -137,12 +135,47 @@ def _estimate(found: Interval | None) -> tuple[float | None, float | None]:
     return (None, None) if found is None else (finite(found.mean), finite(found.standard_error))
 
 
+_COLUMNS = (
+    "candidate",
+    "trial",
+    "loss",
+    "to default",
+    "in the search",
+    "longest",
+    "cost",
+    "rounds",
+    "",
+)
+_RIGHT = (1, 5, 6, 7)  # columns of numbers
+
+
 def to_text(result: Confirmation) -> str:
     """The table, the winner, and its difference in the search."""
-    rows = [CANDIDATE_COLUMNS, *map(candidate_cells, result.table)]
-    lines = list(aligned(rows, right=CANDIDATE_NUMBERS))
+    rows = [_COLUMNS, *(_cells(row) for row in result.table)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i in _RIGHT else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
     lines += [f"{row.title} on {row.reason}" for row in result.table if row.reason]
     return "\n".join([*lines, *_verdict(result)])
+
+
+def _cells(row: CandidateResult) -> tuple[str, ...]:
+    return (
+        row.name,
+        "-" if row.trial is None else str(row.trial),
+        with_error(row.loss, row.standard_error),
+        with_error(row.difference, row.difference_error, "+"),
+        with_error(row.search_difference, row.search_difference_error, "+"),
+        f"{row.longest_call_s:.1f} s",
+        "" if row.cost is None else f"{row.cost:.2f}",
+        str(row.rounds),
+        "" if row.left == Left.FINALIST else row.left,
+    )
 
 
 def _verdict(result: Confirmation) -> Iterator[str]:

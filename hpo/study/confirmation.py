@@ -11,7 +11,6 @@ from pydantic import Field, ValidationError
 
 from finetune.recipe import Recipe, RecipeError
 
-from ..formatting import with_error
 from ..trial.record import Call, FailedCall, read_call
 from ..trial.stored import Number, Remark, Stored, Whole, remarks_of
 
@@ -170,24 +169,3 @@ def describe_difference(found: Difference) -> str:
         return f"{found.difference:+.4f}, of a single instance, so its error is not known"
     text = f"{found.difference:+.4f} (95 % interval {found.low:+.4f} to {found.high:+.4f})"
     return text if found.is_sure else f"{text}; not told apart"
-
-
-CANDIDATE_COLUMNS = (
-    *("recipe", "loss", "to the default", "in the search"),
-    *("longest", "cost", "rounds", "left"),
-)
-CANDIDATE_NUMBERS = (1, 2, 3, 4, 5, 6)  # columns of numbers
-
-
-def candidate_cells(row: CandidateResult) -> tuple[str, ...]:
-    """A row of the table as text, in the order of `CANDIDATE_COLUMNS`."""
-    return (
-        row.title,
-        with_error(row.loss, row.standard_error),
-        with_error(row.difference, row.difference_error, "+"),
-        with_error(row.search_difference, row.search_difference_error, "+"),
-        f"{row.longest_call_s:.1f} s",
-        "" if row.cost is None else f"{row.cost:.2f}",
-        str(row.rounds),
-        "" if row.left == Left.FINALIST else row.left,
-    )

@@ -602,14 +602,15 @@ def test_the_text_is_a_table_and_a_verdict() -> None:
         "table": [row, default, tied],
     }
     assert to_text(Confirmation.model_validate(result)).splitlines() == [
-        "recipe                        loss    to the default     in the search"
-        "  longest  cost  rounds  left",
-        "best 1 (trial 17)  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
+        "candidate  trial  loss             to default        in the search   "
+        "  longest  cost  rounds",
+        "best 1        17  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
         "   79.0 s  1.62       3",
-        "default            0.0843 ± 0.0031                                    "
+        "default        -  0.0843 ± 0.0031                                    "
         "   79.0 s             3",
-        "best 2 (trial 3)   0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
-        "   79.0 s  1.62       1  t",
+        "best 2         3  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
+        "   79.0 s  1.62       1"
+        "  t",
         "winner: best 1 (trial 17), loss 0.0812 ± 0.0031 on 12 unseen instances",
         "  cost of an answer: 1.6 of the plain network's",
         "  against the default recipe: -0.0031 (95 % interval -0.0047 to -0.0015)",
