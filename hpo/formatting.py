@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 
+def counted(n: int, thing: str) -> str:
+    """A number of things: ``1 trial``, ``2 trials``."""
+    return f"{n} {thing}{'' if n == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds in the largest unit that gives at least 2, such as ``3.5 min``."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):

@@ -16,8 +16,7 @@ from .formatting import cost_of_answer, duration, setting
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:
-    from .analysis.status import Best, Pace, Status
-    from .study.confirmation import Confirmed
+    from .analysis.status import Best, Confirmed, Pace, Status
 
 _WIDTH = 100
 _MOST_IMPORTANT = 10
@@ -40,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .analysis.status import status_of
     from .storage.open import load_study, looked_at
     from .study.config import load_study_file
-    from .study.confirmation import CONFIRMED_KEY
 
     config = load_study_file(options.study)
     url = config.storage_url(options.storage)
@@ -48,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with looked_at(url, options.study) as storage:
         study = load_study(storage, config.name)
         trials = study.get_trials(deepcopy=False)
-        confirmed = study.user_attrs.get(CONFIRMED_KEY)
+        attrs = study.user_attrs
         beats = storage.database.patience.call(lambda: storage.beats(study._study_id))
     now = datetime.now(UTC)
-    status = status_of(config, url, trials, beats, now, options.best, confirmed)
+    status = status_of(config, url, trials, beats, now, options.best, attrs)
     print(to_json(status) if options.json else to_text(status))
     return 0
 
@@ -83,7 +81,7 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
     alive = sum(w.alive for w in status.workers)
     yield "workers", f"{alive} alive" + _unheard(status)
     for w in status.workers:
-        age = f"last sign of life {w.silent_s:.0f} s ago"
+        age = f"last heartbeat {w.silent_s:.0f} s ago"
         state = f"alive, {age}" if w.alive else f"silent for {w.silent_s:.0f} s"
         yield "worker", f"{w.worker}  trial {w.trial}  {state}"
     yield "pace", _pace(status.pace)
@@ -102,13 +100,18 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
         yield from _best_lines(best, width)
     if status.confirmed is not None:
         yield "confirmed", _confirmed(status.confirmed)
+    if status.confirmed_unreadable is not None:
+        yield "confirmed", status.confirmed_unreadable
     yield from _importance_lines(status)
+    if n := len(status.unreadable):
+        more = f", and {n - 1} more: see --json" if n > 1 else ""
+        yield "unreadable", f"{status.unreadable[0]}{more}"
 
 
 def _unheard(status: Status) -> str:
     if not status.no_heartbeat:
         return ""
-    return f"; running without signs of life, by other programs: {status.no_heartbeat}"
+    return f"; running without heartbeats, by other programs: {status.no_heartbeat}"
 
 
 def _pace(pace: Pace | None) -> str:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..arguments import parse
-from ..errors import run_command
-from ..process.devices import choose_device
+from ..errors import EXIT_FAILED, run_command
+from ..process.devices import check_device, choose_device, n_cores
 from ..process.logging import info, start_log
 from ..process.signals import StopError, acknowledge_stop, raise_on_signals
 from .options import ConfirmOptions
 
 # Torch and Optuna take seconds to import; `--help` needs neither.
+if TYPE_CHECKING:
+    import optuna
+
+    from ..study.config import StudyConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: ConfirmOptions) -> int:
     choose_device(options.device)
     import optuna
+    import torch
 
     from ..storage.open import load_study, open_existing
     from ..study.config import load_study_file
@@ -38,22 +46,40 @@ def _run(options: ConfirmOptions) -> int:
         options.alphabet, options.drawings, options.train
     )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    check_device(options.device)
+    torch.set_num_threads(options.threads or n_cores())
     storage = open_existing(config.storage_url(options.storage), options.study)
     try:
         # It may be away for a while, and hours of measuring shall not be lost to that.
         storage.database.patience.limit_s = config.recovery.patience_s
         study = load_study(storage, config.name)
-        from .run import confirm
-
-        code = confirm(config, study, options)
-        if code == 0:
-            from ..dashboard.notes import Story
-
-            url = config.storage_url(options.storage)
-            Story(config, options.study, url, study, storage).refresh(every_s=0.0)
-        return code
+        return _confirm(config, study, options)
     finally:
         storage.database.engine.dispose()
+
+
+def _confirm(config: StudyConfig, study: optuna.Study, options: ConfirmOptions) -> int:
+    from ..report.contents import confirmation_of
+    from ..report.markdown import to_terminal
+    from .run import NoneFeasibleError, confirm
+
+    try:
+        result = confirm(
+            config,
+            study,
+            data=options.data,
+            top=options.top,
+            recipes=options.recipe,
+            rounds=options.rounds,
+        )
+    except NoneFeasibleError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    if options.json:
+        print(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
+    else:
+        print(to_terminal(confirmation_of(config, result)))
+    return 0
 
 
 if __name__ == "__main__":

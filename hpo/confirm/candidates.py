@@ -1,11 +1,10 @@
-"""The recipes that meet at the end of a search, and how they did in it."""
+"""The recipes that are measured again at the end of a search, and their losses in it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -13,11 +12,12 @@ from optuna.trial import FrozenTrial, TrialState
 from ..analysis.intervals import Interval, interval, unit_means, units_of
 from ..errors import UserError
 from ..export.selection import read_recipe
-from ..problem.base import Method, Values, digest_of
+from ..problem.base import InvalidValuesError, Method, Values, digest_of
 from ..study.config import StudyConfig
 from ..study.confirmation import BASELINE, title
 from ..trial.ranking import best_trials
 from ..trial.recipe import recipe_of
+from ..trial.run import Run, run_of, runs_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Candidate:
 
     name: str  # "default", "best 3" (of the search) or a file's name
     recipe: Values  # complete
-    trial: FrozenTrial | None = None
+    trial: Run | None = None
 
     @property
     def digest(self) -> str:
@@ -45,8 +45,8 @@ class Candidate:
     @property
     def search_losses(self) -> dict[str, float]:
         """Its losses in the search, by instance; none without a trial."""
-        calls = self.trial.user_attrs["instances"] if self.trial else ()
-        return {call["instance"]: call["loss"] for call in calls}
+        calls = self.trial.calls if self.trial else ()
+        return {call.instance: call.loss for call in calls}
 
 
 def choose_candidates(
@@ -54,19 +54,19 @@ def choose_candidates(
 ) -> list[Candidate]:
     """The default recipe with the study's fixed values, the ``top`` best trials, and the files'.
 
-    Equal recipes are one candidate, called by the first of their names.
+    Equal recipes are one candidate under the first of their names.
 
     Raises:
-        UserError: a file holds no recipe, a trial's recipe is of another version, or there is
-            nothing but the default.
+        UserError: a file holds no recipe, a trial's recipe is of another version, or the
+            default recipe is the only candidate.
     """
     trials = study.get_trials(deepcopy=False)
     method = config.load_method()
     ran = _trials_by_recipe(trials, method)
-    proposed = [(BASELINE, method.complete(config.fixed))]
+    proposed: list[tuple[str, Values]] = [(BASELINE, method.complete(config.fixed))]
     for rank, trial in enumerate(best_trials(trials, top), start=1):
         proposed.append((f"best {rank}", _read(trial, method)))
-    proposed += [(path.name, dict(read_recipe(path, method).recipe)) for path in files]
+    proposed += [(path.name, read_recipe(path, method).recipe) for path in files]
     candidates: dict[str, Candidate] = {}
     for name, recipe in proposed:
         digest = digest_of(recipe)
@@ -82,7 +82,8 @@ def choose_candidates(
 def search_difference(candidate: Candidate, baseline: Candidate) -> Interval | None:
     """``candidate`` minus ``baseline`` in the search, on the instances that both were measured on.
 
-    None when there are none.
+    Returns:
+        None if there are no such instances.
     """
     theirs = baseline.search_losses
     differences = {i: x - theirs[i] for i, x in candidate.search_losses.items() if i in theirs}
@@ -92,33 +93,32 @@ def search_difference(candidate: Candidate, baseline: Candidate) -> Interval | N
     return interval(list(unit_means(differences, units).values()))
 
 
-def _read(trial: FrozenTrial, method: Method) -> dict[str, Any]:
+def _read(trial: FrozenTrial, method: Method) -> Values:
     try:
-        return recipe_of(trial, method)
-    except (KeyError, TypeError, ValueError) as error:
+        return recipe_of(run_of(trial).record, method)
+    except InvalidValuesError as error:
         raise UserError(
             f"trial {trial.number} has a recipe of another version ({error}); "
             "run the version that made the study"
         ) from error
 
 
-def _trials_by_recipe(trials: Sequence[FrozenTrial], method: Method) -> dict[str, FrozenTrial]:
-    """Of each recipe's digest the trial that says most: a complete one, else the longest."""
-    found: dict[str, FrozenTrial] = {}
-    for trial in trials:
-        if not trial.state.is_finished() or not trial.user_attrs.get("instances"):
+def _trials_by_recipe(trials: Sequence[FrozenTrial], method: Method) -> dict[str, Run]:
+    """Of each recipe's digest the trial with most to say: a complete one, else the longest."""
+    found: dict[str, Run] = {}
+    for run in runs_of(trials):
+        recipe = run.recipe(method)
+        if recipe is None or not run.state.is_finished() or not run.calls:
             continue
-        try:
-            digest = digest_of(recipe_of(trial, method))
-        except (KeyError, TypeError, ValueError):
-            continue
-        if digest not in found or _said(trial) > _said(found[digest]):
-            found[digest] = trial
+        digest = digest_of(recipe)
+        known = found.get(digest)
+        if known is None or _weight(run) > _weight(known):
+            found[digest] = run
     return found
 
 
-def _said(trial: FrozenTrial) -> tuple[Any, ...]:
-    # The better of two complete ones, as the best trials are called by it.
-    complete = trial.state == TrialState.COMPLETE
-    value = trial.value if complete and trial.value is not None else 0.0
-    return complete, len(trial.user_attrs["instances"]), -value
+def _weight(run: Run) -> tuple[bool, int, float]:
+    # The better of two complete ones, as the best trials are named by it.
+    complete = run.state == TrialState.COMPLETE
+    loss = run.loss if complete and run.loss is not None else 0.0
+    return complete, len(run.calls), -loss

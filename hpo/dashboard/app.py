@@ -20,8 +20,10 @@ from ..artifacts.store import Store
 from ..errors import UserError
 from ..storage.open import open_storage
 from ..storage.url import parse_url, shown
+from ..study.config import StudyConfig
 from .middleware.responses import Request, application, page
-from .plugins import with_notes, without_infeasible, without_missing
+from .notes import Notes
+from .plugins import without_infeasible, without_missing
 from .response_cache import Prepared
 from .storage import WatchedStorage
 
@@ -44,16 +46,28 @@ class LiveDashboard:
         study: the study's name in the database.
         start: the command that starts the study, shown while it does not exist.
         artifacts: the store of files that belong to trials.
+        config: the study's file; without it the study has neither note nor plots.
+        study_argument: how the person named the study.
 
     Raises:
         UserError: the database can't be opened.
     """
 
-    def __init__(self, url: str, study: str, start: str, artifacts: Store | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        study: str,
+        start: str,
+        artifacts: Store | None = None,
+        config: StudyConfig | None = None,
+        study_argument: str = "",
+    ) -> None:
         self._url = url
         self._study = study
         self._start = start
         self._artifacts = artifacts
+        self._config = config
+        self._argument = study_argument
         self._lock = threading.Lock()
         self._open()
 
@@ -75,6 +89,7 @@ class LiveDashboard:
 
     def close(self) -> None:
         """Close the database."""
+        self._notes.close()
         self.storage.database.engine.dispose()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -116,8 +131,10 @@ class LiveDashboard:
         app = optuna_dashboard.wsgi(self.storage, artifact_store=self._artifacts)
         app.install(Prepared(app, self.storage))
         app.install(without_infeasible)
-        app.install(with_notes(self.storage.note_of))
         app.install(without_missing)
+        has_pictures = self._artifacts is not None
+        self._notes = Notes(self.storage, self._config, self._argument, has_pictures)
+        app.install(self._notes)
         self.app: WSGIApplication = app
 
 

@@ -26,28 +26,6 @@ def without_infeasible(view: Callable[..., Any]) -> Callable[..., Any]:
     return filtered
 
 
-def with_notes(note_of: Callable[[int], str]) -> Callable[..., Callable[..., Any]]:
-    """A plug-in for the dashboard: it shows the notes that workers keep with their trials.
-
-    One that a person wrote in the dashboard is shown instead.
-    """
-
-    def plug_in(view: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            answer = view(*args, **kwargs)
-            if isinstance(answer, dict) and "best_trials" in answer:
-                for trial in (*answer["trials"], *answer["best_trials"]):
-                    if not trial["note"]["body"]:
-                        trial["note"]["body"] = note_of(trial["trial_id"])
-                # Which the dashboard gives in the order of a set.
-                answer["plotly_graph_objects"].sort(key=lambda plot: plot["id"])
-            return answer
-
-        return noted
-
-    return plug_in
-
-
 def without_missing(view: Callable[..., Any]) -> Callable[..., Any]:
     """A plug-in for the dashboard: a missing artifact is answered by 404 instead of 500."""
 

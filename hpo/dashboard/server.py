@@ -75,7 +75,7 @@ def serve(options: DashboardOptions) -> int:
         start = f"python -m hpo.worker --study {options.study}"
         artifacts = open_store(config.artifacts_place(options.storage, options.artifacts))
         shown_url = opened.enter_context(unpacked(url))
-        live = LiveDashboard(shown_url, config.name, start, artifacts)
+        live = LiveDashboard(shown_url, config.name, start, artifacts, config, options.study)
         try:
             app = guard(
                 live,

@@ -147,8 +147,9 @@ def _export(
 
 def _threads_of(chosen: Chosen) -> int:
     """As many as the trial had, where there are so many: then it can agree bit for bit."""
-    machine = chosen.trial.user_attrs.get("machine", {}) if chosen.trial else {}
-    return min(int(machine.get("threads", n_cores())), n_cores())
+    machine = chosen.trial.record.machine if chosen.trial else None
+    threads = None if machine is None else machine.threads
+    return min(threads or n_cores(), n_cores())
 
 
 def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:

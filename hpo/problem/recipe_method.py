@@ -122,7 +122,7 @@ class RecipeMethod:
 def _recipe(values: Values) -> Recipe:
     try:
         return Recipe.from_dict(dict(values))
-    except RecipeError as error:
+    except (RecipeError, TypeError) as error:  # TypeError: a value of a type that no release had
         raise InvalidValuesError(str(error)) from error
 
 

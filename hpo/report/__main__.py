@@ -17,7 +17,7 @@ from ..errors import UserError, run_command
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:
-    from .data import Given
+    from .data import StudyData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(options)
     import optuna
 
-    from .contents import story_of
-    from .html import render
+    from .contents import report_of
+    from .html import to_html
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    page = render(story_of(_read(options))).encode("utf-8")
+    page = to_html(report_of(_read(options))).encode("utf-8")
     _write(options.out, page)
     print(f"{options.out}: {len(page) / 1000:.0f} kB")
     return 0
@@ -59,12 +59,12 @@ def _check(options: ReportOptions) -> None:
         raise UserError(f"--out: {options.out} can't be written: {error.strerror}") from error
 
 
-def _read(options: ReportOptions) -> Given:
+def _read(options: ReportOptions) -> StudyData:
     from ..analysis.references import read_references
     from ..storage.open import load_study, looked_at
     from ..study.config import load_study_file
-    from ..trial.record import runs_of
-    from .data import Given
+    from ..trial.run import runs_of
+    from .data import StudyData
     from .sections.pictures import read_pictures
 
     config = load_study_file(options.study)
@@ -75,9 +75,9 @@ def _read(options: ReportOptions) -> Given:
         study = load_study(storage, config.name)
         trials = study.get_trials(deepcopy=False)
         found = read_pictures(study, trials, artifacts)
-        return Given(
+        return StudyData(
             config=config,
-            asked=options.study,
+            study_argument=options.study,
             url=url,
             attrs=study.user_attrs,
             runs=runs_of(trials),

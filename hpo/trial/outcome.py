@@ -1,16 +1,15 @@
 """How trials end, and which of Optuna's states stands for each end.
 
 A recipe's own failures (a loss that is not finite, memory, time) are stored as pruned *and*
-infeasible, so that samplers learn to keep away from them: of failed trials they learn nothing.
-Failed are only trials that say nothing about their recipe: a bug, or workers lost too often.
+infeasible, so that samplers learn to avoid them: samplers ignore failed trials.  A trial is
+failed only if its end says nothing about its recipe: a bug, or workers that were lost too often.
 """
 
 from __future__ import annotations
 
 import enum
 import traceback
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import optuna
 from optuna.trial import TrialState
@@ -46,7 +45,7 @@ class Outcome(enum.StrEnum):
 
     @property
     def is_workers_trouble(self) -> bool:
-        """Whether a row of these says that the worker, not its recipes, should stop."""
+        """Whether several of these in a row mean that the worker is at fault, not its recipes."""
         return self in (Outcome.BUG, Outcome.OUT_OF_MEMORY)
 
 
@@ -58,9 +57,10 @@ _RECIPES_FAULTS = (
 
 
 class TrialEndedError(Exception):
-    """Raised while a trial runs: it is over, in this way, for this reason.
+    """Raised while a trial runs, to end it.
 
-    ``value`` is an estimate of the loss that it would have had.
+    Args:
+        value: an estimate of the loss that it would have had.
     """
 
     def __init__(self, outcome: Outcome, reason: str, value: float | None = None) -> None:
@@ -77,7 +77,7 @@ class Ending:
     outcome: Outcome
     reason: str = ""
     value: float | None = None
-    attrs: dict[str, Any] = field(default_factory=dict)
+    traceback: str | None = None  # of a bug
 
 
 def ending_of(error: Exception) -> Ending:
@@ -93,7 +93,7 @@ def ending_of(error: Exception) -> Ending:
     if _is_lack_of_memory(error):
         return Ending(Outcome.OUT_OF_MEMORY, _first_line(error))
     trace = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARS:]
-    return Ending(Outcome.BUG, _first_line(error), attrs={"traceback": trace})
+    return Ending(Outcome.BUG, _first_line(error), traceback=trace)
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
@@ -111,4 +111,4 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-NO_OUTCOME = "not recorded"
+NO_OUTCOME = "not recorded"  # shown for trials that another program ended

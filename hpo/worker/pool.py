@@ -103,7 +103,7 @@ def run_pool(options: WorkerOptions) -> int:
     finally:
         _stop(workers)
     storage.database.remove_session()
-    print_summary(study, config, options.study)
+    print_summary(study, config, options.study, url)
     if EXIT_BAD_INPUT in codes:
         return EXIT_BAD_INPUT
     return int(any(codes))

@@ -28,7 +28,6 @@ def run_worker(options: WorkerOptions) -> int:
     import optuna
 
     from ..artifacts.uploads import Gallery
-    from ..dashboard.notes import Story
     from ..storage.tables import FINISHED
     from ..study.create import join
     from ..study.manifest import make_manifest
@@ -37,7 +36,7 @@ def run_worker(options: WorkerOptions) -> int:
     from .objective import Objective
     from .preview import print_preview
     from .summary import print_summary
-    from .visuals import Showing
+    from .visuals import Visuals
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs tracebacks as warnings
     threads = options.threads or share_cores(options.workers)
@@ -46,7 +45,7 @@ def run_worker(options: WorkerOptions) -> int:
     manifest, n_instances = make_manifest(config, problem), len(problem.instances())
     url = config.storage_url(options.storage)
     place = config.artifacts_place(options.storage, options.artifacts)
-    showing = Showing(Gallery(place), config.feasible_s, method, problem)
+    visuals = Visuals(Gallery(place), problem)
     if options.dry_run:
         print_preview(config, problem.instances(), url, manifest)
         return 0
@@ -69,26 +68,23 @@ def run_worker(options: WorkerOptions) -> int:
         f"{'' if n_instances == 1 else 's'}, {finished} trials finished, "
         f"{threads} thread{'' if threads == 1 else 's'}"
     )
-    story = Story(config, options.study, url, study, storage)
     with Display(config.name, budget.trials, finished) as display:
         loop = Loop(
             study=study,
             storage=storage,
-            run=Objective(config, problem, showing, options.together),
+            run=Objective(config, problem, visuals, options.together),
             budget=budget,
             recovery=config.recovery,
             display=display,
             feasible_s=config.feasible_s,
             feasible_cost=config.limits.cost,
-            show=showing.of_trial,
-            after=story.refresh,
+            plot=visuals.of_trial,
         )
         try:
             info(f"done: {loop.work()}")
-            story.refresh(every_s=0.0)  # nobody may finish a trial after this one
         except WorkerFailedError as error:
             warn(str(error))
             return EXIT_FAILED
     if not options.in_pool:
-        print_summary(study, config, options.study)
+        print_summary(study, config, options.study, url)
     return 0

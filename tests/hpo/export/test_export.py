@@ -43,6 +43,7 @@ from hpo.storage.rdb import StudyStorage
 from hpo.study.config import StudyConfig, load_study_file
 from hpo.study.confirmation import CONFIRMED_KEY
 from hpo.study.manifest import MANIFEST_KEY
+from tests.hpo.stored import make_confirmation
 from tests.settings import torch_threads
 
 if TYPE_CHECKING:
@@ -266,11 +267,24 @@ def test_the_confirmed_trial_comes_before_the_best(study: Path) -> None:
     other.number, other.value = 1, 9.0
     loaded.add_trial(other)
     assert choose(loaded, None, METHOD).name == "trial 0 of study tiny"
-    confirmed = {"trial": 1, "loss": 0.25, "standard_error": 0.01}
+    confirmed = make_confirmation(trial=1, loss=0.25).to_json()
     storage.set_study_user_attr(loaded._study_id, CONFIRMED_KEY, confirmed)
     chosen = choose(opened()[1], None, METHOD)
     assert (chosen.name, chosen.loss, chosen.confirmed) == ("trial 1 of study tiny", 0.25, True)
     assert not choose(opened()[1], 0, METHOD).confirmed
+
+
+def test_a_confirmation_that_cannot_be_read_is_told_and_trials_can_be_named(study: Path) -> None:
+    storage, loaded = opened()
+    for odd in ("x", {"loss": "low"}, {"trial": 0, "loss": 0.1}):
+        storage.set_study_user_attr(loaded._study_id, CONFIRMED_KEY, odd)
+        with pytest.raises(UserError, match=r"confirm again by .*, or name a trial by --trial$"):
+            choose(opened()[1], None, METHOD)
+        assert choose(opened()[1], 0, METHOD).name == "trial 0 of study tiny"
+    old = make_confirmation(trial=None, recipe={"colour": "red"}).to_json()
+    storage.set_study_user_attr(loaded._study_id, CONFIRMED_KEY, old)
+    with pytest.raises(UserError, match="confirmed has a recipe of another version"):
+        choose(opened()[1], None, METHOD)
 
 
 def test_a_trial_that_measured_nothing_is_refused(study: Path) -> None:

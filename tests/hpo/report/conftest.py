@@ -26,9 +26,9 @@ from hpo.analysis import importance
 from hpo.analysis.intervals import units_of
 from hpo.analysis.references import Reference
 from hpo.confirm.candidates import choose_candidates
-from hpo.confirm.halving import halve
+from hpo.confirm.halving import block_ends, halve
 from hpo.confirm.result import result_of
-from hpo.report.data import Given
+from hpo.report.data import StudyData
 from hpo.storage import tables as db
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import StudyConfig, load_study_file
@@ -36,7 +36,7 @@ from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY
 from hpo.study.manifest import MADE_BY_KEY, MANIFEST_KEY
 from hpo.study.space import sample_values
 from hpo.trial.ranking import FAILED, OVER_LIMIT
-from hpo.trial.record import runs_of
+from hpo.trial.run import runs_of
 
 START = datetime(2026, 1, 5, 8, 0)
 DATA, NETWORK = "0123456789ab", "ba9876543210"
@@ -151,8 +151,12 @@ def confirmation(config: StudyConfig, trials: Sequence[FrozenTrial]) -> dict[str
     units = units_of({label: label.partition("/")[0] for label in labels})
     halved = halve(list(by_digest), candidates[0].digest, units, measure)
     costs = dict.fromkeys(by_digest, 1.625)
-    result = result_of(halved, candidates, dict.fromkeys(by_digest), costs)
-    return {**attrs, CONFIRMED_KEY: json.loads(json.dumps(result))}
+    result = result_of(
+        halved, candidates, dict.fromkeys(by_digest), costs,
+        rounds=block_ends(len(labels), 3), estimator=config.estimator.model_dump(),
+        feasible_s=config.feasible_s, code="0f0f0f0f0f0f",
+    )  # fmt: skip
+    return {**attrs, CONFIRMED_KEY: result.to_json()}
 
 
 def make_references(config: StudyConfig) -> list[Reference]:
@@ -193,17 +197,19 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importance, "_RESAMPLES", 3)
 
 
-Make = Callable[..., Given]
+Make = Callable[..., StudyData]
 
 
 @pytest.fixture
-def given(config: StudyConfig) -> Make:
+def make_data(config: StudyConfig) -> Make:
     """What the page is made of, from trials and attributes of the study."""
 
-    def make(trials: Sequence[FrozenTrial], attrs: Mapping[str, Any] = {}, **more: Any) -> Given:
+    def make(
+        trials: Sequence[FrozenTrial], attrs: Mapping[str, Any] = {}, **more: Any
+    ) -> StudyData:
         common = {MANIFEST_KEY: manifest_of(config), "about": config.about}
-        return Given(**{
-            "config": config, "asked": "runes", "url": "sqlite:///runes.db",
+        return StudyData(**{
+            "config": config, "study_argument": "runes", "url": "sqlite:///runes.db",
             "attrs": {**common, **attrs}, "runs": runs_of(trials), "beats": (),
             "now": datetime(2026, 1, 6, tzinfo=UTC), **more,
         })  # fmt: skip

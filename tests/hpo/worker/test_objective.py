@@ -19,6 +19,7 @@ from hpo.study.config import Budget, Limits, Recovery, StudyConfig
 from hpo.study.space import Parameter
 from hpo.trial.ranking import best_trial
 from hpo.trial.recipe import recipe_of
+from hpo.trial.record import read_trial
 from hpo.worker.display import Display
 from hpo.worker.loop import Loop, WorkerFailedError
 from hpo.worker.objective import Objective
@@ -84,7 +85,7 @@ def by_lr(values: Values, instance: CheapInstance) -> tuple[float, float]:
 def test_the_value_is_the_mean_over_instances(run: Run) -> None:
     (trial,) = run(by_lr, [0.01])
     measured = trial.user_attrs["instances"]
-    recipe = recipe_of(trial, CheapMethod())
+    recipe = recipe_of(read_trial(trial), CheapMethod())
     assert [m["instance"] for m in measured] == ["r/0", "r/0/1", "r/0/2"]
     assert [m["steps"] for m in measured] == 3 * [recipe["steps"]]
     assert trial.value == pytest.approx(sum(m["loss"] for m in measured) / 3)
