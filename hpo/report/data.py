@@ -8,8 +8,6 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from finetune.recipe import Recipe
-
 from ..analysis.references import Reference
 from ..analysis.status import Status, spent_budget, status_of
 from ..storage.transactions import Beat
@@ -49,7 +47,7 @@ class StudyData:
     @cached_property
     def default_run(self) -> Run | None:
         """The best good trial of the default recipe with the study's fixed values."""
-        recipe = Recipe.from_dict(self.config.fixed)
+        recipe = self.config.load_method().complete(self.config.fixed)
         return next((r for r in self.best if r.ran(recipe)), None)
 
     @cached_property

@@ -511,6 +511,8 @@ class TestCommand:
             (["--host", "no such host"], "--host no such host is no address"),
             (["--host", "192.0.2.1", "--port", "0"], "--host of this machine's"),
             (["--proxy", "*"], "write the IP address"),
+            (["--port", "0", "--allowed-host", "http://a/"], "--allowed-host is 'http://a/'"),
+            (["--port", "0", "--allowed-host", "my_host"], "write a name such as lab.example"),
             (["--token-file", "/nowhere"], "--token-file /nowhere: No such file"),
             (["--token-file", "/dev/null"], "holds no token"),
             (["--token-file", "/dev/null", "--no-token"], "exclude each other"),

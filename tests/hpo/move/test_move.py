@@ -234,7 +234,7 @@ def test_a_negative_zero_arrives_as_a_zero(
 
 def test_every_table_of_optuna_is_copied_or_known_to_be_none_of_a_study() -> None:
     tables = {table.name for table in models.BaseModel.metadata.sorted_tables}
-    copied = {t.name for t in (*rows._OF_STUDY, *rows._OF_TRIAL)}
+    copied = {t.name for t in (*rows._STUDY_TABLES, *rows._TRIAL_TABLES)}
     assert tables - copied == {"studies", "trials", "version_info"}
 
 
@@ -579,7 +579,7 @@ def plain_counts(url: str) -> list[int]:
     with sa.create_engine(parse_url(url)).connect() as c:
         return [
             c.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
-            for table in (*rows._OF_STUDY, *rows._OF_TRIAL)
+            for table in (*rows._STUDY_TABLES, *rows._TRIAL_TABLES)
         ]
 
 
