@@ -78,7 +78,7 @@ def _pictures(page: Page, url: str) -> dict[str, bytes]:
     shots["dashboard-trial"] = _shot(page)
 
     page.goto(f"{home}/note")
-    page.get_by_role("heading", name="What came out").wait_for()
+    page.get_by_role("heading", name="The best recipe").wait_for()
     shots["dashboard-story"] = _shot(page)
 
     page.goto(home)

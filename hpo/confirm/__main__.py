@@ -57,7 +57,8 @@ def _run(options: ConfirmOptions) -> int:
 
 
 def _confirm(config: StudyConfig, study: optuna.Study, options: ConfirmOptions) -> int:
-    from .result import to_text
+    from ..report.contents import confirmation_of
+    from ..report.markdown import to_terminal
     from .run import NoneFeasibleError, confirm
 
     try:
@@ -75,7 +76,7 @@ def _confirm(config: StudyConfig, study: optuna.Study, options: ConfirmOptions) 
     if options.json:
         print(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
     else:
-        print(to_text(result))
+        print(to_terminal(confirmation_of(config, result)))
     return 0
 
 

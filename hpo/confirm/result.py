@@ -1,19 +1,16 @@
-"""The result of measuring the best few recipes again: to store, and as text."""
+"""The result of measuring the best few recipes again, to store."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..analysis.intervals import CONFIDENCE, Interval
-from ..formatting import cost_of_answer, with_error
 from ..study.confirmation import (
     CandidateResult,
     Comparisons,
     Confirmation,
     Difference,
-    Left,
-    describe_difference,
 )
 from ..trial.stored import finite
 from .candidates import Candidate, search_difference
@@ -133,68 +130,3 @@ def _row(
 def _estimate(found: Interval | None) -> tuple[float | None, float | None]:
     """The mean and its standard error, each None where it is not known."""
     return (None, None) if found is None else (finite(found.mean), finite(found.standard_error))
-
-
-_COLUMNS = (
-    "candidate",
-    "trial",
-    "loss",
-    "to default",
-    "in the search",
-    "longest",
-    "cost",
-    "rounds",
-    "",
-)
-_RIGHT = (1, 5, 6, 7)  # columns of numbers
-
-
-def to_text(result: Confirmation) -> str:
-    """The table, the winner, and its difference in the search."""
-    rows = [_COLUMNS, *(_cells(row) for row in result.table)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i in _RIGHT else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines += [f"{row.title} on {row.reason}" for row in result.table if row.reason]
-    return "\n".join([*lines, *_verdict(result)])
-
-
-def _cells(row: CandidateResult) -> tuple[str, ...]:
-    return (
-        row.name,
-        "-" if row.trial is None else str(row.trial),
-        with_error(row.loss, row.standard_error),
-        with_error(row.difference, row.difference_error, "+"),
-        with_error(row.search_difference, row.search_difference_error, "+"),
-        f"{row.longest_call_s:.1f} s",
-        "" if row.cost is None else f"{row.cost:.2f}",
-        str(row.rounds),
-        "" if row.left == Left.FINALIST else row.left,
-    )
-
-
-def _verdict(result: Confirmation) -> Iterator[str]:
-    n = len(result.instances)
-    yield (
-        f"winner: {result.title}, loss {with_error(result.loss, result.standard_error)} "
-        f"on {n} unseen instance{'' if n == 1 else 's'}"
-    )
-    if result.cost is not None:
-        yield f"  cost of an answer: {cost_of_answer(result.cost)}"
-    default, runner_up = result.comparisons.default, result.comparisons.runner_up
-    if default:
-        yield f"  against the default recipe: {describe_difference(default)}"
-    if runner_up and not (default and runner_up.digest == default.digest):
-        yield f"  against runner-up {runner_up.title}: {describe_difference(runner_up)}"
-    row = next(r for r in result.table if r.digest == result.digest)
-    if row.search_loss is not None:
-        text = f"  in the search: loss {row.search_loss:.4f}"
-        if row.search_difference is not None:
-            error = row.search_difference_error
-            text += f", {with_error(row.search_difference, error, '+')} to the default's"
-        yield text

@@ -36,6 +36,9 @@ _REST = 20.0
 _FIRST_WAIT_S, _WAIT_S = 5.0, 0.5
 
 
+_Key = tuple[int, str]  # a study's id, which may be given out again, and its name
+
+
 @dataclass(frozen=True)
 class _State:
     """What a study's note and plots depend on; a trial that has not changed is the same object."""
@@ -93,13 +96,15 @@ class Notes:
         self._has_pictures = has_pictures
         self._configs = {} if config is None else {config.name: (study_argument, config)}
         self._lock = threading.Lock()
-        self._stories: dict[int, _Story] = {}  # by study
-        self._running: dict[int, Future[None]] = {}
+        self._stories: dict[_Key, _Story] = {}
+        self._running: dict[_Key, Future[None]] = {}
         self._executor = ThreadPoolExecutor(1, "notes")  # one study at a time
-        self._is_warned = False
+        self._is_warned = self._is_closed = False
 
     def close(self) -> None:
         """Compute nothing any more."""
+        with self._lock:
+            self._is_closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def apply(self, view: Callable[..., Any], route: Any) -> Callable[..., Any]:
@@ -151,24 +156,28 @@ class Notes:
 
     def _story(self, study_id: int) -> _Story | None:
         """The latest that there is; None if there is none yet, or no study file."""
-        found = self._config_of(self._storage.get_study_name_from_id(study_id))
+        name = self._storage.get_study_name_from_id(study_id)
+        found = self._config_of(name)
         if found is None:
             return None
+        key = study_id, name
         trials = self._storage.get_all_trials(study_id, deepcopy=False)
         finished = [t for t in trials if t.state.is_finished()]
         attrs = self._storage.get_study_user_attrs(study_id)
         state = _State(finished, len(trials) - len(finished), attrs)
         with self._lock:
-            known = self._stories.get(study_id)
+            known = self._stories.get(key)
             if known and (known.state.is_still(state) or time.monotonic() < known.again_at):
                 return known
-            job = self._running.get(study_id)
+            job = self._running.get(key)
+            if self._is_closed:
+                return known
             if job is None or job.done():
-                job = self._executor.submit(self._compute, study_id, *found, state, trials)
-                self._running[study_id] = job
+                job = self._executor.submit(self._compute, key, *found, state, trials)
+                self._running[key] = job
         wait([job], _WAIT_S if known else _FIRST_WAIT_S)
         with self._lock:
-            return self._stories.get(study_id)
+            return self._stories.get(key)
 
     def _config_of(self, name: str) -> tuple[str, StudyConfig] | None:
         """How commands name a study, and its file."""
@@ -183,7 +192,7 @@ class Notes:
 
     def _compute(
         self,
-        study_id: int,
+        key: _Key,
         argument: str,
         config: StudyConfig,
         state: _State,
@@ -209,7 +218,7 @@ class Notes:
         ended = time.monotonic()
         with self._lock:
             again_at = ended + _REST * (ended - started)
-            self._stories[study_id] = _Story(state, note, plots, again_at)
+            self._stories[key] = _Story(state, note, plots, again_at)
 
     def _warn(self, what: str, error: Exception) -> None:
         if not self._is_warned:

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 
 from ..storage.compressed import is_published
 from ..storage.url import parse_url
+from ..study.config import StudyConfig
+from ..study.confirmation import Confirmation
 from .data import StudyData
 from .document import Document, Section
 from .sections.augmentations import augmentations_section
+from .sections.confirmation import candidates_section, confirmed_lead
 from .sections.history import history_section
 from .sections.instances import instances_section
 from .sections.next_steps import next_section
@@ -38,6 +41,17 @@ def summary_of(data: StudyData) -> Document:
     It leaves out what takes long to compute.
     """
     return _document(data, [recipe_section(data), next_section(data)])
+
+
+def confirmation_of(config: StudyConfig, confirmed: Confirmation) -> Document:
+    """What `hpo.confirm` prints: the winner and all candidates."""
+    return Document(
+        title=f"Study {config.name}",
+        about="",
+        lead=list(confirmed_lead(confirmed, config.instances.has_points)),
+        made="",
+        sections=[candidates_section(confirmed)],
+    )
 
 
 def _document(data: StudyData, sections: Iterator[Section] | list[Section]) -> Document:

@@ -9,7 +9,8 @@ from .document import Block, Code, Document, Facts, Pair, Picture, Section, Tabl
 from .sanitize import plain
 
 _LONGEST_TEXT, _LONGEST_CODE = 2_000, 20_000  # characters
-_WIDTH, _CELL_WIDTH = 100, 28  # characters of a line on a terminal, and of a cell of its tables
+_WIDTH = 100  # characters of a line of text on a terminal
+_ROW_WIDTH, _CELL_WIDTH = 120, 28  # of a table's row, and of its cells but the last
 _SPECIAL = "\\|`*_[]<>!#~$"
 
 
@@ -104,7 +105,7 @@ def _aligned(block: Table) -> Iterator[str]:
             cell.rjust(width) if i in block.numbers else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        yield plain(f"    {'  '.join(cells)}".rstrip(), _WIDTH)
+        yield plain(f"    {'  '.join(cells)}".rstrip(), _ROW_WIDTH)
 
 
 def _cell(text: str, most: int) -> str:

@@ -14,32 +14,23 @@ from ...analysis.references import (
 )
 from ...formatting import counted, duration, with_error
 from ...problem.points import POINTS, points
-from ...study.confirmation import (
-    BASELINE,
-    CandidateResult,
-    Confirmation,
-    describe_difference,
-)
+from ...study.confirmation import BASELINE, Confirmation
 from ...trial.record import Call
 from ...trial.run import Run
 from ..data import StudyData
-from ..document import Block, Figure, Section, Table, Text
-from ..plots import Line, Mark, Row, RowPlot
+from ..document import Block, Section, Table, Text
+from .confirmation import COST_MEANING, candidate_blocks, confirmed_lead, cost_text, points_text
 
 _MOST_TRIALS = 8
 _MOST_STARTS = 5
 _QUEUED = "fixed_params"  # Optuna's system attribute of trials whose parameters were given
-_COST = "cost of an answer"
-_COST_MEANING = (
-    "The cost of an answer is the CPU time of the returned network over the plain one's."
-)
 
 
 def lead(data: StudyData) -> Iterator[str]:
     """What came out, in a few sentences."""
     confirmed = data.confirmation
     if isinstance(confirmed, Confirmation):
-        yield from _lead_confirmed(data, confirmed)
+        yield from confirmed_lead(confirmed, data.has_points)
     elif data.best:
         yield _lead_best(data, data.best[0])
     elif data.finished:
@@ -54,30 +45,11 @@ def lead(data: StudyData) -> Iterator[str]:
     )
 
 
-def _lead_confirmed(data: StudyData, confirmed: Confirmation) -> Iterator[str]:
-    n = len(confirmed.instances)
-    who = f"The recipe {confirmed.name}" if confirmed.trial is None else f"Trial {confirmed.trial}"
-    if confirmed.is_default:
-        who = "The default recipe"
-    text = (
-        f"{who} is the best one, measured again on {counted(n, 'instance')} "
-        f"that no trial saw: loss {with_error(confirmed.loss, confirmed.standard_error)}"
-    )
-    if data.has_points:
-        text += f", {_points(confirmed.loss)} by the author's table"
-    yield text + "."
-    default, runner_up = confirmed.comparisons.default, confirmed.comparisons.runner_up
-    if default:
-        yield f"Its loss minus the default recipe's: {describe_difference(default)}."
-    if runner_up and not runner_up.is_default:
-        yield f"Its loss minus the runner-up's: {describe_difference(runner_up)}."
-
-
 def _lead_best(data: StudyData, best: Run) -> str:
     n = len(data.best)
     text = f"Trial {best.number} has the lowest loss so far: {_loss(best)}"
     if data.has_points:
-        text += f", {_points(best.loss or 0.0)} by the author's table"
+        text += f", {points_text(best.loss or 0.0)} by the author's table"
     if n > 1:
         text += f". It is not confirmed, and the lowest of {n} noisy losses is too low"
     return text + "."
@@ -95,51 +67,7 @@ def winner_section(data: StudyData) -> Section:
 
 
 def _confirmed_blocks(data: StudyData, confirmed: Confirmation) -> Iterator[Block]:
-    yield Table(
-        "The best of the search and the default recipe, measured again on instances that no "
-        "trial saw",
-        ("recipe", "loss", "to the default", "in the search", "longest call", _COST, "left"),
-        [_candidate_row(row) for row in confirmed.table],
-        numbers=(1, 2, 3, 4, 5),
-    )
-    yield Text(
-        f"Errors are standard errors over {confirmed.units} runes. Differences are paired, on "
-        "the instances that both were measured on; losses of recipes that left early are of "
-        f"fewer instances. {_COST_MEANING}",
-        aside=True,
-    )
-    marks = [
-        Row(
-            row.title,
-            [
-                Mark(
-                    "",
-                    row.difference,
-                    row.difference - row.difference_error,
-                    row.difference + row.difference_error,
-                )
-                if row.difference_error is not None
-                else Mark("", row.difference)
-            ],
-        )
-        for row in confirmed.table
-        if row.difference is not None
-    ]
-    if marks:
-        marks.append(Row(BASELINE, [Mark("", 0.0)]))
-        yield Figure(
-            RowPlot(
-                "candidates",
-                "Loss of each candidate minus the default recipe's",
-                f"{len(marks) - 1} candidates; further left is better. The table above has the "
-                "values.",
-                "loss, minus the default's",
-                marks,
-                lines=[Line(0.0, "")],
-            ),
-            "Loss minus the default recipe's on the same instances, with its standard error over "
-            "runes. Left of the line is better.",
-        )
+    yield from candidate_blocks(confirmed)
     places = confirmed_places(data.manifest, confirmed.instances)
     own = losses_of(data.attrs, confirmed.digest, confirmed.instances, confirmed.loss)
     default = next((r for r in confirmed.table if r.name == BASELINE), None)
@@ -153,23 +81,6 @@ def _confirmed_blocks(data: StudyData, confirmed: Confirmation) -> Iterator[Bloc
             mean = over_runes({k: c.loss for k, c in on.items()}, list(on)).mean
             means[f"reference {name}"] = mean
     yield from _thresholds(data, means)
-
-
-def _candidate_row(row: CandidateResult) -> tuple[str, ...]:
-    left = "" if row.left == "finalist" else row.left
-    return (
-        row.title,
-        with_error(row.loss, row.standard_error),
-        with_error(row.difference, row.difference_error, "+"),
-        with_error(row.search_difference, row.search_difference_error, "+"),
-        f"{row.longest_call_s:.1f} s",
-        _cost(row.cost),
-        f"{left}: {row.reason}" if row.reason else left,
-    )
-
-
-def _cost(cost: float | None) -> str:
-    return "" if cost is None else f"{cost:.2f}"
 
 
 def _best_blocks(data: StudyData) -> Iterator[Block]:
@@ -190,12 +101,12 @@ def _best_blocks(data: StudyData) -> Iterator[Block]:
     yield Table(
         "The best trials of the search"
         + (", and the recipes that it started from" if starts else ""),
-        ("trial", "loss", "longest call", _COST),
+        ("trial", "loss", "longest call", "cost"),
         [_trial_row(r) for r in [*data.best[:_MOST_TRIALS], *starts]],
         numbers=(1, 2, 3),
     )
     yield Text(
-        f"Errors are of the noise on these instances, not over runes. {_COST_MEANING}", aside=True
+        f"Errors are of the noise on these instances, not over runes. {COST_MEANING}", aside=True
     )
     best = data.best[0]
     means = {f"trial {best.number}": best.loss or 0.0}
@@ -220,7 +131,7 @@ def _trial_row(run: Run) -> tuple[str, ...]:
         f"trial {run.number}" + (" (start)" if _is_start(run) else ""),
         _loss(run),
         "" if run.longest_s is None else f"{run.longest_s:.1f} s",
-        _cost(run.cost),
+        cost_text(run.cost),
     )
 
 
@@ -272,11 +183,6 @@ def _thresholds(data: StudyData, means: Mapping[str, float]) -> Iterator[Block]:
         [*rows, ("none", "", _who(means, 0))],
         numbers=(1,),
     )
-
-
-def _points(loss: float) -> str:
-    """The author's points for a mean loss."""
-    return counted(points(loss), "point")
 
 
 def _who(means: Mapping[str, float], worth: int) -> str:

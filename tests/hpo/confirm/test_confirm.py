@@ -22,12 +22,13 @@ from finetune.recipe import Recipe
 from finetune.scoring.cost import Cost
 from hpo.confirm.__main__ import main
 from hpo.confirm.measurements import Measurements, table_seed
-from hpo.confirm.result import to_text
 from hpo.errors import UserError
 from hpo.export.__main__ import main as export
 from hpo.export.selection import choose
 from hpo.problem.instances import RuneInstance, load_held_out
 from hpo.problem.recipe_method import RecipeMethod
+from hpo.report.contents import confirmation_of
+from hpo.report.markdown import to_terminal
 from hpo.status import main as status
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import StudyConfig, load_study_file
@@ -193,8 +194,8 @@ def kept(study: optuna.Study) -> dict[str, Any]:
 def test_real_calls_end_to_end(study: optuna.Study, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--top", "1") == 0
     out = capsys.readouterr().out
-    assert "winner: " in out
-    assert max(map(len, out.splitlines())) <= 100
+    assert "is the best one, measured again on" in out
+    assert max(map(len, out.splitlines())) <= 120
     found = confirmed()
     assert {r["name"]: r["trial"] for r in found["table"]} == {"default": 2, "best 1": 1}
     assert len(kept(study)) == 2 * 6
@@ -314,7 +315,7 @@ def test_a_default_without_a_trial_can_win_and_be_exported(
     manifest = manifest_of(load_study_file("tiny.toml"))
     study.set_user_attr(MANIFEST_KEY, manifest)
     assert run("--top", "2") == 0
-    assert "winner: default, loss " in capsys.readouterr().out
+    assert "The default recipe is the best one" in capsys.readouterr().out
     found = confirmed()
     assert (found["trial"], found["name"]) == (None, "default")
     assert list(found["against"]) == ["runner_up"]
@@ -574,7 +575,7 @@ def test_what_one_rune_can_say_is_said() -> None:
     assert "of a single instance" in describe_difference(single)
 
 
-def test_the_text_is_a_table_and_a_verdict() -> None:
+def test_the_text_is_the_winner_and_a_table_of_candidates() -> None:
     row = {
         "name": "best 1",
         "trial": 17,
@@ -607,18 +608,30 @@ def test_the_text_is_a_table_and_a_verdict() -> None:
         "against": {"default": other, "runner_up": other},
         "table": [row, default, tied],
     }
-    assert to_text(Confirmation.model_validate(result)).splitlines() == [
-        "candidate  trial  loss             to default        in the search   "
-        "  longest  cost  rounds",
-        "best 1        17  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
-        "   79.0 s  1.62       3",
-        "default        -  0.0843 ± 0.0031                                    "
-        "   79.0 s             3",
-        "best 2         3  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
-        "   79.0 s  1.62       1"
-        "  t",
-        "winner: best 1 (trial 17), loss 0.0812 ± 0.0031 on 12 unseen instances",
-        "  cost of an answer: 1.6 of the plain network's",
-        "  against the default recipe: -0.0031 (95 % interval -0.0047 to -0.0015)",
-        "  in the search: loss 0.0750, -0.0052 ± 0.0009 to the default's",
+    config = StudyConfig.model_validate(
+        {
+            "name": "s",
+            "storage": "sqlite:///s.db",
+            "instances": {"source": "omniglot"},
+            "space": {"lora": {"type": "switch"}},
+        }
+    )
+    text = to_terminal(confirmation_of(config, Confirmation.model_validate(result)))
+    lines = text.splitlines()
+    assert lines[:4] == [
+        "Study s",
+        "Trial 17 is the best one, measured again on 12 instances that no trial saw: loss 0.0812 ±",
+        "0.0031, 6 points by the author's table.",
+        "Its loss minus the default recipe's: -0.0031 (95 % interval -0.0047 to -0.0015).",
+    ]
+    head = next(n for n, line in enumerate(lines) if line.startswith("    recipe "))
+    assert lines[head : head + 4] == [
+        "    recipe                        loss    to the default     in the search"
+        "  longest call  cost  rounds  left",
+        "    best 1 (trial 17)  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
+        "        79.0 s  1.62       3",
+        "    default            0.0843 ± 0.0031                                    "
+        "        79.0 s             3",
+        "    best 2 (trial 3)   0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
+        "        79.0 s  1.62       1  t",
     ]

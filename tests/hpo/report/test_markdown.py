@@ -49,7 +49,7 @@ def test_a_summary_on_a_terminal_is_short_and_aligned(
     lines = summary.splitlines()
     assert lines[0] == "Study runes"
     assert " ".join(lines[1:4]).startswith(report_of(data).lead[0])
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 120
     assert "    python -m hpo.confirm --study runes" in lines
     assert "\\" not in summary and "|" not in summary
     assert len(lines) < 50

@@ -97,7 +97,7 @@ def test_the_best_trials_are_shown_with_what_an_answer_costs(make_data: Make) ->
     old = frozen(1, TrialState.COMPLETE, 0.09, **attrs)  # stored before costs were measured
     part = section(report_of(make_data([new, old])), "best")
     table = tables(part)[0]
-    column = table.columns.index("cost of an answer")
+    column = table.columns.index("cost")
     assert [row[column] for row in table.rows] == ["1.62", ""]
     assert "CPU time of the returned network over the plain one's" in texts(part)
 
