@@ -122,13 +122,13 @@ def status_of(
     Raises:
         UserError: the URL is none.
     """
-    method = config.load_method()
     by_state = Counter(t.state for t in trials)
     finished = [t for t in trials if t.state.is_finished()]
     workers = tuple(
         Worker(b.worker, b.number, max(0.0, b.age_s), b.age_s <= config.recovery.grace_s)
         for b in beats
     )
+    method = config.load_method()
     runs = runs_of(trials)
     confirmed = read_confirmation(attrs)
     heard = {b.trial_id for b in beats}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -17,7 +18,8 @@ from ..study.config import StudyConfig
 from ..study.confirmation import BASELINE, title
 from ..trial.ranking import best_trials
 from ..trial.recipe import recipe_of
-from ..trial.run import Run, run_of, runs_of
+from ..trial.record import read_trial
+from ..trial.run import Run, runs_of
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ def choose_candidates(
     trials = study.get_trials(deepcopy=False)
     method = config.load_method()
     ran = _trials_by_recipe(trials, method)
-    proposed: list[tuple[str, Values]] = [(BASELINE, method.complete(config.fixed))]
+    proposed = [(BASELINE, method.complete(config.fixed))]
     for rank, trial in enumerate(best_trials(trials, top), start=1):
         proposed.append((f"best {rank}", _read(trial, method)))
-    proposed += [(path.name, read_recipe(path, method).recipe) for path in files]
+    proposed += [(path.name, dict(read_recipe(path, method).recipe)) for path in files]
     candidates: dict[str, Candidate] = {}
     for name, recipe in proposed:
         digest = digest_of(recipe)
@@ -93,9 +95,9 @@ def search_difference(candidate: Candidate, baseline: Candidate) -> Interval | N
     return interval(list(unit_means(differences, units).values()))
 
 
-def _read(trial: FrozenTrial, method: Method) -> Values:
+def _read(trial: FrozenTrial, method: Method) -> dict[str, Any]:
     try:
-        return recipe_of(run_of(trial).record, method)
+        return recipe_of(read_trial(trial), method)
     except InvalidValuesError as error:
         raise UserError(
             f"trial {trial.number} has a recipe of another version ({error}); "

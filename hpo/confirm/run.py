@@ -44,7 +44,7 @@ def confirm(
     """Measure the candidates, name the winner and store the result with the study.
 
     Args:
-        data: directory of the data, as in `StudyConfig.load_problem`.
+        data: where drawings are, as in `StudyConfig.load_problem`.
         top: so many of the best trials take part.
         recipes: files of recipes that take part as well.
         rounds: of halving.

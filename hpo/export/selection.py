@@ -7,6 +7,7 @@ import textwrap
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -40,7 +41,6 @@ def choose(study: optuna.Study, number: int | None, method: Method) -> Chosen:
 
     Args:
         number: of the trial; None: none was asked for.
-        method: the study's.
 
     Raises:
         UserError: there is none, it has measured nothing, or what was confirmed can't be read.
@@ -93,7 +93,7 @@ def _numbered(study: optuna.Study, number: int | None) -> FrozenTrial:
     return trial
 
 
-def _recipe(run: Run, method: Method) -> Values:
+def _recipe(run: Run, method: Method) -> dict[str, Any]:
     try:
         return recipe_of(run.record, method)
     except InvalidValuesError as error:
@@ -107,7 +107,7 @@ def _confirmed_recipe(study: optuna.Study, confirmed: Confirmation, method: Meth
     """A confirmed recipe that no trial ran."""
     try:
         recipe = method.complete(confirmed.recipe)
-    except InvalidValuesError as error:
+    except (TypeError, InvalidValuesError) as error:
         remark = Remark(
             CONFIRMED_KEY,
             f"has a recipe of another version ({error}); confirm again by python -m hpo.confirm",

@@ -102,10 +102,10 @@ class Confirmation(Identity):
     code: str | None = None  # digest
 
     def parsed_recipe(self, method: Method) -> dict[str, Any] | None:
-        """None: it is of a release with other fields."""
+        """All values; None: they are of a release with other fields."""
         try:
             return method.complete(self.recipe)
-        except InvalidValuesError:
+        except (InvalidValuesError, TypeError):
             return None
 
 

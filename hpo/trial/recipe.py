@@ -12,8 +12,11 @@ def recipe_of(record: TrialRecord, method: Method) -> dict[str, Any]:
     """The values that a trial ran.
 
     Raises:
-        InvalidValuesError: none are stored, or they are of a release with other fields.
+        InvalidValuesError: none are stored, or this release's method has other fields.
     """
     if record.recipe is None:
         raise InvalidValuesError("no recipe is stored")
-    return method.complete(record.recipe)
+    try:
+        return method.complete(record.recipe)
+    except TypeError as error:  # a value of a type that no release had
+        raise InvalidValuesError(str(error)) from error

@@ -99,14 +99,14 @@ class Run:
         return self.state == TrialState.COMPLETE and self.feasible and self.loss is not None
 
     def recipe(self, method: Method) -> dict[str, Any] | None:
-        """What it ran; None: not stored, or of a release with other fields."""
+        """The values that it ran; None: not stored, or of a release with other fields."""
         try:
             return recipe_of(self.record, method)
         except InvalidValuesError:
             return None
 
     def ran(self, recipe: Values) -> bool:
-        """Whether it ran this very recipe, which is complete."""
+        """Whether it ran these very values, complete."""
         return self.record.recipe == dict(recipe)
 
     @property

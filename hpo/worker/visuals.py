@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import optuna
 
@@ -19,14 +20,14 @@ class Visuals:
 
     Args:
         gallery: keeps the files.
-        problem: draws the picture of a call.
+        problem: whose instances the pictures show.
     """
 
     def __init__(self, gallery: Gallery, problem: Problem) -> None:
         self._gallery = gallery
         self._problem = problem
 
-    def of_call(self, instance: Instance, model: object) -> Artifact | None:
+    def of_call(self, instance: Instance, model: Any) -> Artifact | None:
         """The picture of one call; None if there is none."""
         name = f"{instance.label.replace('/', '-')}.png"
         return self._gallery.keep(name, lambda: self._problem.picture(instance, model))

@@ -35,8 +35,8 @@ def _blocks(data: StudyData) -> Iterator[Block]:
         for g in groups
         for sign in (-1, 1)
     ]
-    losses = Axis("mean loss", *around(bounds))  # one for all, so that they can be compared
     fields = data.config.load_method().fields
+    losses = Axis("mean loss", *around(bounds))  # one for all, so that they can be compared
     yield Figures(
         "augmentations",
         "Mean loss by augmentation",

@@ -54,7 +54,8 @@ class Seen:
         self.storage.create_study("seen", {"manifest": {"code": "abc"}}, [])
         self.study = load_study(self.storage, "seen", optuna.samplers.RandomSampler(seed=0))
         self.gallery = Gallery(self.config.artifacts_place())
-        self.visuals = Visuals(self.gallery, self.config.load_problem(None))
+        problem = self.config.load_problem(None)
+        self.visuals = Visuals(self.gallery, problem)
 
     def add(self, loss: float) -> None:
         trial_id = self.storage.claim(self.study._study_id, None)
