@@ -13,7 +13,7 @@ from ..augment.mix import Augmenter
 from ..flow import logit_normal_times
 from ..model.groups import add_class, add_lora, freeze_all_but, merge_lora
 from ..model.norms import speed_up_norms
-from ..recipe import Recipe
+from ..recipe import GROUPS, Recipe
 from .learners import LearnsVelocity, level_posterior
 from .optim import Gradients, Weights
 
@@ -57,7 +57,9 @@ class Run:
         # Of the call's own stream, so that nothing depends on the global one.
         self._generator = generator = torch.Generator(device).manual_seed(recipe.seed)
         label = add_class(model)
-        freeze_all_but(model, recipe.train_groups)
+        model.requires_grad_(True)
+        if recipe.train_groups != GROUPS:
+            freeze_all_but(model, recipe.train_groups)
         if recipe.lora_rank:
             add_lora(model, recipe.lora_groups, recipe.lora_rank, recipe.lora_scale, generator)
         self._augment = Augmenter(drawings.to(device), recipe, generator)
