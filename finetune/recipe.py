@@ -53,7 +53,6 @@ class Recipe:
     )
     warmup: float = _number(0.05, 0.0, 0.9, "share", "linear warm-up of the learning rate")
     beta2: float = _number(0.99, 0.8, 0.9999, "1", "AdamW's decay of squared gradients")
-    weight_decay: float = _number(0.0, 0.0, 10.0, "1", "AdamW's decay toward zero")
     clip_norm: float = _number(1.0, 0.0, 1e6, "1", "largest gradient norm; 0 is no clipping")
 
     # Which layers

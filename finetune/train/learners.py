@@ -22,7 +22,7 @@ class LearnsVelocity:
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         self.head = nn.Identity()
-        self._model = model
+        self.network = model
         self._precision = recipe.precision
 
     def targets(self, x: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class LearnsVelocity:
 
         def velocity(x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
             with autocast(x_t.device, self._precision):
-                found: Tensor = self._model(x_t, t, c)
+                found: Tensor = self.network(x_t, t, c)
             return found
 
         loss = image_losses(velocity, x, e, t, c).mean()

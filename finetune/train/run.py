@@ -15,7 +15,7 @@ from ..model.groups import add_class, add_lora, freeze_all_but, merge_lora
 from ..model.norms import speed_up_norms
 from ..recipe import GROUPS, Recipe
 from .learners import LearnsVelocity, level_posterior
-from .optim import Gradients, Weights
+from .optim import Weights
 
 # Drawing 256 images takes a CPU hardly longer than drawing 32, and a GPU no longer than 2048.
 _DRAWN_AHEAD, _DRAWN_AHEAD_ON_GPU = 256, 2048
@@ -34,7 +34,7 @@ class Run:
     """A copy of ``pretrained_model`` that learns ``drawings`` (n, 1, 28, 28) on ``device``.
 
     Args:
-        threads: two; one draws the next batches while these are learnt, one computes half of
+        threads: three; one draws the next batches while these are learnt, two compute half of
             each step on a CPU.  Without them the caller does both, with the same result.
     """
 
@@ -51,7 +51,7 @@ class Run:
         self._n_parts = 2 if device.type == "cpu" else 1  # of a batch, whatever cores there are
         weight = next(pretrained_model.parameters())
         self._home, self._dtype = weight.device, weight.dtype
-        self._model = model = copy.deepcopy(pretrained_model).train()
+        model = copy.deepcopy(pretrained_model).train()
         model.to(device, torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
         speed_up_norms(model)
         # Of the call's own stream, so that nothing depends on the global one.
@@ -63,12 +63,11 @@ class Run:
         if recipe.lora_rank:
             add_lora(model, recipe.lora_groups, recipe.lora_rank, recipe.lora_scale, generator)
         self._augment = Augmenter(drawings.to(device), recipe, generator)
-        self._learner: Any  # an annotation with both classes would export both
+        self._learner: Any
         if recipe.output == "velocity":
-            self._learner, self._adapted = LearnsVelocity(model, recipe), model
+            self._learner = LearnsVelocity(model, recipe)
         else:
             self._learner = level_posterior(model, self._augment, label, recipe)
-            self._adapted = self._learner
         self.weights = Weights(model, self._learner.head, recipe)
         self._c = torch.full((recipe.batch_size,), label, device=device)
         self._left = 0  # batches that are drawn and not learnt
@@ -94,30 +93,28 @@ class Run:
         self._left -= 1
         return Batch(*(part[-1 - self._left] for part in self._drawn))
 
-    def gradients(self, batch: Batch) -> tuple[list[Gradients], Tensor]:
-        """Gradients of what a step lowers, of each part of the batch, and the batch's flow loss."""
-        columns = (column.chunk(self._n_parts) for column in batch)
-        first, *rest = (Batch(*part) for part in zip(*columns, strict=True))
-        if self._threads is None:
-            found = [self._part_gradients(part) for part in (first, *rest)]
-        else:
-            others = [self._threads.submit(self._part_gradients, part) for part in rest]
-            found = [self._part_gradients(first), *(other.result() for other in others)]
-        return [gradients for gradients, _ in found], torch.stack([loss for _, loss in found]).sum()
+    def gradients(self, batch: Batch) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+        """Of each part of a batch the gradients of what a step lowers; the batch's flow loss."""
+        parts = zip(*(column.chunk(self._n_parts) for column in batch), strict=True)
+        on_parts = self._threads.map if self._threads else map
+        gradients, losses = zip(*on_parts(self._part_gradients, parts), strict=True)
+        return list(gradients), torch.stack(losses).sum()
 
-    def _part_gradients(self, part: Batch) -> tuple[Gradients, Tensor]:
+    def _part_gradients(self, part: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
         """The part's share in the gradients and in the flow loss of the whole batch."""
-        share = len(part.x) / len(self._c)
-        objective, flow_loss = self._learner.losses(*part, self._c[: len(part.x)])
-        gradients = torch.autograd.grad(
-            objective * share, self.weights.parameters, allow_unused=True
-        )
+        n = len(part[0])
+        objective, flow_loss = self._learner.losses(*part, self._c[:n])
+        share = n / len(self._c)
+        parameters = self.weights.parameters
+        gradients = torch.autograd.grad(objective * share, parameters, materialize_grads=True)
         return gradients, flow_loss * share
 
     def finished(self) -> nn.Module:
         """The adapted network, where the pretrained one was, in evaluation mode."""
         self.weights.optimizer.zero_grad()
         if self.recipe.lora_rank:
-            merge_lora(self._model)
-        self._adapted.requires_grad_(True)
-        return self._adapted.to(self._home, self._dtype).eval()
+            merge_lora(self._learner.network)
+        adapted: nn.Module = self._learner
+        if self.recipe.output == "velocity":
+            adapted = self._learner.network
+        return adapted.requires_grad_(True).to(self._home, self._dtype).eval()

@@ -41,7 +41,7 @@ STILL = Recipe(blend=0.0)
 VARIETY = {
     "default": Recipe(),
     "lora": replace(STILL, lora_rank=2, lora_groups=LORA_GROUPS, train_groups=("norm_bias",)),
-    "pulled": replace(STILL, weight_decay=0.1, clip_norm=0.0),
+    "unclipped": replace(STILL, clip_norm=0.0),
     "linear": replace(STILL, schedule="linear"),
     "constant": replace(STILL, schedule="constant"),
     "direct": Recipe(render="direct", precision="fp32"),
