@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{'':<16}" + "".join(f"{part:>9}" for part in PARTS))
     squares = []
     for rune in tqdm(runes, unit="rune"):
-        bitmaps = rebuild(source.drawings(rune, arguments.resize)[:, 0]).bitmaps
+        bitmaps, *_ = rebuild(source.drawings(rune, arguments.resize)[:, 0])
         found = deviations(split_maps(correspondences(bitmaps), bitmaps))
         squares.append(found.square())
         tqdm.write(_row(rune, found.tolist()))

@@ -63,7 +63,7 @@ def take_step(run: Run, clock: Clock) -> float:
     Raises:
         AdaptationError: the loss is not finite.
     """
-    batch = run.next_batch()  # augmented drawings x, times t, targets, noises e
+    batch = next(run.batches)  # augmented drawings x, times t, targets, noises e
     share, advance = clock.share, clock.tick()
     run.weights.set_rates(share, advance)
     gradients, flow_loss = run.gradients(batch)

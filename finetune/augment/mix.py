@@ -6,7 +6,6 @@ pixel of a picture.  There are no flips: runes are chiral.
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -15,9 +14,10 @@ from torch import Tensor
 
 from ..canvas import BITMAP_SIZE, PEN_RADIUS
 from ..recipe import Recipe
-from .bitmaps import Rebuilt, rebuild, stroke_radius
+from .bitmaps import rebuild, stroke_radius
 from .pen import stamp, trace
 from .registration import correspondences
+from .resizing import Resizing
 from .spline import GRID, spline_matrix
 
 # Above this the drawings are no resized strokes (they may be photographs or already
@@ -56,15 +56,7 @@ class Augmenter:
         root = math.sqrt(recipe.vertical)
         self._px = drawings.new_tensor([1 / root, root]) * (2 / drawings.shape[-1])
         if recipe.render == "pen":
-            self.rebuilt = rebuild(drawings[:, 0])
-            if self.rebuilt.error <= _MAX_REBUILD_ERROR:
-                self.by_pen = self._prepare(self.rebuilt)
-
-    def with_generator(self, generator: torch.Generator) -> Augmenter:
-        """The same with random numbers of its own."""
-        other = copy.copy(self)
-        other.generator = generator
-        return other
+            self.by_pen = self._prepare(*rebuild(drawings[:, 0]))
 
     def __call__(self, n: int, times: Tensor | None = None) -> Tensor:
         """``n`` augmented drawings, (n, 1, 28, 28) in [0, 1].
@@ -81,7 +73,7 @@ class Augmenter:
         return F.grid_sample(self.drawings[index], self.draw_warp(index), align_corners=False)
 
     def draw_warp(self, index: Tensor) -> Tensor:
-        """Random maps for the drawings ``index`` (n,), (n, H, W, 2) as `F.grid_sample` takes them.
+        """Random maps (n, H, W, 2) for the drawings ``index`` (n,), as `F.grid_sample` has them.
 
         Output to source: where to look up each pixel, in units of the canvas.
         """
@@ -92,8 +84,7 @@ class Augmenter:
         # Source = inverse (output - shift).
         grid: Tensor = (xy[None] - shift[:, None, None, :]) @ torch.linalg.inv(linear)[:, None].mT
         spread = spline_matrix(p)  # (H, GRID)
-        grid = grid + (spread @ self._draw_offsets(n) @ spread.T).movedim(1, -1)
-        return grid
+        return grid + (spread @ self._draw_offsets(n) @ spread.T).movedim(1, -1)
 
     def draw_points(self, index: Tensor, times: Tensor | None = None) -> Tensor:
         """Random places to which the paths of the drawings ``index`` (n,) move, (n, P, 2)."""
@@ -110,7 +101,7 @@ class Augmenter:
         return (points + 1) * (BITMAP_SIZE / 2) - 0.5
 
     def _draw_affine(self, n: int) -> tuple[Tensor, Tensor]:
-        """Maps of the canvas, [-1, 1] along each axis: source to output, each for one of n images.
+        """Maps of the canvas, [-1, 1] along each axis, for n images: source to output.
 
         Returns:
             The linear part (n, 2, 2), which is rotation . slope . shear . scaling, and the shift
@@ -153,27 +144,28 @@ class Augmenter:
         weights = way * (1 / kinds + variety - variety.mean(1, keepdim=True))
         return (weights[:, None] @ maps.flatten(2)).view(n, *maps.shape[2:])
 
-    def _prepare(self, rebuilt: Rebuilt) -> bool:
+    def _prepare(self, bitmaps: Tensor, resizing: Resizing, error: float) -> bool:
         """Ready to draw along pens' paths at full resolution, unless none made the drawings."""
-        seen = rebuilt.resizing.seen().to(self.drawings.device)
-        ratio = stroke_radius(rebuilt.bitmaps) / PEN_RADIUS
+        if error > _MAX_REBUILD_ERROR:
+            return False
+        seen = resizing.seen().to(self.drawings.device)
+        ratio = stroke_radius(bitmaps) / PEN_RADIUS
         # Rebuilt strokes tell a width only roughly: Omniglot's pen wherever it can be.
         if not _NARROWEST <= ratio <= _WIDEST:
             self._radius = PEN_RADIUS * max(ratio / _RADIUS_BIAS, _THINNEST)
-        paths = trace(rebuilt.bitmaps, seen, self._radius)
-        if paths.error > _MAX_PEN_ERROR:
+        points, self._present, wrong_share = trace(bitmaps, seen, self._radius)
+        if wrong_share > _MAX_PEN_ERROR:
             return False
-        self._seen, self._resizing = seen, rebuilt.resizing
+        self._seen, self._resizing = seen, resizing
         # Only the bitmap's rows and columns that the resize looks at are ever drawn: for
         # plain bilinear and nearest that is a quarter of the pixels or less.
-        if (operator := rebuilt.resizing.operator()) is not None:
+        if (operator := resizing.operator()) is not None:
             self.operator = operator.to(self.drawings)[:, seen].contiguous()
-        self._paths = (paths.points + 0.5) * (2 / BITMAP_SIZE) - 1
-        self._present = paths.present
+        self._paths = (points + 0.5) * (2 / BITMAP_SIZE) - 1
         within = self._paths.clamp(-1, 1)  # points that pad are far outside, where no control is
         self._spread = spline_matrix(within.flatten()).view(*within.shape, GRID)  # x, then y
         if self._blends:
-            self._maps = correspondences(rebuilt.bitmaps)
+            self._maps = correspondences(bitmaps)
         return True
 
     def _symmetric(self, *shape: int) -> Tensor:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cache
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TypeVar
 
 import torch
@@ -71,7 +70,7 @@ def channels_last(model: M, device: torch.device) -> M:
     return model
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which to compute in ``precision``, "auto", "fp32" or "bf16"."""
     bf16 = resolve_precision(precision, device) == "bf16"
     # No cache of weights in bf16: inside another autocasting block it would outlive the step, and
@@ -86,14 +85,10 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """
     if precision != "auto":
         return precision
-    return "bf16" if _has_bf16_units(device.type) else "fp32"
-
-
-@cache
-def _has_bf16_units(device_type: str) -> bool:
-    if device_type == "cuda":
-        return torch.cuda.get_device_capability()[0] >= 8
-    # Private, and so looked for: `torch.cpu.get_capabilities()` is newer than the oldest torch that
-    # the exported file runs on.
-    is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return device_type == "cpu" and is_supported is not None and bool(is_supported())
+    if device.type == "cuda":
+        has_units = torch.cuda.get_device_capability()[0] >= 8
+    else:
+        # Not public before torch 2.9, which has it among `torch.cpu.get_capabilities()`.
+        is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        has_units = device.type == "cpu" and is_supported()
+    return "bf16" if has_units else "fp32"

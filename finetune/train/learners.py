@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -51,18 +53,12 @@ def level_posterior(
     times = torch.arange(_LEVEL_SAMPLES, device=device) / _LEVEL_SAMPLES
     levels = grey_levels(augment.drawings, augment(_LEVEL_SAMPLES, times), augment.operator)
     # Bank and head have numbers of their own: batches are the same with them and without.
-    bank = _draw_bank(
-        augment.with_generator(torch.Generator(device).manual_seed(recipe.seed + 1)), recipe
-    )
+    of_bank = copy.copy(augment)
+    of_bank.generator = torch.Generator(device).manual_seed(recipe.seed + 1)
+    bank, n = None, min(recipe.bank_images, recipe.steps * recipe.batch_size)
+    if n:  # no more of them than training draws itself
+        parts = [of_bank(len(part)) for part in torch.arange(n).split(_DRAWN_AT_ONCE)]
+        bank = ImageBank(torch.cat(parts), recipe)
     start = torch.Generator(device).manual_seed(recipe.seed + 2)
     network.conv_out.requires_grad_(False)  # the head is in its place
     return LevelPosterior(network, levels, label, recipe, start, bank)
-
-
-def _draw_bank(augment: Augmenter, recipe: Recipe) -> ImageBank | None:
-    """Augmented drawings as for t = 1, no more of them than training draws itself."""
-    n = min(recipe.bank_images, recipe.steps * recipe.batch_size)
-    if not n or not (recipe.bank_limit or recipe.target_limit or recipe.window_limit):
-        return None
-    parts = torch.arange(n).split(_DRAWN_AT_ONCE)
-    return ImageBank(torch.cat([augment(len(part)) for part in parts]), recipe)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from concurrent.futures import Executor, Future
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +45,7 @@ class Run:
         pretrained_model: nn.Module,
         drawings: Tensor,
         recipe: Recipe,
-        threads: Executor | None = None,
+        threads: ThreadPoolExecutor | None = None,
     ) -> None:
         self.recipe = recipe
         self._threads = threads
@@ -70,8 +71,7 @@ class Run:
             self._learner = level_posterior(model, self._augment, label, recipe)
         self.weights = Weights(model, self._learner.head, recipe)
         self._c = torch.full((recipe.batch_size,), label, device=device)
-        self._left = 0  # batches that are drawn and not learnt
-        self._ahead: Future[Batch] | None = None  # batches that a thread draws
+        self.batches = self._draw_on()
 
     def draw(self) -> Batch:
         """The next batches, as many as it pays to draw together."""
@@ -84,14 +84,13 @@ class Run:
         parts = (x, t[:, None, None, None], self._learner.targets(x), e)
         return Batch(*(part.unflatten(0, (s, b)) for part in parts))
 
-    def next_batch(self) -> Batch:
-        """One batch; several are drawn at a time."""
-        if not self._left:
-            self._drawn = self._ahead.result() if self._ahead else self.draw()
-            self._ahead = self._threads.submit(self.draw) if self._threads else None
-            self._left = len(self._drawn.x)
-        self._left -= 1
-        return Batch(*(part[-1 - self._left] for part in self._drawn))
+    def _draw_on(self) -> Iterator[Batch]:
+        """Batches without end; a thread draws the next ones while these are learnt."""
+        ahead = None
+        while True:
+            drawn = ahead.result() if ahead else self.draw()
+            ahead = self._threads.submit(self.draw) if self._threads else None
+            yield from (Batch(*parts) for parts in zip(*drawn, strict=True))
 
     def gradients(self, batch: Batch) -> tuple[list[tuple[Tensor, ...]], Tensor]:
         """Of each part of a batch the gradients of what a step lowers; the batch's flow loss."""

@@ -54,7 +54,7 @@ def test_what_is_drawn_ahead_is_what_would_be_drawn_now() -> None:
     with step_threads(CPU) as thread:
         ahead = Run(CPU, network(), DRAWINGS, RECIPE, thread)
         for _ in range(70):
-            for one, other in zip(alone.next_batch(), ahead.next_batch(), strict=True):
+            for one, other in zip(next(alone.batches), next(ahead.batches), strict=True):
                 assert torch.equal(one, other)
 
 
@@ -68,8 +68,8 @@ def test_halves_side_by_side_are_the_halves_one_after_the_other(
         alone = Run(CPU, network(), DRAWINGS, recipe)
         together = Run(CPU, network(), DRAWINGS, recipe, threads)
         for _ in range(3):
-            parts, loss = together.gradients(together.next_batch())
-            expected_parts, expected = alone.gradients(alone.next_batch())
+            parts, loss = together.gradients(next(together.batches))
+            expected_parts, expected = alone.gradients(next(alone.batches))
             assert len(parts) == min(batch_size, 2) and torch.equal(loss, expected)
             for part, expected_part in zip(parts, expected_parts, strict=True):
                 for one, other in zip(part, expected_part, strict=True):
@@ -85,7 +85,7 @@ def test_halves_side_by_side_are_the_halves_one_after_the_other(
 def test_the_parts_add_up_to_the_whole_batch(batch_size: int) -> None:
     recipe = dataclasses.replace(RECIPE, batch_size=batch_size)
     run = Run(CPU, network(), DRAWINGS, recipe)
-    batch = run.next_batch()
+    batch = next(run.batches)
     parts, loss = run.gradients(batch)
     run._n_parts = 1
     (whole,), whole_loss = run.gradients(batch)

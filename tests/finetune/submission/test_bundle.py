@@ -242,11 +242,10 @@ def test_what_the_recipe_rules_out_is_not_there() -> None:
     assert "steps: int = 6  # optimizer steps when time allows" in text
     assert "def _add_lora" in one_file(VARIETY["lora"], "About.")
     for part in (
-        "class _Rebuilt",
+        "def _find_resizing(",
         "def _trace(",
         "def _stamp(",
         "draw_points",
-        "class _PenPaths",
     ):
         assert part not in text
         assert part in one_file(VARIETY["default"], "About.")

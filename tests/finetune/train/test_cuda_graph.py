@@ -53,7 +53,7 @@ def losses_one_by_one(runs: list[Run], n: int) -> Tensor:
     for i in range(n):
         for k, run in enumerate(runs):
             run.weights.set_rates(i / n, 1 / n)
-            gradients, loss = run.gradients(run.next_batch())
+            gradients, loss = run.gradients(next(run.batches))
             run.weights.step(gradients)
             found[i, k] = loss
     return found
