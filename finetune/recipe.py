@@ -69,13 +69,13 @@ class Recipe:
     output: str = _choice(
         "levels",
         ("levels", "velocity"),
-        "a posterior over each pixel's grey level, or the velocity as the network has it",
+        "a posterior over each pixel's grey level, or the network's own velocity",
     )
     level_weight: float = _number(
         0.15, 0.0, 100.0, "1", "of the levels' cross entropy beside the flow loss"
     )
     head_hidden: int = _number(
-        64, 0, 256, "channels", "between the two convolutions of the head's second path; 0: none"
+        64, 0, 256, "channels", "width of the head's second path; 0 is no second path"
     )
     head_lr_factor: float = _number(
         3.0, 0.0, 1000.0, "1", "learning rate of the levels' head over that of the rest"

@@ -78,8 +78,7 @@ def stroke_radius(bitmaps: Tensor) -> float:
 
 def _lists(candidate: Resizing, images: Tensor) -> bool:
     """Whether all greys are among the few that the candidate can give."""
-    levels = listed_levels(candidate.operator())
-    if levels is None:
+    if (levels := listed_levels(candidate.operator())) is None:
         return False
     return bool(((images[:, None] - levels.to(images)).abs().amin(1) < _EXACT).all())
 

@@ -32,12 +32,9 @@ def trace(bitmaps: Tensor, seen: Tensor, radius: float) -> tuple[Tensor, Tensor,
         seen: rows and columns (H,) whose bits are known; only these count.
         radius: of the pen, pixels.
     """
-    # One that pads at the end of each: a blank drawing has no other.
-    ends = (0, 0, 0, 1)
-    paths = [
-        F.pad(s.nonzero().flip(1).float(), ends, value=_OUTSIDE) for s in skeletons(bitmaps > 0.5)
-    ]
+    paths = [line.nonzero().flip(1).float() for line in skeletons(bitmaps > 0.5)]
     points = nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=_OUTSIDE)
+    points = F.pad(points, (0, 0, 0, 1), value=_OUTSIDE)  # blank drawings have no other
     present = points[..., 0] != _OUTSIDE
     links = _links(points, present)
     n_links = links.sum(-1, keepdim=True)

@@ -79,10 +79,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """ "auto" as "fp32", or as "bf16" where the device has units for it.
-
-    Without them bf16 is several times slower than fp32.
-    """
+    """ "auto" as "bf16" where the device has units for it, and is not slower by it, or "fp32"."""
     if precision != "auto":
         return precision
     if device.type == "cuda":

@@ -45,7 +45,7 @@ class LevelHead(nn.Module):
 
 def _convolution(n_in: int, n_out: int, device: torch.device) -> nn.Conv2d:
     """All zeros, without an initialisation that would draw from the process's random numbers."""
-    convolution: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, n_in, n_out, 3, padding=1, device=device)
-    for parameter in convolution.parameters():
+    conv: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, n_in, n_out, 3, padding=1, device=device)
+    for parameter in conv.parameters():
         nn.init.zeros_(parameter)
-    return convolution
+    return conv

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,9 @@ from .optim import Weights
 _DRAWN_AHEAD, _DRAWN_AHEAD_ON_GPU = 256, 2048
 
 
-class Batch(NamedTuple):
-    """Of B images; or of S batches, with one more axis in front."""
-
-    x: Tensor  # augmented drawings, (B, 1, 28, 28)
-    t: Tensor  # (B, 1, 1, 1)
-    targets: Tensor  # (B, ...)
-    e: Tensor  # noise, as x
+# Augmented drawings x (B, 1, 28, 28), times t (B, 1, 1, 1), targets, and noises e as x; several
+# batches have one more axis in front.
+Batch = tuple[Tensor, ...]
 
 
 class Run:
@@ -82,7 +78,7 @@ class Run:
         x = self._augment(s * b, t)
         e = torch.randn(x.shape, generator=g, device=x.device)
         parts = (x, t[:, None, None, None], self._learner.targets(x), e)
-        return Batch(*(part.unflatten(0, (s, b)) for part in parts))
+        return tuple(part.unflatten(0, (s, b)) for part in parts)
 
     def _draw_on(self) -> Iterator[Batch]:
         """Batches without end; a thread draws the next ones while these are learnt."""
@@ -90,7 +86,7 @@ class Run:
         while True:
             drawn = ahead.result() if ahead else self.draw()
             ahead = self._threads.submit(self.draw) if self._threads else None
-            yield from (Batch(*parts) for parts in zip(*drawn, strict=True))
+            yield from zip(*drawn, strict=True)
 
     def gradients(self, batch: Batch) -> tuple[list[tuple[Tensor, ...]], Tensor]:
         """Of each part of a batch the gradients of what a step lowers; the batch's flow loss."""
@@ -99,7 +95,7 @@ class Run:
         gradients, losses = zip(*on_parts(self._part_gradients, parts), strict=True)
         return list(gradients), torch.stack(losses).sum()
 
-    def _part_gradients(self, part: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _part_gradients(self, part: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
         """The part's share in the gradients and in the flow loss of the whole batch."""
         n = len(part[0])
         objective, flow_loss = self._learner.losses(*part, self._c[:n])
