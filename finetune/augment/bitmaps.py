@@ -31,11 +31,7 @@ _BORDER_FACTOR = 1.5
 
 
 def rebuild(images: Tensor) -> tuple[Tensor, Resizing, float]:
-    """Bitmaps (n, 105, 105), 1 is ink, that give ``images`` (n, 28, 28) when they are resized.
-
-    Beside them how they are resized, and the mean squared error of what that gives.  Draws no
-    random numbers.  About a second for ten drawings on one core.
-    """
+    """Bitmaps (n, 105, 105) behind ``images`` (n, 28, 28), how they were resized, and the error."""
     resizing = find_resizing(images)
     bitmaps, error = _fit(images, resizing, _FIT_STEPS)
     return bitmaps, resizing, error

@@ -73,10 +73,7 @@ class Augmenter:
         return F.grid_sample(self.drawings[index], self.draw_warp(index), align_corners=False)
 
     def draw_warp(self, index: Tensor) -> Tensor:
-        """Random maps (n, H, W, 2) for the drawings ``index`` (n,), as `F.grid_sample` has them.
-
-        Output to source: where to look up each pixel, in units of the canvas.
-        """
+        """Random places where pixels of drawings ``index`` (n,) are taken from, (n, H, W, 2)."""
         n, size = len(index), self.drawings.shape[-1]
         p = (torch.arange(size).to(self.drawings) + 0.5) * (2 / size) - 1  # of pixels' centres
         linear, shift = self._draw_affine(n)

@@ -34,9 +34,8 @@ def on_gpu_or_cpu(model: nn.Module, train: Callable[[torch.device], T]) -> T:
 def is_gpu_failure(error: RuntimeError) -> bool:
     """Whether the GPU, not the run, is at fault: no memory, or a device that torch can't use."""
     signs = ("out of memory", "cuda", "cublas", "cudnn")
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
-        sign in str(error).lower() for sign in signs
-    )
+    is_told = any(sign in str(error).lower() for sign in signs)
+    return is_told or isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 @contextmanager

@@ -27,10 +27,7 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def step_threads(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
-    """Three threads, to draw and to compute on a CPU; none on a GPU.
-
-    Each of them, and the caller's, has one of torch's threads.
-    """
+    """Three threads to draw and to compute on a CPU, for which torch uses one each; or none."""
     if device.type != "cpu":
         yield None
         return

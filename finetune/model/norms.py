@@ -27,21 +27,15 @@ class NarrowGroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or x.ndim != 4:
             return super().forward(x)
-        groups = (len(x), self.num_groups, -1)  # (B, G, C / G), as everything small here
-        n = x[0].numel() // self.num_groups
-        mean = _sums(x).view(groups).sum(-1, keepdim=True) / n
-        square = _sums(x * x).view(groups).sum(-1, keepdim=True) / n
+        mean, square = _group_means(x, self.num_groups), _group_means(x * x, self.num_groups)
         rstd = (square - mean * mean).clamp(min=0).add(self.eps).rsqrt()
-        factor = self.weight.view(groups[1:]) * rstd
-        shift = self.bias.view(groups[1:]) - factor * mean
-        return torch.addcmul(_map(shift, x), x, _map(factor, x))
+        factor = self.weight.view(self.num_groups, -1) * rstd  # (B, G, C / G), as what follows
+        shift = self.bias.view(self.num_groups, -1) - factor * mean
+        factor, shift = (a.reshape(len(x), -1, 1, 1).to(x.dtype) for a in (factor, shift))
+        return torch.addcmul(shift, x, factor)
 
 
-def _sums(x: Tensor) -> Tensor:
-    """Over the pixels, (B, C, H, W) to (B, C), float32 or better; added up in no less."""
-    return x.sum((2, 3)).to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _map(values: Tensor, like: Tensor) -> Tensor:
-    """A number for each channel, (B, G, C / G), as (B, C, 1, 1) in the type of ``like``."""
-    return values.reshape(len(values), -1, 1, 1).to(like.dtype)
+def _group_means(x: Tensor, n_groups: int) -> Tensor:
+    """Over channels and pixels, (B, C, H, W) to (B, G, 1); added up in float32 or better."""
+    sums = x.sum((2, 3)).to(torch.promote_types(x.dtype, torch.float32))
+    return sums.view(len(x), n_groups, -1).sum(-1, keepdim=True) / (x[0].numel() // n_groups)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ class Weights:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
 
-    def step(self, parts: Sequence[Sequence[Tensor]]) -> None:
+    def step(self, parts: list[tuple[Tensor, ...]]) -> None:
         """Move the weights down the sum of the parts' gradients, by the rates that were set."""
         for parameter, *gradients in zip(self.parameters, *parts, strict=True):
             # Laid out in memory as the parameter is: the fused kernel takes that for granted.

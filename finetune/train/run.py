@@ -14,13 +14,16 @@ from ..augment.mix import Augmenter
 from ..flow import logit_normal_times
 from ..model.groups import add_class, add_lora, freeze_all_but, merge_lora
 from ..model.norms import speed_up_norms
+from ..predict.bank import ImageBank
+from ..predict.levels import grey_levels
+from ..predict.posterior import LevelPosterior
 from ..recipe import GROUPS, Recipe
-from .learners import LearnsVelocity, level_posterior
+from .learners import LearnsVelocity
 from .optim import Weights
 
+_LEVEL_SAMPLES = 512  # augmented drawings in which the levels are counted
 # Drawing 256 images takes a CPU hardly longer than drawing 32, and a GPU no longer than 2048.
-_DRAWN_AHEAD, _DRAWN_AHEAD_ON_GPU = 256, 2048
-
+_DRAWN_AT_ONCE, _DRAWN_AT_ONCE_ON_GPU = 256, 2048
 
 # Augmented drawings x (B, 1, 28, 28), times t (B, 1, 1, 1), targets, and noises e as x; several
 # batches have one more axis in front.
@@ -60,11 +63,11 @@ class Run:
         if recipe.lora_rank:
             add_lora(model, recipe.lora_groups, recipe.lora_rank, recipe.lora_scale, generator)
         self._augment = Augmenter(drawings.to(device), recipe, generator)
-        self._learner: Any
-        if recipe.output == "velocity":
-            self._learner = LearnsVelocity(model, recipe)
-        else:
-            self._learner = level_posterior(model, self._augment, label, recipe)
+        self._learner: Any = (
+            LearnsVelocity(model, recipe)
+            if recipe.output == "velocity"
+            else _level_posterior(model, self._augment, label, recipe)
+        )
         self.weights = Weights(model, self._learner.head, recipe)
         self._c = torch.full((recipe.batch_size,), label, device=device)
         self.batches = self._draw_on()
@@ -72,7 +75,7 @@ class Run:
     def draw(self) -> Batch:
         """The next batches, as many as it pays to draw together."""
         r, g = self.recipe, self._generator
-        at_once = _DRAWN_AHEAD_ON_GPU if g.device.type == "cuda" else _DRAWN_AHEAD
+        at_once = _DRAWN_AT_ONCE_ON_GPU if g.device.type == "cuda" else _DRAWN_AT_ONCE
         s, b = max(1, at_once // r.batch_size), r.batch_size
         t = torch.cat([logit_normal_times(b, r.logit_mean, r.logit_std, g) for _ in range(s)])
         x = self._augment(s * b, t)
@@ -113,3 +116,22 @@ class Run:
         if self.recipe.output == "velocity":
             adapted = self._learner.network
         return adapted.requires_grad_(True).to(self._home, self._dtype).eval()
+
+
+def _level_posterior(
+    network: nn.Module, augment: Augmenter, label: int, recipe: Recipe
+) -> LevelPosterior:
+    """A posterior that knows nothing yet, with levels and a bank of augmented drawings."""
+    device = augment.drawings.device
+    times = torch.arange(_LEVEL_SAMPLES, device=device) / _LEVEL_SAMPLES
+    levels = grey_levels(augment.drawings, augment(_LEVEL_SAMPLES, times), augment.operator)
+    # Bank and head have numbers of their own: batches are the same with them and without.
+    of_bank = copy.copy(augment)
+    of_bank.generator = torch.Generator(device).manual_seed(recipe.seed + 1)
+    bank, n = None, min(recipe.bank_images, recipe.steps * recipe.batch_size)
+    if n:  # no more of them than training draws itself
+        parts = [of_bank(len(part)) for part in torch.arange(n).split(_DRAWN_AT_ONCE)]
+        bank = ImageBank(torch.cat(parts), recipe)
+    start = torch.Generator(device).manual_seed(recipe.seed + 2)
+    network.conv_out.requires_grad_(False)  # the head is in its place
+    return LevelPosterior(network, levels, label, recipe, start, bank)
