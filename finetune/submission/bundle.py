@@ -30,7 +30,7 @@ SECTIONS = (
         "Drawings",
         (
             *("data.drawings", "augment.bitmaps", "augment.resizing", "augment.pen"),
-            *("augment.registration", "augment.spline", "augment.descent", "canvas"),
+            *("augment.descent", "canvas"),
         ),
     ),
     Section("Augmentation", ("augment.mix",)),
