@@ -98,7 +98,7 @@ def init(
     try:
         states = [t.state for t in created.get_trials(deepcopy=False)]
     finally:
-        opened.database.engine.dispose()
+        opened.engine.dispose()
     finished = sum(state in FINISHED for state in states)
     return (
         f"study {config.name} is ready in {shown(url)}: {len(measuring.instances)} instances; "

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         study = load_study(storage, config.name)
         trials = study.get_trials(deepcopy=False)
         confirmed = study.user_attrs.get(CONFIRMED_KEY)
-        beats = storage.database.patience.call(lambda: storage.beats(study._study_id))
+        beats = storage.retry.call(lambda: storage.heartbeats(study._study_id))
     now = datetime.now(UTC)
     status = status_of(config, url, trials, beats, now, options.best, confirmed)
     print(to_json(status) if options.json else to_text(status))

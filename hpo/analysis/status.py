@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from ..storage.transactions import Beat
+from ..storage.recovery import Heartbeat
 from ..storage.url import shown
 from ..study.budget import compute_seconds, why_stop
 from ..study.config import Budget, StudyConfig
@@ -84,7 +84,7 @@ def status_of(
     config: StudyConfig,
     url: str,
     trials: Sequence[FrozenTrial],
-    beats: Sequence[Beat],
+    beats: Sequence[Heartbeat],
     now: datetime,
     best: int = 5,
     confirmed: Mapping[str, Any] | None = None,
@@ -140,7 +140,7 @@ def status_of(
 
 
 def pace_of(
-    trials: Sequence[FrozenTrial], beats: Sequence[Beat], grace_s: float, now: datetime
+    trials: Sequence[FrozenTrial], beats: Sequence[Heartbeat], grace_s: float, now: datetime
 ) -> Pace | None:
     """How quickly trials finish while any runs; None if none has run for any time yet."""
     now_s = now.timestamp()

@@ -46,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     storage = open_existing(config.storage_url(options.storage), options.study)
     try:
         # It may be away for a while, and hours of measuring shall not be lost to that.
-        storage.database.patience.limit_s = config.recovery.patience_s
+        storage.retry.limit_s = config.recovery.patience_s
         study = load_study(storage, config.name)
         from .run import confirm
 
@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
             Story(config, options.study, url, study, storage).refresh(every_s=0.0)
         return code
     finally:
-        storage.database.engine.dispose()
+        storage.engine.dispose()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -74,7 +74,7 @@ class LiveDashboard:
 
     def close(self) -> None:
         """Let go of the database."""
-        self.storage.database.engine.dispose()
+        self.storage.engine.dispose()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         try:
@@ -114,7 +114,7 @@ class LiveDashboard:
                 self._open()
 
     def _open(self) -> None:
-        opened = open_storage(self._url, patience_s=_OPENING_S)
+        opened = open_storage(self._url, retry_s=_OPENING_S)
         # A connection stays open from now on, and so the file's number can't become another's.
         opened.get_all_studies()
         self.storage = WatchedStorage(opened)

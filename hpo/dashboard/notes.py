@@ -48,7 +48,7 @@ class Story:
         By default that is a minute, or more where it takes long.
         What goes wrong is told once, and is no reason for a worker to stop.
         """
-        study_id, transact = self._study._study_id, self._storage.database.transact
+        study_id, transact = self._study._study_id, self._storage.transact
         try:
             wait_s = max(EVERY_S, _REST * self._took_s) if every_s is None else every_s
             if not transact(lambda c: take_turn(c, study_id, time.time(), wait_s)):

@@ -116,7 +116,7 @@ def _open_study(config: StudyConfig, options: argparse.Namespace) -> optuna.Stud
         study = load_study(storage, config.name)
         study.get_trials(deepcopy=False)
     finally:
-        storage.database.engine.dispose()
+        storage.engine.dispose()
     return study
 
 

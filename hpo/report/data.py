@@ -12,7 +12,7 @@ from finetune.challenge import points
 from finetune.recipe import Recipe
 
 from ..analysis.references import Reference
-from ..storage.transactions import Beat
+from ..storage.recovery import Heartbeat
 from ..study.config import StudyConfig
 from ..study.manifest import MANIFEST_KEY
 from ..trial.record import Run, best_of
@@ -28,7 +28,7 @@ class Given:
     url: str  # of the database
     attrs: Mapping[str, Any]  # user attributes of the study
     runs: Sequence[Run]
-    beats: Sequence[Beat]
+    beats: Sequence[Heartbeat]
     now: datetime  # aware
     references: Sequence[Reference] = ()
     pictures: Sequence[Picture] = ()

@@ -92,7 +92,7 @@ class Objective:
         number = len(measured)
         variance = sum(m.standard_error**2 for m in measured)
         # At once, so that a worker that is lost here leaves nothing by halves.
-        with watch.storage.together(trial._trial_id) as writes:
+        with watch.storage.batch(trial._trial_id) as writes:
             if picture is not None:
                 writes.system_attrs.update(picture.link)
             trial.report(_mean_loss(measured), number)
@@ -114,7 +114,7 @@ class Objective:
         return TrialEndedError(Outcome.PRUNED, reason, standings.full_loss(losses))
 
     def _sample(self, trial: optuna.Trial, watch: Watch) -> Recipe:
-        with watch.storage.together(trial._trial_id):
+        with watch.storage.batch(trial._trial_id):
             try:
                 recipe = sample_recipe(trial, self.config.space, self.config.fixed)
             except RecipeError as error:

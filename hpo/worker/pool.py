@@ -103,7 +103,7 @@ def run_fleet(options: Options) -> int:
                 time.sleep(_LOOK_S)
     finally:
         _stop(workers)
-    storage.database.remove_session()
+    storage.remove_session()
     print_summary(study, config, options.study)
     if EXIT_BAD_INPUT in codes:
         return EXIT_BAD_INPUT

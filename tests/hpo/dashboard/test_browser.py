@@ -70,7 +70,7 @@ class Seen:
         call = {"instance": "thorn/0", "loss": loss, "standard_error": 0.001, "seconds": 7.5}
         curve = [loss + 1 / part for part in range(1, 17)]
         call |= {"steps": 60, "curve": curve, "per_t_bin": [loss] * 10, "picture": picture.id}
-        with self.storage.together(trial_id) as writes:
+        with self.storage.batch(trial_id) as writes:
             trial.suggest_float("lr", 1e-4, 1e-1, log=True)
             trial.report(loss, 1)
             writes.system_attrs.update({**picture.link, **hostile.link})
@@ -80,7 +80,7 @@ class Seen:
             trial.set_user_attr("recipe", json.dumps({"lr": trial.params["lr"]}))
         ending = Ending(Outcome.COMPLETE, value=loss)
         shown = self.showing.of_trial(trial, ending)
-        with self.storage.together(trial_id) as writes:
+        with self.storage.batch(trial_id) as writes:
             trial.set_user_attr("outcome", "complete")
             writes.system_attrs.update(shown)
             writes.state, writes.values = TrialState.COMPLETE, [loss]
@@ -228,7 +228,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     rows.append(new | ({"number": number} if table is db.TRIALS else {}))
             c.execute(table.insert(), rows)
 
-    made.storage.database.transact(copy)
+    made.storage.transact(copy)
     return made.file
 
 

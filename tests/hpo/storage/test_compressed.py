@@ -31,9 +31,9 @@ def published(tmp_path: Path) -> Path:
     """A database with an empty study ``s``, compressed."""
     storage = open_storage(f"sqlite:///{tmp_path}/s.db")
     storage.create_study("s", {"about": "x"}, [])
-    with storage.database.engine.connect() as c:
+    with storage.engine.connect() as c:
         c.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-    storage.database.engine.dispose()
+    storage.engine.dispose()
     packed = tmp_path / "s.db.gz"
     with (tmp_path / "s.db").open("rb") as plain, gzip.open(packed, "wb") as out:
         shutil.copyfileobj(plain, out)
@@ -65,7 +65,7 @@ def test_a_copy_is_opened_and_goes_afterwards(published: Path, prefix: str) -> N
     with looked_at(f"{prefix}{published}", "s") as storage:
         study = load_study(storage, "s")
         study.set_user_attr("written", 1)  # to the copy
-        copy = Path(str(storage.database.engine.url.database))
+        copy = Path(str(storage.engine.url.database))
         assert copy.is_file()
     assert not copy.parent.exists()
     assert published.read_bytes() == before

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from finetune.errors import UserError
+from hpo.storage.errors import TrialTakenError
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
-from hpo.storage.tables import HEARTBEATS, STATE_INDEX
-from hpo.storage.transactions import NoTrial, TrialTakenError
+from hpo.storage.tables import HEARTBEATS, STATE_INDEX, WORKER_KEY
+from hpo.storage.transactions import NoTrial
 from hpo.storage.url import parse_url
 
 REPO = Path(__file__).parents[3]
@@ -65,6 +66,7 @@ def test_fifty_processes_open_an_empty_database_in_the_same_instant(url: str) ->
     script = """
 import os, sys, time
 import alembic.command, alembic.ddl, psycopg  # or each of them would, at its own speed
+from hpo.storage.errors import TrialTakenError
 from hpo.storage.open import open_storage, load_study
 start = time.time() + 0.5
 children = []
@@ -75,7 +77,7 @@ for i in range(50):
             time.sleep(max(0.0, start - time.time()))
             storage = open_storage(sys.argv[1])
             storage.create_study("s", {"manifest": {"by": i}}, [{"x": 1.0}])
-            ordinal = storage.join_study(load_study(storage, "s")._study_id)
+            ordinal = storage.join(load_study(storage, "s")._study_id)
             os.write(1, f"{ordinal}\\n".encode())
             code = 0
         finally:
@@ -187,9 +189,9 @@ def test_a_claim_looks_at_no_more_trials_when_more_are_finished(
 ) -> None:
     trial = optuna.trial.create_trial(value=1.0)
     for _ in range(300):
-        storage.database.create_new_trial(study._study_id, trial)
+        storage.create_new_trial(study._study_id, trial)
     said: list[tuple[str, Any]] = []
-    engine = storage.database.engine
+    engine = storage.engine
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
         c.exec_driver_sql("ANALYZE")
     listen = engine, "before_cursor_execute", lambda *a: said.append((a[2], a[3]))
@@ -226,8 +228,12 @@ _KEYS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 
 def facts(trial: optuna.trial.FrozenTrial) -> dict[str, str]:
-    """All of a trial as text, whatever the order of its attributes; NaN equals NaN there."""
+    """All of a trial as text, whatever the order of its attributes; NaN equals NaN there.
+
+    Optuna alone shows the attribute that names a trial's worker, too.
+    """
     facts = dict(vars(trial), params=trial.params, distributions=trial.distributions)
+    facts["_system_attrs"] = {k: v for k, v in trial.system_attrs.items() if k != WORKER_KEY}
     return {k: str(sorted(v.items()) if isinstance(v, dict) else v) for k, v in facts.items()}
 
 
@@ -244,7 +250,7 @@ def facts(trial: optuna.trial.FrozenTrial) -> dict[str, str]:
     x=st.floats(0, 1),
     choice=st.sampled_from(["a", "b"]),
 )
-def test_what_is_written_together_is_what_optuna_reads(
+def test_what_is_written_in_a_batch_is_what_optuna_reads(
     url: str,
     storage: StudyStorage,
     study: optuna.Study,
@@ -258,7 +264,7 @@ def test_what_is_written_together_is_what_optuna_reads(
     waiting = [t for t in study.trials if t.state == TrialState.WAITING]
     for _ in waiting:
         trial = claim(storage, study)
-        with storage.together(trial._trial_id) as writes:
+        with storage.batch(trial._trial_id) as writes:
             trial.suggest_float("x", 0, 1)
             trial.suggest_categorical("choice", ["a", "b"])
             trial.suggest_int("n", 1, 64, log=True)
@@ -299,7 +305,7 @@ def test_writes_of_an_interrupted_block_are_not_stored(
     url: str, storage: StudyStorage, study: optuna.Study
 ) -> None:
     trial = claim(storage, study)
-    with pytest.raises(KeyboardInterrupt), storage.together(trial._trial_id):
+    with pytest.raises(KeyboardInterrupt), storage.batch(trial._trial_id):
         trial.report(1.0, 1)
         raise KeyboardInterrupt
     assert plain(url).trials[0].intermediate_values == {}
@@ -326,7 +332,7 @@ def test_a_trial_that_someone_else_ended_is_taken(
     with pytest.raises(TrialTakenError):
         trial.report(1.0, 1)
     assert not storage.beat(trial._trial_id)
-    assert storage.hand_back(study._study_id, "stopped", 1.0) == []
+    assert storage.release(study._study_id, "stopped", 1.0) == []
 
 
 # -- lost and found --------------------------------------------------------------------------
@@ -346,7 +352,7 @@ def test_a_trial_handed_back_keeps_its_recipe_and_nothing_else(
     url: str, storage: StudyStorage, study: optuna.Study
 ) -> None:
     trial = start_and_measure(storage, study)
-    assert storage.hand_back(study._study_id, "stopped", 1.0) == [0]
+    assert storage.release(study._study_id, "stopped", 1.0) == [0]
     seen = plain(url).trials[0]
     assert seen.state == TrialState.WAITING
     assert seen.params == trial.params
@@ -365,7 +371,7 @@ def test_a_trial_handed_back_keeps_its_recipe_and_nothing_else(
 
 
 def silence(url: str, seconds: int) -> None:
-    """Make all beats older than they are."""
+    """Make all heartbeats older than they are."""
     engine = sa.create_engine(parse_url(url))
     at = HEARTBEATS.c.heartbeat
     with engine.begin() as c:
@@ -382,11 +388,11 @@ def silence(url: str, seconds: int) -> None:
 def test_beats_tell_whose_and_how_old(url: str, storage: StudyStorage, study: optuna.Study) -> None:
     trial = claim(storage, study)
     silence(url, 100)
-    (beat,) = storage.beats(study._study_id)
+    (beat,) = storage.heartbeats(study._study_id)
     assert (beat.trial_id, beat.number, beat.worker) == (trial._trial_id, 0, "me")
     assert 99 <= beat.age_s <= 105
     assert storage.beat(trial._trial_id)
-    (beat,) = storage.beats(study._study_id)
+    (beat,) = storage.heartbeats(study._study_id)
     assert beat.age_s <= 3
 
 
@@ -396,8 +402,8 @@ def test_a_lost_trial_is_queued_again_so_many_times_and_then_fails(
     rescuer = open_storage(url, worker="rescuer")
     for attempt in range(3):
         start_and_measure(storage, study)
-        (beat,) = rescuer.beats(study._study_id)
-        became = rescuer.take_from_lost(beat, retries=2)
+        (beat,) = rescuer.heartbeats(study._study_id)
+        became = rescuer.reclaim(beat, retries=2)
         assert became == (TrialState.WAITING if attempt < 2 else TrialState.FAIL)
     seen = plain(url).trials[0]
     assert seen.state == TrialState.FAIL
@@ -409,10 +415,10 @@ def test_who_shows_life_is_not_lost(url: str, storage: StudyStorage, study: optu
     trial = claim(storage, study)
     silence(url, 100)
     rescuer = open_storage(url, worker="rescuer")
-    (beat,) = rescuer.beats(study._study_id)
+    (beat,) = rescuer.heartbeats(study._study_id)
     assert storage.beat(trial._trial_id)
-    assert rescuer.take_from_lost(beat, retries=2) is None
-    assert rescuer.take_from_lost(beat, retries=0) is None
+    assert rescuer.reclaim(beat, retries=2) is None
+    assert rescuer.reclaim(beat, retries=0) is None
     trial.report(1.0, 1)  # still its owner
 
 
@@ -422,7 +428,7 @@ def test_who_shows_life_is_not_lost(url: str, storage: StudyStorage, study: optu
 @contextmanager
 def lost_answer(storage: StudyStorage) -> Iterator[None]:
     """The next transaction is committed, but its client is told of a broken connection."""
-    engine = storage.database.engine
+    engine = storage.engine
     begin = engine.begin
     broken = sa.exc.OperationalError("x", {}, type("OperationalError", (Exception,), {})("cut"))
     left = [1]
@@ -452,7 +458,7 @@ def test_every_operation_may_run_again_on_top_of_itself(
     assert [t.state for t in load_study(storage, "t").trials] == [TrialState.WAITING]
     with lost_answer(storage):
         trial = claim(storage, study)
-    with lost_answer(storage), storage.together(trial._trial_id):
+    with lost_answer(storage), storage.batch(trial._trial_id):
         trial.suggest_float("x", 0, 1)
         trial.report(1.0, 1)
     assert len(study.get_trials(states=(TrialState.RUNNING,))) == 1
@@ -460,7 +466,7 @@ def test_every_operation_may_run_again_on_top_of_itself(
         finish(storage, trial, 0.5)
     second = claim(storage, study)
     with lost_answer(storage):
-        storage.hand_back(study._study_id, "stopped", 5.0)
+        storage.release(study._study_id, "stopped", 5.0)
     first, waiting = plain(url).trials
     assert (first.state, first.value, first.params) == (TrialState.COMPLETE, 0.5, {"x": 0.25})
     assert (waiting.number, waiting.state) == (second.number, TrialState.WAITING)
@@ -470,8 +476,8 @@ def test_every_operation_may_run_again_on_top_of_itself(
 def test_a_short_trouble_is_ridden_out_and_said_aloud(
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage = open_storage(url, worker="me", patience_s=30.0)
-    begin = storage.database.engine.begin
+    storage = open_storage(url, worker="me", retry_s=30.0)
+    begin = storage.engine.begin
     back_at = time.monotonic() + 2.5
 
     @contextmanager
@@ -482,14 +488,14 @@ def test_a_short_trouble_is_ridden_out_and_said_aloud(
         with begin() as connection:
             yield connection
 
-    storage.database.engine.begin = away  # type: ignore[method-assign]
+    storage.engine.begin = away  # type: ignore[method-assign]
     assert storage.create_study("s", {}, [])
     assert "server closed the connection; trying again in" in caplog.text
     assert "answers again after" in caplog.text
 
 
 def test_a_trouble_that_lasts_ends_in_one_line(url: str) -> None:
-    storage = open_storage(url, worker="me", patience_s=0.2)
+    storage = open_storage(url, worker="me", retry_s=0.2)
 
     @contextmanager
     def away() -> Iterator[sa.Connection]:
@@ -497,7 +503,7 @@ def test_a_trouble_that_lasts_ends_in_one_line(url: str) -> None:
         raise sa.exc.OperationalError("x", {}, cause)
         yield
 
-    storage.database.engine.begin = away  # type: ignore[method-assign]
+    storage.engine.begin = away  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"no route to host; .*gave up after") as error:
         storage.create_study("s", {}, [])
     assert "a-password" not in str(error.value)

@@ -112,7 +112,7 @@ def run_trials(
             show=showing.of_trial,
         ).work()
     trials = study.get_trials()
-    storage.database.engine.dispose()
+    storage.engine.dispose()
     return trials
 
 
