@@ -6,7 +6,6 @@ import hashlib
 import os
 import sqlite3
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -19,60 +18,56 @@ from sqlalchemy.dialects import postgresql, sqlite
 from finetune.errors import UserError
 
 
-class Dialect(ABC):
+class Dialect:
     """How a kind of database is connected to, locked and asked, and what its errors mean."""
 
-    @abstractmethod
     def engine_options(self, url: sa.URL) -> dict[str, Any]:
         """Keyword arguments for `sqlalchemy.create_engine`.
 
         Raises:
             UserError: a parameter of the URL is malformed.
         """
+        raise NotImplementedError
 
-    @abstractmethod
     def file(self, url: sa.URL) -> Path | None:
         """The file that holds the database; None if it is on a server."""
+        return None
 
-    @abstractmethod
     def prepare(self, connection: sa.Connection) -> None:
         """Set up the database itself; may run again at any time."""
 
-    @abstractmethod
     def tune(self, engine: sa.Engine) -> None:
         """Set up the connections that ``engine`` opens from now on."""
 
-    @abstractmethod
     def table_lock(self, connection: sa.Connection) -> AbstractContextManager[object]:
         """Keep other processes out while this one makes the tables."""
+        raise NotImplementedError
 
-    @abstractmethod
     def snapshot(self, engine: sa.Engine) -> AbstractContextManager[sa.Connection]:
         """A connection that sees the database as it is now and cannot write."""
+        raise NotImplementedError
 
-    @abstractmethod
     def never_idle(self, connection: sa.Connection) -> None:
         """Let this transaction be idle for as long as it takes."""
 
-    @abstractmethod
     def limit_lock_wait(self, connection: sa.Connection, limit_ms: int) -> None:
         """Let this transaction wait for a lock for ``limit_ms`` at most."""
 
-    @abstractmethod
     def insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
         """An insert that has ``on_conflict_do_update``."""
+        raise NotImplementedError
 
-    @abstractmethod
     def now(self) -> sa.ColumnElement[Any]:
         """The database's clock in UTC, in the form in which SQLAlchemy stores moments."""
+        raise NotImplementedError
 
-    @abstractmethod
     def is_transient(self, error: BaseException) -> bool:
         """Whether the same statement may succeed later; ``error`` is the driver's own."""
+        raise NotImplementedError
 
-    @abstractmethod
     def remedy(self, error: BaseException) -> str | None:
         """What a person can do about the driver's ``error``, where that is known."""
+        raise NotImplementedError
 
 
 class _Sqlite(Dialect):
@@ -123,12 +118,6 @@ class _Sqlite(Dialect):
             connection.exec_driver_sql("PRAGMA query_only=ON")
             connection.exec_driver_sql("BEGIN")
             yield connection
-
-    def never_idle(self, connection: sa.Connection) -> None:
-        pass  # SQLite has no such limit
-
-    def limit_lock_wait(self, connection: sa.Connection, limit_ms: int) -> None:
-        pass  # each connection has a limit
 
     def insert(self, table: sa.Table) -> sqlite.Insert:
         return sqlite.insert(table)
@@ -233,15 +222,6 @@ class _PostgreSQL(Dialect):
                 f"prepare_threshold in the database URL is {given!r}; write none, or a number"
             )
         return {"prepare_threshold": int(given)}
-
-    def file(self, url: sa.URL) -> None:
-        return None
-
-    def prepare(self, connection: sa.Connection) -> None:
-        pass  # the server is set up by whoever runs it
-
-    def tune(self, engine: sa.Engine) -> None:
-        pass  # the connect arguments do it
 
     @contextmanager
     def table_lock(self, connection: sa.Connection) -> Iterator[None]:

@@ -17,10 +17,10 @@ from optuna.trial import FrozenTrial, TrialState
 from . import recovery, tables, transactions
 from .cache import TrialCache
 from .dialects import dialect_of
-from .errors import TrialTakenError
 from .optuna_internals import FrozenStudy
 from .recovery import Heartbeat
 from .retry import Retry
+from .statements import set_worker
 from .transactions import NoTrial, Writes
 
 T = TypeVar("T")
@@ -60,7 +60,6 @@ class StudyStorage(BaseStorage):
         self._distributions: dict[tuple[int, str], BaseDistribution] = {}
         self._study_of: dict[int, int] = {}  # by trial
         self._claimed: set[int] = set()  # trials that this worker holds, or has held
-        self._held: set[int] = set()  # trials that it holds, as far as it knows
 
     def __getstate__(self) -> dict[str, Any]:
         return {"rdb": self.rdb, "worker": self.worker, "retry": self.retry}
@@ -147,16 +146,12 @@ class StudyStorage(BaseStorage):
             The trial's id, or why there is none.
         """
         claimed = self._transact_counted(
-            lambda c, again: transactions.claim(c, study_id, self.worker, budget, self._held, again)
+            lambda c, again: transactions.claim(c, study_id, self.worker, budget, again)
         )
         if isinstance(claimed, int):
-            self._note_claim(claimed, study_id)
+            self._study_of[claimed] = study_id
+            self._claimed.add(claimed)
         return claimed
-
-    def _note_claim(self, trial_id: int, study_id: int) -> None:
-        self._study_of[trial_id] = study_id
-        self._claimed.add(trial_id)
-        self._held.add(trial_id)
 
     @contextmanager
     def batch(self, trial_id: int) -> Iterator[Writes]:
@@ -198,13 +193,11 @@ class StudyStorage(BaseStorage):
             limit_s: for how long this is tried again.
         """
 
-        def work() -> dict[int, int]:
+        def work() -> list[int]:
             with self.transaction() as c:
                 return recovery.release(c, study_id, self.worker, why)
 
-        released = Retry(self.name, limit_s).call(work)
-        self._held -= released.keys()
-        return list(released.values())
+        return Retry(self.name, limit_s).call(work)
 
     def trials_for_sampling(self, study_id: int) -> list[FrozenTrial]:
         """See `TrialCache.for_sampling`."""
@@ -235,22 +228,13 @@ class StudyStorage(BaseStorage):
             raise KeyError(f"no trial has the id {trial_id}")
         return trials[0]
 
-    def get_trial_param(self, trial_id: int, param_name: str) -> float:
-        return self.read(lambda c: tables.param_of(c, trial_id, param_name))
-
     def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
         return self.read(lambda c: tables.system_attrs_of(c, trial_id))
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        for name, distribution in (template_trial.distributions if template_trial else {}).items():
-            self._check_distribution(study_id, name, distribution)
-        added = self._transact_counted(
-            lambda c, again: transactions.add_trial(
-                c, study_id, self.worker, template_trial, self._held, again
-            )
-        )
+        added = self.retry.call(partial(self.rdb.create_new_trial, study_id, template_trial))
         if template_trial is None or template_trial.state == TrialState.RUNNING:
-            self._note_claim(added, study_id)
+            self._take(added)
         return added
 
     def set_trial_state_values(
@@ -259,12 +243,16 @@ class StudyStorage(BaseStorage):
         if state != TrialState.RUNNING:
             self._write(trial_id, Writes(state=state, values=values))
             return True
-        is_started = self._transact_counted(
-            lambda c, again: transactions.start(c, trial_id, self.worker, again)
-        )
+        is_started = self.retry.call(partial(self.rdb.set_trial_state_values, trial_id, state))
         if is_started:
-            self._note_claim(trial_id, self._study(trial_id))
+            self._take(trial_id)
         return is_started
+
+    def _take(self, trial_id: int) -> None:
+        """Make a trial that Optuna lets run this worker's."""
+        if self.worker:
+            self.transact(lambda c: set_worker(c, trial_id, self.worker))
+            self._claimed.add(trial_id)
 
     def set_trial_param(
         self,
@@ -314,17 +302,11 @@ class StudyStorage(BaseStorage):
 
     def _write(self, trial_id: int, writes: Writes) -> None:
         was_claimed = trial_id in self._claimed
-        try:
-            self._transact_counted(
-                lambda c, again: transactions.write(
-                    c, trial_id, self.worker, writes, was_claimed, again
-                )
+        self._transact_counted(
+            lambda c, again: transactions.write(
+                c, trial_id, self.worker, writes, was_claimed, again
             )
-        except TrialTakenError:
-            self._held.discard(trial_id)
-            raise
-        if writes.state is not None:
-            self._held.discard(trial_id)
+        )
 
     # -- Optuna's interface: studies ---------------------------------------------------------
 

@@ -70,15 +70,15 @@ def heartbeats(c: sa.Connection, study_id: int) -> list[Heartbeat]:
     ]
 
 
-def release(c: sa.Connection, study_id: int, worker: str, why: str) -> dict[int, int]:
-    """Queue again whatever this worker holds; returns the numbers of those trials by their ids."""
+def release(c: sa.Connection, study_id: int, worker: str, why: str) -> list[int]:
+    """Queue again whatever this worker holds; returns the numbers of those trials."""
     query = sa.select(db.TRIALS.c.trial_id, db.TRIALS.c.number).where(
         db.TRIALS.c.study_id == study_id, is_held_by(worker)
     )
-    held = {trial_id: number for trial_id, number in c.execute(query)}
-    for trial_id in held:
+    held = c.execute(query).all()
+    for trial_id, _ in held:
         _queue_again(c, trial_id, worker, sa.true(), {"worker": worker, "why": why, "lost": False})
-    return held
+    return [number for _, number in held]
 
 
 def reclaim(c: sa.Connection, lost: Heartbeat, retries: int) -> TrialState | None:
@@ -108,7 +108,7 @@ def reclaim(c: sa.Connection, lost: Heartbeat, retries: int) -> TrialState | Non
         return None
     reason = f"its worker was lost {len(attempts) + 1} times"
     attrs = {"outcome": "lost worker", "reason": reason, ATTEMPTS_KEY: [*attempts, attempt]}
-    set_attrs(c, db.USER_ATTRS, lost.trial_id, attrs)
+    set_attrs(c, db.USER_ATTRS, {"trial_id": lost.trial_id}, attrs)
     return TrialState.FAIL
 
 
@@ -132,7 +132,7 @@ def _queue_again(
         c.execute(sa.delete(rows).where(rows.c.trial_id == trial_id))
     attrs = db.SYSTEM_ATTRS
     c.execute(sa.delete(attrs).where(attrs.c.trial_id == trial_id, attrs.c.key != FIXED_PARAMS_KEY))
-    set_attrs(c, db.USER_ATTRS, trial_id, {ATTEMPTS_KEY: [*attempts, attempt]})
+    set_attrs(c, db.USER_ATTRS, {"trial_id": trial_id}, {ATTEMPTS_KEY: [*attempts, attempt]})
     return True
 
 

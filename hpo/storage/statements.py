@@ -29,16 +29,6 @@ def lock_study(c: sa.Connection, study_id: int) -> None:
         raise KeyError(f"no study has the id {study_id}")
 
 
-def count_trials(c: sa.Connection, study_id: int) -> int:
-    """How many trials the study has; needs its lock."""
-    # By the number of the newest: numbers are given out one after another, and none goes away.
-    newest = sa.select(sa.func.max(db.TRIALS.c.trial_id)).where(db.TRIALS.c.study_id == study_id)
-    number = c.execute(
-        sa.select(db.TRIALS.c.number).where(db.TRIALS.c.trial_id == newest.scalar_subquery())
-    ).scalar()
-    return 0 if number is None else int(number) + 1
-
-
 def insert(c: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> int:
     """Insert a row; returns its key."""
     key = c.execute(sa.insert(table).values(row)).inserted_primary_key
@@ -50,14 +40,8 @@ def upsert(
     c: sa.Connection, table: sa.Table, key: tuple[str, ...], rows: Sequence[dict[str, Any]]
 ) -> None:
     """Insert rows of equal columns; those whose key is there are replaced."""
-    if not rows:
-        return
-    statement = _upsert_statement(dialect_of(c), table, key, tuple(rows[0]))
-    if any(isinstance(value, sa.ClauseElement) for value in rows[0].values()):
-        for row in rows:
-            c.execute(statement.values(row))
-    else:
-        c.execute(statement, list(rows))
+    if rows:
+        c.execute(_upsert_statement(dialect_of(c), table, key, tuple(rows[0])), list(rows))
 
 
 @lru_cache(maxsize=64)
@@ -69,25 +53,20 @@ def _upsert_statement(
     return statement.on_conflict_do_update(index_elements=key, set_=changed)
 
 
-def set_attrs(c: sa.Connection, table: sa.Table, trial_id: int, attrs: Mapping[str, Any]) -> None:
-    """Set attributes of a trial."""
-    rows = [{"trial_id": trial_id, "key": k, "value_json": json.dumps(v)} for k, v in attrs.items()]
-    upsert(c, table, ("trial_id", "key"), rows)
-
-
-def set_study_attrs(
-    c: sa.Connection, table: sa.Table, study_id: int, attrs: Mapping[str, Any]
+def set_attrs(
+    c: sa.Connection, table: sa.Table, owner: dict[str, int], attrs: Mapping[str, Any]
 ) -> None:
-    """Set attributes of a study."""
-    rows = [{"study_id": study_id, "key": k, "value_json": json.dumps(v)} for k, v in attrs.items()]
-    upsert(c, table, ("study_id", "key"), rows)
+    """Set attributes of a study or a trial, whose key is ``owner``, such as ``{"trial_id": 7}``."""
+    rows = [{**owner, "key": key, "value_json": json.dumps(v)} for key, v in attrs.items()]
+    upsert(c, table, (*owner, "key"), rows)
 
 
-def set_owner(c: sa.Connection, trial_id: int, worker: str) -> None:
+def set_worker(c: sa.Connection, trial_id: int, worker: str) -> None:
     """Write a running trial's worker and its first heartbeat."""
-    set_attrs(c, db.SYSTEM_ATTRS, trial_id, {db.WORKER_KEY: worker})
-    now = {"trial_id": trial_id, "heartbeat": dialect_of(c).now()}
-    upsert(c, db.HEARTBEATS, ("trial_id",), [now])
+    trial = {"trial_id": trial_id}
+    set_attrs(c, db.SYSTEM_ATTRS, trial, {db.WORKER_KEY: worker})
+    beat = _upsert_statement(dialect_of(c), db.HEARTBEATS, ("trial_id",), ("heartbeat",))
+    c.execute(beat.values(trial_id=trial_id, heartbeat=dialect_of(c).now()))
 
 
 def is_owned_by(worker: str | sa.BindParameter[str]) -> sa.ColumnElement[bool]:

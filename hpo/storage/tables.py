@@ -94,21 +94,6 @@ def states_of(
     return states
 
 
-def param_of(c: sa.Connection, trial_id: int, name: str) -> float:
-    """A parameter in Optuna's internal form.
-
-    Raises:
-        KeyError: there is no such trial, or it has no such parameter.
-    """
-    query = sa.select(PARAMS.c.param_value).where(
-        PARAMS.c.trial_id == trial_id, PARAMS.c.param_name == name
-    )
-    value = c.execute(query).scalar()
-    if value is None:
-        raise KeyError(f"trial {trial_id} has no parameter {name!r}")
-    return float(value)
-
-
 def distribution_of(c: sa.Connection, study_id: int, name: str) -> BaseDistribution | None:
     """The distribution of a parameter in the study's trials; None if none has that parameter."""
     query = (
@@ -200,11 +185,6 @@ def _distribution(text: str) -> BaseDistribution:
 def _local(moment: datetime | None) -> datetime | None:
     """Optuna stores naive UTC and shows naive local time."""
     return moment and moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
-
-
-def to_stored(moment: datetime | None) -> datetime | None:
-    """A naive local time, as Optuna shows it, in the tables' naive UTC."""
-    return moment and moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def utc_now() -> datetime:

@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, distribution_to_json
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from . import tables as db
 from .errors import TrialTakenError
 from .optuna_internals import stored_report, stored_value
 from .statements import (
-    count_trials,
     insert,
     is_held_by,
     is_owned_by,
     lock_study,
     set_attrs,
-    set_owner,
-    set_study_attrs,
+    set_worker,
     upsert,
 )
 
@@ -77,11 +74,11 @@ def create_study(
     study_id = insert(c, db.STUDIES, {"study_name": name})
     direction = {"study_id": study_id, "objective": 0, "direction": StudyDirection.MINIMIZE}
     insert(c, db.DIRECTIONS, direction)
-    set_study_attrs(c, db.STUDY_USER_ATTRS, study_id, attrs)
+    set_attrs(c, db.STUDY_USER_ATTRS, {"study_id": study_id}, attrs)
     for number, parameters in enumerate(queue):
         row = {"study_id": study_id, "number": number, "state": TrialState.WAITING}
         trial_id = insert(c, db.TRIALS, row)
-        set_attrs(c, db.SYSTEM_ATTRS, trial_id, {FIXED_PARAMS_KEY: dict(parameters)})
+        set_attrs(c, db.SYSTEM_ATTRS, {"trial_id": trial_id}, {FIXED_PARAMS_KEY: dict(parameters)})
     return True
 
 
@@ -97,17 +94,12 @@ def join(c: sa.Connection, study_id: int) -> int:
         attrs.c.study_id == study_id, attrs.c.key == WORKERS_KEY
     )
     ordinal = int(json.loads(c.execute(query).scalar() or "0"))
-    set_study_attrs(c, attrs, study_id, {WORKERS_KEY: ordinal + 1})
+    set_attrs(c, attrs, {"study_id": study_id}, {WORKERS_KEY: ordinal + 1})
     return ordinal
 
 
 def claim(
-    c: sa.Connection,
-    study_id: int,
-    worker: str,
-    budget: int | None,
-    held: Collection[int] = (),
-    again: bool = False,
+    c: sa.Connection, study_id: int, worker: str, budget: int | None, again: bool = False
 ) -> int | NoTrial:
     """The id of a trial that is now this worker's: a queued one, else a new one.
 
@@ -116,40 +108,36 @@ def claim(
     at all trials of the study.
 
     Args:
-        held: trials that this worker holds already.
         again: an earlier attempt of this claim may have succeeded.
 
     Raises:
         KeyError: there is no such study.
     """
     lock_study(c, study_id)
-    if again and (claimed := _newly_held(c, study_id, worker, held)) is not None:
-        return claimed
+    if again:
+        mine = sa.select(db.TRIALS.c.trial_id).where(
+            db.TRIALS.c.study_id == study_id, is_held_by(worker)
+        )
+        if (held := c.execute(mine).scalar()) is not None:
+            return int(held)
     counts = _count_unfinished(c, study_id)
-    total = count_trials(c, study_id)
+    total = _count_trials(c, study_id)
     finished = total - sum(counts.values())
     if budget is not None and finished >= budget:
         return NoTrial.SPENT
     if budget is not None and finished + counts.get(TrialState.RUNNING, 0) >= budget:
         return NoTrial.FULL
+    running = {"state": TrialState.RUNNING, "datetime_start": db.utc_now()}
     if counts.get(TrialState.WAITING):
         waiting = sa.select(sa.func.min(db.TRIALS.c.trial_id)).where(
             db.TRIALS.c.study_id == study_id, db.TRIALS.c.state == TrialState.WAITING
         )
         trial_id = int(c.execute(waiting).scalar_one())
-        _set_running(c, trial_id)
+        c.execute(sa.update(db.TRIALS).where(db.TRIALS.c.trial_id == trial_id).values(running))
     else:
-        trial_id = _insert_running(c, study_id, total)
-    set_owner(c, trial_id, worker)
+        trial_id = insert(c, db.TRIALS, {"study_id": study_id, "number": total, **running})
+    set_worker(c, trial_id, worker)
     return trial_id
-
-
-def _newly_held(c: sa.Connection, study_id: int, worker: str, held: Collection[int]) -> int | None:
-    """A trial that the worker holds and does not know of, because an answer got lost."""
-    query = sa.select(db.TRIALS.c.trial_id).where(
-        db.TRIALS.c.study_id == study_id, is_held_by(worker)
-    )
-    return next((int(i) for i in c.execute(query).scalars() if i not in held), None)
 
 
 def _count_unfinished(c: sa.Connection, study_id: int) -> dict[TrialState, int]:
@@ -165,85 +153,13 @@ def _count_unfinished(c: sa.Connection, study_id: int) -> dict[TrialState, int]:
     return {state: n for state, n in rows}
 
 
-def _insert_running(c: sa.Connection, study_id: int, number: int) -> int:
-    row = {"study_id": study_id, "number": number, "state": TrialState.RUNNING}
-    return insert(c, db.TRIALS, {**row, "datetime_start": db.utc_now()})
-
-
-def _set_running(c: sa.Connection, trial_id: int) -> None:
-    c.execute(
-        sa.update(db.TRIALS)
-        .where(db.TRIALS.c.trial_id == trial_id)
-        .values(state=TrialState.RUNNING, datetime_start=db.utc_now())
-    )
-
-
-def add_trial(
-    c: sa.Connection,
-    study_id: int,
-    worker: str,
-    template: FrozenTrial | None,
-    held: Collection[int] = (),
-    again: bool = False,
-) -> int:
-    """Add a trial, whatever is queued; returns its id. If it runs, it is this worker's.
-
-    Args:
-        template: what the trial holds, whose number is ignored; None: it begins to run.
-        held, again: as `claim`. What does not run may be added twice if an answer gets lost.
-
-    Raises:
-        KeyError: there is no such study.
-    """
-    lock_study(c, study_id)
-    is_running = template is None or template.state == TrialState.RUNNING
-    if again and is_running and (added := _newly_held(c, study_id, worker, held)) is not None:
-        return added
-    number = count_trials(c, study_id)
-    if template is None:
-        trial_id = _insert_running(c, study_id, number)
-    else:
-        row = {
-            "study_id": study_id,
-            "number": number,
-            "state": template.state,
-            "datetime_start": db.to_stored(template.datetime_start),
-            "datetime_complete": db.to_stored(template.datetime_complete),
-        }
-        trial_id = insert(c, db.TRIALS, row)
-        params = {
-            name: (distribution.to_internal_repr(template.params[name]), distribution)
-            for name, distribution in template.distributions.items()
-        }
-        writes = Writes(
-            params=params,
-            user_attrs=template.user_attrs,
-            system_attrs=template.system_attrs,
-            reports=template.intermediate_values,
-            values=template.values,
-        )
-        _insert_writes(c, trial_id, writes)
-    if is_running and worker:
-        set_owner(c, trial_id, worker)
-    return trial_id
-
-
-def start(c: sa.Connection, trial_id: int, worker: str, again: bool = False) -> bool:
-    """Make a queued trial this worker's and let it run; false if it runs already.
-
-    Raises:
-        KeyError: there is no such trial.
-        UpdateFinishedTrialError: it is finished.
-    """
-    state, owner = _lock_trial(c, trial_id)
-    if state.is_finished():
-        raise UpdateFinishedTrialError(f"trial {trial_id} is finished")
-    if state == TrialState.RUNNING:
-        return again and owner == worker
-    _set_running(c, trial_id)
-    if worker:
-        set_owner(c, trial_id, worker)
-    return True
+def _count_trials(c: sa.Connection, study_id: int) -> int:
+    # By the number of the newest: numbers are given out one after another, and none goes away.
+    newest = sa.select(sa.func.max(db.TRIALS.c.trial_id)).where(db.TRIALS.c.study_id == study_id)
+    number = c.execute(
+        sa.select(db.TRIALS.c.number).where(db.TRIALS.c.trial_id == newest.scalar_subquery())
+    ).scalar()
+    return 0 if number is None else int(number) + 1
 
 
 def write(
@@ -282,10 +198,6 @@ def write(
         if writes.state is not None:
             changes = {"state": writes.state, "datetime_complete": at}
             c.execute(sa.update(db.TRIALS).where(db.TRIALS.c.trial_id == trial_id).values(changes))
-    _insert_writes(c, trial_id, writes)
-
-
-def _insert_writes(c: sa.Connection, trial_id: int, writes: Writes) -> None:
     params = [
         {
             "trial_id": trial_id,
@@ -296,8 +208,9 @@ def _insert_writes(c: sa.Connection, trial_id: int, writes: Writes) -> None:
         for name, (value, distribution) in writes.params.items()
     ]
     upsert(c, db.PARAMS, ("trial_id", "param_name"), params)
-    set_attrs(c, db.USER_ATTRS, trial_id, writes.user_attrs)
-    set_attrs(c, db.SYSTEM_ATTRS, trial_id, writes.system_attrs)
+    trial = {"trial_id": trial_id}
+    set_attrs(c, db.USER_ATTRS, trial, writes.user_attrs)
+    set_attrs(c, db.SYSTEM_ATTRS, trial, writes.system_attrs)
     reports = []
     for step, number in writes.reports.items():
         value, kind = stored_report(number)

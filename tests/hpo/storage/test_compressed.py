@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import waitress
 
 from finetune.errors import UserError
@@ -20,6 +21,7 @@ from hpo.dashboard.__main__ import main as dashboard
 from hpo.status import main as status
 from hpo.storage.compressed import is_published, unpacked
 from hpo.storage.open import load_study, looked_at, open_storage
+from hpo.storage.tables import SYSTEM_ATTRS, WORKER_KEY
 from hpo.storage.url import shown
 
 REPO = Path(__file__).parents[3]
@@ -150,3 +152,12 @@ def test_a_copy_goes_though_a_thread_adds_files_to_it(published: Path) -> None:
     for thread in threads:
         thread.join()
     assert not directory.exists()
+
+
+def test_a_published_study_shows_no_bookkeeping() -> None:
+    with looked_at(str(PUBLISHED), "runes") as storage:
+        trials = load_study(storage, "runes").get_trials(deepcopy=False)
+        with storage.engine.connect() as c:
+            owners = sa.select(SYSTEM_ATTRS.c.trial_id).where(SYSTEM_ATTRS.c.key == WORKER_KEY)
+            assert set(c.execute(owners).scalars()) & {t._trial_id for t in trials}
+    assert not any(WORKER_KEY in t.system_attrs for t in trials)

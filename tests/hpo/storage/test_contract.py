@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from finetune.errors import UserError
@@ -66,7 +67,6 @@ def test_fifty_processes_open_an_empty_database_in_the_same_instant(url: str) ->
     script = """
 import os, sys, time
 import alembic.command, alembic.ddl, psycopg  # or each of them would, at its own speed
-from hpo.storage.errors import TrialTakenError
 from hpo.storage.open import open_storage, load_study
 start = time.time() + 0.5
 children = []
@@ -293,12 +293,18 @@ def test_optunas_own_loop_works_on_it(url: str, storage: StudyStorage) -> None:
     assert seen.best_value == study.best_value == min(t.params["x"] for t in seen.trials)
 
 
-def test_a_parameter_may_not_change_its_range(storage: StudyStorage, study: optuna.Study) -> None:
+def test_a_parameter_may_not_change_its_kind(
+    url: str, storage: StudyStorage, study: optuna.Study
+) -> None:
     first = claim(storage, study)
     first.suggest_float("y", 0, 1)
-    finish(storage, first)
+    second = claim(storage, study)
     with pytest.raises(ValueError, match="distribution"):
-        claim(storage, study).suggest_categorical("y", ["a"])
+        second.suggest_categorical("y", ["a"])
+    # Another process has to ask the database.
+    other = open_storage(url, worker="me")
+    with pytest.raises(ValueError, match="distribution"):
+        other.set_trial_param(second._trial_id, "y", 0, CategoricalDistribution(["a"]))
 
 
 def test_writes_of_an_interrupted_block_are_not_stored(
@@ -324,6 +330,46 @@ def test_only_the_owner_writes(url: str, storage: StudyStorage, study: optuna.St
     assert (seen.state, seen.user_attrs) == (TrialState.RUNNING, {})
 
 
+def test_whose_a_trial_is_shows_in_heartbeats_alone(
+    url: str, storage: StudyStorage, study: optuna.Study
+) -> None:
+    trial_id = claim(storage, study)._trial_id
+    assert plain(url).trials[0].system_attrs[WORKER_KEY] == "me"
+    for known in (storage, pickle.loads(pickle.dumps(storage))):
+        for trial in (known.get_trial(trial_id), known.get_all_trials(study._study_id)[0]):
+            assert trial.system_attrs == {"fixed_params": {"x": 0.25}}
+        assert known.get_trial_system_attrs(trial_id) == {"fixed_params": {"x": 0.25}}
+        (heartbeat,) = known.heartbeats(study._study_id)
+        assert heartbeat.worker == "me"
+        assert known.beat(trial_id)
+
+
+def test_a_trial_that_nobody_holds_takes_writes_but_not_of_who_lost_it(
+    url: str, storage: StudyStorage, study: optuna.Study
+) -> None:
+    trial_id = claim(storage, study)._trial_id
+    storage.release(study._study_id, "stopped", 1.0)
+    with pytest.raises(TrialTakenError):
+        storage.set_trial_user_attr(trial_id, "a", 1)
+    open_storage(url, worker="other").set_trial_user_attr(trial_id, "a", 2)
+    assert plain(url).trials[0].user_attrs["a"] == 2
+
+
+def test_a_person_may_write_to_a_workers_trial(
+    url: str, storage: StudyStorage, study: optuna.Study
+) -> None:
+    trial = claim(storage, study)
+    person = open_storage(url, worker="")
+    person.set_trial_user_attr(trial._trial_id, "a", 1)
+    person.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    seen = plain(url).trials[0]
+    assert (seen.state, seen.user_attrs) == (TrialState.FAIL, {"a": 1})
+    with pytest.raises(TrialTakenError):
+        trial.report(1.0, 1)
+    with pytest.raises(TrialTakenError):
+        person.set_trial_user_attr(trial._trial_id, "a", 2)
+
+
 def test_a_trial_that_someone_else_ended_is_taken(
     url: str, storage: StudyStorage, study: optuna.Study
 ) -> None:
@@ -335,7 +381,7 @@ def test_a_trial_that_someone_else_ended_is_taken(
     assert storage.release(study._study_id, "stopped", 1.0) == []
 
 
-# -- lost and found --------------------------------------------------------------------------
+# -- released and reclaimed ---------------------------------------------------------------------
 
 
 def start_and_measure(storage: StudyStorage, study: optuna.Study) -> optuna.Trial:
@@ -348,7 +394,7 @@ def start_and_measure(storage: StudyStorage, study: optuna.Study) -> optuna.Tria
     return trial
 
 
-def test_a_trial_handed_back_keeps_its_recipe_and_nothing_else(
+def test_a_released_trial_keeps_its_parameters_and_nothing_else(
     url: str, storage: StudyStorage, study: optuna.Study
 ) -> None:
     trial = start_and_measure(storage, study)
@@ -370,7 +416,7 @@ def test_a_trial_handed_back_keeps_its_recipe_and_nothing_else(
     assert plain(url).trials[0].state == TrialState.COMPLETE
 
 
-def silence(url: str, seconds: int) -> None:
+def age_heartbeats(url: str, seconds: int) -> None:
     """Make all heartbeats older than they are."""
     engine = sa.create_engine(parse_url(url))
     at = HEARTBEATS.c.heartbeat
@@ -385,9 +431,11 @@ def silence(url: str, seconds: int) -> None:
     engine.dispose()
 
 
-def test_beats_tell_whose_and_how_old(url: str, storage: StudyStorage, study: optuna.Study) -> None:
+def test_heartbeats_tell_whose_and_how_old(
+    url: str, storage: StudyStorage, study: optuna.Study
+) -> None:
     trial = claim(storage, study)
-    silence(url, 100)
+    age_heartbeats(url, 100)
     (beat,) = storage.heartbeats(study._study_id)
     assert (beat.trial_id, beat.number, beat.worker) == (trial._trial_id, 0, "me")
     assert 99 <= beat.age_s <= 105
@@ -411,9 +459,9 @@ def test_a_lost_trial_is_queued_again_so_many_times_and_then_fails(
     assert len(seen.user_attrs["attempts"]) == 3
 
 
-def test_who_shows_life_is_not_lost(url: str, storage: StudyStorage, study: optuna.Study) -> None:
+def test_who_beats_is_not_lost(url: str, storage: StudyStorage, study: optuna.Study) -> None:
     trial = claim(storage, study)
-    silence(url, 100)
+    age_heartbeats(url, 100)
     rescuer = open_storage(url, worker="rescuer")
     (beat,) = rescuer.heartbeats(study._study_id)
     assert storage.beat(trial._trial_id)
@@ -425,12 +473,16 @@ def test_who_shows_life_is_not_lost(url: str, storage: StudyStorage, study: optu
 # -- commits whose answer got lost -----------------------------------------------------------
 
 
+class OperationalError(Exception):
+    """Named as the driver's error for a connection that failed."""
+
+
 @contextmanager
 def lost_answer(storage: StudyStorage) -> Iterator[None]:
     """The next transaction is committed, but its client is told of a broken connection."""
     engine = storage.engine
     begin = engine.begin
-    broken = sa.exc.OperationalError("x", {}, type("OperationalError", (Exception,), {})("cut"))
+    broken = sa.exc.OperationalError("x", {}, OperationalError("cut"))
     left = [1]
 
     @contextmanager
@@ -473,25 +525,72 @@ def test_every_operation_may_run_again_on_top_of_itself(
     assert len(waiting.user_attrs["attempts"]) == 1
 
 
-def test_a_short_trouble_is_ridden_out_and_said_aloud(
-    url: str, caplog: pytest.LogCaptureFixture
+@contextmanager
+def away_once(storage: StudyStorage) -> Iterator[None]:
+    """The database does not answer the block's first statement."""
+    left = [sa.exc.OperationalError("x", {}, OperationalError("cut"))]
+
+    def fail(*_: object) -> None:
+        if left:
+            raise left.pop()
+
+    sa.event.listen(storage.engine, "before_cursor_execute", fail)
+    try:
+        yield
+    finally:
+        sa.event.remove(storage.engine, "before_cursor_execute", fail)
+    assert not left, "the block used no statement"
+
+
+# Once in every few seconds anyway; on top of one transaction; of this process alone.
+NOT_TRIED_AGAIN = {"beat", "heartbeats", "reclaim", "transaction", "name", "remove_session"}
+# Made of the others.
+DERIVED = {"check_trial_is_updatable", "get_best_trial", "get_n_trials", "get_trial_number_from_id"}
+DERIVED |= {"get_trial_id_from_study_id_trial_number", "get_trial_params", "get_trial_user_attrs"}
+DERIVED |= {"get_trial_param", "batch"}
+
+
+def test_every_operation_is_tried_again(
+    storage: StudyStorage, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = open_storage(url, worker="me", retry_s=30.0)
-    begin = storage.engine.begin
-    back_at = time.monotonic() + 2.5
-
-    @contextmanager
-    def away() -> Iterator[sa.Connection]:
-        if time.monotonic() < back_at:
-            cause = type("OperationalError", (Exception,), {})("server closed the connection")
-            raise sa.exc.OperationalError("x", {}, cause)
-        with begin() as connection:
-            yield connection
-
-    storage.engine.begin = away  # type: ignore[method-assign]
-    assert storage.create_study("s", {}, [])
-    assert "server closed the connection; trying again in" in caplog.text
-    assert "answers again after" in caplog.text
+    monkeypatch.setattr("hpo.storage.retry._pause", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # Optuna's own, for new trials
+    study_id, trial_id = study._study_id, claim(storage, study)._trial_id
+    minimize, distribution = [optuna.study.StudyDirection.MINIMIZE], FloatDistribution(0, 1)
+    arguments: dict[str, tuple[Any, ...]] = {
+        "read": (lambda c: c.exec_driver_sql("SELECT 1").scalar(),),
+        "transact": (lambda c: c.exec_driver_sql("SELECT 1").scalar(),),
+        "create_study": ("t", {}, []),
+        "join": (study_id,),
+        "claim": (study_id, None),
+        "trials_for_sampling": (study_id,),
+        "get_all_trials": (study_id,),
+        "get_trial": (trial_id,),
+        "get_trial_system_attrs": (trial_id,),
+        "create_new_trial": (study_id,),
+        "set_trial_param": (trial_id, "x", 0.5, distribution),
+        "set_trial_user_attr": (trial_id, "a", 1),
+        "set_trial_system_attr": (trial_id, "a", 1),
+        "set_trial_intermediate_value": (trial_id, 1, 1.0),
+        "set_trial_state_values": (trial_id, TrialState.COMPLETE, [1.0]),
+        "release": (study_id, "stopped", 5.0),
+        "create_new_study": (minimize, "u"),
+        "set_study_user_attr": (study_id, "a", 1),
+        "set_study_system_attr": (study_id, "a", 1),
+        "get_study_id_from_name": ("s",),
+        "get_study_name_from_id": (study_id,),
+        "get_study_directions": (study_id,),
+        "get_study_user_attrs": (study_id,),
+        "get_study_system_attrs": (study_id,),
+        "get_all_studies": (),
+        "delete_study": (study_id,),
+    }
+    public = {name for name in dir(storage) if callable(getattr(StudyStorage, name, None))}
+    public = {name for name in public if name[0] != "_"} - NOT_TRIED_AGAIN - DERIVED
+    assert arguments.keys() == public
+    for name, values in arguments.items():
+        with away_once(storage):
+            getattr(storage, name)(*values)
 
 
 def test_a_trouble_that_lasts_ends_in_one_line(url: str) -> None:
@@ -499,8 +598,7 @@ def test_a_trouble_that_lasts_ends_in_one_line(url: str) -> None:
 
     @contextmanager
     def away() -> Iterator[sa.Connection]:
-        cause = type("OperationalError", (Exception,), {})("no route to host")
-        raise sa.exc.OperationalError("x", {}, cause)
+        raise sa.exc.OperationalError("x", {}, OperationalError("no route to host"))
         yield
 
     storage.engine.begin = away  # type: ignore[method-assign]
