@@ -206,7 +206,7 @@ class Notes:
             data = StudyData(
                 config=config,
                 study_argument=argument,
-                url=str(self._storage.database.engine.url),
+                url=str(self._storage.engine.url),
                 attrs=state.attrs,
                 runs=runs_of(trials),
                 beats=(),
