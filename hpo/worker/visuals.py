@@ -11,6 +11,7 @@ from ..artifacts.trial_plot import plot_trial
 from ..artifacts.uploads import Artifact, Gallery
 from ..problem.instances import Instance
 from ..problem.pictures import InstancePictures
+from ..trial.record import read_trial
 
 _PLOT = "learning curve and loss by time.png"
 
@@ -33,6 +34,6 @@ class Visuals:
 
     def of_trial(self, trial: optuna.Trial) -> Mapping[str, str]:
         """The plot of a trial that ends now, as the system attributes that link it."""
-        calls = trial._cached_frozen_trial.user_attrs.get("instances", [])
+        calls = read_trial(trial).instances
         plot = self._gallery.keep(_PLOT, lambda: plot_trial(calls)) if calls else None
         return plot.link if plot else {}

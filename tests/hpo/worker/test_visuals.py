@@ -35,6 +35,7 @@ from hpo.report.markdown import section_markdown
 from hpo.report.sections.trial import trial_section
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import Budget, Recovery, StudyConfig
+from hpo.trial.record import Call
 from hpo.trial.run import run_of
 from hpo.worker.display import Display
 from hpo.worker.loop import Loop
@@ -206,12 +207,13 @@ class TestPictures:
 
 
 def test_a_plot_of_any_number_of_calls_is_small() -> None:
-    one = {"curve": [1 / k for k in range(1, 17)], "per_t_bin": [0.1, None, *[0.2] * 8]}
+    one = {"loss": 0.1, "curve": [1 / k for k in range(1, 17)]}
+    one |= {"per_t_bin": [0.1, None, *[0.2] * 8]}
     for n in (1, 9):
-        drawn = plot_trial([{**one, "instance": f"r{i}"} for i in range(n)])
+        drawn = plot_trial([Call(**one, instance=f"r{i}") for i in range(n)])
         assert Image.open(io.BytesIO(drawn)).format == "PNG"
         assert len(drawn) < 50_000
-    assert plot_trial([{"instance": "older", "curve": []}])  # of a release that stored neither
+    assert plot_trial([Call(instance="older", loss=0.1)])  # of a release that stored neither
 
 
 class TestTrials:
