@@ -57,6 +57,9 @@ def candidate_blocks(confirmed: Confirmation) -> Iterator[Block]:
         [_candidate_row(row) for row in confirmed.table],
         numbers=(1, 2, 3, 4, 5, 6),
     )  # fmt: skip
+    for row in confirmed.table:
+        if row.reason:
+            yield Text(f"{row.title} on {row.reason}.")
     yield Text(
         f"Errors are standard errors over {confirmed.units} runes. Differences are paired, on "
         "the instances that both were measured on; losses of recipes that left early are of "
@@ -85,7 +88,6 @@ def candidate_blocks(confirmed: Confirmation) -> Iterator[Block]:
 
 
 def _candidate_row(row: CandidateResult) -> tuple[str, ...]:
-    left = "" if row.left == Left.FINALIST else row.left
     return (
         row.title,
         with_error(row.loss, row.standard_error),
@@ -94,7 +96,7 @@ def _candidate_row(row: CandidateResult) -> tuple[str, ...]:
         f"{row.longest_call_s:.1f} s",
         cost_text(row.cost),
         str(row.rounds),
-        f"{left}: {row.reason}" if row.reason else left,
+        "" if row.left == Left.FINALIST else row.left,
     )
 
 
