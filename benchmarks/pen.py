@@ -85,11 +85,11 @@ def main(argv: list[str] | None = None) -> int:
         wrong = []
         for rune in tqdm(runes, unit="rune", desc=resize, leave=False):
             drawings = resize_bitmaps(source.bitmaps[rune], resize)[:10, 0]
-            rebuilt = rebuild(drawings)
-            paths = trace(rebuilt.bitmaps, rebuilt.resizing.seen(), PEN_RADIUS)
-            wrong.append(paths.error)
-            rebuilt_widths += widths(rebuilt.bitmaps)
-            drawn_widths += widths(stamp(paths.points, paths.present, PEN_RADIUS, everywhere))
+            bitmaps, resizing, _ = rebuild(drawings)
+            points, present, error = trace(bitmaps, resizing.seen(), PEN_RADIUS)
+            wrong.append(error)
+            rebuilt_widths += widths(bitmaps)
+            drawn_widths += widths(stamp(points, present, PEN_RADIUS, everywhere))
         lines.append(f"{'rebuilt from ' + resize:<28}{_described(rebuilt_widths)}")
         lines.append(f"{'drawn along its path':<28}{_described(drawn_widths)}")
         found = torch.tensor(wrong)

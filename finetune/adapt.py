@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .data.drawings import read_drawings
 from .machine.device import on_gpu_or_cpu, standard_settings
-from .machine.threads import two_threads
+from .machine.threads import step_threads
 from .recipe import Recipe
 from .train.run import Run
 from .train.schedule import Clock
@@ -43,7 +43,7 @@ def finetune_model(
     drawings, chosen = read_drawings(train_dataset), recipe or Recipe()
 
     def train(device: torch.device) -> nn.Module:
-        with standard_settings(device), two_threads(device) as threads:
+        with standard_settings(device), step_threads(device) as threads:
             run = Run(device, pretrained_model, drawings, chosen, threads)
             clock = Clock(start, chosen.steps, chosen.deadline_s)
             while not clock.is_over:
@@ -63,7 +63,7 @@ def take_step(run: Run, clock: Clock) -> float:
     Raises:
         AdaptationError: the loss is not finite.
     """
-    batch = run.next_batch()  # augmented drawings x, times t, targets, noises e
+    batch = next(run.batches)  # augmented drawings x, times t, targets, noises e
     share, advance = clock.share, clock.tick()
     run.weights.set_rates(share, advance)
     gradients, flow_loss = run.gradients(batch)
@@ -119,7 +119,7 @@ def adapt(
     start = time.perf_counter()
 
     def train(device: torch.device) -> Adapted:
-        with standard_settings(device), two_threads(device) as threads:
+        with standard_settings(device), step_threads(device) as threads:
             run = Run(device, pretrained_model, drawings, recipe, threads)
             clock, stopped = Clock(start, recipe.steps, recipe.deadline_s), False
             while not clock.is_over and not stopped:

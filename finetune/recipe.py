@@ -53,7 +53,6 @@ class Recipe:
     )
     warmup: float = _number(0.05, 0.0, 0.9, "share", "linear warm-up of the learning rate")
     beta2: float = _number(0.99, 0.8, 0.9999, "1", "AdamW's decay of squared gradients")
-    weight_decay: float = _number(0.0, 0.0, 10.0, "1", "AdamW's decay toward zero")
     clip_norm: float = _number(1.0, 0.0, 1e6, "1", "largest gradient norm; 0 is no clipping")
 
     # Which layers
@@ -70,13 +69,13 @@ class Recipe:
     output: str = _choice(
         "levels",
         ("levels", "velocity"),
-        "a posterior over each pixel's grey level, or the velocity as the network has it",
+        "a posterior over each pixel's grey level, or the network's own velocity",
     )
     level_weight: float = _number(
         0.15, 0.0, 100.0, "1", "of the levels' cross entropy beside the flow loss"
     )
     head_hidden: int = _number(
-        64, 0, 256, "channels", "between the two convolutions of the head's second path; 0: none"
+        64, 0, 256, "channels", "width of the head's second path; 0 is no second path"
     )
     head_lr_factor: float = _number(
         3.0, 0.0, 1000.0, "1", "learning rate of the levels' head over that of the rest"
@@ -119,19 +118,6 @@ class Recipe:
     elastic_px: float = _number(0.4, 0.0, 10.0, "px", "deviation of smooth random displacements")
     vertical: float = _number(
         1.5, 0.1, 10.0, "1", "shifts and elastic offsets along y over those along x"
-    )
-    blend: float = _number(
-        0.8,
-        0.0,
-        2.0,
-        "1",
-        "at t = 1: how far a drawing may turn into others (not if rendered directly)",
-    )
-    blend_from_t: float = _number(
-        0.2, 0.0, 0.99, "1", "t from which drawings blend, in proportion to what t is above it"
-    )
-    blend_spread: float = _number(
-        1.0, 0.0, 3.0, "1", "variety of what it turns into, over that of the drawings"
     )
 
     # The call

@@ -86,7 +86,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # What `Augmenter` makes of the same drawings is the same, and takes seconds.
-_PREPARING = ("trace", "correspondences")
+_PREPARING = ("trace",)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

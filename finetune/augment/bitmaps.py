@@ -7,7 +7,6 @@ explain the drawings best.  Strokes can then be drawn anew and resized as the dr
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,6 @@ from torch import Tensor
 from ..canvas import BITMAP_SIZE, PEN_RADIUS
 from .descent import descend
 from .resizing import KERNELS, TWO_VALUED, Resizing, listed_levels
-from .spline import gaussian_matrix
 
 _GREY = 0.02  # values further than this from 0 and 1 are grey
 _BORDERS = (0, 2, 4)  # pixels; MNIST has four
@@ -31,24 +29,15 @@ _WIDTH_WEIGHT = 4.0
 _BORDER_FACTOR = 1.5
 
 
-class Rebuilt(NamedTuple):
-    """Bitmaps (n, 105, 105), 1 is ink; how they were resized; and how well it all fits."""
-
-    bitmaps: Tensor
-    resizing: Resizing
-    error: float  # mean squared error of the resized bitmaps, per pixel
-
-
-def rebuild(images: Tensor) -> Rebuilt:
-    """Bitmaps that, resized in the best-fitting way, give ``images`` (n, 28, 28) in [0, 1].
-
-    Draws no random numbers.  About a second for ten drawings on one core.
-    """
-    return _fit(images, find_resizing(images), _FIT_STEPS)
+def rebuild(images: Tensor) -> tuple[Tensor, Resizing, float]:
+    """Bitmaps (n, 105, 105) behind ``images`` (n, 28, 28), how they were resized, and the error."""
+    resizing = find_resizing(images)
+    bitmaps, error = _fit(images, resizing, _FIT_STEPS)
+    return bitmaps, resizing, error
 
 
 def find_resizing(images: Tensor) -> Resizing:
-    """How ``images`` (n, 28, 28) were resized: by exact tests where there are any, else by fits."""
+    """How ``images`` (n, 28, 28) were resized: by exact tests where there are any, or by fits."""
     two_valued = bool(((images < _GREY) | (images > 1 - _GREY)).all())
     steps = images * 255
     in_8_bits = not two_valued and bool(((steps - steps.round()).abs() < 1e-3).all())
@@ -84,22 +73,21 @@ def stroke_radius(bitmaps: Tensor) -> float:
 
 def _lists(candidate: Resizing, images: Tensor) -> bool:
     """Whether all greys are among the few that the candidate can give."""
-    levels = listed_levels(candidate.operator())
-    if levels is None:
+    if (levels := listed_levels(candidate.operator())) is None:
         return False
     return bool(((images[:, None] - levels.to(images)).abs().amin(1) < _EXACT).all())
 
 
 def _badness(images: Tensor, candidate: Resizing) -> float:
     """How little a short fit explains, and how far its strokes are from the pen's width."""
-    fitted = _fit(images, candidate, _SCREEN_STEPS)
-    off = abs(math.log(max(stroke_radius(fitted.bitmaps), 0.1) / PEN_RADIUS))
+    bitmaps, error = _fit(images, candidate, _SCREEN_STEPS)
+    off = abs(math.log(max(stroke_radius(bitmaps), 0.1) / PEN_RADIUS))
     factor = 1.0 if candidate.border == 0 else _BORDER_FACTOR
-    return factor * (fitted.error + _ERROR_FLOOR) * math.exp(_WIDTH_WEIGHT * off)
+    return factor * (error + _ERROR_FLOOR) * math.exp(_WIDTH_WEIGHT * off)
 
 
-def _fit(images: Tensor, resizing: Resizing, n_steps: int) -> Rebuilt:
-    """Binary bitmaps of smooth strokes that are resized to nearly ``images``.
+def _fit(images: Tensor, resizing: Resizing, n_steps: int) -> tuple[Tensor, float]:
+    """Binary bitmaps of smooth strokes that are resized to nearly ``images``, and the error.
 
     Adam on the logits of every pixel, seen through a Gaussian: an analysis by synthesis.
     """
@@ -117,4 +105,13 @@ def _fit(images: Tensor, resizing: Resizing, n_steps: int) -> Rebuilt:
     logits = descend(loss, 8 * start - 4, n_steps, (0.5, 0.5))
     bitmaps = (smooth @ logits @ smooth.T > 0).to(images.dtype)
     error = (resizing.apply(bitmaps, operator) - images).square().mean().item()
-    return Rebuilt(bitmaps, resizing, error)
+    return bitmaps, error
+
+
+def gaussian_matrix(n: int, sigma: float) -> Tensor:
+    """Convolution with a Gaussian as a matrix (n, n); rows sum to one at the borders too."""
+    i = torch.arange(n, dtype=torch.float32)
+    offsets = (i[:, None] - i) / sigma
+    # Cut off: further out the weights are subnormal numbers, which processors multiply slowly.
+    weights = torch.exp(-0.5 * offsets**2) * (offsets.abs() <= 4)
+    return weights / weights.sum(1, keepdim=True)

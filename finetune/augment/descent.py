@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def descend(
-    loss: Callable[[Tensor, float], Tensor], start: Tensor, n_steps: int, lr: tuple[float, float]
+    loss: Callable[[Tensor, float], Tensor], start: Tensor, n: int, lr: tuple[float, float]
 ) -> Tensor:
-    """Where ``n_steps`` of Adam lead from ``start``.
+    """Where ``n`` steps of Adam lead from ``start``.
 
     Args:
         loss: of a tensor like ``start``, at a share of the steps in [0, 1).
@@ -20,8 +20,8 @@ def descend(
     with torch.enable_grad():
         x = start.clone().requires_grad_()
         optimizer = torch.optim.Adam([x])
-        for step in range(n_steps):
-            share = step / n_steps
+        for step in range(n):
+            share = step / n
             optimizer.param_groups[0]["lr"] = lr[0] + share * (lr[1] - lr[0])
             optimizer.zero_grad()
             loss(x, share).backward()

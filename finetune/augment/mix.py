@@ -6,7 +6,6 @@ pixel of a picture.  There are no flips: runes are chiral.
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -15,10 +14,9 @@ from torch import Tensor
 
 from ..canvas import BITMAP_SIZE, PEN_RADIUS
 from ..recipe import Recipe
-from .bitmaps import Rebuilt, rebuild, stroke_radius
+from .bitmaps import rebuild, stroke_radius
 from .pen import stamp, trace
-from .registration import correspondences
-from .spline import GRID, spline_matrix
+from .resizing import Resizing
 
 # Above this the drawings are no resized strokes (they may be photographs or already
 # grey); they are then warped as they are.  Real drawings rebuild to 1e-4 or better.
@@ -30,8 +28,8 @@ _NARROWEST, _WIDEST = 0.8, 1.32
 _RADIUS_BIAS = 1.04  # of area over edge, for strokes have ends
 _THINNEST = 0.2  # over Omniglot's pen: a pixel wide
 _MAX_PEN_ERROR = 0.2
+GRID = 8  # control points of a smooth field along each axis
 _FIELD_DEVIATION = 0.48  # of a field whose control points have unit deviation, on average
-_MOST_BLENDED = 20  # drawings: six seconds on one core
 
 
 class Augmenter:
@@ -47,8 +45,6 @@ class Augmenter:
         self.drawings = drawings
         self.recipe = recipe
         self.generator = generator
-        # Maps between all pairs cost the square of the number of drawings.
-        self._blends = bool(recipe.blend) and len(drawings) <= _MOST_BLENDED
         self.operator: Tensor | None = None  # (28, m), that made the drawings, if it is known
         self.by_pen = False  # drawn along paths, and not the 28x28 picture warped
         self._radius = PEN_RADIUS
@@ -56,35 +52,20 @@ class Augmenter:
         root = math.sqrt(recipe.vertical)
         self._px = drawings.new_tensor([1 / root, root]) * (2 / drawings.shape[-1])
         if recipe.render == "pen":
-            self.rebuilt = rebuild(drawings[:, 0])
-            if self.rebuilt.error <= _MAX_REBUILD_ERROR:
-                self.by_pen = self._prepare(self.rebuilt)
+            self.by_pen = self._prepare(*rebuild(drawings[:, 0]))
 
-    def with_generator(self, generator: torch.Generator) -> Augmenter:
-        """The same with random numbers of its own."""
-        other = copy.copy(self)
-        other.generator = generator
-        return other
-
-    def __call__(self, n: int, times: Tensor | None = None) -> Tensor:
-        """``n`` augmented drawings, (n, 1, 28, 28) in [0, 1].
-
-        Args:
-            times: t (n,) at which each of them will be seen; without them, as for t = 1.
-        """
+    def __call__(self, n: int) -> Tensor:
+        """``n`` augmented drawings, (n, 1, 28, 28) in [0, 1]."""
         device = self.drawings.device
         index = torch.randint(len(self.drawings), (n,), generator=self.generator, device=device)
         if self.recipe.render == "pen" and self.by_pen:
-            points = self.draw_points(index, times)
+            points = self.draw_points(index)
             strokes = stamp(points, self._present[index], self._radius, self._seen)
             return self._resizing.apply(strokes, self.operator)[:, None]
         return F.grid_sample(self.drawings[index], self.draw_warp(index), align_corners=False)
 
     def draw_warp(self, index: Tensor) -> Tensor:
-        """Random maps for the drawings ``index`` (n,), (n, H, W, 2) as `F.grid_sample` takes them.
-
-        Output to source: where to look up each pixel, in units of the canvas.
-        """
+        """Random places where pixels of drawings ``index`` (n,) are taken from, (n, H, W, 2)."""
         n, size = len(index), self.drawings.shape[-1]
         p = (torch.arange(size).to(self.drawings) + 0.5) * (2 / size) - 1  # of pixels' centres
         linear, shift = self._draw_affine(n)
@@ -92,25 +73,20 @@ class Augmenter:
         # Source = inverse (output - shift).
         grid: Tensor = (xy[None] - shift[:, None, None, :]) @ torch.linalg.inv(linear)[:, None].mT
         spread = spline_matrix(p)  # (H, GRID)
-        grid = grid + (spread @ self._draw_offsets(n) @ spread.T).movedim(1, -1)
-        return grid
+        return grid + (spread @ self._draw_offsets(n) @ spread.T).movedim(1, -1)
 
-    def draw_points(self, index: Tensor, times: Tensor | None = None) -> Tensor:
+    def draw_points(self, index: Tensor) -> Tensor:
         """Random places to which the paths of the drawings ``index`` (n,) move, (n, P, 2)."""
         n, spread = len(index), self._spread[index]  # (n, P, 2, GRID)
         linear, shift = self._draw_affine(n)
-        controls = self._draw_offsets(n)
-        if self._blends:
-            # Where in each other drawing lies what is here: the maps the other way round.
-            controls = controls + self._mixed(self._maps[:, index].transpose(0, 1), times)
         # The fields' values at the points: along y first, whose weights are all points' own.
-        rows = spread[:, :, 1] @ controls.transpose(1, 2).reshape(n, GRID, 2 * GRID)
+        rows = spread[:, :, 1] @ self._draw_offsets(n).transpose(1, 2).reshape(n, GRID, 2 * GRID)
         field = (rows.view(n, -1, 2, GRID) * spread[:, :, :1]).sum(-1)
         points = (self._paths[index] + field) @ linear.mT + shift[:, None]  # on the canvas
         return (points + 1) * (BITMAP_SIZE / 2) - 0.5
 
     def _draw_affine(self, n: int) -> tuple[Tensor, Tensor]:
-        """Maps of the canvas, [-1, 1] along each axis: source to output, each for one of n images.
+        """Maps of the canvas, [-1, 1] along each axis, for n images: source to output.
 
         Returns:
             The linear part (n, 2, 2), which is rotation . slope . shear . scaling, and the shift
@@ -133,51 +109,41 @@ class Augmenter:
 
     def _draw_offsets(self, n: int) -> Tensor:
         """Elastic displacements of the control points, (n, 2, GRID, GRID) on the canvas."""
-        offsets = self._normal(n, 2, GRID, GRID) * self._px[:, None, None]
-        return offsets * (self.recipe.elastic_px / _FIELD_DEVIATION)
+        shape, device = (n, 2, GRID, GRID), self.drawings.device
+        offsets = torch.randn(shape, generator=self.generator, device=device)
+        return offsets * self._px[:, None, None] * (self.recipe.elastic_px / _FIELD_DEVIATION)
 
-    def _mixed(self, maps: Tensor, times: Tensor | None) -> Tensor:
-        """Control displacements (n, 2, GRID, GRID) that turn drawings toward new ones.
-
-        Toward a draw from the normal distribution that has the mean and the covariance of all
-        the drawings' ``maps`` (n, kinds, 2, GRID, GRID), by a random part of the way: the further
-        the noisier the drawing will be.  What shows through much noise is which drawings there
-        could be, and there the more variety the better; with little noise it is the shape of
-        strokes, which maps that are not quite right spoil.
-        """
-        r, (n, kinds) = self.recipe, maps.shape[:2]
-        variety = self._normal(n, kinds) * (r.blend_spread / math.sqrt(max(kinds - 1, 1)))
-        way = (1 + self._symmetric(n, 1)) / 2 * r.blend
-        if times is not None:
-            way = way * ((times - r.blend_from_t) / (1 - r.blend_from_t)).clamp(min=0)[:, None]
-        weights = way * (1 / kinds + variety - variety.mean(1, keepdim=True))
-        return (weights[:, None] @ maps.flatten(2)).view(n, *maps.shape[2:])
-
-    def _prepare(self, rebuilt: Rebuilt) -> bool:
+    def _prepare(self, bitmaps: Tensor, resizing: Resizing, error: float) -> bool:
         """Ready to draw along pens' paths at full resolution, unless none made the drawings."""
-        seen = rebuilt.resizing.seen().to(self.drawings.device)
-        ratio = stroke_radius(rebuilt.bitmaps) / PEN_RADIUS
+        if error > _MAX_REBUILD_ERROR:
+            return False
+        seen = resizing.seen().to(self.drawings.device)
+        ratio = stroke_radius(bitmaps) / PEN_RADIUS
         # Rebuilt strokes tell a width only roughly: Omniglot's pen wherever it can be.
         if not _NARROWEST <= ratio <= _WIDEST:
             self._radius = PEN_RADIUS * max(ratio / _RADIUS_BIAS, _THINNEST)
-        paths = trace(rebuilt.bitmaps, seen, self._radius)
-        if paths.error > _MAX_PEN_ERROR:
+        points, self._present, wrong_share = trace(bitmaps, seen, self._radius)
+        if wrong_share > _MAX_PEN_ERROR:
             return False
-        self._seen, self._resizing = seen, rebuilt.resizing
+        self._seen, self._resizing = seen, resizing
         # Only the bitmap's rows and columns that the resize looks at are ever drawn: for
         # plain bilinear and nearest that is a quarter of the pixels or less.
-        if (operator := rebuilt.resizing.operator()) is not None:
+        if (operator := resizing.operator()) is not None:
             self.operator = operator.to(self.drawings)[:, seen].contiguous()
-        self._paths = (paths.points + 0.5) * (2 / BITMAP_SIZE) - 1
-        self._present = paths.present
+        self._paths = (points + 0.5) * (2 / BITMAP_SIZE) - 1
         within = self._paths.clamp(-1, 1)  # points that pad are far outside, where no control is
         self._spread = spline_matrix(within.flatten()).view(*within.shape, GRID)  # x, then y
-        if self._blends:
-            self._maps = correspondences(rebuilt.bitmaps)
         return True
 
     def _symmetric(self, *shape: int) -> Tensor:
         return 2 * torch.rand(shape, generator=self.generator, device=self.drawings.device) - 1
 
-    def _normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, device=self.drawings.device)
+
+def spline_matrix(positions: Tensor) -> Tensor:
+    """Weights (k, GRID) of cubic B-splines' control points at ``positions`` (k,) in [-1, 1]."""
+    step = 2 / (GRID - 3)  # one point beyond the canvas on either side
+    knots = torch.linspace(-1 - step, 1 + step, GRID, device=positions.device)
+    u = (positions[:, None] - knots).abs() / step
+    near = 2 / 3 - u**2 + u**3 / 2
+    far = (2 - u).clamp(min=0) ** 3 / 6
+    return torch.where(u < 1, near, far)

@@ -6,8 +6,6 @@ Omniglot's canvas made ink of every pixel whose centre lies within 2.5 pixels of
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,35 +20,21 @@ _NEAR = 5  # pixels from the ink within which bits are looked at
 _OUTSIDE = -50.0  # where points stand that pad shorter paths
 
 
-class PenPaths(NamedTuple):
-    """Where the pen was in each of n drawings.
-
-    ``points`` (n, P, 2): x, y in pixels of the bitmap, whose pixel (0, 0) has its centre at
-    (0, 0); ``present`` (n, P): the other points only pad.  ``error``: wrong bits over ink bits,
-    of the drawing where that is most.
-    """
-
-    points: Tensor
-    present: Tensor
-    error: float
-
-
-def trace(bitmaps: Tensor, seen: Tensor, radius: float) -> PenPaths:
+def trace(bitmaps: Tensor, seen: Tensor, radius: float) -> tuple[Tensor, Tensor, float]:
     """The paths along which a pen draws ``bitmaps`` (n, H, H), 1 is ink.
 
     Starts from the skeleton and moves its points by gradient descent until discs around them
-    cover the ink and nothing else.  Draws no random numbers.
+    cover the ink and nothing else.  Gives the points (n, P, 2), x and y in pixels whose centres
+    are whole numbers; which of them there are (n, P), for some only pad; and wrong bits over ink
+    bits, of the drawing where that is most.
 
     Args:
         seen: rows and columns (H,) whose bits are known; only these count.
         radius: of the pen, pixels.
     """
-    # One that pads at the end of each: a blank drawing has no other.
-    ends = (0, 0, 0, 1)
-    paths = [
-        F.pad(s.nonzero().flip(1).float(), ends, value=_OUTSIDE) for s in skeletons(bitmaps > 0.5)
-    ]
+    paths = [line.nonzero().flip(1).float() for line in skeletons(bitmaps > 0.5)]
     points = nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=_OUTSIDE)
+    points = F.pad(points, (0, 0, 0, 1), value=_OUTSIDE)  # blank drawings have no other
     present = points[..., 0] != _OUTSIDE
     links = _links(points, present)
     n_links = links.sum(-1, keepdim=True)
@@ -69,7 +53,7 @@ def trace(bitmaps: Tensor, seen: Tensor, radius: float) -> PenPaths:
     points = descend(loss, points, _TRACE_STEPS, (_FIRST_LR, _LAST_LR))
     ink = torch.cdist(places, points).amin(2) <= radius
     error = (ink != (bits > 0.5)).sum(1) / bits.sum(1).clamp(min=1)  # (n,)
-    return PenPaths(points, present, error.max().item())
+    return points, present, error.max().item()
 
 
 def stamp(points: Tensor, present: Tensor, radius: float, seen: Tensor) -> Tensor:
@@ -79,7 +63,7 @@ def stamp(points: Tensor, present: Tensor, radius: float, seen: Tensor) -> Tenso
     the running sum is positive.
 
     Args:
-        points: x, y in pixels, as in `PenPaths`, wherever they are.
+        points: x, y in pixels, as of `trace`, wherever they are.
         seen: rows and columns to draw, (H,), k of them.
 
     Returns:

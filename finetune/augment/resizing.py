@@ -31,29 +31,19 @@ _MOST_LISTED = 2  # bits along each axis whose every value is listed
 
 
 class Resizing(NamedTuple):
-    """One way to resize.
-
-    ``border`` pixels are empty on each side of the picture, ``in_8_bits`` says that values are
-    multiples of 1/255, and ``clips`` that they were cut off at 0 and 1.
-    """
+    """One way to resize."""
 
     kernel: str
-    border: int = 0
-    in_8_bits: bool = False
-    clips: bool = True
-
-    @property
-    def size(self) -> int:
-        """Of the picture inside of its border, pixels a side."""
-        return IMAGE_SIZE - 2 * self.border
+    border: int = 0  # empty pixels on each side of the picture
+    in_8_bits: bool = False  # values were rounded to multiples of 1/255
+    clips: bool = True  # values were cut off at 0 and 1
 
     def operator(self) -> Tensor | None:
         """The matrix D (28, 105) along each axis, or None if there is none."""
         if self.kernel == "max":
             return None
-        return F.pad(
-            _kernel_matrix(self.kernel, BITMAP_SIZE, self.size), (0, 0, self.border, self.border)
-        )
+        matrix = _kernel_matrix(self.kernel, BITMAP_SIZE, IMAGE_SIZE - 2 * self.border)
+        return F.pad(matrix, (0, 0, self.border, self.border))
 
     def seen(self) -> Tensor:
         """The rows and columns of a bitmap that it looks at, (105,) bool."""
@@ -69,7 +59,7 @@ class Resizing(NamedTuple):
             operator: its own, (28, k): the columns seen; None as `operator` gives it.
         """
         if operator is None:
-            images = F.adaptive_max_pool2d(bitmaps[:, None], self.size)[:, 0]
+            images = F.adaptive_max_pool2d(bitmaps, IMAGE_SIZE - 2 * self.border)
             return F.pad(images, (self.border,) * 4)
         rows = bitmaps @ operator.T
         # As PIL does: what is between is bytes, too.
@@ -111,6 +101,5 @@ def _kernel_matrix(kernel: str, n_in: int, n_out: int) -> Tensor:
         weights = (torch.minimum(left + n_in / n_out, i + 1) - torch.maximum(left, i)).clamp(min=0)
         return weights / weights.sum(1, keepdim=True)
     basis = torch.eye(n_in)[:, None, None, :]  # one unit vector per batch entry, 1 x n_in
-    options = _TORCH_KERNELS[kernel]
-    rows = F.interpolate(basis, size=(1, n_out), **options)  # type: ignore[arg-type]
+    rows = F.interpolate(basis, size=(1, n_out), **_TORCH_KERNELS[kernel])  # type: ignore[arg-type]
     return rows[:, 0, 0, :].T.contiguous()

@@ -38,17 +38,16 @@ def read_drawings(dataset: Any) -> Tensor:
     by_index = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if isinstance(dataset, (dict, str)) or not (by_index or hasattr(dataset, "__iter__")):
         raise ValueError(f"the dataset is a {type(dataset).__name__}; {_GIVE}")
+    items = (dataset[i] for i in range(len(dataset))) if by_index else dataset
     images: list[Tensor] = []
-    for item in (dataset[i] for i in range(len(dataset))) if by_index else dataset:
+    for i, item in enumerate(items):
         image = item[0] if isinstance(item, (tuple, list)) else item
         try:
             image = torch.as_tensor(image, device="cpu").detach()  # whatever the default device
         except (TypeError, ValueError, RuntimeError):
-            raise ValueError(
-                f"drawing {len(images)} is a {type(image).__name__}; {_GIVE}"
-            ) from None
+            raise ValueError(f"drawing {i} is a {type(image).__name__}; {_GIVE}") from None
         if image.squeeze().shape not in _SHAPES or image.is_complex():
-            raise ValueError(f"drawing {len(images)} is {tuple(image.shape)}; {_GIVE}")
+            raise ValueError(f"drawing {i} is {tuple(image.shape)}; {_GIVE}")
         scale = 255.0 if image.dtype == torch.uint8 and image.max() > 1 else 1.0
         images.append(image.float().reshape(1, IMAGE_SIZE, IMAGE_SIZE) / scale)
     if not images:
@@ -59,7 +58,8 @@ def read_drawings(dataset: Any) -> Tensor:
 def _from_range(images: Tensor) -> Tensor:
     """Images of any of the known ranges in [0, 1]; all of them are in one."""
     least, most = images.amin((1, 2, 3)), images.amax((1, 2, 3))
-    if (least >= -_OVERSHOOT).all() and (most <= 1 + _OVERSHOOT).all():
+    is_unit = (least >= -_OVERSHOOT) & (most <= 1 + _OVERSHOOT)
+    if is_unit.all():
         return images
     paper = images.flatten(1).mode(1).values  # the commonest value of each drawing
     for low, high in _RANGES:
@@ -68,7 +68,7 @@ def _from_range(images: Tensor) -> Tensor:
         within = (least > low - near).all() and (most < high + near).all()
         if of_paper.all() and within and most.max() - least.min() > (high - low) / 2:
             return (images - low) / (high - low)
-    i = int(((least >= -_OVERSHOOT) & (most <= 1 + _OVERSHOOT)).logical_not().nonzero()[0])
+    i = int((~is_unit).nonzero()[0])
     raise ValueError(f"drawing {i} lies in [{least[i]:.4g}, {most[i]:.4g}]; {_GIVE}")
 
 

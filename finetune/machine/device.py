@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cache
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TypeVar
 
 import torch
@@ -35,9 +34,8 @@ def on_gpu_or_cpu(model: nn.Module, train: Callable[[torch.device], T]) -> T:
 def is_gpu_failure(error: RuntimeError) -> bool:
     """Whether the GPU, not the run, is at fault: no memory, or a device that torch can't use."""
     signs = ("out of memory", "cuda", "cublas", "cudnn")
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
-        sign in str(error).lower() for sign in signs
-    )
+    is_told = any(sign in str(error).lower() for sign in signs)
+    return is_told or isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 @contextmanager
@@ -71,7 +69,7 @@ def channels_last(model: M, device: torch.device) -> M:
     return model
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which to compute in ``precision``, "auto", "fp32" or "bf16"."""
     bf16 = resolve_precision(precision, device) == "bf16"
     # No cache of weights in bf16: inside another autocasting block it would outlive the step, and
@@ -80,20 +78,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """ "auto" as "fp32", or as "bf16" where the device has units for it.
-
-    Without them bf16 is several times slower than fp32.
-    """
+    """ "auto" as "bf16" where the device has units for it, and is not slower by it, or "fp32"."""
     if precision != "auto":
         return precision
-    return "bf16" if _has_bf16_units(device.type) else "fp32"
-
-
-@cache
-def _has_bf16_units(device_type: str) -> bool:
-    if device_type == "cuda":
-        return torch.cuda.get_device_capability()[0] >= 8
-    # Private, and so looked for: `torch.cpu.get_capabilities()` is newer than the oldest torch that
-    # the exported file runs on.
-    is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return device_type == "cpu" and is_supported is not None and bool(is_supported())
+    if device.type == "cuda":
+        has_units = torch.cuda.get_device_capability()[0] >= 8
+    else:
+        # Not public before torch 2.9, which has it among `torch.cpu.get_capabilities()`.
+        is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        has_units = device.type == "cpu" and is_supported()
+    return "bf16" if has_units else "fp32"

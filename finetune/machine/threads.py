@@ -1,4 +1,4 @@
-"""How a call uses a CPU's cores: two compute half a step each, while a batch is drawn ahead.
+"""How a call uses a CPU's cores: two threads compute half a step each, while one draws ahead.
 
 A step is some thousand short operations.  Torch's threads would wait for each other after each, by
 spinning; these meet once a step.  The numbers do not depend on how many cores there are.
@@ -26,16 +26,13 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def two_threads(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
-    """Two threads beside the caller's, to draw and to compute on a CPU; none on a GPU.
-
-    Each of the three, the caller's too, has one of torch's threads.
-    """
+def step_threads(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
+    """Three threads to draw and to compute on a CPU, for which torch uses one each; or none."""
     if device.type != "cpu":
         yield None
         return
     n_threads = torch.get_num_threads()
-    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(3, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             torch.set_num_threads(1)
             yield pool

@@ -1,4 +1,4 @@
-"""Groups of layers, freezing, and low-rank updates (LoRA) of convolutions."""
+"""The row of a new class, groups of layers to freeze, and low-rank updates (LoRA)."""
 
 from __future__ import annotations
 

@@ -56,10 +56,8 @@ class ImageBank(nn.Module):
         r, mean = self.recipe, self._toward_posterior(mean, x_t, t, self.recipe.bank_limit)
         near = ((t > _FROM_T) & (t < _WINDOWS_TO_T)).flatten()
         if r.window_limit and r.window_images and near.any():
-            own, effective = windowed_mean(
-                self.columns, self.blocks, x_t[near], t[near], r.window_px
-            )
-            mean[near] += r.window_limit * (1 - 1 / effective) * (own - mean[near])
+            own, n = windowed_mean(self.columns, self.blocks, x_t[near], t[near], r.window_px)
+            mean[near] += r.window_limit * (1 - 1 / n) * (own - mean[near])
         return mean
 
     def target(self, x: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -70,8 +68,8 @@ class ImageBank(nn.Module):
         mean = mean.clone()
         noisy = (t > _FROM_T).flatten()
         if limit and noisy.any():
-            own, effective = posterior_mean(self.images, x_t[noisy], t[noisy])
-            mean[noisy] += limit * (1 - 1 / effective) ** _SHARPNESS * (own - mean[noisy])
+            own, n = posterior_mean(self.images, x_t[noisy], t[noisy])
+            mean[noisy] += limit * (1 - 1 / n) ** _SHARPNESS * (own - mean[noisy])
         return mean
 
 

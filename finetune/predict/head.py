@@ -25,12 +25,16 @@ class LevelHead(nn.Module):
         self, last: nn.Conv2d, n_levels: int, n_hidden: int, generator: torch.Generator
     ) -> None:
         super().__init__()
-        device = last.weight.device
-        self.direct = _convolution(last.in_channels, n_levels, device)
+        options = {"kernel_size": 3, "padding": 1, "device": last.weight.device}
+        # `skip_init`: torch's own start would draw from the process's random numbers.
+        self.direct = nn.utils.skip_init(nn.Conv2d, last.in_channels, n_levels, **options)
         self.n_hidden = n_hidden
         if n_hidden:
-            self.hidden = _convolution(last.in_channels, n_hidden, device)
-            self.outer = _convolution(n_hidden, n_levels, device)
+            self.hidden = nn.utils.skip_init(nn.Conv2d, last.in_channels, n_hidden, **options)
+            self.outer = nn.utils.skip_init(nn.Conv2d, n_hidden, n_levels, **options)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+        if n_hidden:
             # He et al., "Delving Deep into Rectifiers" (2015), section 2.2.
             scale = math.sqrt(2 / (9 * last.in_channels))
             nn.init.normal_(self.hidden.weight, 0.0, scale, generator=generator)
@@ -41,11 +45,3 @@ class LevelHead(nn.Module):
         if self.n_hidden:
             logits = logits + self.outer(self.hidden(features).relu_())
         return logits
-
-
-def _convolution(n_in: int, n_out: int, device: torch.device) -> nn.Conv2d:
-    """All zeros, without an initialisation that would draw from the process's random numbers."""
-    convolution: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, n_in, n_out, 3, padding=1, device=device)
-    for parameter in convolution.parameters():
-        nn.init.zeros_(parameter)
-    return convolution

@@ -37,7 +37,7 @@ class GreyLevels(nn.Module):
 
     def nearest(self, x: Tensor) -> Tensor:
         """The likeliest level of each pixel of ``x`` (n, 1, H, W), by itself: (n, H, W) long."""
-        return _nearest(x, self.means, self.variances)
+        return ((x - self.means).square() / self.variances + self.variances.log()).argmin(1)
 
     def posterior(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """What each pixel of ``x_t`` (B, 1, H, W) at times t (B, 1, 1, 1) itself tells.
@@ -73,14 +73,16 @@ def grey_levels(drawings: Tensor, samples: Tensor, operator: Tensor | None) -> G
     if means is not None:
         # What the list leaves unexplained, such as a file format's rounding, widens every level.
         floor = means.new_full((1, 1, 1), _LEAST_VARIANCE)
-        label = _nearest(drawings, means, floor)[:, None]
+        label = GreyLevels(means, floor, floor).nearest(drawings)[:, None]
         explained = means.expand(len(drawings), -1, -1, -1).gather(1, label)
         variances = floor + (drawings - explained).square().mean()
     else:
         means, variances = _binned(pixels.flatten())
-    labels = _nearest(samples, means, variances).flatten()
+    levels = GreyLevels(means, variances, torch.zeros_like(variances))
+    labels = levels.nearest(samples).flatten()
     shares = labels.bincount(minlength=len(means)) / len(labels)
-    return GreyLevels(means, variances, torch.log(shares + _LEAST_SHARE)[:, None, None])
+    levels.log_prior = torch.log(shares + _LEAST_SHARE)[:, None, None]
+    return levels
 
 
 def _binned(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +96,3 @@ def _binned(values: Tensor) -> tuple[Tensor, Tensor]:
     squares = torch.zeros_like(counts).index_add(0, bins, (values - means[bins]).square())
     variances = squares / counts.clamp(min=1) + _LEAST_VARIANCE
     return means[:, None, None], variances[:, None, None]
-
-
-def _nearest(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
-    return ((x - means).square() / variances + variances.log()).argmin(1)

@@ -40,7 +40,7 @@ class LevelPosterior(nn.Module):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Any,
         levels: GreyLevels,
         label: int,
         recipe: Recipe,
@@ -49,8 +49,7 @@ class LevelPosterior(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        conv: Any = network.conv_out
-        self.head = LevelHead(conv, len(levels.means), recipe.head_hidden, generator)
+        self.head = LevelHead(network.conv_out, len(levels.means), recipe.head_hidden, generator)
         self.levels = levels
         self.label = label
         self.n_channels_img = network.n_channels_img
@@ -108,10 +107,10 @@ class LevelPosterior(nn.Module):
         return loss + self.recipe.level_weight * entropy, loss.detach()
 
 
-def last_features(network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+def last_features(network: Any, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
     """What the network's last convolution is given, (B, C, 28, 28), whatever its forward does."""
     seen: dict[int, Tensor] = {}  # by thread: another one may be in the same network
-    conv: Any = network.conv_out
+    conv = network.conv_out
     hook = conv.register_forward_pre_hook(lambda _, inputs: seen.update({get_ident(): inputs[0]}))
     try:
         network(x_t, t, c)

@@ -33,7 +33,7 @@ def window_layouts(images: Tensor) -> tuple[Tensor, Tensor]:
 def windowed_mean(
     columns: Tensor, blocks: Tensor, x_t: Tensor, t: Tensor, width_px: float
 ) -> tuple[Tensor, Tensor]:
-    """E[x | x_t] of each pixel, by the images' pixels near it, and how many images it rests on.
+    """E[x | x_t] of each pixel by images near it, and how many of these it rests on.
 
     Args:
         columns, blocks: of `window_layouts`.

@@ -15,7 +15,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from ..recipe import Recipe
+from ..recipe import GROUPS, Recipe
 from .docstrings import shortened
 from .folding import fold
 from .imports import needed_modules
@@ -30,7 +30,7 @@ SECTIONS = (
         "Drawings",
         (
             *("data.drawings", "augment.bitmaps", "augment.resizing", "augment.pen"),
-            *("augment.registration", "augment.spline", "augment.descent", "canvas"),
+            *("augment.descent", "canvas"),
         ),
     ),
     Section("Augmentation", ("augment.mix",)),
@@ -74,7 +74,7 @@ def _joined(sources: Mapping[str, str], recipe: Recipe) -> Joined:
     A field's value is built into the code, as branches that are gone, only if nothing reads it
     any more: every value that the file shows can be changed there and has its effect.
     """
-    values = recipe.to_dict()
+    values = recipe.to_dict() | {"GROUPS": list(GROUPS)}
     shown: frozenset[str] = frozenset()
     while True:
         folded, decided = dict(sources), frozenset[str]()
@@ -104,8 +104,9 @@ def recipe_module(source: str, recipe: Recipe, shown: Iterable[str], decided: It
     (node,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Recipe")
     lines = source.splitlines()
     docstring = (ast.get_docstring(node) or "").partition("\n\nRaises:")[0]
-    text = [f'"""{_SAYS}"""', "", "from typing import NamedTuple", "", ""]
-    text += ["class Recipe(NamedTuple):"]
+    text = [f'"""{_SAYS}"""', "", "from typing import NamedTuple", ""]
+    text += [ast.unparse(n) for n in tree.body if isinstance(n, ast.Assign)]  # constants
+    text += ["", "", "class Recipe(NamedTuple):"]
     text += textwrap.indent(f'"""{docstring}\n"""', "    ").splitlines()
     if decided:
         text += ["", "    # These are decided, and built into the code below:"]

@@ -24,6 +24,7 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 def fold(source: str, values: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
     """``source`` as it runs when the recipe's fields have ``values``; and which fields decided.
 
+    Names in capitals among ``values`` are constants that a field may be compared with.
     Only what drops code is changed: a test whose answer keeps everything stays as it is.
     """
     decided: set[str] = set()
@@ -107,6 +108,8 @@ def _answer(
     """The value of ``test``, or `_UNKNOWN`; the fields that it depends on join ``fields``."""
     if isinstance(test, ast.Constant):
         return test.value
+    if isinstance(test, ast.Name) and test.id.isupper() and test.id in values:
+        return values[test.id]
     if isinstance(test, ast.Attribute) and test.attr in values:
         if ast.unparse(test.value) not in recipes:
             return _UNKNOWN

@@ -55,7 +55,7 @@ class CapturedSteps:
         else:
             self._drawn = drawn
         self._next.zero_()
-        self._left = len(drawn[0].x)
+        self._left = len(drawn[0][0])
 
     def train(self, share: float, advance: float) -> list[float]:
         """A step at ``share`` of the schedule that covers ``advance``; each run's flow loss."""
@@ -91,7 +91,7 @@ class CapturedSteps:
         for k, (run, stream) in enumerate(zip(self._runs, self._streams, strict=True)):
             stream.wait_stream(current)
             with torch.cuda.stream(stream):
-                batch = Batch(*(part.index_select(0, self._next)[0] for part in self._drawn[k]))
+                batch = tuple(part.index_select(0, self._next)[0] for part in self._drawn[k])
                 gradients, loss = run.gradients(batch)
                 run.weights.step(gradients)
                 self._losses[k].copy_(loss)

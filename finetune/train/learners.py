@@ -1,20 +1,12 @@
-"""What a step lowers: the loss of the network's own output, or of a posterior over levels."""
+"""What a step lowers where the network answers with a velocity."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from ..augment.mix import Augmenter
 from ..flow import image_losses
 from ..machine.device import autocast
-from ..predict.bank import ImageBank
-from ..predict.levels import grey_levels
-from ..predict.posterior import LevelPosterior
 from ..recipe import Recipe
-
-_LEVEL_SAMPLES = 512  # augmented drawings in which the levels are counted
-_DRAWN_AT_ONCE = 256
 
 
 class LearnsVelocity:
@@ -22,7 +14,7 @@ class LearnsVelocity:
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         self.head = nn.Identity()
-        self._model = model
+        self.network = model
         self._precision = recipe.precision
 
     def targets(self, x: Tensor) -> Tensor:
@@ -36,33 +28,8 @@ class LearnsVelocity:
 
         def velocity(x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
             with autocast(x_t.device, self._precision):
-                found: Tensor = self._model(x_t, t, c)
+                found: Tensor = self.network(x_t, t, c)
             return found
 
         loss = image_losses(velocity, x, e, t, c).mean()
         return loss, loss.detach()
-
-
-def level_posterior(
-    network: nn.Module, augment: Augmenter, label: int, recipe: Recipe
-) -> LevelPosterior:
-    """A posterior that knows nothing yet, with levels and a bank of augmented drawings."""
-    device = augment.drawings.device
-    times = torch.arange(_LEVEL_SAMPLES, device=device) / _LEVEL_SAMPLES
-    levels = grey_levels(augment.drawings, augment(_LEVEL_SAMPLES, times), augment.operator)
-    # Bank and head have numbers of their own: batches are the same with them and without.
-    bank = _draw_bank(
-        augment.with_generator(torch.Generator(device).manual_seed(recipe.seed + 1)), recipe
-    )
-    start = torch.Generator(device).manual_seed(recipe.seed + 2)
-    network.conv_out.requires_grad_(False)  # the head is in its place
-    return LevelPosterior(network, levels, label, recipe, start, bank)
-
-
-def _draw_bank(augment: Augmenter, recipe: Recipe) -> ImageBank | None:
-    """Augmented drawings as for t = 1, no more of them than training draws itself."""
-    n = min(recipe.bank_images, recipe.steps * recipe.batch_size)
-    if not n or not (recipe.bank_limit or recipe.target_limit or recipe.window_limit):
-        return None
-    parts = torch.arange(n).split(_DRAWN_AT_ONCE)
-    return ImageBank(torch.cat([augment(len(part)) for part in parts]), recipe)

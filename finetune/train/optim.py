@@ -1,17 +1,13 @@
-"""The trained parameters with everything that moves them."""
+"""The parameters that train, their optimizer and its learning rates."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..recipe import Recipe
-
-# Of each parameter in turn; none where the loss does not depend on it.
-Gradients = Sequence[Tensor | None]
 
 
 class Weights:
@@ -19,25 +15,15 @@ class Weights:
 
     def __init__(self, model: nn.Module, head: nn.Module, recipe: Recipe) -> None:
         self.recipe = recipe
-        # Vectors are not decayed, as is usual, nor the digits' rows, which do not train.
-        matrices: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            decays = parameter.ndim > 1 and not name.startswith("class_embedding")
-            (matrices if decays else others).append(parameter)
+        of_network = [p for p in model.parameters() if p.requires_grad]
         of_head = list(head.parameters())
-        self.parameters = [*matrices, *others, *of_head]
-        # Apart: the head's gradient is the larger one, and would slow down the rest.
-        self._clipped = [[*matrices, *others], of_head]
+        self.parameters = [*of_network, *of_head]
         groups = [
-            {"params": matrices, "factor": 1.0, "weight_decay": recipe.weight_decay},
-            {"params": others, "factor": 1.0, "weight_decay": 0.0},
-            {"params": of_head, "factor": recipe.head_lr_factor, "weight_decay": 0.0},
+            {"params": of_network, "factor": 1.0},
+            {"params": of_head, "factor": recipe.head_lr_factor},
         ]
         self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], betas=(0.9, recipe.beta2), fused=True
+            groups, betas=(0.9, recipe.beta2), weight_decay=0.0, fused=True
         )
 
     def set_rates(self, share: float, advance: float) -> None:
@@ -46,17 +32,15 @@ class Weights:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
 
-    def step(self, parts: Sequence[Gradients]) -> None:
-        """Move the weights down the sum of these gradients, by the rates that were set."""
-        for parameter, *shares in zip(self.parameters, *parts, strict=True):
+    def step(self, parts: list[tuple[Tensor, ...]]) -> None:
+        """Move the weights down the sum of the parts' gradients, by the rates that were set."""
+        for parameter, *gradients in zip(self.parameters, *parts, strict=True):
             # Laid out in memory as the parameter is: the fused kernel takes that for granted.
-            parameter.grad = torch.zeros_like(parameter)
-            for share in shares:
-                if share is not None:
-                    parameter.grad.add_(share)
+            parameter.grad = torch.empty_like(parameter).copy_(sum(gradients))
         if self.recipe.clip_norm:
-            for part in self._clipped:
-                nn.utils.clip_grad_norm_(part, self.recipe.clip_norm)
+            # Apart: the head's gradient is the larger one, and would slow down the rest.
+            for group in self.optimizer.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], self.recipe.clip_norm)
         self.optimizer.step()
 
 
@@ -64,8 +48,7 @@ def lr_factor(recipe: Recipe, share: float, advance: float = 0.0) -> float:
     """Factor of the learning rate for a step from ``share`` to ``share + advance``, in [0, 1]."""
     if share + advance < recipe.warmup:
         return (share + advance) / recipe.warmup
-    done = (share - recipe.warmup) / (1 - recipe.warmup)
-    done = min(max(done, 0.0), 1.0)
+    done = min(max((share - recipe.warmup) / (1 - recipe.warmup), 0.0), 1.0)
     if recipe.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
     return 1 - done if recipe.schedule == "linear" else 1.0

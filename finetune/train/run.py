@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from concurrent.futures import Executor, Future
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,28 +14,27 @@ from ..augment.mix import Augmenter
 from ..flow import logit_normal_times
 from ..model.groups import add_class, add_lora, freeze_all_but, merge_lora
 from ..model.norms import speed_up_norms
-from ..recipe import Recipe
-from .learners import LearnsVelocity, level_posterior
-from .optim import Gradients, Weights
+from ..predict.bank import ImageBank
+from ..predict.levels import grey_levels
+from ..predict.posterior import LevelPosterior
+from ..recipe import GROUPS, Recipe
+from .learners import LearnsVelocity
+from .optim import Weights
 
+_LEVEL_SAMPLES = 512  # augmented drawings in which the levels are counted
 # Drawing 256 images takes a CPU hardly longer than drawing 32, and a GPU no longer than 2048.
-_DRAWN_AHEAD, _DRAWN_AHEAD_ON_GPU = 256, 2048
+_DRAWN_AT_ONCE, _DRAWN_AT_ONCE_ON_GPU = 256, 2048
 
-
-class Batch(NamedTuple):
-    """Of B images; or of S batches, with one more axis in front."""
-
-    x: Tensor  # augmented drawings, (B, 1, 28, 28)
-    t: Tensor  # (B, 1, 1, 1)
-    targets: Tensor  # (B, ...)
-    e: Tensor  # noise, as x
+# Augmented drawings x (B, 1, 28, 28), times t (B, 1, 1, 1), targets, and noises e as x; several
+# batches have one more axis in front.
+Batch = tuple[Tensor, ...]
 
 
 class Run:
     """A copy of ``pretrained_model`` that learns ``drawings`` (n, 1, 28, 28) on ``device``.
 
     Args:
-        threads: two; one draws the next batches while these are learnt, one computes half of
+        threads: three; one draws the next batches while these are learnt, two compute half of
             each step on a CPU.  Without them the caller does both, with the same result.
     """
 
@@ -44,78 +44,93 @@ class Run:
         pretrained_model: nn.Module,
         drawings: Tensor,
         recipe: Recipe,
-        threads: Executor | None = None,
+        threads: ThreadPoolExecutor | None = None,
     ) -> None:
         self.recipe = recipe
         self._threads = threads
         self._n_parts = 2 if device.type == "cpu" else 1  # of a batch, whatever cores there are
         weight = next(pretrained_model.parameters())
         self._home, self._dtype = weight.device, weight.dtype
-        self._model = model = copy.deepcopy(pretrained_model).train()
+        model = copy.deepcopy(pretrained_model).train()
         model.to(device, torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
         speed_up_norms(model)
         # Of the call's own stream, so that nothing depends on the global one.
         self._generator = generator = torch.Generator(device).manual_seed(recipe.seed)
         label = add_class(model)
-        freeze_all_but(model, recipe.train_groups)
+        model.requires_grad_(True)
+        if recipe.train_groups != GROUPS:
+            freeze_all_but(model, recipe.train_groups)
         if recipe.lora_rank:
             add_lora(model, recipe.lora_groups, recipe.lora_rank, recipe.lora_scale, generator)
         self._augment = Augmenter(drawings.to(device), recipe, generator)
-        self._learner: Any  # an annotation with both classes would export both
-        if recipe.output == "velocity":
-            self._learner, self._adapted = LearnsVelocity(model, recipe), model
-        else:
-            self._learner = level_posterior(model, self._augment, label, recipe)
-            self._adapted = self._learner
+        self._learner: Any = (
+            LearnsVelocity(model, recipe)
+            if recipe.output == "velocity"
+            else _level_posterior(model, self._augment, label, recipe)
+        )
         self.weights = Weights(model, self._learner.head, recipe)
         self._c = torch.full((recipe.batch_size,), label, device=device)
-        self._left = 0  # batches that are drawn and not learnt
-        self._ahead: Future[Batch] | None = None  # batches that a thread draws
+        self.batches = self._draw_on()
 
     def draw(self) -> Batch:
         """The next batches, as many as it pays to draw together."""
         r, g = self.recipe, self._generator
-        at_once = _DRAWN_AHEAD_ON_GPU if g.device.type == "cuda" else _DRAWN_AHEAD
+        at_once = _DRAWN_AT_ONCE_ON_GPU if g.device.type == "cuda" else _DRAWN_AT_ONCE
         s, b = max(1, at_once // r.batch_size), r.batch_size
         t = torch.cat([logit_normal_times(b, r.logit_mean, r.logit_std, g) for _ in range(s)])
-        x = self._augment(s * b, t)
+        x = self._augment(s * b)
         e = torch.randn(x.shape, generator=g, device=x.device)
         parts = (x, t[:, None, None, None], self._learner.targets(x), e)
-        return Batch(*(part.unflatten(0, (s, b)) for part in parts))
+        return tuple(part.unflatten(0, (s, b)) for part in parts)
 
-    def next_batch(self) -> Batch:
-        """One batch; several are drawn at a time."""
-        if not self._left:
-            self._drawn = self._ahead.result() if self._ahead else self.draw()
-            self._ahead = self._threads.submit(self.draw) if self._threads else None
-            self._left = len(self._drawn.x)
-        self._left -= 1
-        return Batch(*(part[-1 - self._left] for part in self._drawn))
+    def _draw_on(self) -> Iterator[Batch]:
+        """Batches without end; a thread draws the next ones while these are learnt."""
+        ahead = None
+        while True:
+            drawn = ahead.result() if ahead else self.draw()
+            ahead = self._threads.submit(self.draw) if self._threads else None
+            yield from zip(*drawn, strict=True)
 
-    def gradients(self, batch: Batch) -> tuple[list[Gradients], Tensor]:
-        """Gradients of what a step lowers, of each part of the batch, and the batch's flow loss."""
-        columns = (column.chunk(self._n_parts) for column in batch)
-        first, *rest = (Batch(*part) for part in zip(*columns, strict=True))
-        if self._threads is None:
-            found = [self._part_gradients(part) for part in (first, *rest)]
-        else:
-            others = [self._threads.submit(self._part_gradients, part) for part in rest]
-            found = [self._part_gradients(first), *(other.result() for other in others)]
-        return [gradients for gradients, _ in found], torch.stack([loss for _, loss in found]).sum()
+    def gradients(self, batch: Batch) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+        """Of each part of a batch the gradients of what a step lowers; the batch's flow loss."""
+        parts = zip(*(column.chunk(self._n_parts) for column in batch), strict=True)
+        on_parts = self._threads.map if self._threads else map
+        gradients, losses = zip(*on_parts(self._part_gradients, parts), strict=True)
+        return list(gradients), torch.stack(losses).sum()
 
-    def _part_gradients(self, part: Batch) -> tuple[Gradients, Tensor]:
+    def _part_gradients(self, part: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
         """The part's share in the gradients and in the flow loss of the whole batch."""
-        share = len(part.x) / len(self._c)
-        objective, flow_loss = self._learner.losses(*part, self._c[: len(part.x)])
-        gradients = torch.autograd.grad(
-            objective * share, self.weights.parameters, allow_unused=True
-        )
+        n = len(part[0])
+        objective, flow_loss = self._learner.losses(*part, self._c[:n])
+        share = n / len(self._c)
+        parameters = self.weights.parameters
+        gradients = torch.autograd.grad(objective * share, parameters, materialize_grads=True)
         return gradients, flow_loss * share
 
     def finished(self) -> nn.Module:
         """The adapted network, where the pretrained one was, in evaluation mode."""
         self.weights.optimizer.zero_grad()
         if self.recipe.lora_rank:
-            merge_lora(self._model)
-        self._adapted.requires_grad_(True)
-        return self._adapted.to(self._home, self._dtype).eval()
+            merge_lora(self._learner.network)
+        adapted: nn.Module = self._learner
+        if self.recipe.output == "velocity":
+            adapted = self._learner.network
+        return adapted.requires_grad_(True).to(self._home, self._dtype).eval()
+
+
+def _level_posterior(
+    network: nn.Module, augment: Augmenter, label: int, recipe: Recipe
+) -> LevelPosterior:
+    """A posterior that knows nothing yet, with levels and a bank of augmented drawings."""
+    device = augment.drawings.device
+    levels = grey_levels(augment.drawings, augment(_LEVEL_SAMPLES), augment.operator)
+    # Bank and head have numbers of their own: batches are the same with them and without.
+    of_bank = copy.copy(augment)
+    of_bank.generator = torch.Generator(device).manual_seed(recipe.seed + 1)
+    bank, n = None, min(recipe.bank_images, recipe.steps * recipe.batch_size)
+    if n:  # no more of them than training draws itself
+        parts = [of_bank(len(part)) for part in torch.arange(n).split(_DRAWN_AT_ONCE)]
+        bank = ImageBank(torch.cat(parts), recipe)
+    start = torch.Generator(device).manual_seed(recipe.seed + 2)
+    network.conv_out.requires_grad_(False)  # the head is in its place
+    return LevelPosterior(network, levels, label, recipe, start, bank)

@@ -44,8 +44,8 @@ class Clock:
         self.step += 1
         # The step after this one must end in time too, or this one is the last.
         usable_s = self._deadline_s - _STEP_MARGIN * self._slowest_step_s
-        grace_s = _CLOCK_GRACE * usable_s
-        by_time = (now - grace_s) / (usable_s - grace_s) if usable_s > 0 else 1.0
+        elapsed = now / usable_s if usable_s > 0 else 1.0
+        by_time = (elapsed - _CLOCK_GRACE) / (1 - _CLOCK_GRACE)
         before = self.share
         self.share = min(1.0, max(self.share, self.step / self._n_steps, by_time))
         return self.share - before

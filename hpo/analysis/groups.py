@@ -18,7 +18,7 @@ from ..trial.outcome import Outcome
 # The recipe's fields of its augmentation mix.
 AUGMENTATIONS = (
     *("render", "rotation_deg", "scale", "aspect", "shear", "slope", "shift_px"),
-    *("elastic_px", "vertical", "blend", "blend_from_t", "blend_spread"),
+    *("elastic_px", "vertical"),
 )
 _N_GROUPS = 3
 _LEAST = 3  # trials in a group, for an error that means something

@@ -107,7 +107,7 @@ def test_pretrained_network_is_left_as_it_was(lora: dict[str, Any]) -> None:
     model = build()
     model.conv_in.requires_grad_(False)
     before, trains = weights(model), [p.requires_grad for p in model.parameters()]
-    adapt(model, DRAWINGS, quick(weight_decay=1.0, **lora))
+    adapt(model, DRAWINGS, quick(**lora))
     assert same(weights(model), before)
     assert [p.requires_grad for p in model.parameters()] == trains
     assert model.training and model.n_classes == 10
@@ -119,7 +119,7 @@ def test_pretrained_network_is_left_as_it_was(lora: dict[str, Any]) -> None:
     [
         (set(GROUPS), {}),
         ({"embedding"}, {"train_groups": ("embedding",)}),
-        ({"middle", "norm_bias"}, {"train_groups": ("middle", "norm_bias"), "weight_decay": 1.0}),
+        ({"middle", "norm_bias"}, {"train_groups": ("middle", "norm_bias")}),
         ({"up"}, {"train_groups": (), "lora_rank": 2, "lora_groups": ("up",)}),
         (
             {"down", "output", "embedding"},
@@ -138,8 +138,8 @@ def test_named_groups_change_and_all_others_stay(trained: set[str], chosen: dict
     assert torch.equal(after["class_embedding.new"][0], start) == ("embedding" not in trained)
 
 
-def test_digits_rows_stay_under_every_pull() -> None:
-    after = adapted(weight_decay=1.0, lr=0.1, clip_norm=0)
+def test_digits_rows_stay_however_far_weights_move() -> None:
+    after = adapted(lr=0.1, clip_norm=0)
     assert torch.equal(after["class_embedding.weight"], weights(build())["class_embedding.weight"])
 
 
@@ -225,16 +225,6 @@ def test_a_step_of_adam_moves_a_weight_by_the_learning_rate() -> None:
     moved = (after["conv_out.weight"] - start)[0].abs()  # the image's own channel
     assert moved.median().item() == pytest.approx(1e-3, rel=0.01)
     assert moved.max().item() < 1.01e-3
-
-
-def test_weight_decay_shrinks_matrices_and_spares_vectors() -> None:
-    """With a learning rate too small to matter beside it."""
-    chosen: dict[str, Any] = {"lr": 1e-6, "schedule": "constant", "warmup": 0}
-    start, after = weights(build()), adapted(steps=1, weight_decay=10.0, **chosen)
-    plain = adapted(steps=1, weight_decay=0.0, **chosen)
-    for name in start:
-        decayed = plain[name] - 1e-5 * start[name] if start[name].ndim == 4 else plain[name]
-        assert torch.allclose(after[name], decayed, rtol=0, atol=1e-7), name
 
 
 def test_clipping_bounds_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,11 +152,11 @@ def test_whole_fields_take_2_0_but_no_fraction(name: str) -> None:
 
 
 def test_other_numbers_become_floats() -> None:
-    recipe = Recipe(lr=1, weight_decay=2, deadline_s=100)
-    assert [type(value) for value in (recipe.lr, recipe.weight_decay, recipe.deadline_s)] == [
+    recipe = Recipe(lr=1, clip_norm=2, deadline_s=100)
+    assert [type(value) for value in (recipe.lr, recipe.clip_norm, recipe.deadline_s)] == [
         float
     ] * 3
-    assert recipe == Recipe(lr=1.0, weight_decay=2.0, deadline_s=100.0)
+    assert recipe == Recipe(lr=1.0, clip_norm=2.0, deadline_s=100.0)
 
 
 @pytest.mark.parametrize("name", CHOICES)

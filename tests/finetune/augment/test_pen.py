@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from finetune.augment import pen
-from finetune.augment.pen import PenPaths, skeletons, stamp
+from finetune.augment.pen import skeletons, stamp
 from finetune.augment.resizing import Resizing
 from finetune.canvas import PEN_RADIUS
 from finetune.data.synthetic import draw_rune
@@ -24,8 +25,16 @@ ALL = torch.ones(SIZE, dtype=torch.bool)
 RESIZES = ("antialiased", "bilinear", "nearest")
 
 
+class PenPaths(NamedTuple):
+    """What `pen.trace` finds."""
+
+    points: Tensor
+    present: Tensor
+    error: float
+
+
 def trace(bitmaps: Tensor, seen: Tensor) -> PenPaths:
-    return pen.trace(bitmaps, seen, PEN_RADIUS)
+    return PenPaths(*pen.trace(bitmaps, seen, PEN_RADIUS))
 
 
 def seen_by(resize: str) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from finetune.adapt import adapt
 from finetune.data.runes import resize_bitmaps
 from finetune.data.synthetic import draw_rune
-from finetune.machine.threads import one_thread, two_threads
+from finetune.machine.threads import one_thread, step_threads
 from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.predict.posterior import last_features
 from finetune.recipe import Recipe
@@ -20,7 +20,7 @@ from finetune.train.run import Run
 
 CPU = torch.device("cpu")
 DRAWINGS = resize_bitmaps(draw_rune("ing", 4, seed=0), "bilinear")
-RECIPE = Recipe(steps=70, batch_size=8, precision="fp32", deadline_s=1e4, head_hidden=4, blend=0.0)
+RECIPE = Recipe(steps=70, batch_size=8, precision="fp32", deadline_s=1e4, head_hidden=4)
 
 
 @pytest.fixture(autouse=True)
@@ -51,10 +51,10 @@ def test_steps_have_one_thread_and_the_process_gets_its_own_back() -> None:
 def test_what_is_drawn_ahead_is_what_would_be_drawn_now() -> None:
     """More than two draws of 32 batches, each the same as without a thread."""
     alone = Run(CPU, network(), DRAWINGS, RECIPE)
-    with two_threads(CPU) as thread:
+    with step_threads(CPU) as thread:
         ahead = Run(CPU, network(), DRAWINGS, RECIPE, thread)
         for _ in range(70):
-            for one, other in zip(alone.next_batch(), ahead.next_batch(), strict=True):
+            for one, other in zip(next(alone.batches), next(ahead.batches), strict=True):
                 assert torch.equal(one, other)
 
 
@@ -64,12 +64,12 @@ def test_halves_side_by_side_are_the_halves_one_after_the_other(
     batch_size: int, output: str
 ) -> None:
     recipe = dataclasses.replace(RECIPE, batch_size=batch_size, output=output)
-    with one_thread(CPU), two_threads(CPU) as threads:
+    with one_thread(CPU), step_threads(CPU) as threads:
         alone = Run(CPU, network(), DRAWINGS, recipe)
         together = Run(CPU, network(), DRAWINGS, recipe, threads)
         for _ in range(3):
-            parts, loss = together.gradients(together.next_batch())
-            expected_parts, expected = alone.gradients(alone.next_batch())
+            parts, loss = together.gradients(next(together.batches))
+            expected_parts, expected = alone.gradients(next(alone.batches))
             assert len(parts) == min(batch_size, 2) and torch.equal(loss, expected)
             for part, expected_part in zip(parts, expected_parts, strict=True):
                 for one, other in zip(part, expected_part, strict=True):
@@ -85,7 +85,7 @@ def test_halves_side_by_side_are_the_halves_one_after_the_other(
 def test_the_parts_add_up_to_the_whole_batch(batch_size: int) -> None:
     recipe = dataclasses.replace(RECIPE, batch_size=batch_size)
     run = Run(CPU, network(), DRAWINGS, recipe)
-    batch = run.next_batch()
+    batch = next(run.batches)
     parts, loss = run.gradients(batch)
     run._n_parts = 1
     (whole,), whole_loss = run.gradients(batch)
@@ -111,7 +111,7 @@ def test_each_thread_sees_the_features_of_its_own_call() -> None:
     x, t, c = torch.randn(2, 1, 28, 28), torch.rand(2, 1, 1, 1), torch.zeros(2, dtype=torch.long)
     plain = network()
     expected = [last_features(plain, image[None], t[:1], c[:1]) for image in x]
-    with two_threads(CPU) as threads:
+    with step_threads(CPU) as threads:
         assert threads is not None
         calls = [threads.submit(last_features, model, image[None], t[:1], c[:1]) for image in x]
         for call, features in zip(calls, expected, strict=True):

@@ -136,6 +136,13 @@ def test_what_may_be_something_else_is_left_alone(text: str) -> None:
     assert fold(text, {"on": False}) == (text, frozenset())
 
 
+def test_a_field_is_compared_with_a_constant_of_the_recipes_module() -> None:
+    text = "def f(recipe: Recipe):\n    if recipe.groups != ALL:\n        go()\n    end()\n"
+    assert fold(text, {"groups": [1], "ALL": [1]})[1] == {"groups"}
+    assert fold(text, {"groups": [], "ALL": [1]}) == (text, frozenset())
+    assert fold(text, {"groups": [1]}) == (text, frozenset())
+
+
 def test_the_fields_that_decided_are_told() -> None:
     text = (
         "def f(recipe: Recipe):\n    if recipe.a:\n        go()\n    if recipe.b:\n        go()\n"

@@ -53,7 +53,7 @@ def losses_one_by_one(runs: list[Run], n: int) -> Tensor:
     for i in range(n):
         for k, run in enumerate(runs):
             run.weights.set_rates(i / n, 1 / n)
-            gradients, loss = run.gradients(run.next_batch())
+            gradients, loss = run.gradients(next(run.batches))
             run.weights.step(gradients)
             found[i, k] = loss
     return found
@@ -63,7 +63,7 @@ def losses_one_by_one(runs: list[Run], n: int) -> Tensor:
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit holds there."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("finetune.train.run._DRAWN_AHEAD", 12)  # three batches
+    monkeypatch.setattr("finetune.train.run._DRAWN_AT_ONCE", 12)  # three batches
 
 
 class Stream:
@@ -133,7 +133,7 @@ def test_branches_of_one_graph_are_as_if_alone() -> None:
 @needs_gpu
 def test_many_draws_refill_the_same_places(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda")
-    monkeypatch.setattr("finetune.train.run._DRAWN_AHEAD_ON_GPU", 12)
+    monkeypatch.setattr("finetune.train.run._DRAWN_AT_ONCE_ON_GPU", 12)
     expected = losses_one_by_one([make_run(task("ing"), device)], 40)
     found = losses(CapturedSteps([make_run(task("ing"), device)], device), 40)
     torch.testing.assert_close(found, expected, rtol=0.1, atol=1e-3)

@@ -1,4 +1,4 @@
-"""What moves the weights: sums of parts, clipped apart, decayed where that is usual."""
+"""What moves the weights: sums of parts, clipped apart, at rates of their own."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def weights(**fields: Any) -> tuple[nn.Module, nn.Module, Weights]:
     return model, head, Weights(model, head, Recipe(**fields))
 
 
-def some_gradients(made: Weights, seed: int) -> list[Tensor | None]:
+def some_gradients(made: Weights, seed: int) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed)
     return [torch.randn(p.shape, generator=g) for p in made.parameters]
 
 
-def moved(made: Weights, *parts: list[Tensor | None]) -> list[Tensor]:
+def moved(made: Weights, *parts: list[Tensor]) -> list[Tensor]:
     before = [p.detach().clone() for p in made.parameters]
     made.set_rates(0.5, 0.01)
     made.step(parts)
@@ -42,17 +42,9 @@ def moved(made: Weights, *parts: list[Tensor | None]) -> list[Tensor]:
 
 def test_parts_are_added() -> None:
     a, b = some_gradients(weights()[2], 0), some_gradients(weights()[2], 1)
-    whole = [x + y for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    whole = [x + y for x, y in zip(a, b, strict=True)]
     for found, expected in zip(moved(weights()[2], a, b), moved(weights()[2], whole), strict=True):
         assert torch.equal(found, expected)
-
-
-def test_none_is_zero() -> None:
-    made = weights(weight_decay=0.0)[2]
-    a, b = some_gradients(made, 0), some_gradients(made, 1)
-    a[0] = b[0] = a[1] = None
-    changes = moved(made, a, b)
-    assert (changes[0] == 0).all() and all((change != 0).any() for change in changes[1:])
 
 
 def test_gradients_of_another_layout_move_the_same_numbers() -> None:
@@ -85,20 +77,6 @@ def test_without_a_bound_nothing_is_clipped() -> None:
     gradients = [torch.full_like(p, 100.0) for p in made.parameters]
     made.step([gradients])
     assert all(p.grad is not None and (p.grad == 100).all() for p in made.parameters)
-
-
-def test_matrices_alone_decay() -> None:
-    model, _, made = weights(weight_decay=0.5)
-    changes = moved(made, [torch.zeros_like(p) for p in made.parameters])
-    decayed = {
-        p.data_ptr() for p, d in zip(made.parameters, changes, strict=True) if (d != 0).any()
-    }
-    expected = {
-        p.data_ptr()
-        for name, p in model.named_parameters()
-        if p.ndim > 1 and not name.startswith("class_embedding")
-    }
-    assert decayed == expected
 
 
 def test_the_head_has_a_rate_of_its_own() -> None:
