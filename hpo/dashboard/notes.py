@@ -200,7 +200,7 @@ class Notes:
         state: _State,
         trials: Sequence[FrozenTrial],
     ) -> None:
-        started = time.monotonic()
+        started = time.thread_time()
         note, plots = "", dict[str, str]()
         try:
             data = StudyData(
@@ -217,9 +217,9 @@ class Notes:
             note, plots = to_markdown(document.only(NOTE_SECTIONS)), to_plotly(document)
         except Exception as error:
             self._warn(f"the note and the plots of study {config.name}", error)
-        ended = time.monotonic()
+        took_s = time.thread_time() - started
         with self._lock:
-            again_at = ended + _REST * (ended - started)
+            again_at = time.monotonic() + _REST * took_s
             self._stories[key] = _Story(state, note, plots, again_at)
 
     def _warn(self, what: str, error: Exception) -> None:

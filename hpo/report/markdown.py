@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from .document import Block, Code, Document, Facts, Pair, Picture, Section, Table, Text
 from .sanitize import plain
@@ -11,7 +11,7 @@ from .sanitize import plain
 _LONGEST_TEXT, _LONGEST_CODE = 2_000, 20_000  # characters
 _WIDTH = 100  # characters of a line of text on a terminal
 _ROW_WIDTH, _CELL_WIDTH = 120, 28  # of a table's row, and of its cells but the last
-_SPECIAL = "\\|`*_[]<>!#~$"
+_ESCAPED = str.maketrans({c: f"\\{c}" for c in "\\|`*_[]<>!#~$"})
 
 
 def to_markdown(document: Document) -> str:
@@ -46,8 +46,7 @@ def to_terminal(document: Document) -> str:
 
 def escape(text: object) -> str:
     """Text of unknown origin on one line, without what Markdown would make something else of."""
-    words = " ".join(plain(text, _LONGEST_TEXT).split())
-    return "".join(f"\\{c}" if c in _SPECIAL else c for c in words)
+    return " ".join(plain(text, _LONGEST_TEXT).split()).translate(_ESCAPED)
 
 
 def _parts(block: Block) -> Iterator[str]:
@@ -95,8 +94,8 @@ def _lines(block: Block) -> Iterator[str]:
 
 
 def _aligned(block: Table) -> Iterator[str]:
-    rows: Sequence[Sequence[str]] = [
-        [" ".join(plain(cell, _CELL_WIDTH).split()) for cell in row]
+    rows = [
+        [*(_cell(one, _CELL_WIDTH) for one in row[:-1]), _cell(row[-1], _ROW_WIDTH)]
         for row in (block.columns, *block.rows)
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(block.columns))]

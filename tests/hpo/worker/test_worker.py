@@ -122,7 +122,7 @@ def test_a_worker_starts_from_nothing_and_draws_what_people_look_at(tmp_path: Pa
         env=environment(RUNES_ARTIFACTS=""),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert first.returncode == 0, first.stderr
@@ -135,9 +135,9 @@ def test_a_worker_starts_from_nothing_and_draws_what_people_look_at(tmp_path: Pa
     assert trial.user_attrs["instances"][0]["instance"] == "thorn/0"
 
     # Notes and plots are the dashboard's to make.
-    assert trial.system_attrs.keys() & {"hpo:note"} == set()
-    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{tmp_path}/tiny.db")
-    assert not [key for key in study.system_attrs if key.startswith(("dashboard:", "hpo:"))]
+    assert "hpo:note" not in trial.system_attrs
+    stored = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/tiny.db").get_study_system_attrs(1)
+    assert not [key for key in stored if key.startswith(("dashboard:", "hpo:"))]
 
 
 def test_a_worker_and_then_a_pool_share_a_study(start: Start, tiny: Path) -> None:
