@@ -108,11 +108,6 @@ def test_a_worker_and_then_a_fleet_share_a_study(start: Start, tiny: Path) -> No
     assert trial.params == {"lr": 2e-3}  # the starting recipe
     assert trial.user_attrs["instances"][0]["instance"] == "thorn/0"
 
-    # Notes and plots are the dashboard's to make.
-    assert "hpo:note" not in trial.system_attrs
-    stored = optuna.storages.RDBStorage(f"sqlite:///{tiny}/tiny.db").get_study_system_attrs(1)
-    assert not [key for key in stored if key.startswith(("dashboard:", "hpo:"))]
-
     fleet = start(tiny, "--study", "tiny.toml", "--trials", "6", "--workers", "2")
     out, err = fleet.communicate(timeout=120)
     assert fleet.returncode == 0, err
