@@ -252,7 +252,7 @@ class TestTrials:
     def test_leave_notes_and_plots_to_the_dashboard(self, done: Done) -> None:
         assert "hpo:note" not in done.trial.system_attrs
         stored = open_storage(done.config.storage).get_study_system_attrs(1)
-        assert not [key for key in stored if key.startswith(("dashboard:", "hpo:"))]
+        assert not [key for key in stored if key.startswith(("dashboard:", "hpo:story"))]
 
     def test_say_why_they_ended(self, run: Run, tmp_path: Path) -> None:
         def seconds(recipe: Recipe) -> float:
