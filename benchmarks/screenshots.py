@@ -78,11 +78,11 @@ def _pictures(page: Page, url: str) -> dict[str, bytes]:
     shots["dashboard-trial"] = _shot(page)
 
     page.goto(f"{home}/note")
-    page.get_by_role("heading", name="What came out").wait_for()
+    page.get_by_role("heading", name="The best recipe").wait_for()
     shots["dashboard-story"] = _shot(page)
 
     page.goto(home)
-    plot = page.get_by_text("Best so far against compute").first
+    plot = page.get_by_text("Best loss so far against compute").first
     plot.wait_for()
     # The study's own plots are below those of the dashboard; its bar stays on top of them.
     plot.evaluate(f"e => {{ e.scrollIntoView(); window.scrollBy(0, -{_ABOVE_PX}) }}")

@@ -1,95 +1,257 @@
-"""What a worker is told: the command line beats the environment, which beats the study file."""
+"""Options of commands.  Each is declared once, as a field of the command's frozen dataclass.
+
+The command line beats the environment, which beats the field's default.  An option that is None
+takes its value from the study file (`hpo.study.config`).
+
+Example:
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Options(StudyOptions):
+    ...     best: int = option("show so many trials", 5, least=0)
+    >>> parse(Options, ["--study", "runes", "--best", "3"], "status", "Print a study's status.")
+    Options(study='runes', storage=None, best=3)
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from finetune.data.options import add_drawings_options
-from finetune.errors import UserError
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 PREFIX = "RUNES_"
-SAMPLERS = ("tpe", "gp", "random")  # Optuna's, by the names that a study file gives them
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
-class Options:
-    """Options of ``python -m hpo.worker``; None: not given."""
+class _Option:
+    """What `option` says, then what the field says."""
 
-    study: str
-    storage: str | None = None
-    artifacts: str | None = None
-    data: Path | None = None
-    alphabet: str | None = None
-    drawings: Path | None = None
-    train: int | None = None
-    trials: int | None = None
-    seconds: float | None = None
-    workers: int = 1
-    device: str | None = None
-    threads: int | None = None
-    together: int = 1
-    sampler: str | None = None
-    seed: int | None = None
-    dry_run: bool = False
-    under_fleet: bool = False
+    text: str
+    default: Any
+    flag: str
+    variable: bool
+    least: float | None
+    above: float | None
+    choices: Sequence[str]
+    excludes: str
+    extra: Mapping[str, Any]
+    name: str = ""
+    hint: Any = None  # without None
+    many: tuple[Any, ...] = ()  # the types of a tuple
+
+    @property
+    def variable_name(self) -> str:
+        return PREFIX + self.flag.removeprefix("--").replace("-", "_").upper()
+
+    @property
+    def also(self) -> str:
+        return f"; also ${self.variable_name}" if self.variable else ""
+
+    def add_to(self, parser: argparse._ActionsContainer) -> None:
+        how: dict[str, Any] = {}
+        if self.hint is bool:
+            how = {"action": "store_const", "const": True}
+        elif self.many:
+            repeats = self.many[-1] is Ellipsis
+            how = {"action": "append"} if repeats else {"nargs": len(self.many)}
+        text = self.text
+        if self.default not in (MISSING, None, False, ()):
+            shown = f"{self.default:g}" if isinstance(self.default, float) else self.default
+            text += f" (default: {shown})"
+        if text != argparse.SUPPRESS:
+            text = text.replace("%", "%%") + self.also
+        parser.add_argument(self.flag, dest=self.name, help=text, **{**how, **self.extra})
+
+    def value(self, text: Any, where: str) -> Any:
+        """The value that ``text`` means; ``where`` is the option or the variable."""
+        if self.hint is bool:
+            return text
+        if self.many:
+            texts = [text] if isinstance(text, str) else text
+            return tuple(self._one(self.many[0], one, where) for one in texts)
+        return self._one(self.hint, text, where)
+
+    def _one(self, convert: Any, text: str, where: str) -> Any:
+        try:
+            value = convert(text)
+        except ValueError as error:
+            kind = "a whole number" if convert is int else "a number"
+            raise UserError(f"{where} is {text!r}; write {kind}") from error
+        if self.above is not None and not value > self.above:
+            raise UserError(f"{where} is {value:g}; write more than {self.above:g}")
+        if self.least is not None and not self.least <= value < float("inf"):
+            raise UserError(f"{where} is {value:g}; write {self.least:g} or more")
+        if self.choices and value not in self.choices:
+            raise UserError(f"{where} is {value!r}; write one of {', '.join(self.choices)}")
+        return value
 
 
-_HELP: dict[str, tuple[Callable[[str], Any], str]] = {
-    "study": (str, "name in studies/, or path of a study file"),
-    "storage": (str, "database URL (default: the study file's)"),
-    "artifacts": (str, "pictures of trials: a directory, s3://BUCKET or none (the study file's)"),
-    "trials": (int, "stop when the study has this many finished"),
-    "seconds": (float, "start no trial after this many seconds"),
-    "workers": (int, "processes on this machine (default: 1)"),
-    "device": (str, "cpu, cuda or cuda:N (default: a GPU if there is one)"),
-    "threads": (int, "CPU threads of each worker (default: the cores, shared out)"),
-    "together": (int, "instances measured side by side; pays on a GPU (default: 1)"),
-    "sampler": (str, "tpe, gp or random (default: the study file's)"),
-    "seed": (int, "of this worker's sampler (default: from the study's seed and its place)"),
-}
+def option(
+    text: str,
+    default: object = MISSING,
+    *,
+    flag: str = "",
+    variable: bool = False,
+    least: float | None = None,
+    above: float | None = None,
+    choices: Sequence[str] = (),
+    excludes: str = "",
+    **extra: Any,
+) -> Any:
+    """A field of a dataclass of options.
+
+    The field's type hint decides how the text is read: ``bool`` is a switch, ``tuple[X, ...]`` an
+    option that may be repeated, ``tuple[X, X]`` one with two values.
+
+    Args:
+        text: for ``--help``, which adds the default.
+        default: without one the option must be given.
+        flag: by default the field's name with hyphens.
+        variable: whether ``RUNES_<FLAG>`` in the environment sets it as well.
+        least, above: bounds of a number, inclusive and exclusive.
+        excludes: options that name the same group exclude each other.
+        extra: further arguments of `argparse.ArgumentParser.add_argument`.
+    """
+    declared = _Option(text, default, flag, variable, least, above, choices, excludes, extra)
+    return field(default=default, metadata={"option": declared})
 
 
-def parse_options(argv: Sequence[str] | None, description: str | None) -> Options:
-    """The options of a command line, completed from the environment.
+def json_option(keys: str) -> Any:
+    """``--json``; ``keys`` says where its keys are described."""
+    return option(f"print one JSON object; its keys are in {keys}", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """The study and its database."""
+
+    study: str = option("a name in studies/, or the path of a study file", variable=True)
+    storage: str | None = option(
+        "database URL; where a study is only read also FILE.db.gz (default: the study file's)",
+        None,
+        variable=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingsOptions:
+    """The drawings that a study measures on."""
+
+    data: Path | None = option("directory of omniglot-py", None, variable=True)
+    alphabet: str | None = option("of Omniglot (default: the study file's)", None, metavar="NAME")
+    drawings: Path | None = option(
+        "your own drawings instead: PNG files, or a folder of them for each rune "
+        "(default: the study file's)",
+        None,
+        metavar="DIR",
+    )
+    train: int | None = option(
+        "drawings of each rune that a call learns from (default: the study file's)",
+        None,
+        metavar="N",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactsOptions:
+    """The place of trials' pictures."""
+
+    artifacts: str | None = option(
+        "pictures of trials: a directory, s3://BUCKET or none (default: the study file's)",
+        None,
+        variable=True,
+        metavar="PLACE",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """The processors that a command uses."""
+
+    device: str | None = option(
+        "cpu, cuda or cuda:N (default: a GPU if there is one)", None, variable=True
+    )
+    threads: int | None = option("CPU threads (default: the cores)", None, variable=True, above=0)
+
+
+def parse(
+    options: type[T],
+    argv: Sequence[str] | None,
+    command: str,
+    description: str | None,
+    epilog: str | None = None,
+) -> T:
+    """Read a command line, completed from the environment, into the dataclass ``options``.
 
     Raises:
-        UserError: a value is out of its range; names the option or the variable.
+        UserError: an option is missing, unknown or out of its range; names it or its variable.
     """
-    parser = argparse.ArgumentParser(prog="python -m hpo.worker", description=description)
-    add_drawings_options(parser, "the study file's")
-    for name, (convert, text) in _HELP.items():
-        parser.add_argument(f"--{name}", type=convert, help=f"{text}; also ${PREFIX}{name.upper()}")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show the study and a sampled recipe, create nothing"
-    )
-    # Set for the workers that --workers starts.
-    parser.add_argument("--under-fleet", action="store_true", help=argparse.SUPPRESS)
-    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
-    words = {f.name: f"--{f.name}" for f in fields(Options)}
-    for name, (convert, _) in _HELP.items():
-        variable = PREFIX + name.upper()
-        value = os.environ.get(variable)
-        if name in given or not value:
+    parser = _Parser(prog=f"python -m hpo.{command}", description=description, epilog=epilog)
+    declared, groups = _declared(options), {}
+    for one in declared:
+        if one.excludes and one.excludes not in groups:
+            groups[one.excludes] = parser.add_mutually_exclusive_group()
+        one.add_to(groups.get(one.excludes, parser))
+    texts = vars(parser.parse_args(argv))
+    given = {one.excludes for one in declared if one.excludes and texts[one.name] is not None}
+    values = {}
+    for one in declared:
+        text, where = texts[one.name], one.flag
+        if text is None and one.variable and one.excludes not in given:
+            text, where = os.environ.get(one.variable_name) or None, one.variable_name
+        if text is not None:
+            values[one.name] = one.value(text, where)
+        elif one.default is MISSING:
+            raise UserError(f"{one.flag} is missing; write {one.text}{one.also}")
+    return options(**values)
+
+
+def passed_on(
+    options: DataclassInstance, environment: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Arguments and ``environment`` with which another process parses the same ``options``.
+
+    What has a variable is passed by it: a database's URL may hold a password, and every user of
+    the machine sees command lines.
+    """
+    arguments, variables = [], dict(environment)
+    for one in _declared(type(options)):
+        value = getattr(options, one.name)
+        variables.pop(one.variable_name, None)
+        if value == one.default:
             continue
-        words[name] = variable
-        try:
-            given[name] = convert(value)
-        except ValueError as error:
-            raise UserError(f"{variable} is {value!r}; write a number") from error
-    if "study" not in given:
-        parser.error(f"--study is missing; write a name in studies/, or a path ({PREFIX}STUDY)")
-    for name in ("trials", "seconds", "workers", "threads", "together"):
-        value = given.get(name)
-        if value is not None and not value > 0:
-            raise UserError(f"{words[name]} is {value:g}; write more than 0")
-    if given.get("sampler", SAMPLERS[0]) not in SAMPLERS:
-        known = ", ".join(SAMPLERS)
-        raise UserError(f"{words['sampler']} is {given['sampler']!r}; write one of {known}")
-    if given.get("seed", 0) < 0:
-        raise UserError(f"{words['seed']} is {given['seed']}; write 0 or more")
-    return Options(**given)
+        if one.variable:
+            variables[one.variable_name] = str(value)
+        else:
+            arguments += [one.flag] if value is True else [one.flag, str(value)]
+    return arguments, variables
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells mistakes as every part of the service does: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the options")
+
+
+def _declared(options: type[DataclassInstance]) -> list[_Option]:
+    hints = get_type_hints(options)
+    declared = []
+    for f in fields(options):
+        hint = hints[f.name]
+        if NoneType in get_args(hint):
+            (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
+        one: _Option = f.metadata["option"]
+        flag = one.flag or f"--{f.name.replace('_', '-')}"
+        many = get_args(hint) if get_origin(hint) is tuple else ()
+        declared.append(replace(one, name=f.name, flag=flag, hint=hint, many=many))
+    return declared

@@ -2,54 +2,43 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import UserError, run_command
-
+from .arguments import StudyOptions, json_option, option, parse
+from .errors import run_command
 from .formatting import cost_of_answer, duration, setting
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:
-    from .analysis.status import Best, Pace, Status
-    from .study.confirmation import Confirmed
+    from .analysis.status import Best, Confirmed, Pace, Status
 
 _WIDTH = 100
 _MOST_IMPORTANT = 10
 _KEY_WIDTH = 11
 
 
+@dataclass(frozen=True, kw_only=True)
+class StatusOptions(StudyOptions):
+    """Which study, and how much of it."""
+
+    best: int = option("show so many trials", 5, least=0)
+    json: bool = json_option("hpo/analysis/status.py")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m hpo.status",
-        description=f"{__doc__} It writes nothing to the study.",
-    )
-    parser.add_argument("--study", required=True, help="name in studies/, or path of a study file")
-    parser.add_argument(
-        "--storage",
-        help="database URL, or FILE.db.gz (default: the study file's); also $RUNES_STORAGE",
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="one JSON object; its keys are in hpo/analysis/status.py",
-    )
-    parser.add_argument("--best", type=int, default=5, help="show so many trials (default: 5)")
-    options = parser.parse_args(argv)
-    if options.best < 0:
-        raise UserError(f"--best is {options.best}; write 0 or more")
+    description = f"{__doc__} It writes nothing to the study."
+    options = parse(StatusOptions, argv, "status", description)
     import optuna
 
     from .analysis.status import status_of
     from .storage.open import load_study, looked_at
     from .study.config import load_study_file
-    from .study.confirmation import CONFIRMED_KEY
 
     config = load_study_file(options.study)
     url = config.storage_url(options.storage)
@@ -57,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with looked_at(url, options.study) as storage:
         study = load_study(storage, config.name)
         trials = study.get_trials(deepcopy=False)
-        confirmed = study.user_attrs.get(CONFIRMED_KEY)
+        attrs = study.user_attrs
         beats = storage.database.patience.call(lambda: storage.beats(study._study_id))
     now = datetime.now(UTC)
-    status = status_of(config, url, trials, beats, now, options.best, confirmed)
+    status = status_of(config, url, trials, beats, now, options.best, attrs)
     print(to_json(status) if options.json else to_text(status))
     return 0
 
@@ -92,7 +81,7 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
     alive = sum(w.alive for w in status.workers)
     yield "workers", f"{alive} alive" + _unheard(status)
     for w in status.workers:
-        age = f"last sign of life {w.silent_s:.0f} s ago"
+        age = f"last heartbeat {w.silent_s:.0f} s ago"
         state = f"alive, {age}" if w.alive else f"silent for {w.silent_s:.0f} s"
         yield "worker", f"{w.worker}  trial {w.trial}  {state}"
     yield "pace", _pace(status.pace)
@@ -111,13 +100,18 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
         yield from _best_lines(best, width)
     if status.confirmed is not None:
         yield "confirmed", _confirmed(status.confirmed)
+    if status.confirmed_unreadable is not None:
+        yield "confirmed", status.confirmed_unreadable
     yield from _importance_lines(status)
+    if n := len(status.unreadable):
+        more = f", and {n - 1} more: see --json" if n > 1 else ""
+        yield "unreadable", f"{status.unreadable[0]}{more}"
 
 
 def _unheard(status: Status) -> str:
     if not status.no_heartbeat:
         return ""
-    return f"; running without signs of life, by other programs: {status.no_heartbeat}"
+    return f"; running without heartbeats, by other programs: {status.no_heartbeat}"
 
 
 def _pace(pace: Pace | None) -> str:

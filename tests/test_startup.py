@@ -47,7 +47,7 @@ def test_help_imports_nothing_slow(command: str) -> None:
 def test_a_studys_status_needs_no_torch(tmp_path: Path) -> None:
     make = (
         "import sys\n"
-        "from finetune.errors import UserError\n"
+        "from hpo.errors import UserError\n"
         "from hpo.study.config import load_study_file\n"
         "from hpo.study.create import create\n"
         "from hpo.status import main\n"

@@ -1,4 +1,4 @@
-"""A recipe beside the public reference recipes, on the instances that both were measured on."""
+"""A recipe compared with the public reference recipes, on the instances that both have."""
 
 from __future__ import annotations
 
@@ -11,43 +11,51 @@ from .references import over_runes
 
 
 @dataclass(frozen=True)
-class Against:
-    """Mean losses over runes."""
+class Comparison:
+    """Mean losses over runes, ours and a reference recipe's."""
 
     reference: str
     instances: int
     theirs: float
     ours: float
-    gap: Interval  # ours minus theirs, paired
+    difference: Interval  # ours minus theirs, paired
 
     @property
     def ratio(self) -> float:
+        """Our loss over theirs."""
         return self.ours / self.theirs
 
     @property
     def bounds(self) -> str:
-        """The gap's 95 % interval, for people."""
-        if self.gap.units < 2:
+        """The 95 % interval of the difference, as text."""
+        if self.difference.units < 2:
             return "not known"
-        return f"{self.gap.low:+.4f} to {self.gap.high:+.4f}"
+        return f"{self.difference.low:+.4f} to {self.difference.high:+.4f}"
 
 
-def against(references: Mapping[str, Mapping[str, Call]], own: Mapping[str, Call]) -> list[Against]:
-    """Each reference that has an instance in common; both arguments by instance, at last."""
+def compare(
+    references: Mapping[str, Mapping[str, Call]], own: Mapping[str, Call]
+) -> list[Comparison]:
+    """A comparison with each reference that has an instance in common with ``own``.
+
+    Args:
+        references: calls by recipe and instance.
+        own: calls by instance.
+    """
     found = []
     for name, calls in references.items():
         shared = [label for label in own if label in calls]
         if shared:
             ours = {label: own[label].loss for label in shared}
             theirs = {label: calls[label].loss for label in shared}
-            gaps = {label: ours[label] - theirs[label] for label in shared}
+            differences = {label: ours[label] - theirs[label] for label in shared}
             found.append(
-                Against(
+                Comparison(
                     reference=name,
                     instances=len(shared),
                     theirs=over_runes(theirs, shared).mean,
                     ours=over_runes(ours, shared).mean,
-                    gap=over_runes(gaps, shared),
+                    difference=over_runes(differences, shared),
                 )
             )
     return found

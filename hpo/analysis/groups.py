@@ -1,84 +1,98 @@
-"""How trials came out by the value of one parameter, in a few groups."""
+"""Mean loss of trials by the value of one parameter, in a few groups."""
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
-from optuna.distributions import CategoricalDistribution
-from optuna.trial import FrozenTrial
+import numpy as np
 
-from ..trial.outcome import Outcome
+from ..formatting import setting
+from ..trial.run import Run
+from ..trial.stored import finite
 
 # The recipe's fields of its augmentation mix.
 AUGMENTATIONS = (
     *("render", "rotation_deg", "scale", "aspect", "shear", "slope", "shift_px"),
     *("elastic_px", "vertical"),
 )
-_N_GROUPS = 3
-_LEAST = 3  # trials in a group, for an error that means something
-_MEASURED = (Outcome.COMPLETE, Outcome.PRUNED)
+_N_GROUPS = 3  # of a number's values
+_LEAST = 6  # trials, before anything is said
 
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that are alike in a parameter."""
+    """Trials with like values of a parameter."""
 
-    label: str  # their value, or the range of their values
-    n: int
-    difference: float  # of their mean log-loss to that of all: about a relative change
-    standard_error: float
+    label: str  # a value, or the least and the most
+    trials: int
+    loss: float  # mean
+    standard_error: float | None  # over trials; None: of a single one
 
 
-def outcomes(trials: Sequence[FrozenTrial], name: str) -> list[Group]:
-    """Groups by the parameter's value, from low to high; none where they would be too small.
+def measured_runs(runs: Sequence[Run]) -> list[Run]:
+    """The trials that groups are made of.
 
-    Complete trials count by their loss and pruned ones by their estimated loss: a value whose
-    trials are mostly dropped is a bad one.  A group's trials differ in everything else, too, so
-    a sampler that has made up its mind about another parameter shows up here as well.
+    Pruned trials count with the loss that they would probably have had: a value whose trials are
+    mostly pruned is a bad one.
     """
-    points = [
-        (t.params[name], math.log(t.value))
-        for t in trials
-        if name in t.params
-        and t.user_attrs.get("outcome") in _MEASURED
-        and t.value is not None
-        and 0 < t.value < math.inf
-    ]
-    if len({value for value, _ in points}) < 2:
-        return []
-    one = next(t for t in trials if name in t.params)
-    if isinstance(one.distributions[name], CategoricalDistribution):
-        groups = _by_value(points)
-    else:
-        groups = _by_rank(points)
-    mean = statistics.fmean(loss for _, loss in points)
     return [
-        Group(
-            label=label,
-            n=len(losses),
-            difference=statistics.fmean(losses) - mean,
-            standard_error=statistics.stdev(losses) / math.sqrt(len(losses)),
-        )
-        for label, losses in groups
-        if len(losses) >= _LEAST
-    ]
+        r for r in runs
+        if r.loss is not None and r.calls and r.feasible and r.state.name in ("COMPLETE", "PRUNED")
+    ]  # fmt: skip
 
 
-def _by_value(points: Sequence[tuple[Any, float]]) -> list[tuple[str, list[float]]]:
-    groups: dict[str, list[float]] = defaultdict(list)
-    for value, loss in points:
-        groups[str(value)].append(loss)
-    return sorted(groups.items())
+def groups_of(runs: Sequence[Run], name: str) -> list[Group]:
+    """Trials by their values of a parameter, in thirds if it is a number.
+
+    Returns:
+        The groups from low to high; none if there are too few trials or only one value.
+    """
+    having = [r for r in runs if name in r.params]
+    values = [r.params[name] for r in having]
+    if len(having) < _LEAST or len({repr(v) for v in values}) < 2:
+        return []
+    if any(finite(v) is None for v in values):
+        labels = sorted({setting(v) for v in values})
+        return [
+            _group(label, [r for r in having if setting(r.params[name]) == label])
+            for label in labels
+        ]
+    ordered = sorted(having, key=lambda r: (float(r.params[name]), r.number))
+    groups: list[list[Run]] = []
+    for part in np.array_split(np.arange(len(ordered)), _N_GROUPS):
+        runs_of_part = [ordered[i] for i in part]
+        # Equal values stay in one group.
+        while groups and runs_of_part and _same(groups[-1][-1], runs_of_part[0], name):
+            groups[-1].append(runs_of_part.pop(0))
+        if runs_of_part:
+            groups.append(runs_of_part)
+    if len(groups) < 2:
+        return []
+    decimals = _decimals(float(ordered[-1].params[name]) - float(ordered[0].params[name]))
+    return [_group(_range(g, name, decimals), g) for g in groups]
 
 
-def _by_rank(points: Sequence[tuple[Any, float]]) -> list[tuple[str, list[float]]]:
-    ordered = sorted(points)
-    ends = [round(i * len(ordered) / _N_GROUPS) for i in range(_N_GROUPS + 1)]
-    parts = [ordered[a:b] for a, b in pairwise(ends) if b > a]
-    return [(f"{p[0][0]:.2g} to {p[-1][0]:.2g}", [loss for _, loss in p]) for p in parts]
+def _decimals(span: float) -> int:
+    """Enough to tell parts of a range from each other."""
+    return max(0, 1 - math.floor(math.log10(span)))
+
+
+def _same(one: Run, other: Run, name: str) -> bool:
+    return bool(one.params[name] == other.params[name])
+
+
+def _range(runs: Sequence[Run], name: str, decimals: int) -> str:
+    values = [float(r.params[name]) for r in (runs[0], runs[-1])]
+    if all(x.is_integer() for x in values):
+        decimals = 0
+    first, last = (f"{x:.{decimals}f}" for x in values)
+    return first if first == last else f"{first}–{last}"
+
+
+def _group(label: str, runs: Sequence[Run]) -> Group:
+    losses = np.array([r.loss for r in runs], float)
+    n = len(losses)
+    error = float(losses.std(ddof=1)) / math.sqrt(n) if n > 1 else None
+    return Group(label, n, float(losses.mean()), error)

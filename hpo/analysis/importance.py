@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,10 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from ..trial.stored import finite
+
 NEEDED = 20  # complete trials
-_TOP_SHARE = 0.1  # of the trials, whose parameters are set against all trials'
+_TOP_SHARE = 0.1  # of the trials, whose parameters are compared with all trials'
 _TOP_LEAST = 5  # of them; with fewer the method tells little
 _LARGEST_SAMPLE = 300  # trials; the time grows with them
 _RESAMPLES = 30
@@ -50,7 +51,7 @@ def importances(trials: Sequence[FrozenTrial], seed: int = 0) -> tuple[Importanc
         ImportanceError: fewer than `NEEDED` complete trials with a finite loss, no two of
             different loss, no parameter that varies, or trials that Optuna can't judge.
     """
-    usable = [t for t in trials if t.state == TrialState.COMPLETE and _is_finite(t.value)]
+    usable = [t for t in trials if t.state == TrialState.COMPLETE and finite(t.value) is not None]
     if len(usable) < NEEDED:
         raise ImportanceError(
             f"{NEEDED - len(usable)} more complete trials are needed, of {NEEDED}"
@@ -109,7 +110,3 @@ class _Sample(optuna.Study):
         importance = np.array([found.get(name, 0.0) for name in names])
         total = importance.sum()
         return importance / total if total > 0 else importance
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)

@@ -29,10 +29,12 @@ class Interval:
 
 
 def interval(values: Sequence[float], comparisons: int = 1) -> Interval:
-    """Mean of independent values (n,) with its two-sided 95 % interval by Student's t.
+    """Mean of independent values with its two-sided 95 % interval by Student's t.
 
-    Of so many ``comparisons`` together, all intervals hold with 95 % (Bonferroni): each has the
-    level 1 - 0.05 / comparisons.  One value has an endless interval, none has no mean.
+    Args:
+        values: (n,).  One value has an endless interval, none has no mean.
+        comparisons: so many intervals hold at once with 95 % (Bonferroni): each has the level
+            1 - 0.05 / comparisons.
     """
     n = len(values)
     mean = float(np.mean(values)) if n else math.nan
@@ -46,7 +48,7 @@ def interval(values: Sequence[float], comparisons: int = 1) -> Interval:
 def units_of(runes: Mapping[str, str]) -> dict[str, str]:
     """The unit of each instance: its rune; the instance itself when there is one rune only.
 
-    In the latter case errors say nothing about other runes.
+    With one rune errors say nothing about other runes.
     """
     if len(set(runes.values())) > 1:
         return dict(runes)

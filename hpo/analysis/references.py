@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import UserError
-
-from ..study.confirmation import CALLS_PREFIX
-from ..trial.record import Call, finite
+from ..errors import UserError
+from ..study.confirmation import read_confirmed_call
+from ..trial.record import Call
+from ..trial.stored import finite
 from .intervals import Interval, interval, unit_means, units_of
 
 MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "references.jsonl"
@@ -112,7 +112,11 @@ def losses_on(
     found: dict[str, dict[str, Call]] = {}
     for name in NAMES:
         on = {
-            place.label: Call(place.label, known[key].loss, known[key].standard_error)
+            place.label: Call(
+                instance=place.label,
+                loss=known[key].loss,
+                standard_error=known[key].standard_error,
+            )
             for place in places
             if (key := (name, data, place.network, place.drawings, place.resize)) in known
         }
@@ -131,26 +135,27 @@ def _network_digests(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def losses_of(
-    attrs: Mapping[str, Any], digest: str, instances: list[str], mean: float | None
+    attrs: Mapping[str, Any], digest: str, instances: Sequence[str], mean: float | None
 ) -> dict[str, Call]:
-    """A candidate's losses by instance, as its calls left them.
+    """A candidate's calls in a confirmation, by instance.
 
-    Empty where they are not those that the result's ``mean`` was made of: a later confirmation
-    has begun.
+    Args:
+        attrs: user attributes of the study.
+        digest: the candidate's.
+        mean: its loss in the result.
+
+    Returns:
+        None of them if they are not what the mean was made of: a later confirmation has begun.
     """
-    found = {}
-    for label in instances:
-        stored = attrs.get(f"{CALLS_PREFIX}{digest}:{label}")
-        loss = finite(stored.get("loss")) if isinstance(stored, Mapping) else None
-        if loss is not None and isinstance(stored, Mapping):
-            found[label] = Call(label, loss, finite(stored.get("standard_error")))
+    calls = ((label, read_confirmed_call(attrs, digest, label)) for label in instances)
+    found = {label: call for label, call in calls if isinstance(call, Call)}
     if not found or mean is None:
         return {}
     again = over_runes({label: call.loss for label, call in found.items()}, instances).mean
     return found if abs(again - mean) < 1e-9 else {}
 
 
-def over_runes(values: Mapping[str, float], instances: list[str]) -> Interval:
+def over_runes(values: Mapping[str, float], instances: Sequence[str]) -> Interval:
     """The mean over runes of values by instance, with its interval."""
     units = units_of({label: label.partition("/")[0] for label in instances})
     return interval(list(unit_means(values, units).values()))

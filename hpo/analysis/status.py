@@ -1,4 +1,4 @@
-"""What is known of a study at one moment, computed from its trials and signs of life."""
+"""A study at one moment: counts, pace, workers, time left and the best trials."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from ..problem.base import Method, changed_values
 from ..storage.transactions import Beat
 from ..storage.url import shown
 from ..study.budget import compute_seconds, why_stop
 from ..study.config import Budget, StudyConfig
-from ..study.confirmation import Confirmed, confirmed_of
-from ..trial.outcome import NO_OUTCOME
+from ..study.confirmation import BASELINE, Confirmation, read_confirmation
 from ..trial.ranking import best_trials
-from ..trial.recipe import changed_values, recipe_of
+from ..trial.run import Run, run_of, runs_of
+from ..trial.stored import Remark
 from .importance import Importance, ImportanceError, importances
 
 PACE_WINDOW_S = 3600.0
@@ -29,7 +31,7 @@ class Worker:
 
     worker: str
     trial: int  # its number
-    silent_s: float  # since its last sign of life
+    silent_s: float  # since its last heartbeat
     alive: bool  # silent for no longer than the study's grace
 
 
@@ -44,6 +46,24 @@ class Best:
     changed: dict[str, Any] | None  # what its recipe has otherwise than the default, if stored
     params: dict[str, Any]  # that the sampler chose
     cost: float | None = None  # CPU time of an answer, over the plain network's
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """The winner that `hpo.confirm` named, on instances that no trial was measured on."""
+
+    name: str  # "default", "best 3" (of the search), or a recipe's file
+    trial: int | None  # its number; null: no trial ran this recipe
+    loss: float
+    standard_error: float | None  # over runes
+    difference: float | None  # to the default recipe's loss; null: it is the default
+    low: float | None  # the difference's 95 % interval
+    high: float | None
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing was found that is better than the default recipe."""
+        return self.name == BASELINE
 
 
 @dataclass(frozen=True)
@@ -69,7 +89,7 @@ class Status:
     best: tuple[Best, ...]  # lowest loss first
     pace: Pace | None  # null: no trial has run for any time yet
     workers: tuple[Worker, ...]  # by trial
-    no_heartbeat: int  # running trials without any sign of life: not of this service
+    no_heartbeat: int  # running trials without any heartbeat: another program runs them
     compute_s: float  # that finished trials took, all together
     budget: dict[str, float]  # the parts that the study file sets, by their names there
     spent: str | None  # which of them is spent
@@ -77,7 +97,9 @@ class Status:
     time_left_unknown: str | None  # why it is null
     importances: tuple[Importance, ...]  # highest share first
     importances_unknown: str | None  # why there are none
-    confirmed: Confirmed | None = None  # null: nothing is
+    confirmed: Confirmed | None = None  # null: nothing is, or it can't be read
+    confirmed_unreadable: str | None = None  # what is wrong with what is stored
+    unreadable: tuple[str, ...] = ()  # attributes of trials: what is wrong with them
 
 
 def status_of(
@@ -87,7 +109,7 @@ def status_of(
     beats: Sequence[Beat],
     now: datetime,
     best: int = 5,
-    confirmed: Mapping[str, Any] | None = None,
+    attrs: Mapping[str, Any] = MappingProxyType({}),
 ) -> Status:
     """What is known of a study.
 
@@ -95,7 +117,7 @@ def status_of(
         url: where the study is.
         now: aware, or naive local time as Optuna's trials have it.
         best: at most so many of the best trials.
-        confirmed: the study's attribute of that name, if it has one.
+        attrs: user attributes of the study.
 
     Raises:
         UserError: the URL is none.
@@ -106,6 +128,9 @@ def status_of(
         Worker(b.worker, b.number, max(0.0, b.age_s), b.age_s <= config.recovery.grace_s)
         for b in beats
     )
+    method = config.load_method()
+    runs = runs_of(trials)
+    confirmed = read_confirmation(attrs)
     heard = {b.trial_id for b in beats}
     pace = pace_of(trials, beats, config.recovery.grace_s, now)
     left = _time_left(config.budget, len(finished), pace)
@@ -118,11 +143,9 @@ def status_of(
         storage=shown(url),
         at=now.astimezone().isoformat(timespec="seconds"),
         states={state.name.lower(): by_state[state] for state in TrialState},
-        outcomes=dict(
-            Counter(str(t.user_attrs.get("outcome", NO_OUTCOME)) for t in finished).most_common()
-        ),
+        outcomes=dict(Counter(r.outcome for r in runs if r.state.is_finished()).most_common()),
         finished=len(finished),
-        best=tuple(_best(t) for t in best_trials(trials, best)),
+        best=tuple(_best(run_of(t), method) for t in best_trials(trials, best)),
         pace=pace,
         workers=workers,
         no_heartbeat=sum(
@@ -130,12 +153,14 @@ def status_of(
         ),
         compute_s=compute_seconds(finished),
         budget=config.budget.model_dump(exclude_none=True),
-        spent=_spent(config.budget, finished),
+        spent=spent_budget(config.budget, finished),
         time_left_s=left if isinstance(left, float) else None,
         time_left_unknown=left if isinstance(left, str) else None,
         importances=mattered,
         importances_unknown=why_not,
-        confirmed=None if confirmed is None else confirmed_of(confirmed),
+        confirmed=_confirmed(confirmed) if isinstance(confirmed, Confirmation) else None,
+        confirmed_unreadable=confirmed.problem if isinstance(confirmed, Remark) else None,
+        unreadable=tuple(f"trial {r.number}: {x}" for r in runs for x in r.record.remarks),
     )
 
 
@@ -193,27 +218,35 @@ def _time_left(budget: Budget, finished: int, pace: Pace | None) -> float | str:
     return 3600 * left / pace.trials_per_hour
 
 
-def _spent(budget: Budget, finished: Sequence[FrozenTrial]) -> str | None:
+def spent_budget(budget: Budget, finished: Sequence[FrozenTrial]) -> str | None:
+    """Which part of the budget the finished trials have spent; None while none is."""
     if budget.trials is not None and len(finished) >= budget.trials:
         return f"{budget.trials} trials are finished"
     return why_stop(budget, 0.0, lambda: finished)  # a worker's own clock is not known here
 
 
-def _best(trial: FrozenTrial) -> Best:
-    assert trial.value is not None
+def _best(run: Run, method: Method) -> Best:
+    assert run.trial.value is not None
+    recipe = run.recipe(method)
     return Best(
-        trial=trial.number,
-        loss=trial.value,
-        standard_error=trial.user_attrs.get("standard_error"),
-        longest_call_s=trial.user_attrs.get("longest_call_s"),
-        changed=_changed(trial),
-        params=dict(trial.params),
-        cost=trial.user_attrs.get("cost"),
+        trial=run.number,
+        loss=run.trial.value,
+        standard_error=run.standard_error,
+        longest_call_s=run.longest_s,
+        changed=None if recipe is None else changed_values(recipe, method.fields),
+        params=dict(run.params),
+        cost=run.cost,
     )
 
 
-def _changed(trial: FrozenTrial) -> dict[str, Any] | None:
-    try:
-        return changed_values(recipe_of(trial))
-    except (KeyError, TypeError, ValueError):  # not stored, or of a release with other fields
-        return None
+def _confirmed(found: Confirmation) -> Confirmed:
+    default = found.comparisons.default
+    return Confirmed(
+        name=found.name,
+        trial=found.trial,
+        loss=found.loss,
+        standard_error=found.standard_error,
+        difference=default.difference if default else None,
+        low=default.low if default else None,
+        high=default.high if default else None,
+    )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from finetune.errors import UserError
+from ..errors import UserError
 
-ARTIFACTS_VARIABLE = "RUNES_ARTIFACTS"
 NOWHERE = "none"
 SHAPE = "write a directory, s3://BUCKET, s3://BUCKET?endpoint=https://HOST, or none"
 

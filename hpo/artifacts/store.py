@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from urllib.parse import parse_qs, urlsplit
 
-from finetune.errors import UserError
-
+from ..errors import UserError
 from .location import NOWHERE, SHAPE, check_place
 
 if TYPE_CHECKING:

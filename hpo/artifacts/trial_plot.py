@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from PIL import Image
+
+from ..trial.record import Call
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,8 +20,8 @@ _COLOURS = 128  # a third of the bytes of all that there are
 _MOST_NAMED = 8  # lines; of more, none has a name
 
 
-def plot_trial(calls: Sequence[Mapping[str, Any]]) -> bytes:
-    """A PNG of a trial's calls, as they are stored in its attribute ``instances``."""
+def plot_trial(calls: Sequence[Call]) -> bytes:
+    """A PNG of a trial's calls."""
     # Half a second to import; no pyplot, which keeps figures and looks for a screen.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -28,8 +30,8 @@ def plot_trial(calls: Sequence[Mapping[str, Any]]) -> bytes:
     FigureCanvasAgg(figure)
     learning, by_time = figure.subplots(1, 2)
     for call in calls:
-        _line(learning, call, call.get("curve") or ())
-        _line(by_time, call, call.get("per_t_bin") or ())
+        _line(learning, call, call.curve)
+        _line(by_time, call, call.per_t_bin)
     learning.set(title="Learning curve", xlabel="share of the run", ylabel="training loss")
     by_time.set(
         title="Loss by time", xlabel="t (0: data, 1: noise)", ylabel="loss, unseen drawings"
@@ -47,8 +49,8 @@ def plot_trial(calls: Sequence[Mapping[str, Any]]) -> bytes:
     return out.getvalue()
 
 
-def _line(axes: Axes, call: Mapping[str, Any], values: Sequence[float | None]) -> None:
+def _line(axes: Axes, call: Call, values: Sequence[float | None]) -> None:
     # Each value is a mean over its part of the axis, and stands in the part's middle.
     middles = [(i + 0.5) / len(values) for i in range(len(values))]
     known = [math.nan if value is None else value for value in values]
-    axes.plot(middles, known, marker=".", markersize=4, linewidth=1.2, label=call["instance"])
+    axes.plot(middles, known, marker=".", markersize=4, linewidth=1.2, label=call.instance)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
+import json
+import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from finetune.data.options import add_drawings_options
-from finetune.errors import UserError, run_command
-
-from ..process.devices import choose_device
+from ..arguments import parse
+from ..errors import EXIT_FAILED, run_command
+from ..process.devices import choose_device, n_cores
 from ..process.logging import info, start_log
 from ..process.signals import StopError, acknowledge_stop, raise_on_signals
+from .options import ConfirmOptions
 
 # Torch and Optuna take seconds to import; `--help` needs neither.
+if TYPE_CHECKING:
+    import optuna
+
+    from ..study.config import StudyConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
-    for name, least in (("top", 0), ("rounds", 1), ("threads", 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} is {value}; write {least} or more")
+    epilog = "Exit codes: 0 confirmed, 1 no recipe is feasible, 2 bad input, 130 interrupted."
+    options = parse(ConfirmOptions, argv, "confirm", __doc__, epilog)
     raise_on_signals()
     start_log("confirm")
     try:
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.exit_code
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: ConfirmOptions) -> int:
     choose_device(options.device)
     import optuna
 
@@ -43,48 +45,39 @@ def _run(options: argparse.Namespace) -> int:
         options.alphabet, options.drawings, options.train
     )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    config.load_method().prepare(options.device, options.threads or n_cores())
     storage = open_existing(config.storage_url(options.storage), options.study)
     try:
         # It may be away for a while, and hours of measuring shall not be lost to that.
         storage.database.patience.limit_s = config.recovery.patience_s
         study = load_study(storage, config.name)
-        from .run import confirm
-
-        code = confirm(config, study, options)
-        if code == 0:
-            from ..dashboard.notes import Story
-
-            url = config.storage_url(options.storage)
-            Story(config, options.study, url, study, storage).refresh(every_s=0.0)
-        return code
+        return _confirm(config, study, options)
     finally:
         storage.database.engine.dispose()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m hpo.confirm",
-        description=__doc__,
-        epilog="Exit codes: 0 confirmed, 1 no recipe is feasible, 2 bad input, 130 interrupted.",
-    )
-    add = parser.add_argument
-    add("--study", required=True, help="name in studies/, or path of a study file")
-    add("--storage", help="database URL (default: the study file's); also $RUNES_STORAGE")
-    add_drawings_options(parser, "the study file's")
-    add("--top", type=int, default=8, metavar="N", help="best trials that take part (default: 8)")
-    add(
-        "--recipe",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a recipe in JSON that takes part as well; may be repeated",
-    )
-    add("--rounds", type=int, default=3, metavar="N", help="of halving (default: 3; 1: none)")
-    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    add("--threads", type=int, help="CPU threads (default: the cores)")
-    add("--json", action="store_true", help="print the result as one JSON object (docs/confirm.md)")
-    return parser
+def _confirm(config: StudyConfig, study: optuna.Study, options: ConfirmOptions) -> int:
+    from ..report.contents import confirmation_of
+    from ..report.markdown import to_terminal
+    from .run import NoneFeasibleError, confirm
+
+    try:
+        result = confirm(
+            config,
+            study,
+            data=options.data,
+            top=options.top,
+            recipes=options.recipe,
+            rounds=options.rounds,
+        )
+    except NoneFeasibleError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    if options.json:
+        print(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
+    else:
+        print(to_terminal(confirmation_of(config, result)))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The recipes that meet at the end of a search, and how they did in it."""
+"""The recipes that are measured again at the end of a search, and their losses in it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from finetune.errors import UserError
-from finetune.recipe import Recipe, RecipeError
-
 from ..analysis.intervals import Interval, interval, unit_means, units_of
+from ..errors import UserError
 from ..export.selection import read_recipe
+from ..problem.base import InvalidValuesError, Method, Values, digest_of
 from ..study.config import StudyConfig
 from ..study.confirmation import BASELINE, title
 from ..trial.ranking import best_trials
 from ..trial.recipe import recipe_of
+from ..trial.record import read_trial
+from ..trial.run import Run, runs_of
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,12 @@ class Candidate:
     """A recipe that is measured again, and the trial that ran it, if one did."""
 
     name: str  # "default", "best 3" (of the search) or a file's name
-    recipe: Recipe
-    trial: FrozenTrial | None = None
+    recipe: Values  # complete
+    trial: Run | None = None
 
     @property
     def digest(self) -> str:
-        return self.recipe.digest
+        return digest_of(self.recipe)
 
     @property
     def number(self) -> int | None:
@@ -46,8 +47,8 @@ class Candidate:
     @property
     def search_losses(self) -> dict[str, float]:
         """Its losses in the search, by instance; none without a trial."""
-        calls = self.trial.user_attrs["instances"] if self.trial else ()
-        return {call["instance"]: call["loss"] for call in calls}
+        calls = self.trial.calls if self.trial else ()
+        return {call.instance: call.loss for call in calls}
 
 
 def choose_candidates(
@@ -55,21 +56,23 @@ def choose_candidates(
 ) -> list[Candidate]:
     """The default recipe with the study's fixed values, the ``top`` best trials, and the files'.
 
-    Equal recipes are one candidate, called by the first of their names.
+    Equal recipes are one candidate under the first of their names.
 
     Raises:
-        UserError: a file holds no recipe, a trial's recipe is of another version, or there is
-            nothing but the default.
+        UserError: a file holds no recipe, a trial's recipe is of another version, or the
+            default recipe is the only candidate.
     """
     trials = study.get_trials(deepcopy=False)
-    ran = _trials_by_recipe(trials)
-    proposed = [(BASELINE, Recipe.from_dict(config.fixed))]
+    method = config.load_method()
+    ran = _trials_by_recipe(trials, method)
+    proposed = [(BASELINE, method.complete(config.fixed))]
     for rank, trial in enumerate(best_trials(trials, top), start=1):
-        proposed.append((f"best {rank}", _read(trial)))
-    proposed += [(path.name, read_recipe(path).recipe) for path in files]
+        proposed.append((f"best {rank}", _read(trial, method)))
+    proposed += [(path.name, dict(read_recipe(path, method).recipe)) for path in files]
     candidates: dict[str, Candidate] = {}
     for name, recipe in proposed:
-        candidates.setdefault(recipe.digest, Candidate(name, recipe, ran.get(recipe.digest)))
+        digest = digest_of(recipe)
+        candidates.setdefault(digest, Candidate(name, recipe, ran.get(digest)))
     if len(candidates) == 1:
         raise UserError(
             f"study {study.study_name} has no complete, feasible trial but the default recipe's; "
@@ -81,7 +84,8 @@ def choose_candidates(
 def search_difference(candidate: Candidate, baseline: Candidate) -> Interval | None:
     """``candidate`` minus ``baseline`` in the search, on the instances that both were measured on.
 
-    None when there are none.
+    Returns:
+        None if there are no such instances.
     """
     theirs = baseline.search_losses
     differences = {i: x - theirs[i] for i, x in candidate.search_losses.items() if i in theirs}
@@ -91,33 +95,32 @@ def search_difference(candidate: Candidate, baseline: Candidate) -> Interval | N
     return interval(list(unit_means(differences, units).values()))
 
 
-def _read(trial: FrozenTrial) -> Recipe:
+def _read(trial: FrozenTrial, method: Method) -> dict[str, Any]:
     try:
-        return recipe_of(trial)
-    except (KeyError, TypeError, RecipeError) as error:
+        return recipe_of(read_trial(trial), method)
+    except InvalidValuesError as error:
         raise UserError(
             f"trial {trial.number} has a recipe of another version ({error}); "
             "run the version that made the study"
         ) from error
 
 
-def _trials_by_recipe(trials: Sequence[FrozenTrial]) -> dict[str, FrozenTrial]:
-    """Of each recipe's digest the trial that says most: a complete one, else the longest."""
-    found: dict[str, FrozenTrial] = {}
-    for trial in trials:
-        if not trial.state.is_finished() or not trial.user_attrs.get("instances"):
+def _trials_by_recipe(trials: Sequence[FrozenTrial], method: Method) -> dict[str, Run]:
+    """Of each recipe's digest the trial with most to say: a complete one, else the longest."""
+    found: dict[str, Run] = {}
+    for run in runs_of(trials):
+        recipe = run.recipe(method)
+        if recipe is None or not run.state.is_finished() or not run.calls:
             continue
-        try:
-            digest = recipe_of(trial).digest
-        except (KeyError, TypeError, RecipeError):
-            continue
-        if digest not in found or _said(trial) > _said(found[digest]):
-            found[digest] = trial
+        digest = digest_of(recipe)
+        known = found.get(digest)
+        if known is None or _weight(run) > _weight(known):
+            found[digest] = run
     return found
 
 
-def _said(trial: FrozenTrial) -> tuple[Any, ...]:
-    # The better of two complete ones, as the best trials are called by it.
-    complete = trial.state == TrialState.COMPLETE
-    value = trial.value if complete and trial.value is not None else 0.0
-    return complete, len(trial.user_attrs["instances"]), -value
+def _weight(run: Run) -> tuple[bool, int, float]:
+    # The better of two complete ones, as the best trials are named by it.
+    complete = run.state == TrialState.COMPLETE
+    loss = run.loss if complete and run.loss is not None else 0.0
+    return complete, len(run.calls), -loss

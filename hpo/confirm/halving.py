@@ -1,11 +1,11 @@
-"""Racing candidates by successive halving, and what can be said of the winner.
+"""A race of candidates by sequential halving, with intervals for the winner's differences.
 
-All candidates are measured on a first block of instances; the weaker ones leave; the others are
-measured on a block twice as long, and so on (sequential halving: Karnin, Koren and Somekh 2013).
-Candidates are compared by paired differences: they meet on the same instances, which differ among
-themselves by far more than good candidates do.
+All candidates are measured on a first block of instances.  The weaker ones leave, and the others
+are measured on a block twice as long, and so on (Karnin, Koren and Somekh 2013).  Candidates are
+compared by paired differences on the same instances, because instances differ by far more than
+good candidates do.
 
-Losses on two splits of one rune are not independent, so instances are first averaged within their
+Losses on two splits of one rune are not independent.  So instances are first averaged within their
 *unit*, the rune, and every error is over units.
 """
 
@@ -21,17 +21,17 @@ import numpy as np
 from ..analysis.intervals import Interval, interval, unit_means
 from ..study.confirmation import Left
 
-# Who is further behind the leader than so many standard errors of the difference leaves first.
+# A candidate leaves when it is further behind the leader than so many standard errors.
 ERRORS_BEHIND = 2.0
-# Fewer challengers than this are never made fewer for the sake of halving.
+# Halving never leaves fewer challengers than this.
 LEAST_CHALLENGERS = 2
 
 Measure = Callable[[str, str], tuple[float, float]]  # (candidate, instance) -> (loss, seconds)
 
 
 @dataclass
-class Standing:
-    """A candidate's way through the race."""
+class Contender:
+    """A candidate in the race."""
 
     candidate: str
     losses: dict[str, float] = field(default_factory=dict)  # by instance
@@ -42,22 +42,22 @@ class Standing:
 
 @dataclass(frozen=True)
 class Halved:
-    """How a race went.
+    """A finished race.
 
-    ``standings``: the finalists by mean loss, then the others, the latest to leave first.
+    ``contenders``: the finalists by mean loss, then the others, the latest to leave first.
     ``units``: the unit of each instance.
     """
 
-    standings: tuple[Standing, ...]
+    contenders: tuple[Contender, ...]
     units: Mapping[str, str]
 
     @property
-    def finalists(self) -> tuple[Standing, ...]:
+    def finalists(self) -> tuple[Contender, ...]:
         """Those that were measured on every instance, by mean loss."""
-        return tuple(s for s in self.standings if s.left == Left.FINALIST)
+        return tuple(c for c in self.contenders if c.left == Left.FINALIST)
 
-    def __getitem__(self, candidate: str) -> Standing:
-        return next(s for s in self.standings if s.candidate == candidate)
+    def __getitem__(self, candidate: str) -> Contender:
+        return next(c for c in self.contenders if c.candidate == candidate)
 
     def loss(self, candidate: str) -> Interval:
         """A candidate's mean loss over the units that it was measured on."""
@@ -120,17 +120,17 @@ def halve(
     rounds: int = 3,
     feasible_s: float = math.inf,
     order: random.Random | None = None,
-    on_round: Callable[[int, Sequence[Standing]], None] | None = None,
+    on_round: Callable[[int, Sequence[Contender]], None] | None = None,
 ) -> Halved:
     """Measure, compare, halve.
 
     After every round but the last,
 
-    1. who is more than two standard errors behind the leader leaves, but for the baseline and the
-       best challenger, without whom there would be nothing to compare with at the end;
-    2. if more challengers are left than half of those at the start (a quarter after the second
-       round, ...; never fewer than two), those of highest mean loss leave, though the data do
-       not show that they are worse.
+    1. a candidate leaves if it is more than two standard errors behind the leader.  The baseline
+       and the best challenger stay, because the result compares with them;
+    2. if more than half of the challengers are left (a quarter after the second round, and so on;
+       never fewer than two), those of highest mean loss leave, though the data do not show that
+       they are worse.
 
     The standard error is of a difference of two candidates, from the residuals of all of them
     (randomised blocks: loss = candidate + unit + residual), since two or three differences alone
@@ -143,7 +143,7 @@ def halve(
             than ``feasible_s`` put the candidate out of the race, the baseline as well.
         order: shuffles the measurements of a round, so that two processes that share their
             measurements seldom make the same one.
-        on_round: told after each round its number and all standings.
+        on_round: called after each round with its number and all contenders.
 
     Raises:
         ValueError: no baseline among the candidates, a candidate twice, or no instance.
@@ -151,78 +151,78 @@ def halve(
     if baseline not in candidates or len(set(candidates)) != len(candidates) or not units:
         raise ValueError("a race takes distinct candidates, the baseline among them, and instances")
     instances = list(units)
-    standings = {c: Standing(c) for c in candidates}
+    contenders = {name: Contender(name) for name in candidates}
     n_challengers = len(candidates) - 1
     ends = block_ends(len(instances), rounds)
     done = 0
     for number, end in enumerate(ends, start=1):
         _measure_block(
-            _running(standings.values()), instances[done:end], measure, feasible_s, order
+            _running(contenders.values()), instances[done:end], measure, feasible_s, order
         )
-        running = _running(standings.values())
+        running = _running(contenders.values())
         if end < len(instances):
             _drop(running, baseline, units, most_challengers(n_challengers, number))
-        for standing in _running(running):
-            standing.rounds = number
+        for contender in _running(running):
+            contender.rounds = number
         if on_round is not None:
-            on_round(number, list(standings.values()))
+            on_round(number, list(contenders.values()))
         done = end
-    means = {s.candidate: _mean(s, units) for s in standings.values()}
+    means = {c.candidate: _mean(c, units) for c in contenders.values()}
     ranked = sorted(
-        standings.values(),
-        key=lambda s: (s.left != Left.FINALIST, -s.rounds, means[s.candidate]),
+        contenders.values(),
+        key=lambda c: (c.left != Left.FINALIST, -c.rounds, means[c.candidate]),
     )
     return Halved(tuple(ranked), dict(units))
 
 
-def _running(standings: Iterable[Standing]) -> list[Standing]:
-    return [s for s in standings if s.left == Left.FINALIST]
+def _running(contenders: Iterable[Contender]) -> list[Contender]:
+    return [c for c in contenders if c.left == Left.FINALIST]
 
 
-def _mean(standing: Standing, units: Mapping[str, str]) -> float:
-    means = unit_means(standing.losses, units).values()
+def _mean(contender: Contender, units: Mapping[str, str]) -> float:
+    means = unit_means(contender.losses, units).values()
     return sum(means) / len(means) if means else math.inf
 
 
 def _measure_block(
-    standings: Sequence[Standing],
+    contenders: Sequence[Contender],
     block: Sequence[str],
     measure: Measure,
     feasible_s: float,
     order: random.Random | None,
 ) -> None:
-    calls = [(standing, instance) for instance in block for standing in standings]
+    calls = [(contender, instance) for instance in block for contender in contenders]
     if order is not None:
         order.shuffle(calls)
-    for standing, instance in calls:
-        if standing.left == Left.INFEASIBLE:
+    for contender, instance in calls:
+        if contender.left == Left.INFEASIBLE:
             continue
-        loss, seconds = measure(standing.candidate, instance)
-        standing.longest_s = max(standing.longest_s, seconds)
+        loss, seconds = measure(contender.candidate, instance)
+        contender.longest_s = max(contender.longest_s, seconds)
         if math.isfinite(loss):
-            standing.losses[instance] = loss
+            contender.losses[instance] = loss
         if not math.isfinite(loss) or seconds > feasible_s:
-            standing.left = Left.INFEASIBLE
-    for standing in standings:
+            contender.left = Left.INFEASIBLE
+    for contender in contenders:
         # Sums are then the same to the last bit, whatever the order was.
-        standing.losses = dict(sorted(standing.losses.items()))
+        contender.losses = dict(sorted(contender.losses.items()))
 
 
 def _drop(
-    standings: Sequence[Standing], baseline: str, units: Mapping[str, str], most: int
+    contenders: Sequence[Contender], baseline: str, units: Mapping[str, str], most: int
 ) -> None:
     """Mark those that leave after a round; all have losses on the same instances."""
-    by_mean = sorted(standings, key=lambda s: _mean(s, units))
-    error = _error_of_difference([list(unit_means(s.losses, units).values()) for s in by_mean])
+    by_mean = sorted(contenders, key=lambda c: _mean(c, units))
+    error = _error_of_difference([list(unit_means(c.losses, units).values()) for c in by_mean])
     stay = 0
-    for standing in by_mean:
-        if standing.candidate == baseline:
+    for contender in by_mean:
+        if contender.candidate == baseline:
             continue
-        behind = _mean(standing, units) - _mean(by_mean[0], units)
+        behind = _mean(contender, units) - _mean(by_mean[0], units)
         if behind > ERRORS_BEHIND * error and stay > 0:
-            standing.left = Left.BEHIND
+            contender.left = Left.BEHIND
         elif stay == most:
-            standing.left = Left.TIED
+            contender.left = Left.TIED
         else:
             stay += 1
 

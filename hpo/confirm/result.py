@@ -1,16 +1,20 @@
-"""What came out when the best few recipes were measured again: as JSON, and for people."""
+"""The result of measuring the best few recipes again, to store."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..analysis.intervals import CONFIDENCE, Interval
-from ..formatting import cost_of_answer, with_error
-from ..study.confirmation import Left, describe_difference, title
+from ..study.confirmation import (
+    CandidateResult,
+    Comparisons,
+    Confirmation,
+    Difference,
+)
+from ..trial.stored import finite
 from .candidates import Candidate, search_difference
-from .halving import Halved, Standing
+from .halving import Contender, Halved
 
 
 def result_of(
@@ -18,157 +22,111 @@ def result_of(
     candidates: Sequence[Candidate],
     reasons: Mapping[str, str | None],
     costs: Mapping[str, float | None],
-) -> dict[str, Any]:
-    """What is stored as the study's attribute ``confirmed``: JSON values, null where unknown.
+    *,
+    rounds: Sequence[int],
+    estimator: Mapping[str, Any],
+    feasible_s: float,
+    code: str,
+) -> Confirmation:
+    """The winner among the finalists, with its comparisons and the table of all candidates.
 
     Args:
+        halved: has a finalist.
         candidates: the baseline first.
         reasons: by digest, why a candidate is infeasible.
         costs: by digest, CPU time of an answer over the plain network's.
+        rounds: how many instances were done after each round.
+        estimator: its settings.
+        feasible_s: seconds within which a call must return.
+        code: digest of the code that measured.
     """
     by_digest = {c.digest: c for c in candidates}
     baseline = candidates[0]
-    finalists = halved.finalists
-    winner = by_digest[finalists[0].candidate]
-    runner_up = by_digest[finalists[1].candidate] if len(finalists) > 1 else None
-    against = {
-        key: {**_identity(other), **_interval(halved.difference(winner.digest, other.digest))}
-        for key, other in (("default", baseline), ("runner_up", runner_up))
+    finalists = [by_digest[c.candidate] for c in halved.finalists]
+    winner = finalists[0]
+    others = {"default": baseline, "runner_up": finalists[1] if len(finalists) > 1 else None}
+    comparisons = {
+        key: _difference(other, halved.difference(winner.digest, other.digest))
+        for key, other in others.items()
         if other is not None and other is not winner
     }
     loss = halved.loss(winner.digest)
-    return {
-        **_identity(winner),
-        "loss": loss.mean,
-        "standard_error": _number(loss.standard_error),
-        "cost": costs.get(winner.digest),
-        "recipe": winner.recipe.to_dict(),
-        "against": against,
-        "confidence": CONFIDENCE,
-        "units": loss.units,
-        "instances": list(halved.units),
-        "table": [
-            {
-                **_row(halved, s, by_digest[s.candidate], baseline, reasons),
-                "cost": costs.get(s.candidate),
-            }
-            for s in halved.standings
-        ],
-    }
+    return Confirmation(
+        name=winner.name,
+        trial=winner.number,
+        digest=winner.digest,
+        loss=loss.mean,
+        standard_error=finite(loss.standard_error),
+        cost=costs.get(winner.digest),
+        recipe=dict(winner.recipe),
+        against=Comparisons(**comparisons),
+        confidence=CONFIDENCE,
+        units=loss.units,
+        instances=tuple(halved.units),
+        table=tuple(
+            _row(
+                halved,
+                contender,
+                by_digest[contender.candidate],
+                baseline,
+                reasons[contender.candidate],
+                costs.get(contender.candidate),
+            )
+            for contender in halved.contenders
+        ),
+        rounds=tuple(rounds),
+        estimator=dict(estimator),
+        feasible_s=feasible_s,
+        code=code,
+    )
 
 
-def _identity(candidate: Candidate) -> dict[str, Any]:
-    return {"name": candidate.name, "trial": candidate.number, "digest": candidate.digest}
-
-
-def _interval(found: Interval) -> dict[str, Any]:
-    return {
-        "difference": _number(found.mean),
-        "standard_error": _number(found.standard_error),
-        "low": _number(found.low),
-        "high": _number(found.high),
-    }
+def _difference(other: Candidate, found: Interval) -> Difference:
+    return Difference(
+        name=other.name,
+        trial=other.number,
+        digest=other.digest,
+        difference=finite(found.mean),
+        standard_error=finite(found.standard_error),
+        low=finite(found.low),
+        high=finite(found.high),
+    )
 
 
 def _row(
     halved: Halved,
-    standing: Standing,
+    contender: Contender,
     candidate: Candidate,
     baseline: Candidate,
-    reasons: Mapping[str, str | None],
-) -> dict[str, Any]:
-    """A line of the table: on new instances, and in the search."""
+    reason: str | None,
+    cost: float | None,
+) -> CandidateResult:
     loss = halved.loss(candidate.digest)
-    here = None if candidate is baseline else halved.difference(candidate.digest, baseline.digest)
-    there = None if candidate is baseline else search_difference(candidate, baseline)
     in_search = list(candidate.search_losses.values())
-    return {
-        **_identity(candidate),
-        "left": str(standing.left),
-        "reason": reasons[candidate.digest],
-        "rounds": standing.rounds,
-        "calls": len(standing.losses),
-        "longest_call_s": standing.longest_s,
-        "loss": _number(loss.mean),
-        "standard_error": _number(loss.standard_error),
-        "difference": here and _number(here.mean),
-        "difference_error": here and _number(here.standard_error),
-        "search_loss": sum(in_search) / len(in_search) if in_search else None,
-        "search_difference": there and _number(there.mean),
-        "search_difference_error": there and _number(there.standard_error),
-    }
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-_COLUMNS = (
-    "candidate",
-    "trial",
-    "loss",
-    "to default",
-    "in the search",
-    "longest",
-    "cost",
-    "rounds",
-    "",
-)
-_RIGHT = (1, 5, 6, 7)  # columns of numbers
-
-
-def to_text(result: Mapping[str, Any]) -> str:
-    """The table, the winner, and what the search made of it."""
-    rows = [_COLUMNS, *(_cells(row) for row in result["table"])]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i in _RIGHT else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines += [f"{title_of(r)} on {r['reason']}" for r in result["table"] if r["reason"]]
-    return "\n".join([*lines, *_verdict(result)])
-
-
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        row["name"],
-        "-" if row["trial"] is None else str(row["trial"]),
-        with_error(row["loss"], row["standard_error"]),
-        with_error(row["difference"], row["difference_error"], "+"),
-        with_error(row["search_difference"], row["search_difference_error"], "+"),
-        f"{row['longest_call_s']:.1f} s",
-        "" if row.get("cost") is None else f"{row['cost']:.2f}",
-        str(row["rounds"]),
-        "" if row["left"] == Left.FINALIST else row["left"],
+    here, there = _estimate(None), _estimate(None)
+    if candidate is not baseline:
+        here = _estimate(halved.difference(candidate.digest, baseline.digest))
+        there = _estimate(search_difference(candidate, baseline))
+    return CandidateResult(
+        name=candidate.name,
+        trial=candidate.number,
+        digest=candidate.digest,
+        left=str(contender.left),
+        reason=reason,
+        rounds=contender.rounds,
+        calls=len(contender.losses),
+        longest_call_s=contender.longest_s,
+        loss=finite(loss.mean),
+        standard_error=finite(loss.standard_error),
+        difference=here[0],
+        difference_error=here[1],
+        search_loss=sum(in_search) / len(in_search) if in_search else None,
+        search_difference=there[0],
+        search_difference_error=there[1],
+        cost=cost,
     )
 
 
-def title_of(identity: Mapping[str, Any]) -> str:
-    """`Candidate.title` of one that was stored."""
-    return title(identity["name"], identity["trial"])
-
-
-def _verdict(result: Mapping[str, Any]) -> list[str]:
-    n = len(result["instances"])
-    lines = [
-        f"winner: {title_of(result)}, loss "
-        f"{with_error(result['loss'], result['standard_error'])} "
-        f"on {n} unseen instance{'' if n == 1 else 's'}"
-    ]
-    if result.get("cost") is not None:
-        lines.append(f"  cost of an answer: {cost_of_answer(result['cost'])}")
-    default, other = result["against"].get("default"), result["against"].get("runner_up")
-    if default:
-        lines.append(f"  against the default recipe: {describe_difference(default)}")
-    if other and not (default and other["digest"] == default["digest"]):
-        lines.append(f"  against runner-up {title_of(other)}: {describe_difference(other)}")
-    row = next(r for r in result["table"] if r["digest"] == result["digest"])
-    if row["search_loss"] is not None:
-        lines.append(f"  in the search: loss {row['search_loss']:.4f}")
-        if row["search_difference"] is not None:
-            error = row["search_difference_error"]
-            lines[-1] += f", {with_error(row['search_difference'], error, '+')} to the default's"
-    return lines
+def _estimate(found: Interval | None) -> tuple[float | None, float | None]:
+    """The mean and its standard error, each None where it is not known."""
+    return (None, None) if found is None else (finite(found.mean), finite(found.standard_error))

@@ -1,96 +1,95 @@
-"""The work of `hpo.confirm`: calls that are made once, round by round, and their progress."""
+"""Confirm a study: make the calls of each round once, and store the result."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import random
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 import optuna
-import torch
 from tqdm import tqdm
 
-from finetune.adapt import Progress
-
 from ..analysis.intervals import units_of
-from ..problem.instances import load_instances, open_drawings
-from ..problem.unseen import Unseen, load_unseen
-from ..process.devices import check_device, n_cores
+from ..problem.base import Problem, Progress
 from ..process.logging import info, warn
 from ..process.signals import raise_if_stopped
 from ..study.config import StudyConfig
-from ..study.confirmation import CONFIRMED_KEY, Left
+from ..study.confirmation import Confirmation, Left, write_confirmation
 from ..study.manifest import MANIFEST_KEY, check_manifest, make_manifest
+from ..trial.record import Call, FailedCall
 from .candidates import Candidate, choose_candidates
-from .halving import Standing, block_ends, halve, most_calls
-from .measurements import Kept, measure, table_seed
-from .result import result_of, to_text
+from .halving import Contender, block_ends, halve, most_calls
+from .measurements import Measurement, Measurements, measure, table_seed
+from .result import result_of
 
-EXIT_FAILED = 1
 _REFRESH_S = 1.0
 
 
-def confirm(config: StudyConfig, study: optuna.Study, options: argparse.Namespace) -> int:
-    """Measure, name the winner, store and print the result; returns the exit code.
+class NoneFeasibleError(Exception):
+    """No candidate kept the limits; the message names the reason of each."""
+
+
+def confirm(
+    config: StudyConfig,
+    study: optuna.Study,
+    *,
+    data: Path | None,
+    top: int,
+    recipes: Sequence[Path],
+    rounds: int,
+) -> Confirmation:
+    """Measure the candidates, name the winner and store the result with the study.
 
     Args:
-        options: those of `hpo.confirm`.
+        data: where drawings are, as in `StudyConfig.load_problem`.
+        top: so many of the best trials take part.
+        recipes: files of recipes that take part as well.
+        rounds: of halving.
 
     Raises:
+        NoneFeasibleError: nothing is stored.
         UserError: the study, a recipe, the data or what ``[confirm]`` asks for is not usable.
-        StopError: the process was asked to stop; finished calls are kept.
+        StopError: the process was asked to stop; finished calls are stored.
     """
-    candidates = choose_candidates(config, study, options.top, options.recipe)
-    check_device(options.device)
-    torch.set_num_threads(options.threads or n_cores())
-    source = open_drawings(config, options.data)
-    manifest = make_manifest(config, source, load_instances(config.instances, source))
+    candidates = choose_candidates(config, study, top, recipes)
+    problem = config.load_problem(data)
+    manifest = make_manifest(config, problem)
     _check_same_measure(study, manifest)
-    instances = load_unseen(config, source)
-    kept = Kept(config, study, manifest, instances)
-    with _Calls(config, candidates, instances, kept, options.rounds) as running:
+    instances = problem.instances(held_out=True)
+    measurements = Measurements(config, study, manifest, problem)
+    with _Calls(config, candidates, problem, measurements, rounds) as calls:
         halved = halve(
             [c.digest for c in candidates],
             candidates[0].digest,
-            units_of({u.label: u.instance.rune for u in instances}),
-            running.measure,
-            rounds=options.rounds,
+            units_of({i.label: i.rune for i in instances}),
+            calls.measure,
+            rounds=rounds,
             feasible_s=config.feasible_s,
             order=random.Random(),
-            on_round=running.tell,
+            on_round=calls.tell,
         )
     if not halved.finalists:
-        print(
-            "failed: no candidate kept the limits; "
-            + "; ".join(f"{c.name}: {why}" for c in candidates if (why := running.why(c))),
-            file=sys.stderr,
-        )
-        return EXIT_FAILED
-    result = {
-        **result_of(
-            halved,
-            candidates,
-            reasons={c.digest: running.why(c) for c in candidates},
-            costs={c.digest: running.cost(c) for c in candidates},
-        ),
-        "rounds": block_ends(len(instances), options.rounds),
-        "estimator": {**config.estimator.model_dump(), "seed": table_seed(config)},
-        "feasible_s": config.feasible_s,
-        "code": manifest["code"],
-    }
-    study.set_user_attr(CONFIRMED_KEY, result)
-    print(json.dumps(result, indent=2, ensure_ascii=False) if options.json else to_text(result))
-    return 0
+        reasons = [f"{c.name}: {why}" for c in candidates if (why := calls.reason(c))]
+        raise NoneFeasibleError(f"no candidate kept the limits; {'; '.join(reasons)}")
+    result = result_of(
+        halved,
+        candidates,
+        reasons={c.digest: calls.reason(c) for c in candidates},
+        costs={c.digest: calls.cost(c) for c in candidates},
+        rounds=block_ends(len(instances), rounds),
+        estimator={**config.estimator.model_dump(), "seed": table_seed(config)},
+        feasible_s=config.feasible_s,
+        code=manifest["code"],
+    )
+    write_confirmation(study, result)
+    return result
 
 
 def _check_same_measure(study: optuna.Study, mine: Mapping[str, str]) -> None:
-    """The drawings and networks are the study's; other code is borne, and told.
+    """Check that drawings and networks are the study's; warn if the code is another one.
 
     Raises:
         UserError: something else differs; says what.
@@ -105,29 +104,31 @@ def _check_same_measure(study: optuna.Study, mine: Mapping[str, str]) -> None:
 
 
 class _Calls:
-    """Makes the calls that are asked for, unless they are kept already, and shows how far it is."""
+    """Makes those calls that are not stored yet, and shows progress."""
 
     def __init__(
         self,
         config: StudyConfig,
         candidates: Sequence[Candidate],
-        instances: Sequence[Unseen],
-        kept: Kept,
+        problem: Problem,
+        measurements: Measurements,
         rounds: int,
     ) -> None:
-        self._config, self._kept, self._rounds = config, kept, rounds
+        self._config, self._measurements, self._rounds = config, measurements, rounds
         self._candidates = {c.digest: c for c in candidates}
-        self._instances = {u.label: u for u in instances}
+        self._problem = problem
+        instances = problem.instances(held_out=True)
+        self._instances = {i.label: i for i in instances}
         self._reasons: dict[str, str] = {}
         self._costs: dict[str, list[float]] = {}
         calls = most_calls(len(candidates) - 1, len(instances), rounds)
-        known = kept.count([c.recipe for c in candidates])
+        known = measurements.count([c.recipe for c in candidates])
         info(
             f"{len(candidates)} candidates, {len(instances)} instances: at most {calls} calls"
             + _duration(calls - min(known, calls), candidates)
             + (f"; {known} are known" if known else "")
         )
-        # `disable=None` is tqdm's word for: unless this is a terminal.
+        # `disable=None` means to tqdm: show the bar on a terminal alone.
         self._bar = tqdm(total=calls, unit="call", disable=None, dynamic_ncols=True, desc="round 1")
         self._shown_at = 0.0
 
@@ -141,7 +142,7 @@ class _Calls:
         """The loss (NaN: there is none) and the seconds of a candidate on an instance."""
         raise_if_stopped()
         candidate = self._candidates[digest]
-        measured = self._kept.read(candidate.recipe, label)
+        measured = self._measurements.read(candidate.recipe, label)
         if measured is None:
             title = f"{candidate.title}, {label}"
 
@@ -152,27 +153,34 @@ class _Calls:
                     self._shown_at = now
                     self._bar.set_postfix_str(f"{title}: {progress.share:.0%}")
 
-            measured = measure(self._config, candidate.recipe, self._instances[label], on_step)
-            self._kept.write(candidate.recipe, label, measured)
+            instance = self._instances[label]
+            measured = measure(self._config, self._problem, candidate.recipe, instance, on_step)
+            self._measurements.write(candidate.recipe, label, measured)
             if self._bar.disable:
-                loss = "no loss" if measured["loss"] is None else f"loss {measured['loss']:.4f}"
-                info(f"{title}: {loss}, {measured['seconds']:.1f} s")
+                info(f"{title}: {_loss(measured)}, {measured.seconds or 0.0:.1f} s")
         self._bar.update()
-        loss, seconds = measured["loss"], float(measured["seconds"])
-        if loss is None:
-            self._reasons[digest] = f"{label}: {measured['reason']}"
-        elif seconds > self._config.feasible_s:
-            allowed = f"{self._config.feasible_s:g} are allowed"
-            self._reasons[digest] = f"{label}: a call took {seconds:.1f} s; {allowed}"
-        elif (why := self._too_dear(candidate, measured)) is not None:
-            self._reasons[digest] = f"{label}: {why}"
-            return math.nan, seconds  # which puts it out of the race
-        return (math.nan if loss is None else float(loss)), seconds
+        return self._judge(candidate, label, measured)
 
-    def _too_dear(self, candidate: Candidate, measured: Mapping[str, Any]) -> str | None:
+    def _judge(
+        self, candidate: Candidate, label: str, measured: Measurement
+    ) -> tuple[float, float]:
+        """The loss (NaN puts it out of the race) and the seconds; keeps why it is infeasible."""
+        seconds = measured.seconds or 0.0
+        if isinstance(measured, FailedCall):
+            self._reasons[candidate.digest] = f"{label}: {measured.reason}"
+            return math.nan, seconds
+        if seconds > self._config.feasible_s:
+            allowed = f"{self._config.feasible_s:g} are allowed"
+            self._reasons[candidate.digest] = f"{label}: a call took {seconds:.1f} s; {allowed}"
+        elif (why := self._cost_reason(candidate, measured)) is not None:
+            self._reasons[candidate.digest] = f"{label}: {why}"
+            return math.nan, seconds
+        return measured.loss, seconds
+
+    def _cost_reason(self, candidate: Candidate, measured: Call) -> str | None:
         """Why an answer costs too much, by the mean of the candidate's calls; None: it does not."""
-        if measured.get("cost") is not None:
-            self._costs.setdefault(candidate.digest, []).append(measured["cost"])
+        if measured.cost is not None:
+            self._costs.setdefault(candidate.digest, []).append(measured.cost)
         cost, allowed = self.cost(candidate), self._config.limits.cost
         if cost is None or allowed is None or cost <= allowed:
             return None
@@ -183,17 +191,17 @@ class _Calls:
         costs = self._costs.get(candidate.digest)
         return statistics.fmean(costs) if costs else None
 
-    def why(self, candidate: Candidate) -> str | None:
+    def reason(self, candidate: Candidate) -> str | None:
         """Why a candidate is infeasible; None: it is not."""
         return self._reasons.get(candidate.digest)
 
-    def tell(self, number: int, standings: Sequence[Standing]) -> None:
-        """Say how a round ended."""
-        running = [s for s in standings if s.left == Left.FINALIST]
-        left = [s for s in standings if s.left != Left.FINALIST and s.rounds == number - 1]
+    def tell(self, number: int, contenders: Sequence[Contender]) -> None:
+        """Log how a round ended."""
+        running = [c for c in contenders if c.left == Left.FINALIST]
+        left = [c for c in contenders if c.left != Left.FINALIST and c.rounds == number - 1]
         parts = [f"{len(running)} of {len(running) + len(left)} candidates go on"]
         for how in (Left.BEHIND, Left.TIED, Left.INFEASIBLE):
-            names = [self._candidates[s.candidate].title for s in left if s.left == how]
+            names = [self._candidates[c.candidate].title for c in left if c.left == how]
             parts += [f"{how}: {', '.join(names)}"] if names else []
         last = number == len(block_ends(len(self._instances), self._rounds))
         if not last or left:
@@ -205,10 +213,13 @@ class _Calls:
         self._bar.set_description_str(f"round {number if last else number + 1}")
 
 
+def _loss(measured: Measurement) -> str:
+    return "no loss" if isinstance(measured, FailedCall) else f"loss {measured.loss:.4f}"
+
+
 def _duration(calls: int, candidates: Sequence[Candidate]) -> str:
-    """How long so many calls take, if they are as long as they were in the search."""
-    known = [c.trial.user_attrs.get("longest_call_s") for c in candidates if c.trial]
-    seconds = [s for s in known if s is not None]
+    """Estimated time of so many calls, by their length in the search."""
+    seconds = [c.trial.longest_s for c in candidates if c.trial and c.trial.longest_s is not None]
     if not seconds or not calls:
         return ""
     return f", about {max(1.0, calls * statistics.median(seconds) / 60):.0f} min"

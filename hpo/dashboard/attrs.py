@@ -1,16 +1,11 @@
-"""Names and forms of the attributes by which a study is looked at."""
+"""System attributes of studies by which notes and plots are known."""
 
 from __future__ import annotations
 
-# System attribute of a trial: its note, in Markdown.  The dashboard's own place for it is among
-# the study's attributes, all of which it goes through for each trial.
-# And what is in the trial goes with it when it is handed back.
-NOTE_KEY = "hpo:note"
-# System attributes of a study, optuna-dashboard's own: its note, and each plot as Plotly's JSON.
-# The dashboard cuts texts into pieces for databases with short columns; ours need one.
+# optuna-dashboard's own: the note that a person wrote, and plots.
 NOTE_VERSION = "dashboard:note_ver"
 NOTE_TEXT = "dashboard:note_str:"
 PLOT = "dashboard:plot_data:"
-# Ours: when somebody last wrote the story (seconds since 1970), and the note's version then.
-STORY_AT = "hpo:story_at"
-STORY_VERSION = "hpo:story_version"
+PLOT_PREFIX = "hpo-"  # of the ids of this service's plots
+# Workers of older releases wrote notes, and here the version of the last one.
+NOTE_VERSION_OF_WORKER = "hpo:story_version"

@@ -1,130 +1,226 @@
-"""Keeps a study's note and plots fresh: by whoever finishes a trial, one worker in a minute."""
+"""Notes and plots of the dashboard, made when somebody looks.
+
+Workers store trials and their pictures, nothing else. What is made of them here is kept until
+the study changes.
+"""
 
 from __future__ import annotations
 
-import json
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import optuna
-import sqlalchemy as sa
+from optuna.trial import FrozenTrial
 
-from ..analysis.status import status_of
+from ..analysis.references import read_references
+from ..errors import UserError
+from ..problem.base import Method
 from ..process.logging import warn
-from ..report.plotly import study_figures
-from ..report.summary_markdown import study_note
-from ..storage.rdb import StudyStorage
-from ..storage.tables import FINISHED, STUDIES, STUDY_SYSTEM_ATTRS
-from ..study.config import StudyConfig
-from .attrs import NOTE_TEXT, NOTE_VERSION, PLOT, STORY_AT, STORY_VERSION
+from ..report.contents import NOTE_SECTIONS, report_of
+from ..report.data import StudyData
+from ..report.markdown import section_markdown, to_markdown
+from ..report.plotly import to_plotly
+from ..report.sections.trial import trial_section
+from ..study.config import StudyConfig, load_study_file
+from ..trial.run import run_of, runs_of
+from .attrs import NOTE_VERSION_OF_WORKER, PLOT_PREFIX
+from .storage import WatchedStorage
 
-EVERY_S = 60.0
-_REST = 50  # times as long as the last one took: large studies take seconds
-_OURS = f"{PLOT}hpo-"
-_ATTRS = STUDY_SYSTEM_ATTRS.c
+# Computing takes at most one part in twenty of a core's time, however large a study is.
+_REST = 20.0
+# A page waits so long for what is being computed, and then shows what there is.
+_FIRST_WAIT_S, _WAIT_S = 5.0, 0.5
 
 
-class Story:
-    """Writes a study's note and plots.
+_Key = tuple[int, str]  # a study's id, which may be given out again, and its name
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a study's note and plots depend on; a trial that has not changed is the same object."""
+
+    finished: Sequence[FrozenTrial]
+    unfinished: int
+    attrs: Mapping[str, Any]  # user attributes of the study
+
+    def is_still(self, now: _State) -> bool:
+        """Whether nothing has changed."""
+        return (
+            len(self.finished) == len(now.finished)
+            and self.unfinished == now.unfinished
+            and all(a is b for a, b in zip(self.finished, now.finished, strict=True))
+            and self.attrs == now.attrs
+        )
+
+
+@dataclass(frozen=True)
+class _Story:
+    """A study's note in Markdown and its plots as JSON by their ids."""
+
+    state: _State
+    note: str
+    plots: Mapping[str, str]
+    again_at: float  # of the monotonic clock; not computed anew before
+
+
+class Notes:
+    """A plug-in for the dashboard: it adds notes and plots to the answer about a study.
+
+    A note that a person wrote in the dashboard is shown instead of the one that is made here.
+    Plots and notes that workers of older releases stored are replaced.
 
     Args:
-        asked: the study as the person named it.
-        url: where it is.
+        storage: what the dashboard shows.
+        config: the study file that the dashboard was started with. Of other studies in the same
+            database, those are shown with note and plots whose file is in ``studies/``.
+        study_argument: how the person named the study, for commands in the note.
+        has_pictures: whether the dashboard shows files of trials.
     """
+
+    name = "notes"
+    api = 2
 
     def __init__(
-        self, config: StudyConfig, asked: str, url: str, study: optuna.Study, storage: StudyStorage
+        self,
+        storage: WatchedStorage,
+        config: StudyConfig | None,
+        study_argument: str,
+        has_pictures: bool,
     ) -> None:
-        self._config, self._asked, self._url = config, asked, url
-        self._study, self._storage = study, storage
-        self._told = False
-        self._took_s = 0.0
+        self._storage = storage
+        self._argument = study_argument
+        self._has_pictures = has_pictures
+        self._configs = {} if config is None else {config.name: (study_argument, config)}
+        self._lock = threading.Lock()
+        self._stories: dict[_Key, _Story] = {}
+        self._running: dict[_Key, Future[None]] = {}
+        self._executor = ThreadPoolExecutor(1, "notes")  # one study at a time
+        self._is_warned = self._is_closed = False
 
-    def refresh(self, every_s: float | None = None) -> bool:
-        """Write both, unless somebody did so in the last ``every_s``; whether it did.
+    def close(self) -> None:
+        """Compute nothing any more."""
+        with self._lock:
+            self._is_closed = True
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
-        By default that is a minute, or more where it takes long.
-        What goes wrong is told once, and is no reason for a worker to stop.
-        """
-        study_id, transact = self._study._study_id, self._storage.database.transact
+    def apply(self, view: Callable[..., Any], route: Any) -> Callable[..., Any]:
+        """The view with notes and plots in its answers, if it is the one."""
+        if route.rule != "/api/studies/<study_id:int>" or route.method != "GET":
+            return view
+
+        def with_notes(study_id: int) -> Any:
+            answer = view(study_id=study_id)
+            if isinstance(answer, dict) and "best_trials" in answer:
+                found = self._config_of(self._storage.get_study_name_from_id(study_id))
+                method = found[1].load_method() if found else None
+                for trial in (*answer["trials"], *answer["best_trials"]):
+                    if not trial["note"]["body"]:
+                        note = self._trial_note(study_id, trial["trial_id"], method)
+                        trial["note"]["body"] = note
+                self._add_story(study_id, answer)
+            return answer
+
+        return with_notes
+
+    def _trial_note(self, study_id: int, trial_id: int, method: Method | None) -> str:
+        trial = self._storage.last_seen(study_id, trial_id)
+        if trial is None or not (trial.state.is_finished() or trial.intermediate_values):
+            return ""
+        address = f"/artifacts/{study_id}/{trial_id}" if self._has_pictures else None
         try:
-            wait_s = max(EVERY_S, _REST * self._took_s) if every_s is None else every_s
-            if not transact(lambda c: take_turn(c, study_id, time.time(), wait_s)):
-                return False
-            started = time.monotonic()
-            note, plots = self._tell()
-            transact(lambda c: write_story(c, study_id, note, plots))
-            self._took_s = time.monotonic() - started
+            return section_markdown(trial_section(run_of(trial), method, address))
+        except Exception as error:  # the page of the study is worth more than one note
+            self._warn(f"the note of trial {trial.number}", error)
+            return ""
+
+    def _add_story(self, study_id: int, answer: dict[str, Any]) -> None:
+        plots = answer["plotly_graph_objects"]
+        story = self._story(study_id)
+        if story is not None:
+            # What workers of older releases stored has the same prefix.
+            plots[:] = [plot for plot in plots if not plot["id"].startswith(PLOT_PREFIX)]
+            plots += [{"id": i, "graph_object": plot} for i, plot in story.plots.items()]
+            note = answer["note"]
+            if not note["body"] or self._is_workers(study_id, note["version"]):
+                note["body"] = story.note
+        plots.sort(key=lambda plot: plot["id"])  # the dashboard gives them in the order of a set
+
+    def _is_workers(self, study_id: int, version: int) -> bool:
+        """Whether a worker of an older release wrote this version of the study's note."""
+        attrs = self._storage.get_study_system_attrs(study_id)
+        return bool(attrs.get(NOTE_VERSION_OF_WORKER) == version)
+
+    def _story(self, study_id: int) -> _Story | None:
+        """The latest that there is; None if there is none yet, or no study file."""
+        name = self._storage.get_study_name_from_id(study_id)
+        found = self._config_of(name)
+        if found is None:
+            return None
+        key = study_id, name
+        trials = self._storage.get_all_trials(study_id, deepcopy=False)
+        finished = [t for t in trials if t.state.is_finished()]
+        attrs = self._storage.get_study_user_attrs(study_id)
+        state = _State(finished, len(trials) - len(finished), attrs)
+        with self._lock:
+            known = self._stories.get(key)
+            if known and (known.state.is_still(state) or time.monotonic() < known.again_at):
+                return known
+            job = self._running.get(key)
+            if self._is_closed:
+                return known
+            if job is None or job.done():
+                job = self._executor.submit(self._compute, key, *found, state, trials)
+                self._running[key] = job
+        wait([job], _WAIT_S if known else _FIRST_WAIT_S)
+        with self._lock:
+            return self._stories.get(key)
+
+    def _config_of(self, name: str) -> tuple[str, StudyConfig] | None:
+        """How commands name a study, and its file."""
+        if name not in self._configs and "/" not in name and not name.endswith(".toml"):
+            try:
+                config = load_study_file(name)
+            except UserError:
+                return None
+            if config.name == name:
+                self._configs[name] = (name, config)
+        return self._configs.get(name)
+
+    def _compute(
+        self,
+        key: _Key,
+        argument: str,
+        config: StudyConfig,
+        state: _State,
+        trials: Sequence[FrozenTrial],
+    ) -> None:
+        started = time.monotonic()
+        note, plots = "", dict[str, str]()
+        try:
+            data = StudyData(
+                config=config,
+                study_argument=argument,
+                url=str(self._storage.database.engine.url),
+                attrs=state.attrs,
+                runs=runs_of(trials),
+                beats=(),
+                now=datetime.now(UTC),
+                references=read_references(None),
+            )
+            document = report_of(data)
+            note, plots = to_markdown(document.only(NOTE_SECTIONS)), to_plotly(document)
         except Exception as error:
-            if not self._told:
-                warn(f"the study's note and plots can't be written: {error!r}")
-            self._told = True
-            return False
-        return True
+            self._warn(f"the note and the plots of study {config.name}", error)
+        ended = time.monotonic()
+        with self._lock:
+            again_at = ended + _REST * (ended - started)
+            self._stories[key] = _Story(state, note, plots, again_at)
 
-    def _tell(self) -> tuple[str, dict[str, str]]:
-        trials = self._study.get_trials(deepcopy=False, states=FINISHED)
-        status = status_of(self._config, self._url, trials, (), datetime.now(UTC), best=1)
-        note = study_note(self._config, self._asked, status, trials, self._study.user_attrs)
-        mattering = [i.name for i in status.importances] or list(self._config.space)
-        figures = study_figures(self._config, trials, mattering)
-        plots = {
-            name: json.dumps(figure, separators=(",", ":"), allow_nan=False)
-            for name, figure in figures.items()
-        }
-        return note, plots
-
-
-def take_turn(c: sa.Connection, study_id: int, now_s: float, every_s: float) -> bool:
-    """Whether nobody wrote the story in the last ``every_s``; then it is this worker's to write.
-
-    Workers' clocks may differ: a turn in the future is none.
-    """
-    _lock(c, study_id)
-    at_s = _read(c, study_id, STORY_AT).get(STORY_AT)
-    if at_s is not None and abs(now_s - float(at_s)) < every_s:
-        return False
-    _put(c, study_id, {STORY_AT: now_s})
-    return True
-
-
-def write_story(c: sa.Connection, study_id: int, note: str, plots: Mapping[str, str]) -> None:
-    """Replace the note and the plots of this service; a note that a person wrote stays."""
-    _lock(c, study_id)
-    known = _read(c, study_id, NOTE_VERSION, NOTE_TEXT, _OURS, STORY_VERSION)
-    version = int(known.get(NOTE_VERSION, 0))
-    pieces = sorted(key for key in known if key.startswith(NOTE_TEXT))
-    is_ours = version == known.get(STORY_VERSION) or not any(known[key] for key in pieces)
-    attrs: dict[str, Any] = {f"{PLOT}{name}:0": text for name, text in plots.items()}
-    stale = [key for key in known if key.startswith(_OURS) and key not in attrs]
-    if is_ours:
-        attrs |= {NOTE_VERSION: version + 1, STORY_VERSION: version + 1, f"{NOTE_TEXT}0": note}
-        stale += [key for key in pieces if key != f"{NOTE_TEXT}0"]
-    _put(c, study_id, attrs, stale)
-
-
-def _lock(c: sa.Connection, study_id: int) -> None:
-    # A write that changes nothing: PostgreSQL locks the row, SQLite the file, until the end.
-    name = STUDIES.c.study_name
-    c.execute(sa.update(STUDIES).where(STUDIES.c.study_id == study_id).values({name: name}))
-
-
-def _read(c: sa.Connection, study_id: int, *prefixes: str) -> dict[str, Any]:
-    query = sa.select(_ATTRS.key, _ATTRS.value_json).where(
-        _ATTRS.study_id == study_id,
-        sa.or_(*(_ATTRS.key.startswith(prefix, autoescape=True) for prefix in prefixes)),
-    )
-    return {key: json.loads(value) for key, value in c.execute(query)}
-
-
-def _put(
-    c: sa.Connection, study_id: int, attrs: Mapping[str, Any], stale: list[str] | None = None
-) -> None:
-    gone = [*attrs, *(stale or ())]
-    c.execute(
-        sa.delete(STUDY_SYSTEM_ATTRS).where(_ATTRS.study_id == study_id, _ATTRS.key.in_(gone))
-    )
-    rows = [{"study_id": study_id, "key": k, "value_json": json.dumps(v)} for k, v in attrs.items()]
-    c.execute(sa.insert(STUDY_SYSTEM_ATTRS), rows)
+    def _warn(self, what: str, error: Exception) -> None:
+        if not self._is_warned:
+            warn(f"{what} can't be made: {error!r}; this is not said again")
+        self._is_warned = True

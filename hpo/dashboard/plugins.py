@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
+
+import bottle
+from optuna.artifacts.exceptions import ArtifactNotFound
 
 
 def without_infeasible(view: Callable[..., Any]) -> Callable[..., Any]:
@@ -22,23 +26,16 @@ def without_infeasible(view: Callable[..., Any]) -> Callable[..., Any]:
     return filtered
 
 
-def with_notes(note_of: Callable[[int], str]) -> Callable[..., Callable[..., Any]]:
-    """A plug-in for the dashboard: it shows the notes that workers keep with their trials.
+def without_missing(view: Callable[..., Any]) -> Callable[..., Any]:
+    """A plug-in for the dashboard: a missing artifact is answered by 404 instead of 500."""
 
-    One that a person wrote in the dashboard is shown instead.
-    """
+    def answering(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return view(*args, **kwargs)
+        except (ArtifactNotFound, KeyError) as error:
+            raise bottle.HTTPError(HTTPStatus.NOT_FOUND.value, "Not found.") from error
+        except OSError as error:
+            text = f"The store of artifacts does not answer: {error.strerror or error}"
+            raise bottle.HTTPError(HTTPStatus.SERVICE_UNAVAILABLE.value, text) from error
 
-    def plug_in(view: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            answer = view(*args, **kwargs)
-            if isinstance(answer, dict) and "best_trials" in answer:
-                for trial in (*answer["trials"], *answer["best_trials"]):
-                    if not trial["note"]["body"]:
-                        trial["note"]["body"] = note_of(trial["trial_id"])
-                # Which the dashboard gives in the order of a set.
-                answer["plotly_graph_objects"].sort(key=lambda plot: plot["id"])
-            return answer
-
-        return noted
-
-    return plug_in
+    return answering

@@ -15,12 +15,11 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from finetune.errors import UserError
-
+from ..errors import UserError
 from ..storage.rdb import StudyStorage
 from ..storage.retry import Patience
 from ..trial.ranking import is_feasible
-from .attrs import NOTE_KEY, NOTE_TEXT, NOTE_VERSION, PLOT
+from .attrs import NOTE_TEXT, NOTE_VERSION, PLOT
 
 T = TypeVar("T")
 
@@ -55,7 +54,6 @@ class WatchedStorage(StudyStorage):
         super().__init__(opened.database, opened.worker)
         self._lock = threading.Lock()
         self._known: dict[int, _Known] = {}  # by study
-        self._notes: dict[int, str] = {}  # by trial, as last read
 
     def get_all_trials(
         self,
@@ -89,7 +87,6 @@ class WatchedStorage(StudyStorage):
             trial_id = trial._trial_id
             if before.get(trial_id) != trial:
                 known.by_id[trial_id] = trial
-                self._notes[trial_id] = str(trial.system_attrs.get(NOTE_KEY, ""))
             else:
                 known.by_id[trial_id] = before[trial_id]
         if fresh or not known.listed:
@@ -97,9 +94,11 @@ class WatchedStorage(StudyStorage):
         self._known[study_id] = known
         return known.listed
 
-    def note_of(self, trial_id: int) -> str:
-        """What a worker wrote about a trial, in Markdown; empty where it wrote nothing."""
-        return self._notes.get(trial_id, "")
+    def last_seen(self, study_id: int, trial_id: int) -> FrozenTrial | None:
+        """A trial as it was last read; None if it never was."""
+        with self._lock:
+            known = self._known.get(study_id)
+            return known.by_id.get(trial_id) if known else None
 
     def kept_of_trials(self, study_id: int) -> dict[str, Any]:
         """What the dashboard keeps of trials among the study's attributes: notes that people wrote.

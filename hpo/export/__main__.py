@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from finetune.data.options import add_drawings_options
-from finetune.errors import UserError, run_command
-
-from ..process.devices import check_device, choose_device, n_cores
+from ..arguments import DeviceOptions, DrawingsOptions, StudyOptions, option, parse
+from ..errors import EXIT_FAILED, UserError, run_command
+from ..process.devices import choose_device, n_cores
 
 # Torch takes seconds to import, and `--help` and `--format json` need none of it; `--help` needs
 # no Optuna either.
 if TYPE_CHECKING:
     import optuna
 
-    from finetune.data.runes import RuneSource
-    from finetune.submission.proof import Claim
-
-    from ..problem.instances import Instance, Measuring
     from ..study.config import StudyConfig
     from .selection import Chosen
 
-EXIT_FAILED = 1
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(DeviceOptions, DrawingsOptions, StudyOptions):
+    """Which recipe becomes a file, and how the file is proved."""
+
+    trial: int | None = option(
+        "default: the confirmed one, else the best", None, excludes="recipe", least=0, metavar="N"
+    )
+    recipe: Path | None = option(
+        "a recipe in JSON, of no trial", None, excludes="recipe", metavar="FILE"
+    )
+    confirmed: bool = option("what hpo.confirm named, and nothing else", False, excludes="recipe")
+    out: Path | None = option("the file to write (json: default is to print)", None, metavar="FILE")
+    format: str = option("python, or json: the recipe alone", "python", choices=("python", "json"))
+    force: bool = option("replace a file that is there", False)
+    no_challenge: bool = option("do not score the file on held-out runes", False)
+    held_out: int = option("of those runes, at most", 5, least=1, metavar="N")
+    t_samples: int = option("passes of the author's estimator", 1000, least=2)
+    threads: int | None = option(
+        "CPU threads of the proof (default: the trial's)", None, variable=True, above=0
+    )
+
+    def __post_init__(self) -> None:
+        if self.out is None:
+            if self.format == "python":
+                raise UserError("--out is missing; write the file's name, such as finetune.py")
+            return
+        if self.format == "python" and self.out.suffix != ".py":
+            raise UserError(f"--out is {self.out}; write a name that ends in .py")
+        _check_free(self.out, self.force)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
-    _check_options(options)
+    description = f"{__doc__} It writes nothing to the study."
+    epilog = "Exit codes: 0 written, 1 the proof failed and nothing is written, 2 bad input."
+    options = parse(ExportOptions, argv, "export", description, epilog)
     choose_device(options.device)
     import optuna
 
@@ -44,61 +70,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.alphabet, options.drawings, options.train
     )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = None if options.recipe else _open_study(config, options)
-    if study is not None and options.confirmed and CONFIRMED_KEY not in study.user_attrs:
-        raise UserError(
-            f"study {config.name} has no confirmed result; measure its best trials again by "
-            f"python -m hpo.confirm --study {options.study}"
-        )
-    chosen = read_recipe(options.recipe) if study is None else choose(study, options.trial)
-    if options.format == "json":
-        _write(options.out, chosen.recipe.to_json() + "\n", options.force)
+    method = config.load_method()
+    if options.recipe is not None:
+        study, chosen = None, read_recipe(options.recipe, method)
+    else:
+        study = _open_study(config, options)
+        if options.confirmed and CONFIRMED_KEY not in study.user_attrs:
+            raise UserError(
+                f"study {config.name} has no confirmed result; measure its best trials again by "
+                f"python -m hpo.confirm --study {options.study}"
+            )
+        chosen = choose(study, options.trial, method)
+    if options.out is None or options.format == "json":
+        _write(options.out, json.dumps(dict(chosen.recipe), indent=2) + "\n", options.force)
         return 0
-    return _export(config, study, chosen, options)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m hpo.export",
-        description=f"{__doc__} It writes nothing to the study.",
-        epilog="Exit codes: 0 written, 1 the proof failed and nothing is written, 2 bad input.",
-    )
-    add = parser.add_argument
-    add("--study", required=True, help="name in studies/, or path of a study file")
-    add("--storage", help="database URL (default: the study file's); also $RUNES_STORAGE")
-    add_drawings_options(parser, "the study file's")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--trial", type=int, metavar="N", help="default: the confirmed one, else the best"
-    )
-    which.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe in JSON, of no trial")
-    which.add_argument(
-        "--confirmed", action="store_true", help="what hpo.confirm named, and nothing else"
-    )
-    add("--out", type=Path, metavar="FILE", help="the file to write (json: default is to print)")
-    add("--format", choices=("python", "json"), default="python", help="json: the recipe alone")
-    add("--force", action="store_true", help="replace a file that is there")
-    add("--no-challenge", action="store_true", help="do not score the file on held-out runes")
-    add("--held-out", type=int, default=5, metavar="N", help="of those runes, at most (default: 5)")
-    add("--t-samples", type=int, default=1000, help="passes of the author's estimator")
-    add("--device", help="cpu, cuda or cuda:N, of the proof (default: a GPU if there is one)")
-    add("--threads", type=int, help="CPU threads of the proof (default: the trial's)")
-    return parser
-
-
-def _check_options(options: argparse.Namespace) -> None:
-    for name, least in (("held_out", 1), ("t_samples", 2), ("threads", 1), ("trial", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            word = f"--{name.replace('_', '-')}"
-            raise UserError(f"{word} is {value}; write {least} or more")
-    if options.out is None:
-        if options.format == "python":
-            raise UserError("--out is missing; write the file's name, such as finetune.py")
-        return
-    if options.format == "python" and options.out.suffix != ".py":
-        raise UserError(f"--out is {options.out}; write a name that ends in .py")
-    _check_free(options.out, options.force)
+    return _export(config, study, chosen, options.out, options)
 
 
 def _check_free(path: Path, force: bool) -> None:
@@ -108,7 +94,7 @@ def _check_free(path: Path, force: bool) -> None:
         raise UserError(f"{path} is there already; write --force to replace it")
 
 
-def _open_study(config: StudyConfig, options: argparse.Namespace) -> optuna.Study:
+def _open_study(config: StudyConfig, options: ExportOptions) -> optuna.Study:
     from ..storage.open import load_study, open_existing
 
     storage = open_existing(config.storage_url(options.storage), options.study)
@@ -121,47 +107,49 @@ def _open_study(config: StudyConfig, options: argparse.Namespace) -> optuna.Stud
 
 
 def _export(
-    config: StudyConfig, study: optuna.Study | None, chosen: Chosen, options: argparse.Namespace
+    config: StudyConfig,
+    study: optuna.Study | None,
+    chosen: Chosen,
+    out: Path,
+    options: ExportOptions,
 ) -> int:
-    import torch
+    from ..problem.base import ExportError, ProofError
+    from ..study.manifest import make_manifest
+    from .selection import claims_of, describe_origin
 
-    from finetune.challenge import ChallengeFailure
-    from finetune.submission.bundle import bundle
-    from finetune.submission.joining import JoinError
-    from finetune.submission.proof import ProofError
-
-    from ..problem.instances import load_measuring
-    from .selection import describe_origin
-
-    check_device(options.device)
-    torch.set_num_threads(options.threads or _threads_of(chosen))
-    measuring = load_measuring(config, options.data)
+    method, problem = config.load_method(), config.load_problem(options.data)
+    method.prepare(options.device, options.threads or _threads_of(chosen))
+    manifest = make_manifest(config, problem)
     if study is not None:
-        _check_same_measure(study, measuring.manifest)
+        _check_same_measure(study, manifest)
+    about = describe_origin(chosen, config.name, manifest["code"], out.name)
     try:
-        code = measuring.manifest["code"]
-        text = bundle(chosen.recipe, describe_origin(chosen, config.name, code, options.out.name))
-    except JoinError as error:
-        raise UserError(f"the modules can't be joined: {error}") from error
+        text = method.export(chosen.recipe, about)
+    except ExportError as error:
+        raise UserError(str(error)) from error
     with tempfile.TemporaryDirectory(prefix="export-") as directory:
-        submission = Path(directory) / options.out.name
-        submission.write_text(text, "utf-8")
+        file = Path(directory) / out.name
+        file.write_text(text, "utf-8")
         try:
-            _prove(submission, config, chosen, measuring)
+            claims = claims_of(chosen)
+            for line in method.prove(file, chosen.recipe, problem, config.limit_s, claims):
+                print(line)
             if not options.no_challenge:
-                _challenge(submission, config, measuring, options)
-        except (ProofError, ChallengeFailure) as failure:
-            print(f"failed: {failure}; {options.out} is not written", file=sys.stderr)
+                for line in problem.challenge(file, options.held_out, options.t_samples):
+                    print(line)
+        except ProofError as failure:
+            print(f"failed: {failure}; {out} is not written", file=sys.stderr)
             return EXIT_FAILED
-    _write(options.out, text, options.force)
-    print(f"wrote {options.out}: {chosen.name}, {len(text.splitlines())} lines")
+    _write(out, text, options.force)
+    print(f"wrote {out}: {chosen.name}, {len(text.splitlines())} lines")
     return 0
 
 
 def _threads_of(chosen: Chosen) -> int:
     """As many as the trial had, where there are so many: then it can agree bit for bit."""
-    machine = chosen.trial.user_attrs.get("machine", {}) if chosen.trial else {}
-    return min(int(machine.get("threads", n_cores())), n_cores())
+    machine = chosen.trial.record.machine if chosen.trial else None
+    threads = None if machine is None else machine.threads
+    return min(threads or n_cores(), n_cores())
 
 
 def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
@@ -180,82 +168,6 @@ def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
             "recipe.json, then --recipe recipe.json"
         )
     check_manifest(study, mine)
-
-
-def _prove(submission: Path, config: StudyConfig, chosen: Chosen, measuring: Measuring) -> None:
-    from finetune.submission.proof import check_call, check_imports, check_same_source, describe
-
-    from ..problem.evaluate import noise_table
-
-    instance, claim = _claimed(chosen, measuring.instances)
-    check_imports(submission)
-    check_same_source(submission, chosen.recipe, instance)
-    print("same source: the file and its modules give the same weights, bit for bit")
-    table = noise_table(config, instance, config.estimator.seed)
-    proof = check_call(submission, chosen.recipe, instance, table, config.limit_s, claim)
-    for line in describe(proof, claim, chosen.recipe, instance.label):
-        print(line)
-
-
-def _claimed(chosen: Chosen, instances: Sequence[Instance]) -> tuple[Instance, Claim | None]:
-    """The instance to run the file on, and what the trial measured there."""
-    from finetune.submission.proof import Claim
-
-    if chosen.trial is None:
-        return instances[0], None
-    measured: list[dict[str, Any]] = chosen.trial.user_attrs["instances"]
-    by_label = {i.label: i for i in instances}
-    # Of those whose schedule the clock left alone, where there is one: those can agree exactly.
-    whole = [m for m in measured if m["steps"] == chosen.recipe.steps]
-    m = (whole or measured)[0]
-    return by_label[m["instance"]], Claim(m["loss"], m["standard_error"], m["steps"])
-
-
-def held_out(source: RuneSource, config: StudyConfig, most: int) -> list[str]:
-    """Runes that the source has and no trial saw, at most so many, spread evenly."""
-    seen = config.instances.runes or source.runes
-    unseen = [rune for rune in source.runes if rune not in seen]
-    n = min(most, len(unseen))
-    return [unseen[i * len(unseen) // n] for i in range(n)]
-
-
-def _challenge(
-    submission: Path, config: StudyConfig, measuring: Measuring, options: argparse.Namespace
-) -> None:
-    from finetune.challenge import (
-        earns_points,
-        load_submission,
-        mean_loss,
-        points,
-        run_challenge,
-        table,
-    )
-    from finetune.model.checkpoints import list_networks
-
-    from ..problem.instances import open_drawings
-
-    source = open_drawings(config, options.data)
-    runes = held_out(source, config, options.held_out)
-    if not runes:
-        print("challenge: left out, because the study's trials saw every rune that there is")
-        return
-    scores = run_challenge(
-        load_submission(submission),
-        source,
-        runes,
-        list_networks(config.instances.pretrained),
-        resize=config.instances.resize,
-        n_train=config.instances.train,
-        t_samples=options.t_samples,
-    )
-    with_points = earns_points(source, scores)
-    print(table(scores, with_points=with_points))
-    loss, error = mean_loss(scores)
-    worth = f"{points(loss)} points, " if with_points else ""
-    print(
-        f"challenge: {worth}loss {loss:.4f} ± {error:.4f} on {len(runes)} held-out "
-        f"rune{'' if len(runes) == 1 else 's'}"
-    )
 
 
 def _write(path: Path | None, text: str, force: bool) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from finetune.errors import UserError
-from finetune.recipe import Recipe, RecipeError
-
-from ..study.confirmation import CONFIRMED_KEY
+from ..errors import UserError
+from ..problem.base import Claim, InvalidValuesError, Method, Values, digest_of
+from ..study.confirmation import CONFIRMED_KEY, Confirmation, read_confirmation
 from ..trial.ranking import best_trial
 from ..trial.recipe import recipe_of
+from ..trial.record import mean_loss
+from ..trial.run import Run, run_of
+from ..trial.stored import Remark
 
 _WIDTH = 98
 
@@ -25,94 +28,136 @@ _WIDTH = 98
 class Chosen:
     """A recipe and where it comes from."""
 
-    recipe: Recipe
+    recipe: Values  # complete
     name: str  # of the trial and its study, or of the recipe's file
     loss: float | None = None
     standard_error: float | None = None
     confirmed: bool = False  # the loss is of runes that no trial saw
-    trial: FrozenTrial | None = None
+    trial: Run | None = None
 
 
-def choose(study: optuna.Study, number: int | None) -> Chosen:
+def choose(study: optuna.Study, number: int | None, method: Method) -> Chosen:
     """The trial that was asked for, else what was confirmed, else the best trial.
 
-    What was confirmed is the study's attribute ``confirmed``: an object with ``trial``, ``loss``
-    and ``standard_error``; if ``trial`` is null, no trial ran the ``recipe`` that is there.
+    Args:
+        number: of the trial; None: none was asked for.
 
     Raises:
-        UserError: there is none, or it has measured nothing.
+        UserError: there is none, it has measured nothing, or what was confirmed can't be read.
     """
-    confirmed: dict[str, Any] = study.user_attrs.get(CONFIRMED_KEY, {})
+    confirmed = read_confirmation(study.user_attrs)
     if number is None:
-        if confirmed and confirmed.get("trial") is None:
-            return _confirmed_recipe(study, confirmed)
-        number = confirmed.get("trial")
-    if number is None:
-        trial = best_trial(study)
-        if trial is None:
-            raise UserError(
-                f"study {study.study_name} has no complete, feasible trial; run more, or name "
-                "a recipe by --recipe"
-            )
+        if isinstance(confirmed, Remark):
+            raise _unreadable(study, confirmed)
+        if confirmed is not None and confirmed.trial is None:
+            return _confirmed_recipe(study, confirmed, method)
+        trial = _best(study) if confirmed is None else _numbered(study, confirmed.trial)
     else:
-        trials = study.get_trials(deepcopy=False)
-        trial = next((t for t in trials if t.number == number), None)
-        if trial is None:
-            raise UserError(
-                f"study {study.study_name} has no trial {number}; its last is {len(trials) - 1}"
-            )
-    if "recipe" not in trial.user_attrs or not trial.user_attrs.get("instances"):
+        trial = _numbered(study, number)
+    run = run_of(trial)
+    if run.record.recipe is None or not run.calls:
         raise UserError(
-            f"trial {trial.number} has measured nothing, so there is nothing to compare the file "
+            f"trial {run.number} has measured nothing, so there is nothing to compare the file "
             "with; name another trial, or a recipe by --recipe"
         )
-    name = f"trial {trial.number} of study {study.study_name}"
-    if confirmed.get("trial") == trial.number:
-        loss, error = confirmed["loss"], confirmed.get("standard_error")
-        return Chosen(recipe_of(trial), name, loss, error, confirmed=True, trial=trial)
-    losses = [call["loss"] for call in trial.user_attrs["instances"]]
-    return Chosen(
-        recipe=recipe_of(trial),
-        name=name,
-        loss=sum(losses) / len(losses),
-        standard_error=trial.user_attrs.get("standard_error"),
-        trial=trial,
+    chosen = Chosen(
+        recipe=_recipe(run, method),
+        name=f"trial {run.number} of study {study.study_name}",
+        loss=mean_loss(run.calls),
+        standard_error=run.standard_error,
+        trial=run,
     )
+    if isinstance(confirmed, Confirmation) and confirmed.trial == run.number:
+        loss, error = confirmed.loss, confirmed.standard_error
+        chosen = replace(chosen, loss=loss, standard_error=error, confirmed=True)
+    return chosen
 
 
-def _confirmed_recipe(study: optuna.Study, confirmed: dict[str, Any]) -> Chosen:
-    """What won against the trials although it is none of them."""
-    try:
-        recipe = Recipe.from_dict(confirmed["recipe"])
-    except (KeyError, TypeError, RecipeError) as error:
+def _best(study: optuna.Study) -> FrozenTrial:
+    trial = best_trial(study)
+    if trial is None:
         raise UserError(
-            f"what study {study.study_name} has confirmed can't be read ({error}); confirm again "
-            "by python -m hpo.confirm, or name a trial by --trial"
+            f"study {study.study_name} has no complete, feasible trial; run more, or name "
+            "a recipe by --recipe"
+        )
+    return trial
+
+
+def _numbered(study: optuna.Study, number: int | None) -> FrozenTrial:
+    trials = study.get_trials(deepcopy=False)
+    trial = next((t for t in trials if t.number == number), None)
+    if trial is None:
+        raise UserError(
+            f"study {study.study_name} has no trial {number}; its last is {len(trials) - 1}"
+        )
+    return trial
+
+
+def _recipe(run: Run, method: Method) -> dict[str, Any]:
+    try:
+        return recipe_of(run.record, method)
+    except InvalidValuesError as error:
+        raise UserError(
+            f"trial {run.number} has a recipe of another version ({error}); "
+            "run the version that made the study"
         ) from error
+
+
+def _confirmed_recipe(study: optuna.Study, confirmed: Confirmation, method: Method) -> Chosen:
+    """A confirmed recipe that no trial ran."""
+    try:
+        recipe = method.complete(confirmed.recipe)
+    except (TypeError, InvalidValuesError) as error:
+        remark = Remark(
+            CONFIRMED_KEY,
+            f"has a recipe of another version ({error}); confirm again by python -m hpo.confirm",
+        )
+        raise _unreadable(study, remark) from error
     return Chosen(
         recipe=recipe,
-        name=f"the recipe {confirmed.get('name', recipe.digest)!r} of no trial, "
-        f"confirmed in study {study.study_name}",
-        loss=confirmed["loss"],
-        standard_error=confirmed.get("standard_error"),
+        name=f"the recipe {confirmed.name!r} of no trial, confirmed in study {study.study_name}",
+        loss=confirmed.loss,
+        standard_error=confirmed.standard_error,
         confirmed=True,
     )
 
 
-def read_recipe(path: Path) -> Chosen:
+def _unreadable(study: optuna.Study, remark: Remark) -> UserError:
+    return UserError(
+        f"study {study.study_name}: the attribute {remark}, or name a trial by --trial"
+    )
+
+
+def read_recipe(path: Path, method: Method) -> Chosen:
     """The recipe in a JSON file.
 
     Raises:
         UserError: it can't be read, or is no recipe.
     """
     try:
-        recipe = Recipe.from_json(path.read_text("utf-8"))
+        values = json.loads(path.read_text("utf-8"))
+        if not isinstance(values, dict):
+            raise InvalidValuesError(
+                f"recipe is a JSON {type(values).__name__}; write an object {{...}}"
+            )
+        recipe = method.complete(values)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise UserError(f"{path} can't be read: {reason}") from error
-    except RecipeError as error:
+    except InvalidValuesError as error:
         raise UserError(f"{path}: {error}") from error
+    except ValueError as error:  # JSONDecodeError, or an integer of too many digits
+        raise UserError(f"{path}: recipe is not JSON: {error}") from error
     return Chosen(recipe, path.name)
+
+
+def claims_of(chosen: Chosen) -> list[Claim]:
+    """What its trial measured on each instance; empty: it is of no trial."""
+    return [
+        Claim(call.instance, call.loss, call.standard_error, call.steps)
+        for call in (chosen.trial.calls if chosen.trial else ())
+        if call.standard_error is not None and call.steps is not None
+    ]
 
 
 def describe_origin(chosen: Chosen, study: str, code: str, file: str) -> str:
@@ -122,14 +167,13 @@ def describe_origin(chosen: Chosen, study: str, code: str, file: str) -> str:
         code: digest of the code that trials run.
         file: the name that the file gets.
     """
+    digest = digest_of(chosen.recipe)
     if chosen.trial is None and not chosen.confirmed:
         which = f"--recipe {chosen.name}"
-        came = f"From the recipe {chosen.name}, of no trial; its digest is {chosen.recipe.digest}."
+        came = f"From the recipe {chosen.name}, of no trial; its digest is {digest}."
     else:
         which = "--confirmed" if chosen.trial is None else f"--trial {chosen.trial.number}"
-        came = (
-            f"From {chosen.name}: {_loss(chosen)}.  The recipe's digest is {chosen.recipe.digest}."
-        )
+        came = f"From {chosen.name}: {_loss(chosen)}.  The recipe's digest is {digest}."
     made = (
         f"Made from runes {version('runes')}, code {code}, by joining the modules that trials run; "
         "branches that this recipe does not take are left out.  It needs Python 3.10 and torch 2.4 "
@@ -144,7 +188,7 @@ def _loss(chosen: Chosen) -> str:
     trial = chosen.trial
     if chosen.confirmed or trial is None:
         return f"confirmed loss {chosen.loss:.4f}{error}"
-    n = len(trial.user_attrs["instances"])
+    n = len(trial.calls)
     ended = (
         "" if trial.state.name == "COMPLETE" else f", after which it was {trial.state.name.lower()}"
     )

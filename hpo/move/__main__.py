@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from finetune.errors import run_command
-
-from ..arguments import PREFIX
+from ..arguments import option, parse
+from ..errors import UserError, run_command
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 
 
+_URL = "a URL like sqlite:///runes.db or postgresql://USER:PASSWORD@HOST/DATABASE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoveOptions:
+    """Which studies are copied, from where to where."""
+
+    study: tuple[str, ...] | None = option(
+        "its name in the source or in studies/, or path of a study file; may be repeated",
+        None,
+        excludes="studies",
+        variable=True,
+    )
+    all: bool = option("every study of the source", False, excludes="studies")
+    source: str = option(f"{_URL}: it has the studies", flag="--from", variable=True, metavar="URL")
+    to: str = option(f"{_URL}: it gets them", variable=True, metavar="URL")
+    while_running: bool = option(
+        "copy a study that is being worked on, as it is at this moment", False
+    )
+    artifacts: tuple[str, str] | None = option(
+        "copy the files of trials, too: two directories, or s3://BUCKET",
+        None,
+        metavar=("FROM", "TO"),
+    )
+
+    def __post_init__(self) -> None:
+        if self.study is None and not self.all:
+            raise UserError("--study is missing; write a study's name, or --all")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parse(argv)
+    options = parse(MoveOptions, argv, "move", __doc__)
     import optuna
 
     from .run import move_studies
@@ -25,45 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         print(line, flush=True)
     return 0
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m hpo.move", description=__doc__)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "--study",
-        action="append",
-        help="its name in the source or in studies/, or path of a study file; may be repeated",
-    )
-    which.add_argument("--all", action="store_true", help="every study of the source")
-    for name, dest, text in (("from", "source", "has the studies"), ("to", "to", "gets them")):
-        variable = PREFIX + name.upper()
-        parser.add_argument(
-            f"--{name}",
-            dest=dest,
-            metavar="URL",
-            default=os.environ.get(variable),
-            help=f"the database that {text}; also ${variable}",
-        )
-    parser.add_argument(
-        "--while-running",
-        action="store_true",
-        help="copy a study that is being worked on, as it is at this moment",
-    )
-    parser.add_argument(
-        "--artifacts",
-        nargs=2,
-        metavar=("FROM", "TO"),
-        help="copy the files of trials, too: two directories, or s3://BUCKET",
-    )
-    options = parser.parse_args(argv)
-    for name, url in (("from", options.source), ("to", options.to)):
-        if not url:
-            parser.error(
-                f"--{name} is missing; write a URL like sqlite:///runes.db or "
-                f"postgresql://USER:PASSWORD@HOST/DATABASE ({PREFIX}{name.upper()})"
-            )
-    return options
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Studies from one database to another: whole or not at all, and compared before it counts."""
+"""Copy studies to another database: one transaction each, compared before it commits."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from finetune.errors import UserError
-
 from ..artifacts.location import check_directory
 from ..artifacts.store import Store, open_store
+from ..errors import UserError
 from ..storage.errors import words_of
 from ..storage.open import never_idle, open_storage, reading
 from ..storage.rdb import StudyStorage
@@ -32,7 +31,7 @@ class Chosen:
 
     name: str
     study_id: int
-    grace_s: float  # of silence, after which a worker of it may be called lost
+    grace_s: float  # seconds without a heartbeat after which a worker counts as lost
 
 
 def move_studies(
@@ -44,18 +43,18 @@ def move_studies(
 ) -> Iterator[str]:
     """Copy studies from the database ``source`` to ``target``; yields a line for each.
 
-    A study that the target has already must be the same.  Each is one transaction, which comes
-    after its files.
+    A study that the target has already must be the same.  A study's files are copied before its
+    rows.
 
     Args:
-        studies: names in the source, or study files; None: all that there are.
-        while_running: copy those of which workers run trials, too, as they are now.
-        artifacts: where the files of trials are and where they go, as `open_store` takes places;
-            None: they stay where they are.
+        studies: names in the source, or study files; None for all of the source.
+        while_running: whether to copy studies that workers are running trials of.
+        artifacts: source and target of trials' files, as `open_store` takes them; None copies no
+            files.
 
     Raises:
-        UserError: a database or a store can't be used, a study is not there, is being worked on,
-            changed meanwhile, or is another one in the target.
+        UserError: a database or a store can't be used; or a study does not exist, is running,
+            changed while it was copied, or differs from the target's of that name.
     """
     stores = _stores(artifacts) if artifacts else None
     place = _place(target)
@@ -91,7 +90,7 @@ def _stores(places: Sequence[str]) -> tuple[Store, Store]:
 
 
 def _move_files(ids: Sequence[str], stores: tuple[Store, Store] | None) -> str:
-    """Copy files, if there is a place for them; returns what is to be said about it."""
+    """Copy files, if ``stores`` are given; returns a remark for the user."""
     if not ids:
         return ""
     if stores is None:
@@ -109,10 +108,10 @@ def _move_files(ids: Sequence[str], stores: tuple[Store, Store] | None) -> str:
 
 
 def _place(url: str) -> object:
-    """What the URLs of one database have in common."""
+    """Equal for URLs of the same database."""
     parsed = parse_url(url)
     if parsed.get_backend_name() != "sqlite":
-        asked = parsed.query  # host and port may stand there, too
+        asked = parsed.query  # which may hold host and port
         port = parsed.port or asked.get("port", 5432)
         return parsed.host or asked.get("host"), str(port), parsed.database
     path = (parsed.database or ":memory:").removeprefix("file:")
@@ -136,7 +135,7 @@ def _choose(c: sa.Connection, studies: Sequence[str] | None, where: str) -> list
 
 
 def _config(study: str, is_known: bool) -> StudyConfig | None:
-    """The study's file, if there is one; a file that was named by its path has to be there."""
+    """The study's file; None if there is none, unless it was named by its path."""
     try:
         return load_study_file(study)
     except UserError:
@@ -172,7 +171,7 @@ def _refuse_running(c: sa.Connection, study: Chosen) -> None:
 def _move(
     rows: StudyRows, study: Chosen, storage: StudyStorage, source: str, while_running: bool
 ) -> bool:
-    """Copy a study in one transaction; false if the same one is there already."""
+    """Copy a study in one transaction; false if the target has the same one already."""
     target = storage.database.patience.what
 
     def work(c: sa.Connection) -> bool:

@@ -1,1 +1,1 @@
-"""The story of a study as one page: what each part says, and how it is drawn."""
+"""The story of a study: sections of a document, and renderers of it."""

@@ -2,67 +2,53 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.errors import UserError, run_command
-
+from ..arguments import ArtifactsOptions, StudyOptions, option, parse
 from ..artifacts.location import check_directory
 from ..artifacts.store import open_store
+from ..errors import UserError, run_command
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:
-    from .data import Given
+    from .data import StudyData
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(ArtifactsOptions, StudyOptions):
+    """Which study is told, and where."""
+
+    out: Path = option("the page's file, such as report.html", metavar="FILE")
+    references: Path | None = option(
+        "what benchmarks.references wrote (default: the rows that come with this project)",
+        None,
+        metavar="FILE",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parse(argv)
+    description = f"{__doc__} It writes nothing to the study."
+    options = parse(ReportOptions, argv, "report", description)
     _check(options)
     import optuna
 
-    from .contents import story_of
-    from .html import render
+    from .contents import report_of
+    from .html import to_html
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    page = render(story_of(_read(options))).encode("utf-8")
+    page = to_html(report_of(_read(options))).encode("utf-8")
     _write(options.out, page)
     print(f"{options.out}: {len(page) / 1000:.0f} kB")
     return 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m hpo.report",
-        description=f"{__doc__} It writes nothing to the study.",
-    )
-    add = parser.add_argument
-    add("--study", required=True, help="name in studies/, or path of a study file")
-    add(
-        "--storage",
-        help="database URL, or FILE.db.gz (default: the study file's); also $RUNES_STORAGE",
-    )
-    add("--out", required=True, type=Path, metavar="FILE", help="the page, such as report.html")
-    add(
-        "--artifacts",
-        metavar="PLACE",
-        help="pictures of trials: a directory, s3://BUCKET or none (default: the study file's); "
-        "also $RUNES_ARTIFACTS",
-    )
-    add(
-        "--references",
-        type=Path,
-        metavar="FILE",
-        help="what benchmarks.references wrote (default: the rows that come with this project)",
-    )
-    return parser.parse_args(argv)
-
-
-def _check(options: argparse.Namespace) -> None:
+def _check(options: ReportOptions) -> None:
     check_directory(options.artifacts)
     try:
         if not options.out.parent.is_dir():
@@ -73,12 +59,12 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--out: {options.out} can't be written: {error.strerror}") from error
 
 
-def _read(options: argparse.Namespace) -> Given:
+def _read(options: ReportOptions) -> StudyData:
     from ..analysis.references import read_references
     from ..storage.open import load_study, looked_at
     from ..study.config import load_study_file
-    from ..trial.record import runs_of
-    from .data import Given
+    from ..trial.run import runs_of
+    from .data import StudyData
     from .sections.pictures import read_pictures
 
     config = load_study_file(options.study)
@@ -89,9 +75,9 @@ def _read(options: argparse.Namespace) -> Given:
         study = load_study(storage, config.name)
         trials = study.get_trials(deepcopy=False)
         found = read_pictures(study, trials, artifacts)
-        return Given(
+        return StudyData(
             config=config,
-            asked=options.study,
+            study_argument=options.study,
             url=url,
             attrs=study.user_attrs,
             runs=runs_of(trials),

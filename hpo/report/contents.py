@@ -1,72 +1,87 @@
-"""The story of a study, section by section."""
+"""The story of a study: the report has all sections, other readers a choice of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..analysis.status import Status, status_of
 from ..storage.compressed import is_published
 from ..storage.url import parse_url
-from .data import Given
-from .document import Block, Section, Story, Text
-from .sections.augmentations import augmented_section
-from .sections.by_instance import by_rune_section
-from .sections.course import course_section
-from .sections.next_steps import advice_section
-from .sections.outcomes import endings_section
-from .sections.overview import standing_section, what_section
-from .sections.parameters import matters_section
-from .sections.recipe import recipe_section
+from ..study.config import StudyConfig
+from ..study.confirmation import Confirmation
+from .data import StudyData
+from .document import Document, Section
+from .sections.augmentations import augmentations_section
+from .sections.confirmation import candidates_section, confirmed_lead
+from .sections.history import history_section
+from .sections.instances import instances_section
+from .sections.next_steps import next_section
+from .sections.outcomes import outcomes_section
+from .sections.overview import manifest_section, overview_section
+from .sections.parameters import parameters_section
+from .sections.pictures import pictures_section
+from .sections.recipe import copy_section, recipe_section
 from .sections.winner import lead, winner_section
 
+# What of the report is also a study's note in the dashboard.
+NOTE_SECTIONS = ("best", "recipe", "parameters", "outcomes", "study", "next")
 
-def story_of(given: Given) -> Story:
-    """Everything that the page says, from the result to what it rests on.
+
+def report_of(data: StudyData) -> Document:
+    """Everything, from the result to what it rests on.
 
     Raises:
         UserError: the URL is none.
     """
-    trials = [r.trial for r in given.runs]
-    status = status_of(given.config, given.url, trials, given.beats, given.now, best=0)
-    return Story(
-        title=f"Study {given.config.name}",
-        about=str(given.attrs.get("about", given.config.about)),
-        lead=list(lead(given)),
-        made=f"{given.now.astimezone():%Y-%m-%d %H:%M %Z}, from {_where(given.url)}",
-        sections=list(_sections(given, status)),
+    return _document(data, _sections(data))
+
+
+def summary_of(data: StudyData) -> Document:
+    """What a worker prints at its end: the result, its recipe, what to do next.
+
+    It leaves out what takes long to compute.
+    """
+    return _document(data, [recipe_section(data), next_section(data)])
+
+
+def confirmation_of(config: StudyConfig, confirmed: Confirmation) -> Document:
+    """What `hpo.confirm` prints: the winner and all candidates."""
+    return Document(
+        title=f"Study {config.name}",
+        about="",
+        lead=list(confirmed_lead(confirmed, config.instances.has_points)),
+        made="",
+        sections=[candidates_section(confirmed)],
     )
 
 
-def _sections(given: Given, status: Status) -> Iterator[Section]:
-    yield winner_section(given)
-    if given.pictures or given.picture_remarks:
-        yield _pictures_section(given)
-    yield recipe_section(given)
-    yield by_rune_section(given)
-    yield course_section(given)
-    yield matters_section(given, status)
-    yield augmented_section(given)
-    yield endings_section(given)
-    yield standing_section(given, status)
-    yield what_section(given)
-    yield advice_section(given, status)
+def _document(data: StudyData, sections: Iterator[Section] | list[Section]) -> Document:
+    return Document(
+        title=f"Study {data.config.name}",
+        about=str(data.attrs.get("about", data.config.about)),
+        lead=list(lead(data)),
+        made=f"{data.now.astimezone():%Y-%m-%d %H:%M %Z}, from {_database(data.url)}",
+        sections=list(sections),
+    )
 
 
-def _pictures_section(given: Given) -> Section:
-    blocks: list[Block] = []
-    if given.pictures:
-        blocks.append(
-            Text(
-                "Of a call, from top to bottom: real drawings that it did not see, samples of the "
-                "pretrained network, samples of the adapted one from the same noise."
-            )
-        )
-    blocks += given.pictures
-    blocks += [Text(remark, aside=True) for remark in given.picture_remarks]
-    return Section("pictures", "Pictures", blocks)
+def _sections(data: StudyData) -> Iterator[Section]:
+    yield winner_section(data)
+    if data.pictures or data.picture_remarks:
+        yield pictures_section(data)
+    yield recipe_section(data)
+    if copies := copy_section(data):
+        yield copies
+    yield instances_section(data)
+    yield history_section(data)
+    yield parameters_section(data)
+    yield augmentations_section(data)
+    yield outcomes_section(data)
+    yield overview_section(data)
+    yield manifest_section(data)
+    yield next_section(data)
 
 
-def _where(url: str) -> str:
+def _database(url: str) -> str:
     """The kind of the database alone: where it is concerns nobody who is sent the page."""
     kind = "sqlite" if is_published(url) else parse_url(url).get_backend_name()
     return {"sqlite": "SQLite", "postgresql": "PostgreSQL"}.get(kind, kind)

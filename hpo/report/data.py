@@ -1,4 +1,4 @@
-"""All that the page is made of, read once."""
+"""Everything that a report is made of, read once."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from finetune.challenge import points
-from finetune.recipe import Recipe
-
 from ..analysis.references import Reference
+from ..analysis.status import Status, spent_budget, status_of
 from ..storage.transactions import Beat
 from ..study.config import StudyConfig
+from ..study.confirmation import Confirmation, read_confirmation
 from ..study.manifest import MANIFEST_KEY
-from ..trial.record import Run, best_of
+from ..trial.run import Run, best_of
+from ..trial.stored import Remark
 from .document import Picture
 
 
 @dataclass(frozen=True)
-class Given:
+class StudyData:
     """A study at one moment, and what it is compared with."""
 
     config: StudyConfig
-    asked: str  # the study as the person named it, for commands
+    study_argument: str  # what a person writes after --study, for the commands in the text
     url: str  # of the database
     attrs: Mapping[str, Any]  # user attributes of the study
     runs: Sequence[Run]
@@ -36,6 +36,7 @@ class Given:
 
     @cached_property
     def finished(self) -> list[Run]:
+        """Complete, pruned and failed trials."""
         return [r for r in self.runs if r.state.is_finished()]
 
     @cached_property
@@ -46,24 +47,39 @@ class Given:
     @cached_property
     def default_run(self) -> Run | None:
         """The best good trial of the default recipe with the study's fixed values."""
-        recipe = Recipe.from_dict(self.config.fixed)
+        recipe = self.config.load_method().complete(self.config.fixed)
         return next((r for r in self.best if r.ran(recipe)), None)
+
+    @cached_property
+    def status(self) -> Status:
+        """Counts, pace, workers and importances; of a large study this takes seconds.
+
+        Raises:
+            UserError: the URL is none.
+        """
+        trials = [r.trial for r in self.runs]
+        return status_of(self.config, self.url, trials, self.beats, self.now, best=0)
+
+    @cached_property
+    def spent(self) -> str | None:
+        """Which part of the budget is spent; None while none is."""
+        return spent_budget(self.config.budget, [r.trial for r in self.finished])
+
+    @cached_property
+    def confirmation(self) -> Confirmation | Remark | None:
+        """What `hpo.confirm` stored; a remark if it can't be read."""
+        return read_confirmation(self.attrs)
 
     @property
     def manifest(self) -> Mapping[str, Any]:
+        """What the study's losses depend on."""
         stored = self.attrs.get(MANIFEST_KEY)
         return stored if isinstance(stored, Mapping) else {}
 
     @property
     def has_points(self) -> bool:
         """Whether losses are of the drawings that the author's thresholds are for."""
-        # What was measured may be another's choice than the file's: a command line's.
+        # A command line may have named other drawings than the study file.
         measured = str(self.manifest.get("data", "omniglot ")).rpartition(" ")
         is_theirs = measured[0] == "omniglot" and "/" not in measured[2]
         return self.config.instances.has_points and is_theirs
-
-
-def points_text(loss: float) -> str:
-    """The author's points for a mean loss."""
-    found = points(loss)
-    return "1 point" if found == 1 else f"{found} points"

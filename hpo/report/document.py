@@ -1,12 +1,12 @@
-"""What a page is made of; the template knows how each kind looks."""
+"""The document model: sections of blocks. Renderers know how each kind of block looks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from markupsafe import Markup
+from .plots import Plot, RowPlot
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text, the first of each its header."""
+    """Rows of text; the first cell of each row is its header."""
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -39,24 +39,27 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with its name inside, and words for under it."""
+    """A plot and the words under it."""
 
     kind: ClassVar[str] = "figure"
-    svg: Markup
+    plot: Plot | RowPlot
     caption: str
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Small figures, beside each other where there is room."""
+    """Small figures of one kind, side by side where there is room."""
 
     kind: ClassVar[str] = "figures"
+    name: str  # identifies them within the document
+    title: str
     figures: Sequence[Figure]
+    caption: str = ""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A figure and the table of its values, beside each other where there is room."""
+    """A figure and the table of its values, side by side where there is room."""
 
     kind: ClassVar[str] = "pair"
     figure: Figure
@@ -74,13 +77,13 @@ class Code:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG as a data URI."""
+    """A picture at an address: of a page that needs nothing else, a PNG as a data URI."""
 
     kind: ClassVar[str] = "picture"
     uri: str
     name: str  # says what is seen
-    width: int  # pixels
-    height: int
+    width: int | None = None  # pixels
+    height: int | None = None
 
 
 Block = Text | Facts | Table | Figure | Figures | Pair | Code | Picture
@@ -96,11 +99,24 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Story:
-    """The page."""
+class Document:
+    """The story of a study."""
 
     title: str
     about: str
-    lead: Sequence[str]  # paragraphs: what came out, for who reads nothing else
+    lead: Sequence[str]  # paragraphs: the result, for who reads nothing else
     made: str  # when, and of what
     sections: Sequence[Section]
+
+    def only(self, anchors: Collection[str]) -> Document:
+        """The document with a choice of its sections."""
+        return replace(self, sections=[s for s in self.sections if s.anchor in anchors])
+
+    def figures(self) -> Iterator[Figure | Figures]:
+        """All figures in their order."""
+        for section in self.sections:
+            for block in section.blocks:
+                if isinstance(block, Pair):
+                    yield block.figure
+                elif isinstance(block, Figure | Figures):
+                    yield block

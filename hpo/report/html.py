@@ -1,4 +1,4 @@
-"""A story as one HTML page that needs nothing else and runs nothing."""
+"""Renders a document as one HTML page that needs nothing else and runs nothing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-from .document import Story
+from .document import Document
 from .sanitize import LONGEST, plain
+from .svg import draw
 
 _TEMPLATES = "templates"
 _LONGEST_NAME = 60  # characters; it does not break
 _LONGEST_CODE = 20_000  # characters of what is there to copy
 
 
-def render(story: Story) -> str:
+def to_html(document: Document) -> str:
     """The page, escaped whatever is in it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hpo.report", _TEMPLATES),
@@ -30,9 +31,10 @@ def render(story: Story) -> str:
     )
     environment.filters["name"] = lambda value: plain(value, _LONGEST_NAME)
     environment.filters["short"] = lambda value: plain(value, LONGEST)
+    environment.filters["svg"] = draw
     style = read_style()
     return environment.get_template("report.html.j2").render(
-        story=story, style=Markup(style), policy=policy(style)
+        document=document, style=Markup(style), policy=policy(style)
     )
 
 

@@ -1,30 +1,117 @@
-"""Pieces of Markdown."""
+"""Renders a document as Markdown: a note in the dashboard, or text on a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from .document import Block, Code, Document, Facts, Pair, Picture, Section, Table, Text
+from .sanitize import plain
+
+_LONGEST_TEXT, _LONGEST_CODE = 2_000, 20_000  # characters
+_WIDTH = 100  # characters of a line of text on a terminal
+_ROW_WIDTH, _CELL_WIDTH = 120, 28  # of a table's row, and of its cells but the last
+_SPECIAL = "\\|`*_[]<>!#~$"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, its first column of names and the others of numbers."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
+def to_markdown(document: Document) -> str:
+    """A note. Figures are left out: the dashboard shows them as plots."""
+    parts = [
+        f"# {escape(document.title)}",
+        escape(document.about),
+        *map(escape, document.lead),
+        *(section_markdown(section) for section in document.sections),
+        f"*Written {escape(document.made)}.*",
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
-def cell(text: object) -> str:
+def section_markdown(section: Section) -> str:
+    """A section under its heading."""
+    parts = (part for block in section.blocks for part in _parts(block))
+    return "\n\n".join([f"## {escape(section.title)}", *parts])
+
+
+def to_terminal(document: Document) -> str:
+    """Text that reads well as it stands: nothing is escaped, tables are aligned."""
+    lines = [plain(document.title)]
+    for text in document.lead:
+        lines += _wrapped(text)
+    for section in document.sections:
+        lines += ["", f"{plain(section.title)}:"]
+        for block in section.blocks:
+            lines += _lines(block)
+    return "\n".join(lines)
+
+
+def escape(text: object) -> str:
     """Text of unknown origin on one line, without what Markdown would make something else of."""
-    words = " ".join(str(text).split())
-    return "".join(f"\\{c}" if c in "\\|`*_[]<>!#~$" else c for c in words)
+    words = " ".join(plain(text, _LONGEST_TEXT).split())
+    return "".join(f"\\{c}" if c in _SPECIAL else c for c in words)
 
 
-def shown(value: Any) -> str:
-    """A recipe's value."""
-    if isinstance(value, (list, tuple)):
-        return cell(", ".join(map(str, value)) or "none")
-    return f"{value:.4g}" if isinstance(value, float) else cell(value)
+def _parts(block: Block) -> Iterator[str]:
+    if isinstance(block, Text):
+        text = escape(block.text)
+        yield f"*{text}*" if block.aside else text
+    elif isinstance(block, Facts):
+        yield "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in block.items)
+    elif isinstance(block, Table):
+        yield f"{escape(block.caption)}:"
+        yield _table(block)
+    elif isinstance(block, Pair):
+        yield from _parts(block.table)
+    elif isinstance(block, Code):
+        text = plain(block.text, _LONGEST_CODE)
+        fence = "```"
+        while fence in text:
+            fence += "`"
+        yield escape(block.label)
+        yield f"{fence}\n{text}\n{fence}"
+    elif isinstance(block, Picture):
+        yield f"![{escape(block.name)}]({block.uri})"
 
 
-def counted(n: int, thing: str) -> str:
-    """So many of something."""
-    return f"{n} {thing}{'' if n == 1 else 's'}"
+def _table(block: Table) -> str:
+    rule = ["---:" if i in block.numbers else "---" for i in range(len(block.columns))]
+    rows = [block.columns, *block.rows]
+    head, *body = [f"| {' | '.join(map(escape, row))} |" for row in rows]
+    return "\n".join([head, f"| {' | '.join(rule)} |", *body])
+
+
+def _lines(block: Block) -> Iterator[str]:
+    if isinstance(block, Text):
+        yield from _wrapped(block.text, "  ")
+    elif isinstance(block, Facts):
+        yield from (f"  {plain(name)}: {plain(value)}" for name, value in block.items)
+    elif isinstance(block, Table):
+        yield from _wrapped(f"{block.caption}:", "  ")
+        yield from _aligned(block)
+    elif isinstance(block, Pair):
+        yield from _lines(block.table)
+    elif isinstance(block, Code):
+        yield from _wrapped(block.label, "  ")
+        yield from (f"    {plain(line)}" for line in block.text.splitlines())
+
+
+def _aligned(block: Table) -> Iterator[str]:
+    rows: Sequence[Sequence[str]] = [
+        [" ".join(plain(cell, _CELL_WIDTH).split()) for cell in row]
+        for row in (block.columns, *block.rows)
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(block.columns))]
+    for row in rows:
+        cells = (
+            cell.rjust(width) if i in block.numbers else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield plain(f"    {'  '.join(cells)}".rstrip(), _ROW_WIDTH)
+
+
+def _cell(text: str, most: int) -> str:
+    return plain(" ".join(text.split()), most)
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    words = plain(text, _LONGEST_TEXT)
+    return textwrap.wrap(words, _WIDTH, initial_indent=indent, subsequent_indent=indent)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from finetune.errors import UserError
+from ..errors import UserError
 
 _SUFFIX = ".gz"
 _SCHEME = "sqlite:///"

@@ -17,8 +17,7 @@ import optuna
 import sqlalchemy as sa
 from filelock import FileLock
 
-from finetune.errors import UserError
-
+from ..errors import UserError
 from .compressed import unpacked
 from .errors import explain
 from .rdb import StudyStorage

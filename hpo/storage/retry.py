@@ -10,8 +10,7 @@ from typing import TypeVar
 import optuna
 import sqlalchemy.exc
 
-from finetune.errors import UserError
-
+from ..errors import UserError
 from ..process.logging import warn
 from ..process.signals import raise_if_stopped
 from .errors import explain, is_database_trouble, is_passing, words_of

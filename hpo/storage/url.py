@@ -5,8 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from finetune.errors import UserError
-
+from ..errors import UserError
 from .compressed import is_published
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from finetune.errors import UserError
-
+from ..errors import UserError
 from ..pruners.registry import make_pruner
 from ..samplers.registry import make_sampler
 from ..storage.open import load_study, open_storage

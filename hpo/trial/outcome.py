@@ -1,19 +1,20 @@
 """How trials end, and which of Optuna's states stands for each end.
 
 A recipe's own failures (a loss that is not finite, memory, time) are stored as pruned *and*
-infeasible, so that samplers learn to keep away from them: of failed trials they learn nothing.
-Failed are only trials that say nothing about their recipe: a bug, or workers lost too often.
+infeasible, so that samplers learn to avoid them: samplers ignore failed trials.  A trial is
+failed only if its end says nothing about its recipe: a bug, or workers that were lost too often.
 """
 
 from __future__ import annotations
 
 import enum
 import traceback
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import optuna
 from optuna.trial import TrialState
+
+from ..problem.base import NotFiniteError, OutOfTimeError
 
 _TRACEBACK_CHARS = 8000
 
@@ -24,7 +25,6 @@ class Outcome(enum.StrEnum):
     COMPLETE = "complete"
     PRUNED = "pruned"
     INFEASIBLE = "infeasible"  # a call took too long, or an answer costs too much
-    HOPELESS = "hopeless"  # its learning curve is far above all known ones
     NOT_FINITE = "not finite"
     OUT_OF_MEMORY = "out of memory"
     OUT_OF_TIME = "out of time"  # a call was stopped at the limit
@@ -45,12 +45,11 @@ class Outcome(enum.StrEnum):
 
     @property
     def is_workers_trouble(self) -> bool:
-        """Whether a row of these says that the worker, not its recipes, should stop."""
+        """Whether several of these in a row mean that the worker is at fault, not its recipes."""
         return self in (Outcome.BUG, Outcome.OUT_OF_MEMORY)
 
 
 _RECIPES_FAULTS = (
-    Outcome.HOPELESS,
     Outcome.NOT_FINITE,
     Outcome.OUT_OF_MEMORY,
     Outcome.OUT_OF_TIME,
@@ -58,9 +57,10 @@ _RECIPES_FAULTS = (
 
 
 class TrialEndedError(Exception):
-    """Raised while a trial runs: it is over, in this way, for this reason.
+    """Raised while a trial runs, to end it.
 
-    ``value`` is an estimate of the loss that it would have had.
+    Args:
+        value: an estimate of the loss that it would have had.
     """
 
     def __init__(self, outcome: Outcome, reason: str, value: float | None = None) -> None:
@@ -77,19 +77,23 @@ class Ending:
     outcome: Outcome
     reason: str = ""
     value: float | None = None
-    attrs: dict[str, Any] = field(default_factory=dict)
+    traceback: str | None = None  # of a bug
 
 
 def ending_of(error: Exception) -> Ending:
     """The end that an exception out of a trial stands for."""
     if isinstance(error, TrialEndedError):
         return Ending(error.outcome, error.reason, error.value)
+    if isinstance(error, OutOfTimeError):
+        return Ending(Outcome.OUT_OF_TIME, str(error))
+    if isinstance(error, NotFiniteError):
+        return Ending(Outcome.NOT_FINITE, str(error))
     if isinstance(error, optuna.TrialPruned):
         return Ending(Outcome.PRUNED, str(error))
     if _is_lack_of_memory(error):
         return Ending(Outcome.OUT_OF_MEMORY, _first_line(error))
     trace = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARS:]
-    return Ending(Outcome.BUG, _first_line(error), attrs={"traceback": trace})
+    return Ending(Outcome.BUG, _first_line(error), traceback=trace)
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
@@ -107,4 +111,4 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-NO_OUTCOME = "not recorded"
+NO_OUTCOME = "not recorded"  # shown for trials that another program ended

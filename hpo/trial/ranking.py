@@ -7,6 +7,9 @@ from collections.abc import Iterable
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from ..formatting import with_error
+from .record import read_trial
+
 # Keys of Optuna's constraints; a trial is feasible when none is above zero.
 OVER_LIMIT = "seconds over the limit"
 OVER_COST = "cost of an answer over the limit"
@@ -46,5 +49,4 @@ class NewlyComplete:
 
 def describe_loss(trial: FrozenTrial) -> str:
     """A trial's loss with its standard error, where that is known."""
-    error = trial.user_attrs.get("standard_error")
-    return f"{trial.value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    return with_error(trial.value, read_trial(trial).standard_error)

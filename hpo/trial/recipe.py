@@ -1,21 +1,22 @@
-"""A trial's recipe, as it is stored."""
+"""A trial's recipe, as it is stored: all values of the study's method."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-import optuna
-
-from finetune.recipe import Recipe
-
-
-def recipe_of(trial: optuna.trial.FrozenTrial) -> Recipe:
-    """The recipe that a finished trial ran."""
-    return Recipe.from_dict(json.loads(trial.user_attrs["recipe"]))
+from ..problem.base import InvalidValuesError, Method
+from .record import TrialRecord
 
 
-def changed_values(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe has otherwise than the default."""
-    default = Recipe().to_dict()
-    return {k: v for k, v in recipe.to_dict().items() if v != default[k]}
+def recipe_of(record: TrialRecord, method: Method) -> dict[str, Any]:
+    """The values that a trial ran.
+
+    Raises:
+        InvalidValuesError: none are stored, or this release's method has other fields.
+    """
+    if record.recipe is None:
+        raise InvalidValuesError("no recipe is stored")
+    try:
+        return method.complete(record.recipe)
+    except TypeError as error:  # a value of a type that no release had
+        raise InvalidValuesError(str(error)) from error

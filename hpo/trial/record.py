@@ -1,142 +1,172 @@
-"""Trials as the page sees them: values of which it is known what they are, whoever wrote them."""
+"""What a trial and a call store: one model each, its reader and its writer."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial, TrialState
+import optuna
+from optuna.trial import FrozenTrial
+from pydantic import BeforeValidator, ConfigDict, PlainSerializer, PrivateAttr
 
-from finetune.recipe import Recipe
-
-from .outcome import NO_OUTCOME
-from .ranking import is_feasible
-from .recipe import recipe_of
+from .outcome import Ending
+from .stored import Flag, Number, Remark, Stored, Whole, finite, read_stored
 
 
-@dataclass(frozen=True)
-class Call:
-    """What a trial measured on one instance."""
-
-    instance: str
-    loss: float
-    standard_error: float | None
+def _whole_series(value: object) -> object:
+    # A list without its bad entries would have the others in wrong places.
+    if isinstance(value, (list, tuple)) and all(v is None or finite(v) is not None for v in value):
+        return value
+    raise ValueError("should be a list of numbers")
 
 
-@dataclass(frozen=True)
-class Run:
-    """A trial."""
-
-    number: int
-    state: TrialState
-    outcome: str
-    reason: str
-    loss: float | None  # of one that was pruned: an estimate; finite
-    standard_error: float | None
-    longest_s: float | None  # of its calls
-    cost: float | None  # CPU time of an answer, over the plain network's
-    feasible: bool
-    calls: Sequence[Call]
-    params: Mapping[str, Any]
-    distributions: Mapping[str, BaseDistribution]
-    duration_s: float  # 0 until it is finished
-    ended_s: float | None  # since the epoch
-    trial: FrozenTrial
-
-    @property
-    def is_good(self) -> bool:
-        """Complete and feasible, with a loss: may be best."""
-        return self.state == TrialState.COMPLETE and self.feasible and self.loss is not None
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """What it ran; None: not stored, or of a release with other fields."""
-        try:
-            return recipe_of(self.trial)
-        except (KeyError, TypeError, ValueError):
-            return None
-
-    def ran(self, recipe: Recipe) -> bool:
-        """Whether it ran this very recipe; quicker than reading its own."""
-        try:
-            return bool(json.loads(self.trial.user_attrs["recipe"]) == recipe.to_dict())
-        except (KeyError, TypeError, ValueError):
-            return False
-
-    @property
-    def by_instance(self) -> dict[str, Call]:
-        return {call.instance: call for call in self.calls}
-
-
-def runs_of(trials: Sequence[FrozenTrial]) -> list[Run]:
-    """All trials, by their numbers."""
-    return [_run(t) for t in sorted(trials, key=lambda t: t.number)]
-
-
-def best_of(runs: Sequence[Run]) -> list[Run]:
-    """The complete, feasible ones, lowest loss first."""
-    return sorted((r for r in runs if r.is_good), key=lambda r: (r.loss, r.number))
-
-
-def finite(value: object) -> float | None:
-    """``value`` if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
+def _parsed(value: object) -> object:
     try:
-        number = float(value)
-    except OverflowError:  # JSON's whole numbers have any size
-        return None
-    return number if math.isfinite(number) else None
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError) as error:
+        raise ValueError("should be JSON") from error
 
 
-def _run(trial: FrozenTrial) -> Run:
-    attrs = trial.user_attrs
-    ended = trial.datetime_complete
-    return Run(
-        number=trial.number,
-        state=trial.state,
-        outcome=str(attrs.get("outcome", NO_OUTCOME)) if trial.state.is_finished() else "",
-        reason=str(attrs.get("reason", "")),
-        loss=finite(trial.values[0]) if trial.values else None,
-        standard_error=finite(attrs.get("standard_error")),
-        longest_s=finite(attrs.get("longest_call_s")),
-        cost=finite(attrs.get("cost")),
-        feasible=is_feasible(trial),
-        calls=_calls(attrs.get("instances")),
-        params=trial.params,
-        distributions=trial.distributions,
-        duration_s=trial.duration.total_seconds() if trial.duration is not None else 0.0,
-        ended_s=None if ended is None else ended.timestamp(),
-        trial=trial,
-    )
+Series = Annotated[tuple[Number | None, ...], BeforeValidator(_whole_series)]
+# An object that is stored as text.
+ObjectText = Annotated[
+    dict[str, Any], BeforeValidator(_parsed), PlainSerializer(json.dumps, return_type=str)
+]
 
 
-def _calls(stored: object) -> tuple[Call, ...]:
-    """Those entries that are what the service writes; others may stand there in any form."""
-    found = []
-    for entry in stored if isinstance(stored, list) else ():
-        if not isinstance(entry, dict) or not isinstance(entry.get("instance"), str):
-            continue
-        loss = finite(entry.get("loss"))
-        if loss is not None:
-            found.append(Call(entry["instance"], loss, finite(entry.get("standard_error"))))
-    return tuple(found)
+class Call(Stored):
+    """One timed call of a recipe on one instance.
 
+    It is an entry of a trial's attribute ``instances``, or of a confirmation (without
+    ``instance``, ``curve``, ``per_t_bin`` and ``picture``) a study attribute of its own.
+    """
 
-@dataclass(frozen=True)
-class Measured:
-    """One instance's outcome, as it is stored with the trial."""
-
-    instance: str
-    loss: float
-    standard_error: float
-    seconds: float
-    steps: int
-    curve: tuple[float, ...]  # training loss, by share of the schedule; see `LearningCurve`
-    per_t_bin: tuple[float | None, ...]  # loss by t, of `finetune.scoring.estimators.T_BINS` bins
+    instance: str  # its label
+    loss: Number  # on drawings that the call did not see
+    standard_error: Number | None = None
+    seconds: Number | None = None
+    steps: Whole | None = None
+    curve: Series = ()  # training loss, by share of the schedule
+    per_t_bin: Series = ()  # loss by t, of `finetune.scoring.estimators.T_BINS` bins
     picture: str | None = None  # id of the artifact that shows it
-    cost: float | None = None  # CPU time of an answer, over the plain network's
+    cost: Number | None = None  # CPU time of an answer, over the plain network's
+    basis: str | None = None  # digest of what it depends on beside recipe and instance
+
+
+class FailedCall(Stored):
+    """A call of a confirmation that gave no loss: stopped, not finite, or out of memory."""
+
+    loss: None = None
+    seconds: Number
+    reason: str = ""
+    basis: str | None = None
+
+
+def read_call(value: object, instance: str, place: str) -> Call | FailedCall | Remark:
+    """A call that a confirmation stored.
+
+    Args:
+        instance: its label, which is no part of the stored value.
+        place: the study attribute that holds it.
+    """
+    if not isinstance(value, Mapping):
+        return Remark(place, "should be an object")
+    model: type[Call] | type[FailedCall] = FailedCall if value.get("loss") is None else Call
+    call, remarks = read_stored(model, {**value, "instance": instance}, [place])
+    return remarks[0] if call is None else call
+
+
+class Machine(Stored):
+    """What losses depend on beside the recipe, to the last bit."""
+
+    model_config = ConfigDict(extra="allow")
+
+    device: str | None = None
+    threads: Whole | None = None
+    torch: str | None = None
+
+
+class Attempt(Stored):
+    """A worker that began the trial and did not finish it."""
+
+    worker: str
+    why: str = ""
+    lost: Flag  # whether it vanished; else it gave the trial back
+
+
+class TrialRecord(Stored):
+    """The user attributes of a trial, by their names."""
+
+    recipe: ObjectText | None = None  # values by the names of the method's fields
+    machine: Machine | None = None
+    instances: tuple[Call, ...] = ()
+    standard_error: Number | None = None  # of the mean loss
+    longest_call_s: Number | None = None
+    cost: Number | None = None  # the calls' mean
+    outcome: str | None = None  # an `Outcome`, or that of another release
+    worker: str | None = None
+    reason: str = ""
+    traceback: str | None = None
+    attempts: tuple[Attempt, ...] = ()
+
+    _remarks: tuple[Remark, ...] = PrivateAttr(default=())
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What its reader could not read."""
+        return self._remarks
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Over its calls; None without any."""
+        return mean_loss(self.instances) if self.instances else None
+
+    @classmethod
+    def of_calls(cls, calls: Sequence[Call]) -> TrialRecord:
+        """What a trial stores after each of its calls."""
+        errors = [c.standard_error for c in calls]
+        known = [e for e in errors if e is not None]
+        costs = [c.cost for c in calls if c.cost is not None]
+        return cls(
+            instances=tuple(calls),
+            standard_error=(
+                math.sqrt(sum(e**2 for e in known)) / len(calls)
+                if len(known) == len(errors)
+                else None
+            ),
+            longest_call_s=max(c.seconds or 0.0 for c in calls),
+            # Each is timed for a moment, and a mean of them is steadier.
+            cost=sum(costs) / len(costs) if costs else None,
+        )
+
+    @classmethod
+    def of_ending(cls, ending: Ending, worker: str) -> TrialRecord:
+        """What a trial stores at its end."""
+        optional = {"reason": ending.reason, "traceback": ending.traceback}
+        told = {key: text for key, text in optional.items() if text}
+        return cls.model_validate({"outcome": ending.outcome.value, "worker": worker, **told})
+
+
+def mean_loss(calls: Sequence[Call]) -> float:
+    """The mean of the calls' losses; of one call at least."""
+    return sum(c.loss for c in calls) / len(calls)
+
+
+def read_trial(trial: FrozenTrial | optuna.Trial) -> TrialRecord:
+    """What is stored with a trial; what can't be read is left out, with a remark for each."""
+    # An `optuna.Trial` copies all of its attributes whenever it is asked for them.
+    frozen = trial._cached_frozen_trial if isinstance(trial, optuna.Trial) else trial
+    record, remarks = read_stored(TrialRecord, frozen.user_attrs)
+    if record is None:  # every field is optional
+        record = TrialRecord()
+    if remarks:
+        record._remarks = remarks
+    return record
+
+
+def write_trial(trial: optuna.Trial, record: TrialRecord) -> None:
+    """Store the fields of a record that were set."""
+    for key, value in record.to_json().items():
+        trial.set_user_attr(key, value)

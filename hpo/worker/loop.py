@@ -11,8 +11,8 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from finetune.errors import UserError
-
+from ..errors import UserError
+from ..formatting import with_error
 from ..process.logging import info, warn
 from ..process.signals import acknowledge_stop, raise_if_stopped
 from ..storage.rdb import StudyStorage
@@ -22,6 +22,7 @@ from ..study.budget import why_stop
 from ..study.config import Budget, Recovery
 from ..trial.outcome import Ending, Outcome, ending_of
 from ..trial.ranking import FAILED, OVER_COST, OVER_LIMIT
+from ..trial.record import TrialRecord, read_trial, write_trial
 from .display import Display
 from .heartbeat import Pulse
 
@@ -52,15 +53,11 @@ class Watch:
 
 
 Run = Callable[[optuna.Trial, Watch], float]
-Show = Callable[[optuna.Trial, Ending], Mapping[str, Any]]
+MakePlot = Callable[[optuna.Trial], Mapping[str, Any]]
 
 
-def _show_nothing(trial: optuna.Trial, ending: Ending) -> Mapping[str, Any]:
+def _plot_nothing(trial: optuna.Trial) -> Mapping[str, Any]:
     return {}
-
-
-def _do_nothing() -> None:
-    pass
 
 
 class WorkerFailedError(Exception):
@@ -75,8 +72,7 @@ class Loop:
         run: the objective: runs a trial and returns its value.
         feasible_s: a trial whose attribute ``longest_call_s`` is above this is infeasible.
         feasible_cost: so is one whose attribute ``cost`` is above this; None: no limit.
-        show: system attributes for a trial that ends, for people to look at.
-        after: called after each trial that ended here.
+        plot: makes and keeps the plot of a trial that ends; returns system attributes for it.
     """
 
     study: optuna.Study
@@ -87,8 +83,7 @@ class Loop:
     display: Display
     feasible_s: float = float("inf")
     feasible_cost: float | None = None
-    show: Show = _show_nothing
-    after: Callable[[], object] = _do_nothing
+    plot: MakePlot = _plot_nothing
     _poll_s: float = field(init=False, default=_FIRST_POLL_S)
 
     def __post_init__(self) -> None:
@@ -121,7 +116,6 @@ class Loop:
                     pulse.attend(trial_id)
                     outcome = self._run_one(trial_id, Watch(self.storage, pulse, self.display))
                     pulse.attend(None)
-                    self.after()
                     failures = failures + 1 if outcome and outcome.is_workers_trouble else 0
                     if failures >= self.recovery.failures:
                         raise WorkerFailedError(
@@ -188,30 +182,24 @@ class Loop:
             value = last if last == last else None
         values = None if value is None or state == TrialState.FAIL else [value]
         constraints = {}
-        longest_s = trial.user_attrs.get("longest_call_s")
-        if longest_s is not None:
-            constraints[OVER_LIMIT] = longest_s - self.feasible_s
-        cost = trial.user_attrs.get("cost")
-        if cost is not None and self.feasible_cost is not None:
-            constraints[OVER_COST] = cost - self.feasible_cost
+        record = read_trial(trial)
+        if record.longest_call_s is not None:
+            constraints[OVER_LIMIT] = record.longest_call_s - self.feasible_s
+        if record.cost is not None and self.feasible_cost is not None:
+            constraints[OVER_COST] = record.cost - self.feasible_cost
         if ending.outcome.is_recipes_fault:
             constraints[FAILED] = _WORSE_THAN_SLOW
         frozen = trial._cached_frozen_trial
         self.study.sampler.after_trial(self.study, frozen, state, values)
-        to_see = self.show(trial, ending)
+        links = self.plot(trial)
         with self.storage.together(trial._trial_id) as writes:
-            trial.set_user_attr("outcome", ending.outcome.value)
-            trial.set_user_attr("worker", self.storage.worker)
-            if ending.reason:
-                trial.set_user_attr("reason", ending.reason)
-            for key, attr in ending.attrs.items():
-                trial.set_user_attr(key, attr)
+            write_trial(trial, TrialRecord.of_ending(ending, self.storage.worker))
             for key, excess in constraints.items():
                 trial.set_constraint(key, excess)
             if constraints:
                 # The dashboard reads only this older form.
                 writes.system_attrs["constraints"] = list(constraints.values())
-            writes.system_attrs.update(to_see)
+            writes.system_attrs.update(links)
             writes.state, writes.values = state, values
 
     def _hand_back(self, why: str) -> None:
@@ -223,14 +211,13 @@ class Loop:
 
 
 def _tell(trial: optuna.Trial, ending: Ending, seconds: float) -> None:
+    record = read_trial(trial)
     parts = [f"trial {trial.number}: {ending.outcome.value}"]
     if ending.value is not None:
-        error = trial.user_attrs.get("standard_error")
-        parts.append(f"loss {ending.value:.4f}" + (f" ± {error:.4f}" if error else ""))
+        parts.append(f"loss {with_error(ending.value, record.standard_error)}")
     if ending.reason:
         parts.append(ending.reason)
-    calls = trial.user_attrs.get("instances")
-    if calls is not None:
-        parts.append(f"{len(calls)} call{'' if len(calls) == 1 else 's'}")
+    if n := len(record.instances):
+        parts.append(f"{n} call{'' if n == 1 else 's'}")
     parts.append(f"{seconds:.1f} s")
     info(", ".join(parts))

@@ -1,28 +1,24 @@
-"""A trial: one recipe, measured instance by instance with the timed call."""
+"""A trial: one recipe, measured instance by instance."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 
 import optuna
 
-from finetune.adapt import Progress
-from finetune.recipe import Recipe, RecipeError
-
 from ..artifacts.uploads import Artifact, Gallery
-from ..problem.evaluate import machine, timed_calls
-from ..problem.instances import Instance
-from ..pruners.learning_curve import KnownCurves, LearningCurve
+from ..problem.base import InvalidValuesError, Problem, Progress, Values
+from ..problem.measure import measure
 from ..pruners.racing import Race, RacingPruner
 from ..study.config import StudyConfig
-from ..study.space import sample_recipe
+from ..study.space import sample_values
 from ..trial.outcome import Outcome, TrialEndedError
-from ..trial.record import Measured
+from ..trial.record import Call, Machine, TrialRecord, mean_loss, write_trial
+from ..trial.stored import finite
+from .learning_curve import LearningCurve
 from .loop import Watch
-from .visuals import Showing
+from .visuals import Visuals
 
 _DIGITS = 4  # that are kept of losses by t, whose noise is larger
 
@@ -34,23 +30,25 @@ class Objective:
     pruner compares trials on the same ones.  A call over the limit ends the trial.
 
     Args:
-        showing: makes each call's picture; none by default.
+        problem: whose instances trials are measured on.
+        visuals: makes each call's picture; none by default.
         together: instances whose calls go side by side.
     """
 
     def __init__(
         self,
         config: StudyConfig,
-        instances: Sequence[Instance],
-        showing: Showing | None = None,
+        problem: Problem,
+        visuals: Visuals | None = None,
         together: int = 1,
     ) -> None:
         self.config = config
-        self.instances = instances
-        self._showing = showing or Showing(Gallery(), config.feasible_s)
+        self.method = config.load_method()
+        self.problem = problem
+        self.instances = problem.instances()
+        self._visuals = visuals or Visuals(Gallery(), problem)
         self._together = together
         self._race = Race()
-        self._curves = KnownCurves()
 
     def __call__(self, trial: optuna.Trial, watch: Watch) -> float:
         """The mean loss of the trial's recipe.
@@ -60,25 +58,23 @@ class Objective:
             TrialTakenError: somebody else has it now.
         """
         recipe = self._sample(trial, watch)
-        measured: list[Measured] = []
-        while len(measured) < len(self.instances):
-            first = len(measured)
-            for one, picture in self._measure(trial, watch, recipe, first):
-                measured.append(one)
-                self._report(trial, watch, measured, picture)
-            longest_s = max(m.seconds for m in measured)
-            if longest_s > self.config.feasible_s:
-                raise TrialEndedError(
-                    Outcome.INFEASIBLE,
-                    f"a call took {longest_s:.1f} s; {self.config.feasible_s:g} are allowed",
-                )
-            self._check_cost(measured)
-            if len(measured) < len(self.instances) and trial.should_prune():
-                raise self._weak(trial, [m.loss for m in measured])
-        return _mean_loss(measured)
+        record = TrialRecord()
+        while len(record.instances) < len(self.instances):
+            for call, picture in self._measure(trial, watch, recipe, len(record.instances)):
+                record = TrialRecord.of_calls([*record.instances, call])
+                self._report(trial, watch, record, picture)
+            self._check_limits(record)
+            if len(record.instances) < len(self.instances) and trial.should_prune():
+                raise self._weak(trial, [c.loss for c in record.instances])
+        return mean_loss(record.instances)
 
-    def _check_cost(self, measured: Sequence[Measured]) -> None:
-        cost, allowed = _mean_cost(measured), self.config.limits.cost
+    def _check_limits(self, record: TrialRecord) -> None:
+        longest_s, feasible_s = record.longest_call_s, self.config.feasible_s
+        if longest_s is not None and longest_s > feasible_s:
+            raise TrialEndedError(
+                Outcome.INFEASIBLE, f"a call took {longest_s:.1f} s; {feasible_s:g} are allowed"
+            )
+        cost, allowed = record.cost, self.config.limits.cost
         if allowed is not None and cost is not None and cost > allowed:
             raise TrialEndedError(
                 Outcome.INFEASIBLE,
@@ -86,20 +82,15 @@ class Objective:
             )
 
     def _report(
-        self, trial: optuna.Trial, watch: Watch, measured: list[Measured], picture: Artifact | None
+        self, trial: optuna.Trial, watch: Watch, record: TrialRecord, picture: Artifact | None
     ) -> None:
-        """Store what is measured so far; ``picture`` shows the last of it."""
-        number = len(measured)
-        variance = sum(m.standard_error**2 for m in measured)
-        # At once, so that a worker that is lost here leaves nothing by halves.
+        """Store what is measured so far; ``picture`` shows the last call."""
+        # In one batch, so that a worker that is lost here leaves nothing half written.
         with watch.storage.together(trial._trial_id) as writes:
             if picture is not None:
                 writes.system_attrs.update(picture.link)
-            trial.report(_mean_loss(measured), number)
-            trial.set_user_attr("instances", [asdict(m) for m in measured])
-            trial.set_user_attr("standard_error", math.sqrt(variance) / number)
-            trial.set_user_attr("longest_call_s", max(m.seconds for m in measured))
-            trial.set_user_attr("cost", _mean_cost(measured))
+            trial.report(mean_loss(record.instances), len(record.instances))
+            write_trial(trial, record)
 
     def _weak(self, trial: optuna.Trial, losses: Sequence[float]) -> TrialEndedError:
         """The end of a trial that the pruner drops, with the loss that it probably has."""
@@ -113,21 +104,22 @@ class Objective:
             reason += f": {verdict.ratio:.3f} of the best trial's loss (p = {verdict.p_value:.2g})"
         return TrialEndedError(Outcome.PRUNED, reason, standings.full_loss(losses))
 
-    def _sample(self, trial: optuna.Trial, watch: Watch) -> Recipe:
+    def _sample(self, trial: optuna.Trial, watch: Watch) -> Values:
         with watch.storage.together(trial._trial_id):
             try:
-                recipe = sample_recipe(trial, self.config.space, self.config.fixed)
-            except RecipeError as error:
+                space, fixed = self.config.space, self.config.fixed
+                recipe = sample_values(trial, space, fixed, self.method)
+            except InvalidValuesError as error:
                 impossible = error
             else:
-                trial.set_user_attr("recipe", json.dumps(recipe.to_dict()))
-                trial.set_user_attr("machine", machine())
+                ran_on = Machine.model_validate(self.method.machine())
+                write_trial(trial, TrialRecord(recipe=recipe, machine=ran_on))
                 return recipe
         raise TrialEndedError(Outcome.PRUNED, f"impossible: {impossible}")
 
     def _measure(
-        self, trial: optuna.Trial, watch: Watch, recipe: Recipe, first: int
-    ) -> Iterator[tuple[Measured, Artifact | None]]:
+        self, trial: optuna.Trial, watch: Watch, recipe: Values, first: int
+    ) -> Iterator[tuple[Call, Artifact | None]]:
         """The next calls, from instance ``first`` on, and their pictures."""
         instances = self.instances[first : first + self._together]
         done = first + len(instances)
@@ -135,49 +127,32 @@ class Objective:
         which = f"{instances[0].label}{more} ({done}/{len(self.instances)})"
         title = f"trial {trial.number}, {which}"
         curves = [LearningCurve() for _ in instances]
-        prunes = not isinstance(trial.study.pruner, optuna.pruners.NopPruner)
-        known = [self._curves.on(trial.study, i.label) if prunes else [] for i in instances]
 
         def on_step(index: int, progress: Progress) -> None:
             watch.check()
             watch.display.show_trial(title, progress.share, progress.loss)
             curves[index].add(progress.share, progress.loss)
-            if curves[index].is_hopeless(known[index]):
-                raise TrialEndedError(
-                    Outcome.HOPELESS,
-                    f"on {instances[index].label}: training loss {progress.loss:g} after "
-                    f"{progress.share:.0%} of the run, far above {len(known[index])} earlier ones",
-                )
 
         watch.display.show_trial(title)
-        seed = self.config.estimator.seed
-        calls = timed_calls(self.config, recipe, instances, seed, on_step)
+        limit_s = self.config.limit_s
+        calls = measure(self.method, self.problem, recipe, instances, limit_s, on_step)
         for instance, called, curve in zip(instances, calls, curves, strict=True):
-            picture = self._showing.of_call(instance, called.model)
+            picture = self._visuals.of_call(instance, called.model)
+            found = called.evaluation
             yield (
-                Measured(
+                Call(
                     instance=instance.label,
-                    loss=called.losses.mean,
-                    standard_error=called.losses.standard_error,
+                    loss=found.loss,
+                    standard_error=finite(found.standard_error),
                     seconds=called.seconds,
                     steps=called.steps,
                     curve=curve.means(),
-                    per_t_bin=tuple(_short(loss) for loss in called.losses.per_t_bin),
+                    per_t_bin=tuple(_short(loss) for loss in found.by_t),
                     picture=picture.id if picture else None,
-                    cost=called.cost,
+                    cost=finite(found.cost),
                 ),
                 picture,
             )
-
-
-def _mean_cost(measured: Sequence[Measured]) -> float | None:
-    """Of the calls so far: each is timed for a moment, and a mean of them is steadier."""
-    costs = [m.cost for m in measured if m.cost is not None]
-    return sum(costs) / len(costs) if costs else None
-
-
-def _mean_loss(measured: Sequence[Measured]) -> float:
-    return sum(m.loss for m in measured) / len(measured)
 
 
 def _short(loss: float) -> float | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from ..arguments import Options
-from ..process.devices import check_device, choose_device, share_cores
+from ..errors import EXIT_FAILED
+from ..process.devices import choose_device, share_cores
 from ..process.logging import info, start_log, warn
+from .options import WorkerOptions
 
-EXIT_FAILED = 1
 
-
-def run_worker(options: Options) -> int:
+def run_worker(options: WorkerOptions) -> int:
     """Run trials of a study until its budget is spent; returns the exit code.
 
     Raises:
@@ -27,34 +26,32 @@ def run_worker(options: Options) -> int:
         sampler = config.sampler.model_copy(update={"name": options.sampler})
         config = config.model_copy(update={"sampler": sampler})
     import optuna
-    import torch
 
     from ..artifacts.uploads import Gallery
-    from ..dashboard.notes import Story
-    from ..problem.instances import load_measuring
     from ..storage.tables import FINISHED
     from ..study.create import join
+    from ..study.manifest import make_manifest
     from .display import Display
     from .loop import Loop, WorkerFailedError
     from .objective import Objective
     from .preview import print_preview
     from .summary import print_summary
-    from .visuals import Showing
+    from .visuals import Visuals
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs tracebacks as warnings
-    check_device(options.device)
     threads = options.threads or share_cores(options.workers)
-    torch.set_num_threads(threads)
-    measuring = load_measuring(config, options.data)
+    method, problem = config.load_method(), config.load_problem(options.data)
+    method.prepare(options.device, threads)
+    manifest, n_instances = make_manifest(config, problem), len(problem.instances())
     url = config.storage_url(options.storage)
     place = config.artifacts_place(options.storage, options.artifacts)
-    showing = Showing(Gallery(place), config.feasible_s)
+    visuals = Visuals(Gallery(place), problem)
     if options.dry_run:
-        print_preview(config, measuring.instances, url, measuring.manifest)
+        print_preview(config, problem.instances(), url, manifest)
         return 0
-    study, storage = join(config, url, measuring.manifest, options.seed)
+    study, storage = join(config, url, manifest, options.seed)
     start_log(storage.worker)
-    if options.under_fleet:
+    if options.in_pool:
         from .pool import stop_with_parent
 
         stop_with_parent()
@@ -67,30 +64,27 @@ def run_worker(options: Options) -> int:
     )
     finished = len(study.get_trials(deepcopy=False, states=FINISHED))
     info(
-        f"study {config.name}: {len(measuring.instances)} instance"
-        f"{'' if len(measuring.instances) == 1 else 's'}, {finished} trials finished, "
+        f"study {config.name}: {n_instances} instance"
+        f"{'' if n_instances == 1 else 's'}, {finished} trials finished, "
         f"{threads} thread{'' if threads == 1 else 's'}"
     )
-    story = Story(config, options.study, url, study, storage)
     with Display(config.name, budget.trials, finished) as display:
         loop = Loop(
             study=study,
             storage=storage,
-            run=Objective(config, measuring.instances, showing, options.together),
+            run=Objective(config, problem, visuals, options.together),
             budget=budget,
             recovery=config.recovery,
             display=display,
             feasible_s=config.feasible_s,
             feasible_cost=config.limits.cost,
-            show=showing.of_trial,
-            after=story.refresh,
+            plot=visuals.of_trial,
         )
         try:
             info(f"done: {loop.work()}")
-            story.refresh(every_s=0.0)  # nobody may finish a trial after this one
         except WorkerFailedError as error:
             warn(str(error))
             return EXIT_FAILED
-    if not options.under_fleet:
-        print_summary(study, config, options.study)
+    if not options.in_pool:
+        print_summary(study, config, options.study, url)
     return 0

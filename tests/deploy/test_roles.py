@@ -13,7 +13,7 @@ import pytest
 from psycopg.errors import InsufficientPrivilege
 
 from benchmarks.postgres import Postgres
-from hpo.init import init
+from hpo.init import InitOptions, init
 
 if TYPE_CHECKING:
     from tests.conftest import Nursery
@@ -37,7 +37,7 @@ def run(cheap_nursery: Nursery) -> Run:
 @pytest.fixture
 def study(url: Callable[..., str], drawn_once: None) -> Callable[..., str]:
     """URLs of a database in which the owner has made the study quickstart."""
-    init("quickstart", url("runes_owner"), None, 0.0)
+    init(InitOptions(study="quickstart", storage=url("runes_owner"), wait=0.0))
     return url
 
 

@@ -21,7 +21,7 @@ import pytest
 import trustme
 
 from benchmarks.postgres import Postgres
-from finetune.errors import UserError
+from hpo.errors import UserError
 from hpo.storage.open import open_storage
 
 REPO = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import time
 import optuna
 import sqlalchemy as sa
 
-from finetune.errors import run_command
+from hpo.errors import run_command
 from hpo.process.logging import info, start_log
 from hpo.process.signals import StopError, raise_on_signals
 from hpo.study.config import Budget, StudyConfig

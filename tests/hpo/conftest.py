@@ -21,7 +21,7 @@ import pytest
 
 from benchmarks.browser import chromium, find_chromium
 from benchmarks.postgres import Postgres
-from finetune.errors import UserError
+from hpo.errors import UserError
 
 if TYPE_CHECKING:
     from tests.conftest import Nursery, Process

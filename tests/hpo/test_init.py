@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks.postgres import PASSWORD, Postgres
-from finetune.errors import UserError
-from hpo.init import init, main
+from hpo.errors import UserError
+from hpo.init import InitOptions, init, main
 from hpo.storage.open import load_study, open_storage
 from hpo.study.manifest import MANIFEST_KEY
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 REPO = Path(__file__).parents[2]
 RunInit = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.usefixtures("drawn_once")
+
+
+def quickstart(url: str, wait_s: float = 0.0) -> InitOptions:
+    return InitOptions(study="quickstart", storage=url, wait=wait_s)
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def run_init(worker_nursery: Nursery) -> RunInit:
 def test_a_study_is_created_with_its_manifest_and_queue_and_then_left_alone(
     url: str, run_init: RunInit
 ) -> None:
-    line = init("quickstart", url, None, 0.0)
+    line = init(quickstart(url))
     assert line.startswith("study quickstart is ready in ")
     assert line.endswith("2 instances; 2 trials queued, 0 running, 0 finished")
     assert PASSWORD not in line
@@ -57,13 +61,13 @@ MANY = """
 import os, sys
 import alembic.command, alembic.ddl, psycopg  # which takes time, and only once in this way
 import finetune.data.runes, hpo.problem.instances, hpo.study.create
-from hpo.init import init
+from hpo.init import InitOptions, init
 
 drawn = finetune.data.runes.open_drawn()
 finetune.data.runes.open_drawn = lambda: drawn
 
 def child():
-    line = init("quickstart", sys.argv[1], None, 0.0)
+    line = init(InitOptions(study="quickstart", storage=sys.argv[1], wait=0.0))
     os.write(1, f"{line}\\n".encode())  # in one piece: four of them write to one pipe
     os._exit(0)
 
@@ -86,7 +90,7 @@ def test_a_study_that_measures_something_else_is_refused(
     new_database: Callable[[str], str], tmp_path: Path, run_init: RunInit
 ) -> None:
     url = new_database("sqlite")
-    init("quickstart", url, None, 0.0)
+    init(quickstart(url))
     other = tmp_path / "other.toml"
     text = (REPO / "studies" / "quickstart.toml").read_text()
     other.write_text(text.replace("strata = 20", "strata = 21"))
@@ -110,7 +114,7 @@ def test_a_server_that_starts_late_is_waited_for(
     starter = threading.Thread(target=start)
     starter.start()
     try:
-        line = init("quickstart", url, None, 60.0)
+        line = init(quickstart(url, 60.0))
     finally:
         starter.join()
     assert line.startswith("study quickstart is ready in ")
@@ -121,7 +125,7 @@ def test_a_server_that_starts_late_is_waited_for(
 def test_waiting_ends(postgres: Postgres) -> None:
     url = postgres.url("x").replace(str(postgres.port), "9")
     with pytest.raises(UserError) as error:
-        init("quickstart", url, None, 1.0)
+        init(quickstart(url, 1.0))
     said = str(error.value)
     assert said.startswith("postgresql://")
     assert "check host and port, and that the server runs; gave up after" in said
@@ -144,21 +148,24 @@ def test_a_refusal_is_not_waited_for(
         postgres.create("refused")
     started = time.monotonic()
     with pytest.raises(UserError) as error:
-        init("quickstart", postgres.url("refused").replace(*change), None, 300.0)
+        init(quickstart(postgres.url("refused").replace(*change), 300.0))
     assert time.monotonic() - started < 60
     assert words in str(error.value)
     assert "\n" not in str(error.value)
     assert PASSWORD not in str(error.value)
 
 
-def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_init: RunInit
+) -> None:
+    monkeypatch.delenv("RUNES_STUDY", raising=False)
     for arguments, words in [
-        (["--study", "quickstart", "--wait", "-1"], "--wait is -1; write seconds, 0 or more"),
+        (["--study", "quickstart", "--wait", "-1"], "--wait is -1; write 0 or more"),
         (["--study", "nothing"], "no study 'nothing'; write one of "),
     ]:
-        with pytest.raises(Exception, match=words):
+        with pytest.raises(UserError, match=words):
             main(arguments)
-    with pytest.raises(SystemExit) as stop:
-        main([])
-    assert stop.value.code == 2
-    assert "--study" in capsys.readouterr().err
+    refused = run_init(f"sqlite:///{tmp_path}/s.db")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: --study is missing; write a name in studies/")

@@ -14,14 +14,14 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from finetune.errors import UserError
 from hpo.analysis.importance import Importance
-from hpo.analysis.status import Best, Pace, Status, Worker
+from hpo.analysis.status import Best, Confirmed, Pace, Status, Worker
+from hpo.errors import UserError
 from hpo.status import main, to_json, to_text
 from hpo.storage.open import load_study, open_existing, open_storage
 from hpo.storage.rdb import StudyStorage
 from hpo.study.config import StudyConfig, load_study_file
-from hpo.study.confirmation import Confirmed
+from tests.hpo.stored import make_confirmation
 
 FILE = """
 name = "s"
@@ -65,7 +65,7 @@ def test_the_text_is_short_lines_that_begin_with_what_they_are_about() -> None:
         "trials      6 finished, running 2, waiting 0, complete 5, pruned 1, fail 0",
         "outcomes    complete 5, infeasible 1",
         "workers     1 alive",
-        "worker      host:1  trial 12  alive, last sign of life 3 s ago",
+        "worker      host:1  trial 12  alive, last heartbeat 3 s ago",
         "worker      host:2  trial 13  silent for 91 s",
         "pace        12.0 trials/h (6 finished since the start, 30.0 min in which any trial ran)",
         "compute     60.0 min in finished trials",
@@ -90,7 +90,7 @@ def test_what_is_not_known_is_said() -> None:
     text = to_text(nothing)
     for line in (
         "outcomes    none yet",
-        "workers     0 alive; running without signs of life, by other programs: 2",
+        "workers     0 alive; running without heartbeats, by other programs: 2",
         "pace        unknown: no trial has run yet",
         "time left   unknown: so",
         "budget      none",
@@ -210,6 +210,55 @@ def test_the_command_reads_a_real_study(
     assert "workers     0 alive" in text
     assert "silent for 30" in text
     assert storage.get_trial(held).state == TrialState.RUNNING  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("odd", ["x", [1], {"trial": 4}, {"name": 1, "loss": 0.1}, {"loss": "low"}])
+def test_a_foreign_confirmation_is_a_remark(
+    config: StudyConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], odd: object
+) -> None:
+    study = load_study(made(config, 1), config.name)
+    study.set_user_attr("confirmed", odd)
+    text = told(capsys, "--study", str(tmp_path / "s.toml"))
+    assert "\nconfirmed   is not what this release stores (" in text
+    assert "; confirm again by python -m hpo.confirm\n" in text
+    read = json.loads(told(capsys, "--study", str(tmp_path / "s.toml"), "--json"))
+    assert read["confirmed"] is None
+    assert "confirm again" in read["confirmed_unreadable"]
+    study.set_user_attr("confirmed", make_confirmation(0).to_json())
+    read = json.loads(told(capsys, "--study", str(tmp_path / "s.toml"), "--json"))
+    assert read["confirmed"] == {
+        **{"name": "best 2", "trial": 0, "loss": 0.0812, "standard_error": 0.0031},
+        **{"difference": -0.0031, "low": -0.0047, "high": -0.0015},
+    }
+    assert read["confirmed_unreadable"] is None
+
+
+def test_foreign_attributes_of_trials_are_remarks(
+    config: StudyConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = made(config, 2)
+    study = load_study(storage, config.name)
+    trial_id = storage.claim(study._study_id, None)
+    assert isinstance(trial_id, int)
+    odd = {"standard_error": "small", "cost": [1], "outcome": "given up", "instances": [{}]}
+    run = optuna.Trial(study, trial_id)
+    with storage.together(trial_id) as writes:
+        run.suggest_float("lr", 1e-4, 1e-2, log=True)
+        for key, value in odd.items():
+            run.set_user_attr(key, value)
+        writes.state, writes.values = TrialState.COMPLETE, [0.0]
+    text = told(capsys, "--study", str(tmp_path / "s.toml"), "--best", "1")
+    assert "outcomes    complete 2, given up 1" in text
+    assert "best        trial 2  loss 0.0000\n" in text
+    assert "unreadable  trial 2: " in text
+    assert ", and 3 more: see --json" in text
+    read = json.loads(told(capsys, "--study", str(tmp_path / "s.toml"), "--json"))
+    assert sorted(read["unreadable"]) == [
+        "trial 2: cost should be a valid number",
+        "trial 2: instances.0.instance is missing",
+        "trial 2: instances.0.loss is missing",
+        "trial 2: standard_error should be a valid number",
+    ]
 
 
 def test_few_trials_say_how_many_are_missing(

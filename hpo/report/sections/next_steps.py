@@ -8,33 +8,42 @@ from collections.abc import Iterator
 
 from optuna.distributions import CategoricalDistribution
 
-from ...analysis.status import Status
-from ...formatting import setting
-from ...study.confirmation import Confirmation, read_confirmation
-from ...trial.record import Run, finite
-from ..data import Given
+from ...formatting import counted, setting
+from ...study.confirmation import Confirmation
+from ...trial.run import Run
+from ...trial.stored import finite
+from ..data import StudyData
 from ..document import Block, Code, Section, Text
 
 _NEAR = 0.03  # of a range: a best value this near its end may be better beyond
 _MOST_ENDS = 5
+_MANY = 0.3  # of the finished trials
 
 
-def advice_section(given: Given, status: Status) -> Section:
-    """Commands with their reasons, and parameters whose range is too narrow."""
-    return Section("next", "What to do next", [*_commands(given, status), *_ends(given)])
+def next_section(data: StudyData) -> Section:
+    """Commands with their reasons, and what of the study file should be otherwise."""
+    blocks = [*_commands(data), *_infeasible(data), *_ends(data)]
+    return Section("next", "What to do next", blocks)
 
 
-def _commands(given: Given, status: Status) -> Iterator[Block]:
-    study = shlex.quote(given.asked)
-    confirmed = read_confirmation(given.attrs)
-    worker = f"python -m hpo.worker --study {study}"
+def _commands(data: StudyData) -> Iterator[Block]:
+    study = shlex.quote(data.study_argument)
     confirm = f"python -m hpo.confirm --study {study}"
-    if status.spent is None:
-        yield Code("Go on searching: the budget is not spent.", worker)
-    if not given.best:
-        if status.spent is not None:
+    if data.spent is None:
+        yield Code(
+            "Go on searching: the budget is not spent.", f"python -m hpo.worker --study {study}"
+        )
+    if data.finished:
+        yield Code(
+            "Look at the trials in a browser, or write this story as one page.",
+            f"python -m hpo.dashboard --study {study} --open\n"
+            f"python -m hpo.report --study {study} --out report.html",
+        )
+    if not data.best:
+        if data.spent is not None:
             yield Text("The budget is spent without a feasible trial: raise it, or ask for less.")
         return
+    confirmed = data.confirmation
     if not isinstance(confirmed, Confirmation):
         yield Code("Measure the best few again, on runes that no trial saw.", confirm)
         yield Code(
@@ -42,13 +51,13 @@ def _commands(given: Given, status: Status) -> Iterator[Block]:
             f"python -m hpo.export --study {study} --out finetune.py",
         )
         return
-    best = given.best[0]
+    best = data.best[0]
     if best.number not in {row.trial for row in confirmed.table}:
         yield Code(
             f"Confirm again: trial {best.number} has the lowest loss and has not taken part.",
             confirm,
         )
-    rival = confirmed.against.get("runner_up") or confirmed.against.get("default")
+    rival = confirmed.comparisons.runner_up or confirmed.comparisons.default
     if rival is not None and not rival.is_sure:
         yield Text(
             "The winner and its runner-up are not told apart. More runes, splits or seeds in "
@@ -60,11 +69,20 @@ def _commands(given: Given, status: Status) -> Iterator[Block]:
     )
 
 
-def _ends(given: Given) -> Iterator[Block]:
+def _infeasible(data: StudyData) -> Iterator[Block]:
+    n = sum(not r.feasible for r in data.finished)
+    if n > _MANY * len(data.finished):
+        yield Text(
+            f"{n} of {counted(len(data.finished), 'trial')} were not feasible: allow fewer steps "
+            "or a shorter deadline_s in the space of the study file."
+        )
+
+
+def _ends(data: StudyData) -> Iterator[Block]:
     """Parameters of the best trial that lie at the end of what was searched."""
-    if not given.best:
+    if not data.best:
         return
-    best = given.best[0]
+    best = data.best[0]
     words = [word for name in best.params if (word := _end(best, name))]
     if words:
         more = f", and {len(words) - _MOST_ENDS} more" if len(words) > _MOST_ENDS else ""

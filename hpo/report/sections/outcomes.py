@@ -1,4 +1,4 @@
-"""Why trials ended, and what pruning saved."""
+"""Outcomes of trials, and what pruning saved."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterator
 
 from ...analysis.references import searched_places
 from ...trial.outcome import NO_OUTCOME, Outcome
-from ...trial.record import Run
-from ..data import Given
+from ...trial.run import Run
+from ..data import StudyData
 from ..document import Block, Figure, Section, Table, Text
+from ..plots import Mark, Row, RowPlot
 from ..sanitize import plain
-from ..svg.rows import Mark, Row, rows_figure
 
 _MOST_OUTCOMES = 20
 _REASON = 160  # characters
 _MEANINGS = {
     Outcome.COMPLETE: "measured on every instance",
-    Outcome.PRUNED: "dropped: weak beside the best trial",
+    Outcome.PRUNED: "weak compared with the best trial",
     Outcome.INFEASIBLE: "a call took longer than is allowed",
-    Outcome.HOPELESS: "its training loss was far above all known ones",
+    "hopeless": "its training loss was far above all known ones",
     Outcome.NOT_FINITE: "a loss was not a number",
     Outcome.OUT_OF_MEMORY: "the recipe needs more memory than there was",
     Outcome.OUT_OF_TIME: "a call was stopped at the limit",
@@ -29,15 +29,15 @@ _MEANINGS = {
 }
 
 
-def endings_section(given: Given) -> Section:
+def outcomes_section(data: StudyData) -> Section:
     """Counts by outcome, and how many trials were left after each instance."""
-    blocks = [*_outcomes(given), *_left(given)]
-    return Section("endings", "Why trials ended", blocks or [Text("No trial has finished yet.")])
+    blocks = [*_outcomes(data), *_saved(data)]
+    return Section("outcomes", "Outcomes of trials", blocks or [Text("No trial has finished yet.")])
 
 
-def _outcomes(given: Given) -> Iterator[Block]:
+def _outcomes(data: StudyData) -> Iterator[Block]:
     by_outcome: dict[str, list[Run]] = defaultdict(list)
-    for run in given.finished:
+    for run in data.finished:
         by_outcome[run.outcome].append(run)
     ordered = sorted(by_outcome.items(), key=lambda item: -len(item[1]))
     if not ordered:
@@ -46,7 +46,7 @@ def _outcomes(given: Given) -> Iterator[Block]:
     for outcome, runs in ordered[:_MOST_OUTCOMES]:
         last = next((r for r in reversed(runs) if r.reason), None)
         rows.append(
-            (outcome, str(len(runs)), f"{len(runs) / len(given.finished):.0%}",
+            (outcome, str(len(runs)), f"{len(runs) / len(data.finished):.0%}",
              _MEANINGS.get(outcome, ""),
              "" if last is None else f"trial {last.number}: {plain(last.reason, _REASON)}")
         )  # fmt: skip
@@ -58,10 +58,10 @@ def _outcomes(given: Given) -> Iterator[Block]:
     )
 
 
-def _left(given: Given) -> Iterator[Block]:
-    total = len(searched_places(given.manifest)) or max((len(r.calls) for r in given.best),
+def _saved(data: StudyData) -> Iterator[Block]:
+    total = len(searched_places(data.manifest)) or max((len(r.calls) for r in data.best),
                                                        default=0)  # fmt: skip
-    begun = [r for r in given.finished if r.state.name in ("COMPLETE", "PRUNED")]
+    begun = [r for r in data.finished if r.state.name in ("COMPLETE", "PRUNED")]
     if total < 2 or not begun:
         return
     left = [sum(len(r.calls) >= n for r in begun) for n in range(1, total + 1)]
@@ -72,14 +72,14 @@ def _left(given: Given) -> Iterator[Block]:
         "than without any early end."
     )
     yield Figure(
-        rows_figure(
-            "left",
+        RowPlot(
+            "measured",
             "Trials that were measured on so many instances",
             "; ".join(f"{n}: {count} trials" for n, count in enumerate(left, 1)),
             "trials",
             [Row(f"{n} instance{'' if n == 1 else 's'}", [Mark("", count, 0.0, count)])
              for n, count in enumerate(left, 1)],
-            zero=True,
+            from_zero=True,
         ),
         words,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the study is, and how it stands."""
+"""Overview: counts, pace and what is left; and what the study is."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping
 
 from optuna.trial import TrialState
 
-from ...analysis.status import Status
 from ...formatting import duration
 from ...study.manifest import MADE_BY_KEY
-from ..data import Given
+from ..data import StudyData
 from ..document import Block, Facts, Section, Table, Text
 
 _MEANINGS = {
-    "code": "digest of the modules that have a say in a loss",
+    "code": "digest of the modules that a loss depends on",
     "data": "the drawings, and their digest",
     "networks": "the pretrained networks, and their digests",
     "instances": "resize, then rune/split@network of each instance, in their order",
@@ -25,13 +24,13 @@ _MEANINGS = {
 }
 
 
-def what_section(given: Given) -> Section:
+def manifest_section(data: StudyData) -> Section:
     """What a trial is, and the manifest."""
-    return Section("study", "What this study is", list(_what(given)))
+    return Section("study", "The study", list(_manifest(data)))
 
 
-def _what(given: Given) -> Iterator[Block]:
-    config = given.config
+def _manifest(data: StudyData) -> Iterator[Block]:
+    config = data.config
     limit = config.limits.cost
     yield Text(
         "Ten drawings of a rune, and a rectified-flow network that has only seen digits: a recipe "
@@ -46,24 +45,25 @@ def _what(given: Given) -> Iterator[Block]:
         )
     )
     rows = [
-        (str(key), str(value), _MEANINGS.get(str(key), "")) for key, value in given.manifest.items()
+        (str(key), str(value), _MEANINGS.get(str(key), "")) for key, value in data.manifest.items()
     ]
     if rows:
         yield Table("The manifest: what all its losses depend on", ("entry", "value", ""), rows)
     else:
         yield Text("The study has no manifest, so what its losses depend on is not known.")
-    made_by = given.attrs.get(MADE_BY_KEY)
+    made_by = data.attrs.get(MADE_BY_KEY)
     if isinstance(made_by, Mapping):
         versions = ", ".join(f"{name} {version}" for name, version in made_by.items())
         yield Text(f"Created with {versions}.", aside=True)
 
 
-def standing_section(given: Given, status: Status) -> Section:
+def overview_section(data: StudyData) -> Section:
     """Counts, pace and what is left."""
-    return Section("standing", "How it stands", list(_standing(given, status)))
+    return Section("overview", "Overview", list(_overview(data)))
 
 
-def _standing(given: Given, status: Status) -> Iterator[Block]:
+def _overview(data: StudyData) -> Iterator[Block]:
+    status = data.status
     alive = sum(w.alive for w in status.workers)
     left = (
         f"unknown: {status.time_left_unknown}"

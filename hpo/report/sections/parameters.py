@@ -1,4 +1,4 @@
-"""What matters: importances with their errors, and slices through the parameters."""
+"""Parameters: importances with their errors, and loss against each value."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from optuna.distributions import CategoricalDistribution
 
 from ...analysis.status import Status
 from ...formatting import setting
-from ...trial.record import Run, finite
-from ..data import Given
+from ...trial.run import Run
+from ...trial.stored import finite
+from ..data import StudyData
 from ..document import Block, Figure, Figures, Pair, Section, Table, Text
+from ..plots import Mark, Plot, Row, RowPlot, Series, axis_of, label_axis
 from ..sanitize import plain
-from ..svg.axes import Plot, axis_of, label_axis
-from ..svg.rows import Mark, Row, rows_figure
-from .course import loss_limit
+from .history import loss_limit
 
 _MOST_ROWS = 12
 _MOST_SLICES = 6
@@ -23,12 +23,12 @@ _MOST_CHOICES = 8
 _SPREAD = 0.5  # of the gap between two choices, that their dots take
 _GOLDEN = 0.618034
 _TOP_SHARE = 0.1  # of the trials, that stand out in slices
-SMALL_WIDE, SMALL_HIGH = 300, 200
 
 
-def matters_section(given: Given, status: Status) -> Section:
+def parameters_section(data: StudyData) -> Section:
     """The most important parameters, and loss against each of them."""
-    return Section("matters", "What matters", [*_importances(status), *_slices(given, status)])
+    blocks = [*_importances(data.status), *_slices(data)]
+    return Section("parameters", "Parameters", blocks)
 
 
 def _importances(status: Status) -> Iterator[Block]:
@@ -41,13 +41,13 @@ def _importances(status: Status) -> Iterator[Block]:
         for i in shown
     ]
     figure = Figure(
-        rows_figure(
+        RowPlot(
             "importance",
             "Importance of each parameter",
             f"{len(shown)} parameters, the most important first. The table has the values.",
             "share of the importance",
             rows,
-            zero=True,
+            from_zero=True,
         ),
         "How much each parameter mattered for ending among the best tenth of the trials "
         "(PED-ANOVA), with its standard error by bootstrap over trials.",
@@ -71,11 +71,12 @@ def _importances(status: Status) -> Iterator[Block]:
     )
 
 
-def _slices(given: Given, status: Status) -> Iterator[Block]:
-    good = [r for r in given.best if r.params]
+def _slices(data: StudyData) -> Iterator[Block]:
+    importances = data.status.importances
+    good = [r for r in data.best if r.params]
     if not good:
         return
-    names = [i.name for i in status.importances] or list(good[0].params)
+    names = [i.name for i in importances] or list(good[0].params)
     figures: list[Figure] = []
     for name in names:
         if len(figures) == _MOST_SLICES:
@@ -84,11 +85,11 @@ def _slices(given: Given, status: Status) -> Iterator[Block]:
         if figure is not None:
             figures.append(figure)
     if figures:
-        yield Text(
-            "Loss against the value of each parameter, in complete trials; the best tenth stand "
-            "out." + ("" if status.importances else " The first parameters of the space.")
+        caption = (
+            "Loss against the value of each parameter, in complete trials; the best tenth "
+            "stand out." + ("" if importances else " The first parameters of the space.")
         )
-        yield Figures(figures)
+        yield Figures("slices", "Loss against each parameter", figures, caption)
 
 
 def slice_figure(identifier: str, name: str, runs: Sequence[Run]) -> Figure | None:
@@ -107,6 +108,7 @@ def slice_figure(identifier: str, name: str, runs: Sequence[Run]) -> Figure | No
     limit = loss_limit(losses)
     top = max(1, round(_TOP_SHARE * len(having)))
     points = list(zip(places, losses, strict=True))
+    texts = [f"#{r.number}" for r in having]
     best = plain(setting(having[0].params[name]), 40)
     plot = Plot(
         identifier,
@@ -114,12 +116,13 @@ def slice_figure(identifier: str, name: str, runs: Sequence[Run]) -> Figure | No
         f"{len(points)} complete trials; the best one has {best}.",
         label_axis(title, labels) if labels else axis_of(title, places, log),
         axis_of("loss", [loss for loss in losses if loss <= limit]),
-        SMALL_WIDE,
-        SMALL_HIGH,
+        [
+            Series("complete trials", "cloud", points[top:], texts[top:]),
+            Series("the best tenth", "best", points[:top], texts[:top]),
+        ],
+        is_small=True,
     )
-    plot.dots(points[top:], "second")
-    plot.dots(points[:top], "large first")
-    return Figure(plot.markup(), f"{title}: best {best}")
+    return Figure(plot, f"{title}: best {best}")
 
 
 def _places(name: str, runs: Sequence[Run]) -> tuple[list[str], list[float]]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 from optuna.artifacts import get_all_artifact_meta
@@ -16,9 +15,10 @@ from optuna.trial import FrozenTrial
 from PIL import Image, UnidentifiedImageError
 
 from ...artifacts.store import Store
-from ...study.confirmation import CONFIRMED_KEY
+from ...study.confirmation import Confirmation, read_confirmation
 from ...trial.ranking import best_trials
-from ..document import Picture
+from ..data import StudyData
+from ..document import Block, Picture, Section, Text
 from ..sanitize import plain
 
 MOST_BYTES = 250_000  # of a picture
@@ -40,6 +40,21 @@ class Found:
 
 class _UnfitError(Exception):
     """An artifact that can't be shown; the message says why."""
+
+
+def pictures_section(data: StudyData) -> Section:
+    """The pictures that were read, and what was left out."""
+    blocks: list[Block] = []
+    if data.pictures:
+        blocks.append(
+            Text(
+                "Of a call, from top to bottom: real drawings that it did not see, samples of the "
+                "pretrained network, samples of the adapted one from the same noise."
+            )
+        )
+    blocks += data.pictures
+    blocks += [Text(remark, aside=True) for remark in data.picture_remarks]
+    return Section("pictures", "Pictures", blocks)
 
 
 def read_pictures(study: optuna.Study, trials: Sequence[FrozenTrial], store: Store | None) -> Found:
@@ -101,8 +116,8 @@ def _owners(
 ) -> list[tuple[str, optuna.Study | FrozenTrial]]:
     """Whose artifacts are looked at, the most important first."""
     owners: list[tuple[str, optuna.Study | FrozenTrial]] = [("study", study)]
-    confirmed: Any = study.user_attrs.get(CONFIRMED_KEY)
-    number = confirmed.get("trial") if isinstance(confirmed, Mapping) else None
+    confirmed = read_confirmation(study.user_attrs)
+    number = confirmed.trial if isinstance(confirmed, Confirmation) else None
     chosen = [t for t in trials if number is not None and t.number == number]
     chosen += [t for t in best_trials(trials, _BEST) if t not in chosen]
     return owners + [(f"trial {t.number}", t) for t in chosen]

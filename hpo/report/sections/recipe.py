@@ -2,76 +2,82 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
-
-from finetune.recipe import Recipe
+from typing import Any
 
 from ...formatting import setting
-from ...study.confirmation import Confirmation, read_confirmation
-from ..data import Given
+from ...problem.base import Method, Values, changed_values, digest_of
+from ...study.confirmation import Confirmation
+from ..data import StudyData
 from ..document import Block, Code, Section, Table, Text
 
-_NO_CHOICE = "seed"  # of the call: a study file names seeds of its instances
+
+def recipe_section(data: StudyData) -> Section:
+    """What the best recipe has otherwise than the default."""
+    name, recipe = best_recipe(data)
+    if recipe is not None:
+        block = _changes(name, recipe, data.config.load_method())
+    elif name:
+        block = Text(f"The recipe of {name}, is not of this release.")
+    else:
+        block = Text("There is no best recipe yet.")
+    return Section("recipe", "The recipe", [block])
 
 
-def recipe_section(given: Given) -> Section:
-    """What the best recipe has otherwise than the default, and all of it as JSON and TOML."""
-    return Section("recipe", "The recipe", list(_blocks(given)))
+def copy_section(data: StudyData) -> Section | None:
+    """All of the best recipe as JSON and as TOML; None if there is none to copy."""
+    _, recipe = best_recipe(data)
+    if recipe is None:
+        return None
+    return Section(
+        "copy",
+        "The recipe to copy",
+        [
+            Text(
+                f"Its digest is {digest_of(recipe)}. As JSON it is what --recipe of hpo.confirm "
+                "and hpo.export takes; as TOML it is a table of a study file.",
+                aside=True,
+            ),
+            Code("recipe.json", json.dumps(recipe, indent=2)),
+            Code("[fixed] of a study file", to_toml(recipe, data.config.load_method())),
+        ],
+    )
 
 
-def best_recipe(given: Given) -> tuple[str, Recipe | None]:
+def best_recipe(data: StudyData) -> tuple[str, dict[str, Any] | None]:
     """Its name, empty if there is none yet; and itself, if this release can read it."""
-    confirmed = read_confirmation(given.attrs)
+    confirmed, method = data.confirmation, data.config.load_method()
     if isinstance(confirmed, Confirmation):
-        return f"{confirmed.title}, confirmed", confirmed.parsed_recipe()
-    if given.best:
-        return f"trial {given.best[0].number}, not confirmed", given.best[0].recipe
+        return f"{confirmed.title}, confirmed", confirmed.parsed_recipe(method)
+    if data.best:
+        return f"trial {data.best[0].number}, not confirmed", data.best[0].recipe(method)
     return "", None
 
 
-def _blocks(given: Given) -> Iterator[Block]:
-    name, recipe = best_recipe(given)
-    if recipe is None:
-        yield Text(
-            f"The recipe of {name}, is not of this release."
-            if name
-            else "There is no best recipe yet."
-        )
-        return
-    rows = list(_changed(recipe))
-    if rows:
-        yield Table(
-            f"What it has otherwise than the default recipe ({name})",
-            ("field", "value", "default", "unit", "meaning"),
-            rows,
-            numbers=(1, 2),
-        )
-    else:
-        yield Text(f"It is the default recipe ({name}).")
-    yield Text(
-        f"All of it, digest {recipe.digest}. As JSON it is what --recipe of hpo.confirm and "
-        "hpo.export takes; as TOML it is a table of a study file. A click selects it.",
-        aside=True,
+def _changes(name: str, recipe: Values, method: Method) -> Block:
+    rows = list(_changed(recipe, method))
+    if not rows:
+        return Text(f"It is the default recipe ({name}).")
+    return Table(
+        f"What it has otherwise than the default recipe ({name})",
+        ("field", "value", "default", "unit", "meaning"),
+        rows,
+        numbers=(1, 2),
     )
-    yield Code("recipe.json", recipe.to_json())
-    yield Code("[fixed] of a study file", to_toml(recipe))
 
 
-def to_toml(recipe: Recipe) -> str:
+def to_toml(recipe: Values, method: Method) -> str:
     """The table ``[fixed]`` of a study file that has nothing else to choose."""
     lines = [
         f"{name} = {json.dumps(value)}"  # numbers, plain words and lists of them: TOML's as well
-        for name, value in recipe.to_dict().items()
-        if name != _NO_CHOICE
+        for name, value in recipe.items()
+        if not method.fields[name].set_by
     ]
     return "\n".join(["[fixed]", *lines])
 
 
-def _changed(recipe: Recipe) -> Iterator[tuple[str, ...]]:
-    for field in dataclasses.fields(Recipe):
-        value, default = getattr(recipe, field.name), getattr(Recipe(), field.name)
-        if value != default:
-            unit = str(field.metadata.get("unit", "")).removesuffix("1")
-            yield field.name, setting(value), setting(default), unit, field.metadata["meaning"]
+def _changed(recipe: Values, method: Method) -> Iterator[tuple[str, ...]]:
+    for name, value in changed_values(recipe, method.fields).items():
+        field = method.fields[name]
+        yield name, setting(value), setting(field.default), field.unit, field.meaning

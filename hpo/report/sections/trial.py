@@ -1,91 +1,109 @@
-"""A trial's note: how it ended and why, what its recipe is, its losses, seconds and pictures."""
+"""A trial: how it ended and why, its losses and seconds, its pictures, what its recipe changes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+from collections.abc import Iterator
 
-from optuna.trial import FrozenTrial
+from ...formatting import cost_of_answer, counted, setting, with_error
+from ...problem.base import Method, changed_values
+from ...trial.ranking import OVER_LIMIT
+from ...trial.run import Run
+from ..document import Block, Picture, Section, Table, Text
 
-from finetune.recipe import Recipe
-
-from ...formatting import cost_of_answer, with_error
-from ...trial.outcome import Ending, Outcome
-from ...trial.recipe import changed_values, recipe_of
-from ..markdown import cell, counted, shown, table
+_LINK = "artifacts:"  # of system attributes: Optuna's record of a file that is kept
 
 
-def trial_note(
-    trial: FrozenTrial,
-    ending: Ending,
-    feasible_s: float,
-    links: Sequence[tuple[str, str]] = (),
-) -> str:
-    """What there is to say of a trial that ends now, in Markdown.
+def trial_section(run: Run, method: Method | None, address: str | None = None) -> Section:
+    """All that is known of a trial that runs or has ended.
 
     Args:
-        trial: with what was measured; its end need not be stored yet.
-        feasible_s: seconds within which a call must return.
-        links: titles and addresses of its pictures.
+        method: the study's; None: not known.
+        address: where its files are found, ``ADDRESS/ID``; None: without pictures.
     """
-    calls: list[Mapping[str, Any]] = trial.user_attrs.get("instances", [])
-    parts = [
-        _headline(trial, ending, calls),
-        _feasibility(calls, ending, feasible_s),
-        _cost(trial.user_attrs.get("cost")),
-    ]
-    parts += [f"![{cell(title)}]({address})" for title, address in links]
-    if calls:
-        parts.append(_losses(calls))
-    parts.append(_recipe(trial))
-    return "\n\n".join(part for part in parts if part)
+    outcome = run.outcome or run.state.name.lower()
+    return Section("trial", f"Trial {run.number}: {outcome}", list(_blocks(run, method, address)))
 
 
-def _headline(trial: FrozenTrial, ending: Ending, calls: Sequence[Mapping[str, Any]]) -> str:
-    text = f"**Trial {trial.number}: {ending.outcome.value}**"
-    if calls:
-        mean = sum(call["loss"] for call in calls) / len(calls)
-        error = trial.user_attrs.get("standard_error")
-        text += f", loss {with_error(mean, error)} over {counted(len(calls), 'instance')}"
-        if ending.value is not None and ending.outcome is not Outcome.COMPLETE:
-            text += f"; over all of them probably {ending.value:.4f}"
-    return f"{text}.\n\nWhy: {cell(ending.reason)}." if ending.reason else f"{text}."
+def _blocks(run: Run, method: Method | None, address: str | None) -> Iterator[Block]:
+    mean = run.record.mean_loss
+    if mean is not None:
+        text = f"Loss {with_error(mean, run.standard_error)}"
+        text += f" over {counted(len(run.calls), 'instance')}"
+        if run.state.name == "PRUNED" and run.loss is not None and run.feasible:
+            text += f"; over all of them probably {run.loss:.4f}"
+        yield Text(f"{text}.")
+    if run.reason:
+        yield Text(f"Why: {run.reason}.")
+    if text := _feasibility(run):
+        yield Text(text)
+    if run.cost is not None:
+        yield Text(f"Cost of an answer: {cost_of_answer(run.cost)}.")
+    if address is not None:
+        yield from _pictures(run, address)
+    yield from _losses(run)
+    yield from _recipe(run, method)
 
 
-def _feasibility(calls: Sequence[Mapping[str, Any]], ending: Ending, feasible_s: float) -> str:
-    if ending.outcome.is_recipes_fault:
-        return "**Not feasible**: it could not be measured."
-    if not calls:
-        return ""
-    longest_s = max(call["seconds"] for call in calls)
-    feasible = longest_s <= feasible_s and ending.outcome is not Outcome.INFEASIBLE
-    word = "Feasible" if feasible else "**Not feasible**"
-    return f"{word}: the longest call took {longest_s:.1f} s; {feasible_s:g} s are allowed."
+def _feasibility(run: Run) -> str:
+    over_s = run.trial.constraints.get(OVER_LIMIT)
+    word = "Feasible" if run.feasible else "Not feasible"
+    if run.longest_s is not None and over_s is not None:
+        allowed_s = run.longest_s - over_s
+        return f"{word}: the longest call took {run.longest_s:.1f} s; {allowed_s:g} s are allowed."
+    return "" if run.feasible else f"{word}."
 
 
-def _cost(cost: float | None) -> str:
-    return "" if cost is None else f"Cost of an answer: {cost_of_answer(cost)}."
+def _pictures(run: Run, address: str) -> Iterator[Block]:
+    """Each call's picture, then other PNGs of the trial, such as its plot."""
+    kept = {}
+    for key, value in run.trial.system_attrs.items():
+        if key.startswith(_LINK):
+            try:
+                meta = json.loads(value)
+                if meta["mimetype"] == "image/png":
+                    kept[str(meta["artifact_id"])] = str(meta["filename"]).removesuffix(".png")
+            except (KeyError, TypeError, ValueError):  # not as Optuna writes it
+                continue
+    titles = {call.picture: call.instance for call in run.calls if call.picture in kept}
+    of_calls = [i for i in titles if i is not None]
+    for identifier in [*of_calls, *sorted(set(kept) - set(of_calls), key=kept.__getitem__)]:
+        yield Picture(f"{address}/{identifier}", titles.get(identifier, kept[identifier]))
 
 
-def _losses(calls: Sequence[Mapping[str, Any]]) -> str:
-    rows = [
-        (
-            cell(call["instance"]),
-            with_error(call["loss"], call["standard_error"]),
-            f"{call['seconds']:.1f}",
-            str(call["steps"]),
+def _losses(run: Run) -> Iterator[Block]:
+    if run.calls:
+        yield Table(
+            "Its calls",
+            ("instance", "loss", "seconds", "steps"),
+            [
+                (
+                    call.instance,
+                    with_error(call.loss, call.standard_error),
+                    "" if call.seconds is None else f"{call.seconds:.1f}",
+                    "" if call.steps is None else str(call.steps),
+                )
+                for call in run.calls
+            ],
+            numbers=(1, 2, 3),
         )
-        for call in calls
-    ]
-    return table(("instance", "loss", "seconds", "steps"), rows)
 
 
-def _recipe(trial: FrozenTrial) -> str:
-    if "recipe" not in trial.user_attrs:
-        return ""
-    changed = changed_values(recipe_of(trial))
+def _recipe(run: Run, method: Method | None) -> Iterator[Block]:
+    recipe = None if method is None else run.recipe(method)
+    if method is None or recipe is None:  # of a release with other fields
+        if run.params:
+            rows = [(name, setting(value)) for name, value in run.params.items()]
+            yield Table("Its parameters", ("parameter", "value"), rows, numbers=(1,))
+        return
+    fields = method.fields
+    changed = changed_values(recipe, fields)
     if not changed:
-        return "The default recipe."
-    default = Recipe().to_dict()
-    rows = [(name, shown(value), shown(default[name])) for name, value in changed.items()]
-    return "What its recipe changes:\n\n" + table(("field", "here", "default"), rows)
+        yield Text("It ran the default recipe.")
+        return
+    yield Table(
+        "What its recipe has otherwise than the default",
+        ("field", "value", "default"),
+        [(name, setting(value), setting(fields[name].default)) for name, value in changed.items()],
+        numbers=(1, 2),
+    )

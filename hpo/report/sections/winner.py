@@ -1,12 +1,10 @@
-"""The best recipe: confirmed, or the best of the search; against the default and the references."""
+"""The best recipe, confirmed or of the search, compared with the default and the references."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from finetune.challenge import POINTS, points
-
-from ...analysis.comparison import against
+from ...analysis.comparison import compare
 from ...analysis.references import (
     confirmed_places,
     losses_of,
@@ -14,218 +12,141 @@ from ...analysis.references import (
     over_runes,
     searched_places,
 )
-from ...formatting import duration, with_error
-from ...study.confirmation import (
-    BASELINE,
-    Confirmation,
-    Standing,
-    describe_difference,
-    read_confirmation,
-)
-from ...trial.record import Call, Run
-from ..data import Given, points_text
-from ..document import Block, Figure, Section, Table, Text
-from ..svg.rows import Mark, Row, rows_figure
+from ...formatting import counted, duration, with_error
+from ...problem.points import POINTS, points
+from ...study.confirmation import BASELINE, Confirmation
+from ...trial.record import Call
+from ...trial.run import Run
+from ..data import StudyData
+from ..document import Block, Section, Table, Text
+from .confirmation import COST_MEANING, candidate_blocks, confirmed_lead, cost_text, points_text
 
 _MOST_TRIALS = 8
-_COST = "cost of an answer"
-_COST_MEANING = (
-    "The cost of an answer is the CPU time of the returned network over the plain one's."
-)
+_MOST_STARTS = 5
+_QUEUED = "fixed_params"  # Optuna's system attribute of trials whose parameters were given
 
 
-def lead(given: Given) -> Iterator[str]:
+def lead(data: StudyData) -> Iterator[str]:
     """What came out, in a few sentences."""
-    confirmed = read_confirmation(given.attrs)
+    confirmed = data.confirmation
     if isinstance(confirmed, Confirmation):
-        yield from _lead_confirmed(given, confirmed)
-    elif given.best:
-        yield _lead_best(given, given.best[0])
-    elif given.finished:
+        yield from confirmed_lead(confirmed, data.has_points)
+    elif data.best:
+        yield _lead_best(data, data.best[0])
+    elif data.finished:
         yield "No trial is complete with every call in time, so there is no best recipe yet."
     else:
         yield "No trial has finished yet, so there is nothing to compare."
-    running = sum(r.state.name == "RUNNING" for r in given.runs)
-    n, compute_s = len(given.finished), sum(r.duration_s for r in given.finished)
+    running = sum(r.state.name == "RUNNING" for r in data.runs)
+    n, compute_s = len(data.finished), sum(r.duration_s for r in data.finished)
     yield (
-        f"{n} trial{'' if n == 1 else 's'} finished, {duration(compute_s)} of compute; "
+        f"{counted(n, 'trial')} finished, {duration(compute_s)} of compute; "
         f"{running or 'none'} running when this was written."
     )
 
 
-def _lead_confirmed(given: Given, confirmed: Confirmation) -> Iterator[str]:
-    n = len(confirmed.instances)
-    who = f"The recipe {confirmed.name}" if confirmed.trial is None else f"Trial {confirmed.trial}"
-    if confirmed.is_default:
-        who = "The default recipe"
-    text = (
-        f"{who} is the best one, measured again on {n} instance{'' if n == 1 else 's'} "
-        f"that no trial saw: loss {with_error(confirmed.loss, confirmed.standard_error)}"
-    )
-    if given.has_points:
-        text += f", {points_text(confirmed.loss)} by the author's table"
-    yield text + "."
-    for key, name in (("default", "the default recipe"), ("runner_up", "the runner-up")):
-        other = confirmed.against.get(key)
-        if other and not (key == "runner_up" and other.name == BASELINE):
-            yield f"Its loss minus {name}'s: {describe_difference(other.model_dump())}."
-
-
-def _lead_best(given: Given, best: Run) -> str:
-    n = len(given.best)
+def _lead_best(data: StudyData, best: Run) -> str:
+    n = len(data.best)
     text = f"Trial {best.number} has the lowest loss so far: {_loss(best)}"
-    if given.has_points:
+    if data.has_points:
         text += f", {points_text(best.loss or 0.0)} by the author's table"
     if n > 1:
         text += f". It is not confirmed, and the lowest of {n} noisy losses is too low"
     return text + "."
 
 
-def winner_section(given: Given) -> Section:
+def winner_section(data: StudyData) -> Section:
     """The candidates, how sure the winner is, references and thresholds."""
-    confirmed = read_confirmation(given.attrs)
+    confirmed = data.confirmation
     if isinstance(confirmed, Confirmation):
-        blocks = list(_confirmed_blocks(given, confirmed))
+        blocks = list(_confirmed_blocks(data, confirmed))
     else:
-        blocks = [Text(confirmed)] if confirmed else []
-        blocks += list(_best_blocks(given))
+        blocks = [Text(f"The study's attribute {confirmed}.")] if confirmed else []
+        blocks += list(_best_blocks(data))
     return Section("best", "The best recipe", blocks)
 
 
-def _confirmed_blocks(given: Given, confirmed: Confirmation) -> Iterator[Block]:
-    yield Table(
-        "The best of the search and the default recipe, measured again on instances that no "
-        "trial saw",
-        ("recipe", "loss", "to the default", "in the search", "longest call", _COST, "left"),
-        [_standing(row) for row in confirmed.table],
-        numbers=(1, 2, 3, 4, 5),
-    )
-    yield Text(
-        f"Errors are standard errors over {confirmed.units} runes. Differences are paired, on "
-        "the instances that both were measured on; losses of recipes that left early are of "
-        f"fewer instances. {_COST_MEANING}",
-        aside=True,
-    )
-    marks = [
-        Row(
-            row.title,
-            [
-                Mark(
-                    "",
-                    row.difference,
-                    row.difference - row.difference_error,
-                    row.difference + row.difference_error,
-                )
-                if row.difference_error is not None
-                else Mark("", row.difference)
-            ],
-        )
-        for row in confirmed.table
-        if row.difference is not None
-    ]
-    if marks:
-        marks.append(Row(BASELINE, [Mark("", 0.0)]))
-        yield Figure(
-            rows_figure(
-                "candidates",
-                "Loss of each candidate minus the default recipe's",
-                f"{len(marks) - 1} candidates; further left is better. The table above has the "
-                "values.",
-                "loss, minus the default's",
-                marks,
-                lines=[(0.0, "")],
-            ),
-            "Loss minus the default recipe's on the same instances, with its standard error over "
-            "runes. Left of the line is better.",
-        )
-    places = confirmed_places(given.manifest, confirmed.instances)
-    own = losses_of(given.attrs, confirmed.digest, confirmed.instances, confirmed.loss)
+def _confirmed_blocks(data: StudyData, confirmed: Confirmation) -> Iterator[Block]:
+    yield from candidate_blocks(confirmed)
+    places = confirmed_places(data.manifest, confirmed.instances)
+    own = losses_of(data.attrs, confirmed.digest, confirmed.instances, confirmed.loss)
     default = next((r for r in confirmed.table if r.name == BASELINE), None)
     means = {confirmed.title: confirmed.loss}
     if default and default.loss is not None and not confirmed.is_default:
         means["the default recipe"] = default.loss
-    calls = losses_on(given.references, given.manifest, places)
-    yield from _against_references(calls, own, confirmed.title)
+    calls = losses_on(data.references, data.manifest, places)
+    yield from _compare_references(calls, own, confirmed.title)
     for name, on in calls.items():
         if len(on) == len(confirmed.instances):
             mean = over_runes({k: c.loss for k, c in on.items()}, list(on)).mean
             means[f"reference {name}"] = mean
-    yield from _thresholds(given, means)
+    yield from _thresholds(data, means)
 
 
-def _standing(row: Standing) -> tuple[str, ...]:
-    left = "" if row.left == "finalist" else row.left
-    return (
-        row.title,
-        with_error(row.loss, row.standard_error),
-        with_error(row.difference, row.difference_error, "+"),
-        with_error(row.search_difference, row.search_difference_error, "+"),
-        f"{row.longest_call_s:.1f} s",
-        _cost(row.cost),
-        f"{left}: {row.reason}" if row.reason else left,
-    )
-
-
-def _cost(cost: float | None) -> str:
-    return "" if cost is None else f"{cost:.2f}"
-
-
-def _best_blocks(given: Given) -> Iterator[Block]:
-    if not given.best:
+def _best_blocks(data: StudyData) -> Iterator[Block]:
+    if not data.best:
         yield Text(
             "There is none: no trial is complete with every call within "
-            f"{given.config.feasible_s:g} s."
+            f"{data.config.feasible_s:g} s."
         )
         return
-    n = len(given.best[0].calls)
+    n = len(data.best[0].calls)
     yield Text(
         "Nothing is confirmed yet. Below are the best trials of the search, on the "
-        f"{n or 'same'} instance{'' if n == 1 else 's'} that all trials are measured on. The "
+        f"{counted(n, 'instance') if n else 'instances'} that all trials are measured on. The "
         "lowest of many noisy losses is too low, and the recipe that has it is often not the best."
     )
+    starts = [r for r in data.best[_MOST_TRIALS:] if _is_start(r)]
+    starts = sorted(starts, key=lambda r: r.number)[:_MOST_STARTS]
     yield Table(
-        "The best trials of the search",
-        ("trial", "loss", "longest call", _COST),
-        [
-            (
-                f"trial {r.number}",
-                _loss(r),
-                "" if r.longest_s is None else f"{r.longest_s:.1f} s",
-                _cost(r.cost),
-            )
-            for r in given.best[:_MOST_TRIALS]
-        ],
+        "The best trials of the search"
+        + (", and the recipes that it started from" if starts else ""),
+        ("trial", "loss", "longest call", "cost"),
+        [_trial_row(r) for r in [*data.best[:_MOST_TRIALS], *starts]],
         numbers=(1, 2, 3),
     )
     yield Text(
-        f"Errors are of the noise on these instances, not over runes. {_COST_MEANING}", aside=True
+        f"Errors are of the noise on these instances, not over runes. {COST_MEANING}", aside=True
     )
-    best = given.best[0]
+    best = data.best[0]
     means = {f"trial {best.number}": best.loss or 0.0}
-    default = given.default_run
+    default = data.default_run
     if default is not None and default is not best:
         means["the default recipe"] = default.loss or 0.0
-    calls = losses_on(given.references, given.manifest, searched_places(given.manifest))
-    yield from _against_references(calls, best.by_instance, f"trial {best.number}")
+    calls = losses_on(data.references, data.manifest, searched_places(data.manifest))
+    yield from _compare_references(calls, best.by_instance, f"trial {best.number}")
     for name, on in calls.items():
         if best.calls and set(on) >= set(best.by_instance):
             losses = [on[label].loss for label in best.by_instance]
             means[f"reference {name}"] = sum(losses) / len(losses)
-    yield from _thresholds(given, means)
+    yield from _thresholds(data, means)
+
+
+def _is_start(run: Run) -> bool:
+    return _QUEUED in run.trial.system_attrs
+
+
+def _trial_row(run: Run) -> tuple[str, ...]:
+    return (
+        f"trial {run.number}" + (" (start)" if _is_start(run) else ""),
+        _loss(run),
+        "" if run.longest_s is None else f"{run.longest_s:.1f} s",
+        cost_text(run.cost),
+    )
 
 
 def _loss(run: Run) -> str:
     return with_error(run.loss, run.standard_error)
 
 
-def _against_references(
+def _compare_references(
     references: Mapping[str, Mapping[str, Call]], own: Mapping[str, Call], name: str
 ) -> Iterator[Block]:
     """Where drawings and network are the same; a remark where that is nowhere."""
     rows = [
-        (f"reference {a.reference}", str(a.instances), f"{a.theirs:.4f}", f"{a.ours:.4f}",
-         f"{a.gap.mean:+.4f}", a.bounds, f"{a.ratio:.3f}")
-        for a in against(references, own)
+        (f"reference {c.reference}", str(c.instances), f"{c.theirs:.4f}", f"{c.ours:.4f}",
+         f"{c.difference.mean:+.4f}", c.bounds, f"{c.ratio:.3f}")
+        for c in compare(references, own)
     ]  # fmt: skip
     if not rows:
         yield Text(
@@ -235,8 +156,8 @@ def _against_references(
         )
         return
     yield Table(
-        f"Against the public reference recipes, on the same drawings and networks: {name} minus "
-        "the reference, with its 95 % interval over runes",
+        "Compared with the public reference recipes, on the same drawings and networks: "
+        f"{name} minus the reference, with its 95 % interval over runes",
         ("recipe", "instances", "its loss", "ours", "difference", "95 % interval", "ratio"),
         rows,
         numbers=(1, 2, 3, 4, 5, 6),
@@ -247,18 +168,15 @@ def _against_references(
     )
 
 
-def _thresholds(given: Given, means: Mapping[str, float]) -> Iterator[Block]:
-    if not given.has_points:
+def _thresholds(data: StudyData, means: Mapping[str, float]) -> Iterator[Block]:
+    if not data.has_points:
         yield Text(
             "The author's thresholds are for ten drawings of Omniglot's Futhorc, so these losses "
             "earn no points.",
             aside=True,
         )
         return
-    rows = [
-        (f"{worth} point{'' if worth == 1 else 's'}", f"{most:.3f}", _who(means, worth))
-        for most, worth in POINTS
-    ]
+    rows = [(counted(worth, "point"), f"{most:.3f}", _who(means, worth)) for most, worth in POINTS]
     yield Table(
         "The author's thresholds, and whose mean loss earns which points",
         ("points", "loss at most", "earned by"),

@@ -1,45 +1,22 @@
-"""A plot with two axes: dots, steps, whiskers and lines across."""
+"""A plot with two axes as SVG: dots, steps, error bars and thresholds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from ..plots import Axis, Plot
 from .drawing import FONT_PX, Drawing, Point
-from .scale import Scale, around, tick_texts
+from .scale import Scale, tick_texts
 
-WIDE, HIGH = 400, 260  # pixels of a figure; a small one has less
+WIDE, HIGH = 400, 260  # pixels of a figure
+_SMALL_WIDE, _SMALL_HIGH = 300, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 22, 40
+_CLOUDS = {"faint": "faint", "cloud": "second"}  # style sheet's classes by style
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A range of numbers, or places for ``labels``: the first is at 0, the next at 1."""
-
-    title: str
-    low: float
-    high: float
-    log: bool = False
-    labels: Sequence[str] = ()
-
-
-def axis_of(title: str, values: Sequence[float], log: bool = False) -> Axis:
-    """An axis that has room for all values."""
-    if log and min(values) > 0:
-        low, high = min(values), max(values)
-        room = max((high / low) ** 0.05, 1.02)
-        return Axis(title, low / room, high * room, log=True)
-    return Axis(title, *around(values))
-
-
-def label_axis(title: str, labels: Sequence[str]) -> Axis:
-    """An axis with a place for each label."""
-    return Axis(title, -0.5, len(labels) - 0.5, labels=labels)
-
-
-class Plot:
+class Axes:
     """A drawing whose marks are placed by values; what is outside of the axes is not drawn."""
 
     def __init__(
@@ -117,3 +94,25 @@ class Plot:
         draw.line((left, bottom), (self._x.end, bottom), "axis")
         draw.text(((left + self._x.end) / 2, draw.height - 6), x.title, anchor="middle")
         draw.text((4, 13), y.title)
+
+
+def draw_plot(plot: Plot) -> Markup:
+    """A `Plot` as inline SVG: clouds first, then thresholds, then what stands out."""
+    size = (_SMALL_WIDE, _SMALL_HIGH) if plot.is_small else (WIDE, HIGH)
+    axes = Axes(plot.name, plot.title, plot.description, plot.x, plot.y, *size)
+    for series in plot.series:
+        if series.style in _CLOUDS:
+            axes.dots(series.points, _CLOUDS[series.style])
+    for line in plot.across:
+        axes.across(line.at, line.label, "threshold")
+    for line in plot.upright:
+        axes.upright(line.at, line.label, "threshold")
+    for series in plot.series:
+        if series.style in _CLOUDS:
+            continue
+        if series.style == "steps":
+            axes.steps(series.points, "line first")
+        for (x, y), error in zip(series.points, series.errors, strict=False):
+            axes.whisker(x, y - error, y + error, "whisker first")
+        axes.dots(series.points, "large first")
+    return axes.markup()

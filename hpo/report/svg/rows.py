@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from markupsafe import Markup
 
+from ..plots import Line, RowPlot, around
 from ..sanitize import plain
 from .drawing import Drawing, text_width
-from .scale import Scale, around, tick_texts
+from .scale import Scale, tick_texts
 
 WIDE = 400
 _LABEL_PX = 140  # of a row's name, at most
@@ -22,58 +22,28 @@ _RADIUS = 4.0
 Shape = Literal["first", "second", "third", "fourth"]
 
 
-@dataclass(frozen=True)
-class Mark:
-    """A value with its interval; without bounds it has none."""
-
-    series: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    name: str
-    marks: Sequence[Mark]
-
-
-def rows_figure(
-    name: str,
-    title: str,
-    description: str,
-    axis: str,
-    rows: Sequence[Row],
-    series: Sequence[str] = (),
-    lines: Sequence[tuple[float, str]] = (),
-    zero: bool = False,
-) -> Markup:
-    """Rows from top to bottom, their marks from left to right.
-
-    Args:
-        series: what marks are of, in the order of their forms; none: all are of one thing.
-        lines: values that are marked across all rows, each with a word, if they are in the range.
-        zero: the axis begins there.
-    """
+def draw_rows(plot: RowPlot) -> Markup:
+    """A `RowPlot` as inline SVG."""
+    series = plot.series
     bounds = [
-        bound for row in rows for m in row.marks for bound in (m.value, m.low, m.high)
+        bound for row in plot.rows for m in row.marks for bound in (m.value, m.low, m.high)
         if bound is not None
     ]  # fmt: skip
     low, high = around(bounds or [0.0, 1.0])
     step = _ROW_PX + _APART_PX * max(0, len(series) - 1)
-    top = (_LEGEND_PX if series else 0) + (_LEGEND_PX if lines else 4)
-    height = top + step * len(rows) + _BOTTOM
-    drawing = Drawing(name, title, description, WIDE, height)
-    left = min(_LABEL_PX, 10 + max((text_width(plain(r.name)) for r in rows), default=0))
-    scale = Scale(0.0 if zero else low, high, left, WIDE - 12)
+    top = (_LEGEND_PX if series else 0) + (_LEGEND_PX if plot.lines else 4)
+    height = top + step * len(plot.rows) + _BOTTOM
+    drawing = Drawing(plot.name, plot.title, plot.description, WIDE, height)
+    left = min(_LABEL_PX, 10 + max((text_width(plain(r.name)) for r in plot.rows), default=0))
+    scale = Scale(0.0 if plot.from_zero else low, high, left, WIDE - 12)
     bottom = height - _BOTTOM
     ticks = scale.ticks(5)
     for tick, text in zip(ticks, tick_texts(ticks), strict=True):
         drawing.line((scale(tick), top), (scale(tick), bottom), "grid")
         drawing.text((scale(tick), bottom + 15), text, anchor="middle")
-    _draw_lines(drawing, scale, lines, top, bottom)
+    _draw_lines(drawing, scale, plot.lines, top, bottom)
     _draw_legend(drawing, series)
-    for i, row in enumerate(rows):
+    for i, row in enumerate(plot.rows):
         middle = top + step * (i + 0.5)
         drawing.text((left - 8, middle + 4), row.name, anchor="end", room=left - 10)
         for mark in row.marks:
@@ -85,21 +55,21 @@ def rows_figure(
                 drawing.line((scale(start), y), (scale(mark.high), y), f"whisker {kind}")
             _draw_mark(drawing, (scale(mark.value), y), order)
     drawing.line((left, bottom), (WIDE - 12, bottom), "axis")
-    drawing.text(((left + WIDE - 12) / 2, height - 6), axis, anchor="middle")
+    drawing.text(((left + WIDE - 12) / 2, height - 6), plot.axis, anchor="middle")
     return drawing.markup()
 
 
 def _draw_lines(
-    drawing: Drawing, scale: Scale, lines: Sequence[tuple[float, str]], top: float, bottom: float
+    drawing: Drawing, scale: Scale, lines: Sequence[Line], top: float, bottom: float
 ) -> None:
     free = -1.0  # the right end of the words so far
-    for value, word in sorted(lines):
-        if scale.holds(value):
-            at = scale(value)
+    for line in sorted(lines, key=lambda one: one.at):
+        if scale.holds(line.at):
+            at = scale(line.at)
             drawing.line((at, top), (at, bottom), "threshold")
-            half = text_width(word) / 2
+            half = text_width(line.label) / 2
             if at - half > free:
-                drawing.text((at, top - 5), word, "muted", "middle")
+                drawing.text((at, top - 5), line.label, "muted", "middle")
                 free = at + half + 4
 
 

@@ -64,13 +64,6 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
     return ticks[:: math.ceil(len(ticks) / most)]
 
 
-def around(values: Sequence[float], margin: float = 0.05) -> tuple[float, float]:
-    """A range that holds all values with some room; never empty."""
-    low, high = min(values), max(values)
-    room = (high - low) * margin or abs(high) * margin or 1.0
-    return low - room, high + room
-
-
 def tick_texts(ticks: Sequence[float], log: bool = False) -> list[str]:
     """Ticks as they are written: with as many decimals as one another, large ones in thousands."""
     if any(abs(tick) >= 10_000 for tick in ticks):

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from finetune.errors import UserError
 from hpo.artifacts import uploads as gallery_module
 from hpo.artifacts.location import default_place
 from hpo.artifacts.store import open_store
 from hpo.artifacts.uploads import Gallery
+from hpo.errors import UserError
 from hpo.study.config import StudyConfig, load_study_file
 from hpo.study.manifest import make_manifest
 
@@ -109,15 +109,11 @@ class TestPlaces:
         assert default_place("s", "sqlite:///a.db.gz") == "a-artifacts"
         assert default_place("s", "postgresql://u:p@host/db") == "s-artifacts"
 
-    def test_command_line_beats_environment_beats_study_file(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_what_a_command_was_given_beats_the_study_file(self, tmp_path: Path) -> None:
         file = tmp_path / "s.toml"
         file.write_text(STUDY.format(artifacts="pictures"))
         config = load_study_file(str(file))
         assert config.artifacts_place() == "pictures"
-        monkeypatch.setenv("RUNES_ARTIFACTS", "s3://b")
-        assert config.artifacts_place() == "s3://b"
         assert config.artifacts_place(option="none") == "none"
 
     @pytest.mark.parametrize(

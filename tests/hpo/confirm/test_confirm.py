@@ -18,23 +18,30 @@ from torch import Tensor, nn
 
 from finetune.adapt import AdaptationError, Adapted, Progress
 from finetune.data.runes import RuneSource
-from finetune.errors import UserError
 from finetune.recipe import Recipe
 from finetune.scoring.cost import Cost
 from hpo.confirm.__main__ import main
-from hpo.confirm.measurements import Kept, table_seed
-from hpo.confirm.result import to_text
+from hpo.confirm.measurements import Measurements, table_seed
+from hpo.errors import UserError
 from hpo.export.__main__ import main as export
 from hpo.export.selection import choose
-from hpo.problem import evaluate
-from hpo.problem.instances import load_measuring
-from hpo.problem.unseen import load_unseen
+from hpo.problem.instances import RuneInstance, load_held_out
+from hpo.problem.recipe_method import RecipeMethod
+from hpo.report.contents import confirmation_of
+from hpo.report.markdown import to_terminal
 from hpo.status import main as status
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import StudyConfig, load_study_file
-from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY, describe_difference
+from hpo.study.confirmation import (
+    CALLS_PREFIX,
+    CONFIRMED_KEY,
+    Confirmation,
+    Difference,
+    describe_difference,
+)
 from hpo.study.create import create
-from hpo.study.manifest import MANIFEST_KEY
+from hpo.study.manifest import MANIFEST_KEY, make_manifest
+from hpo.trial.record import Call
 from tests.hpo.standins import one_by_one
 from tests.settings import torch_threads
 
@@ -69,6 +76,7 @@ FIXED: dict[str, Any] = {
     "precision": "fp32",
 }
 DEFAULT = Recipe(**FIXED)
+METHOD = RecipeMethod()
 LR = optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
 Fake = Callable[[Recipe], float]  # seconds of a call
 
@@ -108,10 +116,14 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> optuna.Study:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(STUDY)
     config = load_study_file("tiny.toml")
-    _, study = create(config, config.storage, load_measuring(config, None).manifest)
+    _, study = create(config, config.storage, manifest_of(config))
     for lr, loss in ((1e-3, 0.5), (8e-3, 0.3), (4e-3, 0.6), (2e-3, 0.4)):
         add_trial(study, lr, loss)
     return study
+
+
+def manifest_of(config: StudyConfig) -> dict[str, str]:
+    return make_manifest(config, config.load_problem(None))
 
 
 def add_trial(study: optuna.Study, lr: float, loss: float) -> None:
@@ -152,7 +164,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fake], list[float]]:
             on_step(Progress(step=1, share=0.5, loss=1.0, elapsed_s=took))
             return Adapted(Offset(100 * recipe.lr), recipe.steps, took, stopped=False)
 
-        monkeypatch.setattr(evaluate, "adapt_together", one_by_one(adapt))
+        monkeypatch.setattr("finetune.side_by_side.adapt_together", one_by_one(adapt))
         return made
 
     return put
@@ -182,8 +194,8 @@ def kept(study: optuna.Study) -> dict[str, Any]:
 def test_real_calls_end_to_end(study: optuna.Study, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--top", "1") == 0
     out = capsys.readouterr().out
-    assert "winner: " in out
-    assert max(map(len, out.splitlines())) <= 100
+    assert "is the best one, measured again on" in out
+    assert max(map(len, out.splitlines())) <= 120
     found = confirmed()
     assert {r["name"]: r["trial"] for r in found["table"]} == {"default": 2, "best 1": 1}
     assert len(kept(study)) == 2 * 6
@@ -231,14 +243,14 @@ def test_a_recipe_whose_answers_cost_too_much_is_out_and_all_costs_are_told(
 ) -> None:
     (tmp_path / "tiny.toml").write_text(f"{STUDY}\n[limits]\ncost = 2.0\n")
     config = load_study_file("tiny.toml")
-    study.set_user_attr(MANIFEST_KEY, load_measuring(config, None).manifest)
+    study.set_user_attr(MANIFEST_KEY, manifest_of(config))
     calls(lambda r: 1.5)
 
     def cost(model: nn.Module, *_: Any, **__: Any) -> Cost:  # the best recipe's is too high
         assert isinstance(model, Offset)
         return Cost(2.5 if model.constant < 0.15 else 1.5, 1.0)
 
-    monkeypatch.setattr(evaluate, "measure_cost", cost)
+    monkeypatch.setattr("finetune.scoring.cost.measure_cost", cost)
     assert run() == 0
     out = capsys.readouterr().out
     assert "an answer costs 2.50 of the plain network's; 2 are allowed" in out
@@ -273,7 +285,7 @@ def test_exports_and_status_use_what_was_confirmed(
     calls(lambda r: 1.5)
     run()
     capsys.readouterr()
-    chosen = choose(load_study(open_storage("sqlite:///tiny.db"), "tiny"), None)
+    chosen = choose(load_study(open_storage("sqlite:///tiny.db"), "tiny"), None, METHOD)
     assert (chosen.name, chosen.confirmed) == ("trial 0 of study tiny", True)
     assert chosen.loss == confirmed()["loss"]
     for which in ((), ("--confirmed",)):
@@ -300,10 +312,10 @@ def test_a_default_without_a_trial_can_win_and_be_exported(
     space = '[space.shear]\ntype = "float"\nlow = 0.0\nhigh = 0.3\n'
     text = STUDY.partition("[space.lr]")[0].replace("steps = 3", "steps = 3\nlr = 1e-4")
     (tmp_path / "tiny.toml").write_text(text + space)
-    manifest = load_measuring(load_study_file("tiny.toml"), None).manifest
+    manifest = manifest_of(load_study_file("tiny.toml"))
     study.set_user_attr(MANIFEST_KEY, manifest)
     assert run("--top", "2") == 0
-    assert "winner: default, loss " in capsys.readouterr().out
+    assert "The default recipe is the best one" in capsys.readouterr().out
     found = confirmed()
     assert (found["trial"], found["name"]) == (None, "default")
     assert list(found["against"]) == ["runner_up"]
@@ -311,7 +323,7 @@ def test_a_default_without_a_trial_can_win_and_be_exported(
     assert status(["--study", "tiny.toml"]) == 0
     assert "confirmed   default recipe  loss " in capsys.readouterr().out
     # The proof, which takes a while, is the same as of any recipe of no trial.
-    monkeypatch.setattr("hpo.export.__main__._prove", lambda *_: None)
+    monkeypatch.setattr(RecipeMethod, "prove", lambda *_: iter(()))
     arguments = ["--study", "tiny.toml", "--threads", "1", "--device", "cpu", "--confirmed"]
     assert export([*arguments, "--out", "f.py", "--no-challenge"]) == 0
     assert "wrote f.py: the recipe 'default' of no trial, confirmed in" in capsys.readouterr().out
@@ -335,8 +347,8 @@ def test_a_recipe_from_a_file_takes_part_and_duplicates_count_once(
     names = [r["name"] for r in found["table"]]
     assert names == ["mine.json", "best 4", "best 3", "default", "best 1"]
     assert len(made) == 5 * 6
-    chosen = choose(load_study(open_storage("sqlite:///tiny.db"), "tiny"), None)
-    assert chosen.recipe == Recipe(**FIXED, lr=2e-4)
+    chosen = choose(load_study(open_storage("sqlite:///tiny.db"), "tiny"), None, METHOD)
+    assert chosen.recipe == Recipe(**FIXED, lr=2e-4).to_dict()
 
 
 # Once each
@@ -378,20 +390,24 @@ def test_after_an_interruption_nothing_is_measured_twice(
     assert confirmed() == before
 
 
-def test_what_another_process_has_measured_is_used(
-    study: optuna.Study, calls: Calls, source: RuneSource
-) -> None:
+def test_what_another_process_has_measured_is_used(study: optuna.Study, calls: Calls) -> None:
     config = load_study_file("tiny.toml")
-    instances = load_unseen(config, source)
-    other = Kept(config, study, load_measuring(config, None).manifest, instances)
+    problem = config.load_problem(None)
+    other = Measurements(config, study, manifest_of(config), problem)
     made: list[float] = []
 
     def meanwhile(recipe: Recipe) -> float:
         if not made:
-            for unseen in instances:
+            for unseen in problem.instances(held_out=True):
                 for lr in (1e-3, 2e-3, 4e-3):
-                    measured = {"loss": 1.0 + lr, "standard_error": 0.1, "seconds": 1.0, "steps": 3}
-                    other.write(Recipe(**FIXED, lr=lr), unseen.label, measured)
+                    measured = Call(
+                        instance=unseen.label,
+                        loss=1.0 + lr,
+                        standard_error=0.1,
+                        seconds=1.0,
+                        steps=3,
+                    )
+                    other.write(Recipe(**FIXED, lr=lr).to_dict(), unseen.label, measured)
         made.append(recipe.lr)
         return 1.5
 
@@ -431,7 +447,7 @@ def test_a_call_that_is_too_long_is_out_like_a_trials(
     assert run("--rounds", "1") == 0
     out = capsys.readouterr().out
     assert "a call took 11.0 s; 10 are allowed" in out
-    assert "after 13.0 s, at step 1 of 3" in out
+    assert "after 13.0 s, at step 1 (50% of the schedule)" in out
     assert made.count(1e-3) == made.count(2e-3) == 1
     found = confirmed()
     assert (found["name"], found["trial"]) == ("default", 2)
@@ -474,8 +490,12 @@ def asked(text: str, confirm: str) -> StudyConfig:
     return StudyConfig.model_validate(table)
 
 
+def held_out(config: StudyConfig, source: RuneSource) -> list[RuneInstance]:
+    return load_held_out(config.instances, config.confirm, source)
+
+
 def labels(source: RuneSource, confirm: str, text: str = STUDY) -> list[str]:
-    return [u.label for u in load_unseen(asked(text, confirm), source)]
+    return [i.label for i in held_out(asked(text, confirm), source)]
 
 
 def test_all_other_runes_are_taken_unless_some_are_named(source: RuneSource) -> None:
@@ -515,7 +535,7 @@ def test_what_a_trial_has_seen_or_nobody_knows_is_refused(
     source: RuneSource, confirm: str, message: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        load_unseen(asked(STUDY, confirm), source)
+        held_out(asked(STUDY, confirm), source)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -523,7 +543,7 @@ def test_what_a_trial_has_seen_or_nobody_knows_is_refused(
 def test_the_table_of_noise_is_not_the_searchs(source: RuneSource) -> None:
     config = load_study_file("quickstart")
     assert table_seed(config) != config.estimator.seed
-    assert load_unseen(config, source)
+    assert held_out(config, source)
 
 
 @pytest.mark.parametrize(
@@ -545,13 +565,17 @@ def test_bad_input_is_one_line(study: optuna.Study, arguments: Sequence[str], me
 
 
 def test_what_one_rune_can_say_is_said() -> None:
-    known = {"difference": -0.1, "standard_error": 0.01, "low": -0.12, "high": 0.02}
+    known = Difference(
+        name="default", digest="d", difference=-0.1, standard_error=0.01, low=-0.12, high=0.02
+    )
     assert describe_difference(known).endswith("interval -0.1200 to +0.0200); not told apart")
-    assert "not told apart" not in describe_difference({**known, "high": -0.08})
-    assert "of a single instance" in describe_difference({**known, "low": None, "high": None})
+    sure = known.model_copy(update={"high": -0.08})
+    assert "not told apart" not in describe_difference(sure)
+    single = known.model_copy(update={"low": None, "high": None})
+    assert "of a single instance" in describe_difference(single)
 
 
-def test_the_text_is_a_table_and_a_verdict() -> None:
+def test_the_text_is_the_winner_and_a_table_of_candidates() -> None:
     row = {
         "name": "best 1",
         "trial": 17,
@@ -578,22 +602,36 @@ def test_the_text_is_a_table_and_a_verdict() -> None:
     other |= {"standard_error": 0.0006, "low": -0.0047, "high": -0.0015}
     result = {
         **{k: row[k] for k in ("name", "trial", "digest", "loss", "standard_error", "cost")},
+        "recipe": {},
+        "units": 12,
         "instances": ["a"] * 12,
         "against": {"default": other, "runner_up": other},
         "table": [row, default, tied],
     }
-    assert to_text(result).splitlines() == [
-        "candidate  trial  loss             to default        in the search   "
-        "  longest  cost  rounds",
-        "best 1        17  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
-        "   79.0 s  1.62       3",
-        "default        -  0.0843 ± 0.0031                                    "
-        "   79.0 s             3",
-        "best 2         3  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
-        "   79.0 s  1.62       1"
-        "  t",
-        "winner: best 1 (trial 17), loss 0.0812 ± 0.0031 on 12 unseen instances",
-        "  cost of an answer: 1.6 of the plain network's",
-        "  against the default recipe: -0.0031 (95 % interval -0.0047 to -0.0015)",
-        "  in the search: loss 0.0750, -0.0052 ± 0.0009 to the default's",
+    config = StudyConfig.model_validate(
+        {
+            "name": "s",
+            "storage": "sqlite:///s.db",
+            "instances": {"source": "omniglot"},
+            "space": {"lora": {"type": "switch"}},
+        }
+    )
+    text = to_terminal(confirmation_of(config, Confirmation.model_validate(result)))
+    lines = text.splitlines()
+    assert lines[:4] == [
+        "Study s",
+        "Trial 17 is the best one, measured again on 12 instances that no trial saw: loss 0.0812 ±",
+        "0.0031, 6 points by the author's table.",
+        "Its loss minus the default recipe's: -0.0031 (95 % interval -0.0047 to -0.0015).",
+    ]
+    head = next(n for n, line in enumerate(lines) if line.startswith("    recipe "))
+    assert lines[head : head + 4] == [
+        "    recipe                        loss    to the default     in the search"
+        "  longest call  cost  rounds  left",
+        "    best 1 (trial 17)  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
+        "        79.0 s  1.62       3",
+        "    default            0.0843 ± 0.0031                                    "
+        "        79.0 s             3",
+        "    best 2 (trial 3)   0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
+        "        79.0 s  1.62       1  t",
     ]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hpo.analysis.intervals import interval, unit_means, units_of
-from hpo.confirm.halving import Halved, Standing, block_ends, halve, most_calls
+from hpo.confirm.halving import Contender, Halved, block_ends, halve, most_calls
 from hpo.study.confirmation import Left
 
 RUNES, SPLITS = 6, 2
@@ -107,13 +107,13 @@ def test_blocks_are_never_empty(n: int, rounds: int) -> None:
 # Who survives
 
 
-def table(losses: dict[str, Sequence[float]], rounds: int = 2) -> dict[str, Standing]:
+def table(losses: dict[str, Sequence[float]], rounds: int = 2) -> dict[str, Contender]:
     """Halve candidates with these losses on instances of as many runes; "d" is the baseline."""
     n = len(next(iter(losses.values())))
     units = {f"r{i}/0": f"r{i}" for i in range(n)}
     values = {(c, f"r{i}/0"): x for c, row in losses.items() for i, x in enumerate(row)}
     done = halve(list(losses), "d", units, lambda c, i: (values[c, i], 1.0), rounds=rounds)
-    return {s.candidate: s for s in done.standings}
+    return {s.candidate: s for s in done.contenders}
 
 
 def test_who_is_clearly_behind_leaves_and_ties_are_halved() -> None:
@@ -170,15 +170,15 @@ def test_no_measurement_is_asked_for_twice_and_their_order_changes_nothing() -> 
     assert worlds[0].asked != worlds[1].asked
     assert set(worlds[0].asked) == set(worlds[1].asked)
     assert len(set(worlds[0].asked)) == len(worlds[0].asked)
-    assert [s.candidate for s in plain.standings] == [s.candidate for s in shuffled.standings]
+    assert [s.candidate for s in plain.contenders] == [s.candidate for s in shuffled.contenders]
 
 
 def test_ties_cost_as_many_calls_as_are_announced() -> None:
     world = World([0.0] * 9, np.random.default_rng(4))
     told: list[int] = []
 
-    def tell(number: int, standings: Sequence[Standing]) -> None:
-        running = sum(s.left == Left.FINALIST for s in standings)
+    def tell(number: int, contenders: Sequence[Contender]) -> None:
+        running = sum(s.left == Left.FINALIST for s in contenders)
         told.append(len(world.asked) + most_calls(8, 12, 3, number, running - 1))
 
     halve(world.names, "c0", UNITS, world.measure, on_round=tell)

@@ -20,11 +20,9 @@ from PIL import Image
 
 from benchmarks.browser import dashboard
 from hpo.artifacts.uploads import Gallery
-from hpo.dashboard.notes import Story
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import load_study_file
-from hpo.trial.outcome import Ending, Outcome
-from hpo.worker.visuals import Showing
+from hpo.worker.visuals import Visuals
 
 REPO = Path(__file__).parents[3]
 SHOTS = REPO / "build" / "screenshots"
@@ -46,7 +44,7 @@ log = true
 
 
 class Seen:
-    """A study with trials that have notes, pictures and plots, made without any network."""
+    """A study with trials that have pictures and plots, made without any network."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "seen.toml"
@@ -56,8 +54,8 @@ class Seen:
         self.storage.create_study("seen", {"manifest": {"code": "abc"}}, [])
         self.study = load_study(self.storage, "seen", optuna.samplers.RandomSampler(seed=0))
         self.gallery = Gallery(self.config.artifacts_place())
-        self.showing = Showing(self.gallery, self.config.feasible_s)
-        self.story = Story(self.config, "seen", self.config.storage, self.study, self.storage)
+        problem = self.config.load_problem(None)
+        self.visuals = Visuals(self.gallery, problem)
 
     def add(self, loss: float) -> None:
         trial_id = self.storage.claim(self.study._study_id, None)
@@ -78,11 +76,10 @@ class Seen:
             trial.set_user_attr("standard_error", 0.001)
             trial.set_user_attr("longest_call_s", 7.5)
             trial.set_user_attr("recipe", json.dumps({"lr": trial.params["lr"]}))
-        ending = Ending(Outcome.COMPLETE, value=loss)
-        shown = self.showing.of_trial(trial, ending)
+        links = self.visuals.of_trial(trial)
         with self.storage.together(trial_id) as writes:
             trial.set_user_attr("outcome", "complete")
-            writes.system_attrs.update(shown)
+            writes.system_attrs.update(links)
             writes.state, writes.values = TrialState.COMPLETE, [loss]
 
 
@@ -97,7 +94,6 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     made = Seen(tmp_path_factory.mktemp("seen"))
     for loss in (0.12, 0.09, 0.11):
         made.add(loss)
-    assert made.story.refresh(every_s=0.0)
     return made
 
 
@@ -164,17 +160,17 @@ def test_a_trial_has_its_note_and_its_pictures(page: Any, url: str) -> None:
 
 def test_the_study_has_its_note(page: Any, url: str) -> None:
     page.goto(f"{url}/dashboard/studies/1/note")
-    page.get_by_role("heading", name="What came out").wait_for()
+    page.get_by_role("heading", name="The best recipe").wait_for()
     assert page.get_by_text("A study for people to look at.").is_visible()
-    assert page.get_by_text("best: trial 1").is_visible()
+    assert page.get_by_text("Trial 1 has the lowest loss so far").is_visible()
     shot(page, "note")
 
 
 def test_the_study_has_its_plots(page: Any, url: str) -> None:
     page.goto(f"{url}/dashboard/studies/1")
-    for title in ("Best so far against compute", "Loss on each instance"):
+    for title in ("Best loss so far against compute", "Loss on the instances of the search"):
         page.get_by_text(title).first.wait_for()
-    page.get_by_text("Best so far against compute").first.scroll_into_view_if_needed()
+    page.get_by_text("Best loss so far against compute").first.scroll_into_view_if_needed()
     shot(page, "plots")
 
 

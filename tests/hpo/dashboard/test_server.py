@@ -22,12 +22,12 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from finetune.errors import UserError
 from hpo.artifacts.store import open_store
 from hpo.dashboard.__main__ import main
 from hpo.dashboard.app import LiveDashboard
 from hpo.dashboard.middleware.read_only import reads
 from hpo.dashboard.server import Address, check_exposure, guard, listen, read_token
+from hpo.errors import UserError
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
 from hpo.storage.retry import Patience
@@ -511,6 +511,8 @@ class TestCommand:
             (["--host", "no such host"], "--host no such host is no address"),
             (["--host", "192.0.2.1", "--port", "0"], "--host of this machine's"),
             (["--proxy", "*"], "write the IP address"),
+            (["--port", "0", "--allowed-host", "http://a/"], "--allowed-host is 'http://a/'"),
+            (["--port", "0", "--allowed-host", "my_host"], "write a name such as lab.example"),
             (["--token-file", "/nowhere"], "--token-file /nowhere: No such file"),
             (["--token-file", "/dev/null"], "holds no token"),
             (["--token-file", "/dev/null", "--no-token"], "exclude each other"),

@@ -35,7 +35,7 @@ from optuna_dashboard import get_note, save_note
 
 from benchmarks.postgres import PASSWORD, Postgres
 from benchmarks.storage_fill import fill, make_trials
-from finetune.errors import UserError
+from hpo.errors import UserError
 from hpo.move import rows, run
 from hpo.move.__main__ import main
 from hpo.storage.open import load_study, open_storage
@@ -234,7 +234,7 @@ def test_a_negative_zero_arrives_as_a_zero(
 
 def test_every_table_of_optuna_is_copied_or_known_to_be_none_of_a_study() -> None:
     tables = {table.name for table in models.BaseModel.metadata.sorted_tables}
-    copied = {t.name for t in (*rows._OF_STUDY, *rows._OF_TRIAL)}
+    copied = {t.name for t in (*rows._STUDY_TABLES, *rows._TRIAL_TABLES)}
     assert tables - copied == {"studies", "trials", "version_info"}
 
 
@@ -579,7 +579,7 @@ def plain_counts(url: str) -> list[int]:
     with sa.create_engine(parse_url(url)).connect() as c:
         return [
             c.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
-            for table in (*rows._OF_STUDY, *rows._OF_TRIAL)
+            for table in (*rows._STUDY_TABLES, *rows._TRIAL_TABLES)
         ]
 
 
@@ -640,18 +640,16 @@ def test_what_is_missing_is_said_and_may_come_from_the_environment(
     source: str,
     new_database: NewDatabase,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     target = new_database("sqlite")
     for arguments, words in [
-        (["--from", source, "--to", target], "one of the arguments --study --all is required"),
+        (["--from", source, "--to", target], "--study is missing; write a study's name, or --all"),
         (["--all", "--from", source], "--to is missing; write a URL like"),
         (["--all", "--to", target], "RUNES_FROM"),
     ]:
-        with pytest.raises(SystemExit) as exit_:
+        with pytest.raises(UserError) as error:
             main(arguments)
-        assert exit_.value.code == 2
-        assert words in capsys.readouterr().err
+        assert words in str(error.value)
     monkeypatch.setenv("RUNES_FROM", source)
     monkeypatch.setenv("RUNES_TO", target)
     assert main(["--study", "t"]) == 0

@@ -26,17 +26,17 @@ from hpo.analysis import importance
 from hpo.analysis.intervals import units_of
 from hpo.analysis.references import Reference
 from hpo.confirm.candidates import choose_candidates
-from hpo.confirm.halving import halve
+from hpo.confirm.halving import block_ends, halve
 from hpo.confirm.result import result_of
-from hpo.report.data import Given
+from hpo.report.data import StudyData
 from hpo.storage import tables as db
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import StudyConfig, load_study_file
 from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY
 from hpo.study.manifest import MADE_BY_KEY, MANIFEST_KEY
-from hpo.study.space import sample_recipe
+from hpo.study.space import sample_values
 from hpo.trial.ranking import FAILED, OVER_LIMIT
-from hpo.trial.record import runs_of
+from hpo.trial.run import runs_of
 
 START = datetime(2026, 1, 5, 8, 0)
 DATA, NETWORK = "0123456789ab", "ba9876543210"
@@ -73,7 +73,8 @@ def make_trials(config: StudyConfig, count: int, seed: int = 0) -> list[FrozenTr
         if number % 50 == 0:  # a study looks at all of its trials whenever it is asked for one
             study = optuna.create_study(sampler=sampler)
         trial = study.ask()
-        recipe = sample_recipe(trial, config.space, config.fixed)
+        method = config.load_method()
+        recipe = Recipe(**sample_values(trial, config.space, config.fixed, method))
         if number == 0:
             recipe = Recipe.from_dict(config.fixed)
         attrs: dict[str, Any] = {"recipe": json.dumps(recipe.to_dict()), "outcome": "complete"}
@@ -141,7 +142,7 @@ def confirmation(config: StudyConfig, trials: Sequence[FrozenTrial]) -> dict[str
     attrs: dict[str, Any] = {}
 
     def measure(digest: str, label: str) -> tuple[float, float]:
-        loss = loss_of(by_digest[digest].recipe, label, rng)
+        loss = loss_of(Recipe(**by_digest[digest].recipe), label, rng)
         attrs[f"{CALLS_PREFIX}{digest}:{label}"] = {
             "loss": loss, "standard_error": 0.001, "seconds": 70.0, "steps": 9, "basis": "b",
         }  # fmt: skip
@@ -150,8 +151,12 @@ def confirmation(config: StudyConfig, trials: Sequence[FrozenTrial]) -> dict[str
     units = units_of({label: label.partition("/")[0] for label in labels})
     halved = halve(list(by_digest), candidates[0].digest, units, measure)
     costs = dict.fromkeys(by_digest, 1.625)
-    result = result_of(halved, candidates, dict.fromkeys(by_digest), costs)
-    return {**attrs, CONFIRMED_KEY: json.loads(json.dumps(result))}
+    result = result_of(
+        halved, candidates, dict.fromkeys(by_digest), costs,
+        rounds=block_ends(len(labels), 3), estimator=config.estimator.model_dump(),
+        feasible_s=config.feasible_s, code="0f0f0f0f0f0f",
+    )  # fmt: skip
+    return {**attrs, CONFIRMED_KEY: result.to_json()}
 
 
 def make_references(config: StudyConfig) -> list[Reference]:
@@ -192,17 +197,19 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importance, "_RESAMPLES", 3)
 
 
-Make = Callable[..., Given]
+Make = Callable[..., StudyData]
 
 
 @pytest.fixture
-def given(config: StudyConfig) -> Make:
+def make_data(config: StudyConfig) -> Make:
     """What the page is made of, from trials and attributes of the study."""
 
-    def make(trials: Sequence[FrozenTrial], attrs: Mapping[str, Any] = {}, **more: Any) -> Given:
+    def make(
+        trials: Sequence[FrozenTrial], attrs: Mapping[str, Any] = {}, **more: Any
+    ) -> StudyData:
         common = {MANIFEST_KEY: manifest_of(config), "about": config.about}
-        return Given(**{
-            "config": config, "asked": "runes", "url": "sqlite:///runes.db",
+        return StudyData(**{
+            "config": config, "study_argument": "runes", "url": "sqlite:///runes.db",
             "attrs": {**common, **attrs}, "runs": runs_of(trials), "beats": (),
             "now": datetime(2026, 1, 6, tzinfo=UTC), **more,
         })  # fmt: skip

@@ -8,9 +8,10 @@ from xml.etree import ElementTree
 import pytest
 from markupsafe import Markup
 
-from hpo.report.svg.axes import Axis, Plot, axis_of, label_axis
+from hpo.report.plots import Axis, Line, Mark, Row, RowPlot, axis_of, label_axis
+from hpo.report.svg import draw
+from hpo.report.svg.axes import Axes
 from hpo.report.svg.drawing import Drawing
-from hpo.report.svg.rows import Mark, Row, rows_figure
 
 
 def read(markup: Markup) -> ElementTree.Element:
@@ -61,7 +62,7 @@ def test_long_words_are_cut_to_their_room() -> None:
 
 
 def test_a_plots_dots_are_at_their_values_and_those_outside_are_left_out() -> None:
-    plot = Plot("p", "t", "d", Axis("x", 0.0, 10.0), Axis("y", 0.0, 1.0))
+    plot = Axes("p", "t", "d", Axis("x", 0.0, 10.0), Axis("y", 0.0, 1.0))
     plot.dots([(0, 0), (10, 1), (5, 0.5), (11, 0.5), (5, 2)], "first")
     plot.across(3.0, "out", "threshold")
     plot.upright(-1.0, "out", "threshold")
@@ -77,7 +78,7 @@ def test_a_plots_dots_are_at_their_values_and_those_outside_are_left_out() -> No
 
 
 def test_steps_stay_until_the_next_point_and_go_on_to_the_right() -> None:
-    plot = Plot("p", "t", "d", Axis("x", 0.0, 10.0), Axis("y", 0.0, 1.0))
+    plot = Axes("p", "t", "d", Axis("x", 0.0, 10.0), Axis("y", 0.0, 1.0))
     plot.steps([(0, 1.0), (5, 0.5)], "line")
     plot.dots([(0, 1.0), (5, 1.0), (5, 0.5), (10, 0.5)], "first")
     svg = read(plot.markup())
@@ -87,7 +88,7 @@ def test_steps_stay_until_the_next_point_and_go_on_to_the_right() -> None:
 
 
 def test_an_axis_of_labels_and_one_of_logarithms() -> None:
-    plot = Plot("p", "t", "d", label_axis("x", ["a", "b"]), axis_of("y", [1.0, 1.0]))
+    plot = Axes("p", "t", "d", label_axis("x", ["a", "b"]), axis_of("y", [1.0, 1.0]))
     plot.dots([(0, 1.0), (1, 1.0)], "first")
     svg = read(plot.markup())
     assert len(places(svg, "first")) == 2
@@ -101,7 +102,7 @@ def test_rows_have_their_marks_in_order_and_by_form() -> None:
         Row("one", [Mark("a", 1.0, 0.9, 1.1), Mark("b", 2.0)]),
         Row("two", [Mark("b", 3.0)]),
     ]
-    svg = read(rows_figure("r", "t", "d", "loss", rows, ["a", "b"], [(2.0, "line")]))
+    svg = read(draw(RowPlot("r", "t", "d", "loss", rows, ["a", "b"], [Line(2.0, "line")])))
     words = [t.text for t in svg.iter("text")]
     assert {"one", "two", "a", "b", "loss", "line"} <= set(words)
     solid = [float(c.get("cx", "")) for c in svg.iter("circle") if "solid" in c.get("class", "")]
@@ -114,9 +115,9 @@ def test_rows_have_their_marks_in_order_and_by_form() -> None:
 
 def test_rows_from_zero_cut_intervals_there_and_nothing_is_drawn_of_no_rows() -> None:
     row = Row("one", [Mark("", 0.1, -0.5, 0.7)])
-    svg = read(rows_figure("r", "t", "d", "share", [row], zero=True))
+    svg = read(draw(RowPlot("r", "t", "d", "share", [row], from_zero=True)))
     (whisker,) = [p for p in svg.iter("path") if "whisker" in p.get("class", "")]
     start = float(whisker.get("d", "M0 ")[1:].split()[0])
     (axis,) = [p for p in svg.iter("path") if p.get("class") == "axis"]
     assert start == float(axis.get("d", "M0 ")[1:].split()[0])
-    assert read(rows_figure("r", "t", "d", "share", [])).get("role") == "img"
+    assert read(draw(RowPlot("r", "t", "d", "share", []))).get("role") == "img"

@@ -9,15 +9,15 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.report.contents import story_of
-from hpo.report.data import Given
+from hpo.report.contents import report_of
+from hpo.report.data import StudyData
 from hpo.report.document import Picture
-from hpo.report.html import render
+from hpo.report.html import to_html
 from hpo.report.sanitize import plain
 from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY
 from hpo.study.manifest import MADE_BY_KEY, MANIFEST_KEY
 
-Make = Callable[..., Given]
+Make = Callable[..., StudyData]
 Check = Callable[[str], Any]
 
 HOSTILE = (
@@ -34,28 +34,28 @@ HOSTILE = (
 
 
 def test_a_whole_study_is_one_sound_page(
-    given: Make, checked: Check, trials: list[FrozenTrial], confirmed: dict[str, Any],
+    make_data: Make, checked: Check, trials: list[FrozenTrial], confirmed: dict[str, Any],
     references: list[Any],
 ) -> None:  # fmt: skip
-    page = checked(render(story_of(given(trials, confirmed, references=references))))
+    page = checked(to_html(report_of(make_data(trials, confirmed, references=references))))
     assert len(page.all("svg")) > 15
     assert len(page.all("table")) > 9
     assert [h.text for h in page.all("h2")] == [
-        "The best recipe", "The recipe", "Loss by rune", "How the search went", "What matters",
-        "What came of each augmentation", "Why trials ended", "How it stands",
-        "What this study is", "What to do next",
+        "The best recipe", "The recipe", "The recipe to copy", "Loss by rune",
+        "History of the search", "Parameters", "Augmentations",
+        "Outcomes of trials", "Overview", "The study", "What to do next",
     ]  # fmt: skip
     assert len(page.text.encode()) < 150_000
 
 
-def test_an_empty_study_is_one_too(given: Make, checked: Check) -> None:
-    page = checked(render(story_of(given([]))))
+def test_an_empty_study_is_one_too(make_data: Make, checked: Check) -> None:
+    page = checked(to_html(report_of(make_data([]))))
     assert "No trial has finished yet" in page.words()
 
 
 @pytest.mark.parametrize("evil", HOSTILE, ids=range(len(HOSTILE)))
 def test_whatever_is_in_the_database_stays_text(
-    given: Make, checked: Check, confirmed: dict[str, Any], evil: str
+    make_data: Make, checked: Check, confirmed: dict[str, Any], evil: str
 ) -> None:
     made = []
     for i in range(30):
@@ -91,9 +91,11 @@ def test_whatever_is_in_the_database_stays_text(
         **{f"{CALLS_PREFIX}{result['digest']}:{label}": call for label in result["instances"]},
     }
     picture = Picture("data:image/png;base64,AA==", evil, 1, 1)
-    config = given([]).config.model_copy(update={"name": evil, "about": evil})
-    seen = given(made, attrs, config=config, asked=evil, pictures=[picture], picture_remarks=[evil])
-    text = render(story_of(seen))
+    config = make_data([]).config.model_copy(update={"name": evil, "about": evil})
+    seen = make_data(
+        made, attrs, config=config, study_argument=evil, pictures=[picture], picture_remarks=[evil]
+    )
+    text = to_html(report_of(seen))
     text.encode("utf-8")
     page = checked(text)
     assert len(text) < 400_000
@@ -103,9 +105,11 @@ def test_whatever_is_in_the_database_stays_text(
         assert "49" not in page.words().split()
 
 
-def test_pictures_are_within_the_page(given: Make, checked: Check) -> None:
+def test_pictures_are_within_the_page(make_data: Make, checked: Check) -> None:
     picture = Picture("data:image/png;base64,AA==", "trial 3: samples.png", 280, 84)
-    page = checked(render(story_of(given([], pictures=[picture], picture_remarks=["One is out."]))))
+    page = checked(
+        to_html(report_of(make_data([], pictures=[picture], picture_remarks=["One is out."])))
+    )
     (img,) = page.all("img")
     assert dict(img.attrib) == {
         "src": picture.uri, "alt": "trial 3: samples.png", "width": "280", "height": "84",
@@ -113,9 +117,9 @@ def test_pictures_are_within_the_page(given: Make, checked: Check) -> None:
     assert "One is out." in page.words()
 
 
-def test_where_the_database_is_is_not_told(given: Make) -> None:
+def test_where_the_database_is_is_not_told(make_data: Make) -> None:
     url = "postgresql://me:secret@inner-host:5432/runes"
-    text = render(story_of(given([], url=url)))
+    text = to_html(report_of(make_data([], url=url)))
     assert "from PostgreSQL" in text
     for word in ("secret", "inner-host"):
         assert word not in text

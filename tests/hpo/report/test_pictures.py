@@ -19,6 +19,7 @@ from hpo.artifacts.store import open_store
 from hpo.report.sections import pictures
 from hpo.report.sections.pictures import Found, read_pictures
 from hpo.study.confirmation import CONFIRMED_KEY
+from tests.hpo.stored import make_confirmation
 
 
 def png(width: int = 28, height: int = 28, noise: bool = False) -> bytes:
@@ -86,7 +87,7 @@ def test_the_pictures_of_the_best_trials_come_in_order(case: Case) -> None:
 def test_the_confirmed_trials_come_first(case: Case) -> None:
     for loss in (0.1, 0.2, 0.3, 0.4, 0.5):
         case.trial(loss, (f"{loss}.png", png(), "image/png"))
-    case.study.set_user_attr(CONFIRMED_KEY, {"trial": 4})
+    case.study.set_user_attr(CONFIRMED_KEY, make_confirmation(4).to_json())
     assert [p.name for p in case.read().pictures] == [
         "trial 4: 0.5.png", "trial 0: 0.1.png", "trial 1: 0.2.png", "trial 2: 0.3.png",
     ]  # fmt: skip

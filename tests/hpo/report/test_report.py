@@ -20,9 +20,9 @@ import pytest
 from optuna.trial import FrozenTrial
 from PIL import Image
 
-from finetune.errors import UserError
 from hpo.analysis import importance
 from hpo.artifacts.uploads import Gallery
+from hpo.errors import UserError
 from hpo.report.__main__ import main
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import StudyConfig

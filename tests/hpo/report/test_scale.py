@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hpo.report.svg.scale import Scale, around, tick_texts
+from hpo.report.plots import around
+from hpo.report.svg.scale import Scale, tick_texts
 
 NUMBERS = st.floats(-1e9, 1e9)
 POSITIVE = st.floats(1e-9, 1e9)

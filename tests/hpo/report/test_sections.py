@@ -14,24 +14,26 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from finetune.recipe import Recipe
+from hpo.analysis.groups import groups_of
 from hpo.analysis.references import losses_of
-from hpo.report.contents import story_of
-from hpo.report.data import Given
-from hpo.report.document import Code, Pair, Section, Story, Table, Text
-from hpo.report.sections.augmentations import groups_of
-from hpo.report.sections.course import loss_limit, pareto
+from hpo.problem.recipe_method import RecipeMethod
+from hpo.report.contents import report_of
+from hpo.report.data import StudyData
+from hpo.report.document import Code, Document, Pair, Section, Table, Text
+from hpo.report.sections.history import loss_limit, pareto
 from hpo.report.sections.recipe import to_toml
 from hpo.study.config import StudyConfig
 from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY, Confirmation, read_confirmation
 from hpo.study.manifest import MANIFEST_KEY
-from hpo.trial.record import Run, best_of, finite, runs_of
+from hpo.trial.run import Run, best_of, runs_of
+from hpo.trial.stored import finite
 
-Make = Callable[..., Given]
+Make = Callable[..., StudyData]
 Attrs = dict[str, Any]
 
 
-def section(story: Story, anchor: str) -> Section:
-    return next(s for s in story.sections if s.anchor == anchor)
+def section(document: Document, anchor: str) -> Section:
+    return next(s for s in document.sections if s.anchor == anchor)
 
 
 def tables(part: Section) -> list[Table]:
@@ -53,100 +55,102 @@ def frozen(number: int, state: TrialState, value: float | None = None, **attrs: 
     return trial
 
 
-# What came out
+# The result
 
 
-def test_an_empty_study_says_so_and_how_to_begin(given: Make) -> None:
-    story = story_of(given([]))
-    assert story.lead == [
+def test_an_empty_study_says_so_and_how_to_begin(make_data: Make) -> None:
+    document = report_of(make_data([]))
+    assert document.lead == [
         "No trial has finished yet, so there is nothing to compare.",
         "0 trials finished, 0 s of compute; none running when this was written.",
     ]
-    assert codes(section(story, "next")) == ["python -m hpo.worker --study runes"]
-    assert "There is no best recipe yet." in texts(section(story, "recipe"))
+    assert codes(section(document, "next")) == ["python -m hpo.worker --study runes"]
+    assert "There is no best recipe yet." in texts(section(document, "recipe"))
 
 
 @pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.FAIL])
-def test_without_a_complete_trial_there_is_no_best(given: Make, state: TrialState) -> None:
+def test_without_a_complete_trial_there_is_no_best(make_data: Make, state: TrialState) -> None:
     value = 0.1 if state == TrialState.PRUNED else None
-    story = story_of(given([frozen(i, state, value, outcome="hopeless") for i in range(30)]))
-    assert story.lead[0].startswith("No trial is complete with every call in time")
-    assert "so there is no course to show" in texts(section(story, "course"))
-    (table,) = tables(section(story, "endings"))
+    document = report_of(
+        make_data([frozen(i, state, value, outcome="hopeless") for i in range(30)])
+    )
+    assert document.lead[0].startswith("No trial is complete with every call in time")
+    assert "so there is no history to show" in texts(section(document, "history"))
+    (table,) = tables(section(document, "outcomes"))
     assert table.rows[0][:3] == ("hopeless", "30", "100%")
-    assert "importances are not known" in texts(section(story, "matters")).lower()
+    assert "importances are not known" in texts(section(document, "parameters")).lower()
 
 
-def test_a_best_trial_is_not_called_confirmed(given: Make, trials: list[FrozenTrial]) -> None:
-    story = story_of(given(trials))
+def test_a_best_trial_is_not_called_confirmed(make_data: Make, trials: list[FrozenTrial]) -> None:
+    document = report_of(make_data(trials))
     best = min((t for t in trials if t.state == TrialState.COMPLETE), key=lambda t: t.value or 0)
-    assert story.lead[0].startswith(f"Trial {best.number} has the lowest loss so far: 0.0")
-    assert "not confirmed" in story.lead[0]
-    first = tables(section(story, "best"))[0]
+    assert document.lead[0].startswith(f"Trial {best.number} has the lowest loss so far: 0.0")
+    assert "not confirmed" in document.lead[0]
+    first = tables(section(document, "best"))[0]
     assert first.rows[0][0] == f"trial {best.number}"
-    assert "python -m hpo.confirm --study runes" in codes(section(story, "next"))
+    assert "python -m hpo.confirm --study runes" in codes(section(document, "next"))
 
 
-def test_the_best_trials_are_shown_with_what_an_answer_costs(given: Make) -> None:
+def test_the_best_trials_are_shown_with_what_an_answer_costs(make_data: Make) -> None:
     attrs = {"outcome": "complete", "longest_call_s": 70.0}
     new = frozen(0, TrialState.COMPLETE, 0.08, **attrs, cost=1.625)
     old = frozen(1, TrialState.COMPLETE, 0.09, **attrs)  # stored before costs were measured
-    part = section(story_of(given([new, old])), "best")
+    part = section(report_of(make_data([new, old])), "best")
     table = tables(part)[0]
-    column = table.columns.index("cost of an answer")
+    column = table.columns.index("cost")
     assert [row[column] for row in table.rows] == ["1.62", ""]
     assert "CPU time of the returned network over the plain one's" in texts(part)
 
 
-def test_an_infeasible_trial_is_never_best(given: Make) -> None:
+def test_an_infeasible_trial_is_never_best(make_data: Make) -> None:
     slow = frozen(0, TrialState.COMPLETE, 0.01, longest_call_s=140.0)
     slow.system_attrs["constraints:seconds over the limit"] = 20.0
     fast = frozen(1, TrialState.COMPLETE, 0.09, longest_call_s=100.0)
-    story = story_of(given([slow, fast]))
-    assert story.lead[0].startswith("Trial 1 has the lowest loss so far: 0.0900")
-    (pair, *_) = [b for b in section(story, "course").blocks if isinstance(b, Pair)]
+    document = report_of(make_data([slow, fast]))
+    assert document.lead[0].startswith("Trial 1 has the lowest loss so far: 0.0900")
+    (pair, *_) = [b for b in section(document, "history").blocks if isinstance(b, Pair)]
     assert "Grey: infeasible" in pair.figure.caption
     assert [row[0] for row in pair.table.rows] == ["trial 1"]
 
 
 def test_what_was_confirmed_leads_with_its_intervals_and_points(
-    given: Make, trials: list[FrozenTrial], confirmed: Attrs
+    make_data: Make, trials: list[FrozenTrial], confirmed: Attrs
 ) -> None:
-    story = story_of(given(trials, confirmed))
+    document = report_of(make_data(trials, confirmed))
     result = confirmed[CONFIRMED_KEY]
-    assert story.lead[0].startswith(
+    assert document.lead[0].startswith(
         f"Trial {result['trial']} is the best one, measured again on 12 instances that no trial "
         f"saw: loss {result['loss']:.4f} ± "
     )
-    assert story.lead[0].endswith(" points by the author's table.")
+    assert document.lead[0].endswith(" points by the author's table.")
     against = result["against"]["default"]
-    assert story.lead[1] == (
+    assert document.lead[1] == (
         f"Its loss minus the default recipe's: {against['difference']:+.4f} (95 % interval "
         f"{against['low']:+.4f} to {against['high']:+.4f})."
     )
-    candidates = tables(section(story, "best"))[0]
+    candidates = tables(section(document, "best"))[0]
     assert len(candidates.rows) == len(result["table"])
-    assert f"--confirmed --out {'finetune.py'}" in codes(section(story, "next"))[-1]
+    assert f"--confirmed --out {'finetune.py'}" in codes(section(document, "next"))[-1]
 
 
 def test_a_result_of_another_kind_is_told_and_the_best_trial_shown(
-    given: Make, trials: list[FrozenTrial]
+    make_data: Make, trials: list[FrozenTrial]
 ) -> None:
     for odd in ("x", {"loss": "low"}, [1], {"name": 1, "loss": 0.1}):
-        story = story_of(given(trials, {CONFIRMED_KEY: odd}))
-        assert "confirm again by python -m hpo.confirm" in texts(section(story, "best"))
-        assert "not confirmed" in story.lead[0]
+        document = report_of(make_data(trials, {CONFIRMED_KEY: odd}))
+        assert "confirm again by python -m hpo.confirm" in texts(section(document, "best"))
+        assert "not confirmed" in document.lead[0]
 
 
 @pytest.mark.parametrize("other", [{"source": "drawn"}, {"alphabet": "Greek"}, {"train": 5}])
 def test_other_drawings_earn_no_points(
-    given: Make, config: StudyConfig, other: dict[str, Any]
+    make_data: Make, config: StudyConfig, other: dict[str, Any]
 ) -> None:
     instances = config.instances.model_copy(update=other)
     config = config.model_copy(update={"instances": instances})
-    story = story_of(given([frozen(0, TrialState.COMPLETE, 0.05)], config=config))
-    assert "points" not in story.lead[0]
-    assert "earn no points" in texts(section(story, "best"))
+    document = report_of(make_data([frozen(0, TrialState.COMPLETE, 0.05)], config=config))
+    assert "points" not in document.lead[0]
+    assert "earn no points" in texts(section(document, "best"))
 
 
 @pytest.mark.parametrize(
@@ -159,11 +163,11 @@ def test_other_drawings_earn_no_points(
     ],
 )
 def test_drawings_of_a_command_line_are_told_by_the_manifest(
-    given: Make, data: str, expected: bool
+    make_data: Make, data: str, expected: bool
 ) -> None:
     """The file says Omniglot's Futhorc; the worker may have been told otherwise."""
     trials = [frozen(0, TrialState.COMPLETE, 0.05)]
-    made = given(trials)
+    made = make_data(trials)
     made = replace(made, attrs={**made.attrs, MANIFEST_KEY: {"data": data}})
     assert made.has_points is expected
 
@@ -172,10 +176,10 @@ def test_drawings_of_a_command_line_are_told_by_the_manifest(
 
 
 def test_references_are_compared_on_the_same_instances(
-    given: Make, trials: list[FrozenTrial], confirmed: Attrs, references: list[Any]
+    make_data: Make, trials: list[FrozenTrial], confirmed: Attrs, references: list[Any]
 ) -> None:
-    story = story_of(given(trials, confirmed, references=references))
-    against, points = tables(section(story, "best"))[1:]
+    document = report_of(make_data(trials, confirmed, references=references))
+    against, points = tables(section(document, "best"))[1:]
     (row,) = against.rows
     assert row[:2] == ("reference A", "12")
     labels = {label.partition(" ")[0] for label in confirmed[CONFIRMED_KEY]["instances"]}
@@ -185,27 +189,27 @@ def test_references_are_compared_on_the_same_instances(
     earned = {r[0]: r[2] for r in points.rows}
     assert any("reference A" in who for who in earned.values())
     assert "the default recipe" in " ".join(earned.values())
-    runes = section(story, "runes")
+    runes = section(document, "instances")
     assert [t.columns[-1] for t in tables(runes)] == ["reference A", "reference A"]
 
 
 def test_references_of_other_drawings_or_networks_are_not(
-    given: Make, trials: list[FrozenTrial], confirmed: Attrs, references: list[Any]
+    make_data: Make, trials: list[FrozenTrial], confirmed: Attrs, references: list[Any]
 ) -> None:
     for change in ({"data": "x"}, {"network": "x"}, {"resize": "nearest"}):
         others = [replace(r, **change) for r in references]
-        story = story_of(given(trials, confirmed, references=others))
-        assert "were not measured on these instances" in texts(section(story, "best"))
-        assert tables(section(story, "runes"))[0].columns[-1] == "default"
+        document = report_of(make_data(trials, confirmed, references=others))
+        assert "were not measured on these instances" in texts(section(document, "best"))
+        assert tables(section(document, "instances"))[0].columns[-1] == "default"
 
 
 # The recipe
 
 
 def test_the_recipe_can_be_copied_as_json_and_toml(
-    given: Make, trials: list[FrozenTrial], confirmed: Attrs, config: StudyConfig
+    make_data: Make, trials: list[FrozenTrial], confirmed: Attrs, config: StudyConfig
 ) -> None:
-    as_json, as_toml = codes(section(story_of(given(trials, confirmed)), "recipe"))
+    as_json, as_toml = codes(section(report_of(make_data(trials, confirmed)), "copy"))
     recipe = Recipe.from_json(as_json)
     assert recipe.to_dict() == confirmed[CONFIRMED_KEY]["recipe"]
     read = tomllib.loads(as_toml)
@@ -218,33 +222,34 @@ def test_the_recipe_can_be_copied_as_json_and_toml(
 
 def test_toml_is_that_of_any_recipe() -> None:
     for recipe in (Recipe(), Recipe(lr=1e-7, lora_rank=4, lora_groups=("up",), train_groups=())):
-        assert Recipe.from_dict(tomllib.loads(to_toml(recipe))["fixed"]) == recipe
+        toml = to_toml(recipe.to_dict(), RecipeMethod())
+        assert Recipe.from_dict(tomllib.loads(toml)["fixed"]) == recipe
 
 
-def test_only_what_differs_from_the_default_is_listed(given: Make) -> None:
+def test_only_what_differs_from_the_default_is_listed(make_data: Make) -> None:
     recipe = Recipe(lr=2e-3, train_groups=("up", "output"))
     trial = frozen(0, TrialState.COMPLETE, 0.09, recipe=json.dumps(recipe.to_dict()))
-    (table,) = tables(section(story_of(given([trial])), "recipe"))
+    (table,) = tables(section(report_of(make_data([trial])), "recipe"))
     assert [row[:3] for row in table.rows] == [
         ("lr", "0.002", "0.004"),
         ("train_groups", "up+output", "input+down+middle+up+output+norm_bias+embedding"),
     ]
 
 
-def test_a_recipe_of_another_release_is_told(given: Make) -> None:
+def test_a_recipe_of_another_release_is_told(make_data: Make) -> None:
     for stored in ("[]", "{", '{"colour": "red"}', 7, None):
-        story = story_of(given([frozen(0, TrialState.COMPLETE, 0.09, recipe=stored)]))
-        assert "is not of this release" in texts(section(story, "recipe"))
+        document = report_of(make_data([frozen(0, TrialState.COMPLETE, 0.09, recipe=stored)]))
+        assert "is not of this release" in texts(section(document, "recipe"))
 
 
-# By rune
+# By instance
 
 
 def test_losses_by_instance_are_the_calls_own(
-    given: Make, trials: list[FrozenTrial], confirmed: Attrs
+    make_data: Make, trials: list[FrozenTrial], confirmed: Attrs
 ) -> None:
-    story = story_of(given(trials, confirmed))
-    unseen, searched = tables(section(story, "runes"))
+    document = report_of(make_data(trials, confirmed))
+    unseen, searched = tables(section(document, "instances"))
     result = confirmed[CONFIRMED_KEY]
     call = confirmed[f"{CALLS_PREFIX}{result['digest']}:{result['instances'][0]}"]
     assert unseen.rows[0][:2] == ("character03/0", f"{call['loss']:.4f} ± 0.0010")
@@ -253,25 +258,27 @@ def test_losses_by_instance_are_the_calls_own(
 
 
 def test_calls_of_a_later_confirmation_are_not_mixed_in(
-    given: Make, trials: list[FrozenTrial], confirmed: Attrs
+    make_data: Make, trials: list[FrozenTrial], confirmed: Attrs
 ) -> None:
     result = confirmed[CONFIRMED_KEY]
     changed = {k: {**v, "loss": v["loss"] + 0.01} if k.startswith(CALLS_PREFIX) else v
                for k, v in confirmed.items()}  # fmt: skip
     assert losses_of(confirmed, result["digest"], result["instances"], result["loss"])
     assert not losses_of(changed, result["digest"], result["instances"], result["loss"])
-    story = story_of(given(trials, changed))
-    assert "A later confirmation has begun" in texts(section(story, "runes"))
+    document = report_of(make_data(trials, changed))
+    assert "A later confirmation has begun" in texts(section(document, "instances"))
 
 
-# The course
+# History
 
 
-def test_compute_adds_up_and_improvements_only_fall(given: Make, trials: list[FrozenTrial]) -> None:
-    course, seconds = [
-        b for b in section(story_of(given(trials)), "course").blocks if isinstance(b, Pair)
+def test_compute_adds_up_and_improvements_only_fall(
+    make_data: Make, trials: list[FrozenTrial]
+) -> None:
+    history, seconds = [
+        b for b in section(report_of(make_data(trials)), "history").blocks if isinstance(b, Pair)
     ]
-    losses = [float(row[2].split()[0]) for row in course.table.rows]
+    losses = [float(row[2].split()[0]) for row in history.table.rows]
     assert losses == sorted(losses, reverse=True)
     front = [(float(r[1].split()[0]), float(r[2].split()[0])) for r in seconds.table.rows]
     assert [took for took, _ in front] == sorted(took for took, _ in front)
@@ -298,13 +305,13 @@ def test_what_diverged_does_not_set_a_figures_range() -> None:
     assert loss_limit(story_of_one) == 0.1
 
 
-# What matters
+# Parameters and augmentations
 
 
 def test_importances_come_with_errors_and_slices_of_the_first(
-    given: Make, trials: list[FrozenTrial]
+    make_data: Make, trials: list[FrozenTrial]
 ) -> None:
-    part = section(story_of(given(trials)), "matters")
+    part = section(report_of(make_data(trials)), "parameters")
     (table,) = tables(part)
     shares = [float(row[1]) for row in table.rows]
     assert shares == sorted(shares, reverse=True)
@@ -339,11 +346,13 @@ def test_equal_values_are_of_one_group() -> None:
     assert groups[1].standard_error is None
 
 
-# Endings, standing, advice
+# Outcomes, overview, next steps
 
 
-def test_endings_are_counted_with_their_last_reason(given: Make, trials: list[FrozenTrial]) -> None:
-    part = section(story_of(given(trials)), "endings")
+def test_outcomes_are_counted_with_their_last_reason(
+    make_data: Make, trials: list[FrozenTrial]
+) -> None:
+    part = section(report_of(make_data(trials)), "outcomes")
     (table,) = tables(part)
     counts = {row[0]: int(row[1]) for row in table.rows}
     assert sum(counts.values()) == 60
@@ -356,16 +365,16 @@ def test_endings_are_counted_with_their_last_reason(given: Make, trials: list[Fr
     assert f"They took {made} calls, {1 - made / (8 * len(begun)):.0%} fewer" in figure.caption
 
 
-def test_a_running_study_counts_who_runs(given: Make, trials: list[FrozenTrial]) -> None:
+def test_a_running_study_counts_who_runs(make_data: Make, trials: list[FrozenTrial]) -> None:
     running = optuna.trial.create_trial(state=TrialState.RUNNING)
     running.number = 60
-    story = story_of(given([*trials, running]))
-    assert story.lead[-1].endswith("1 running when this was written.")
-    (facts,) = [b for b in section(story, "standing").blocks if b.kind == "facts"]
+    document = report_of(make_data([*trials, running]))
+    assert document.lead[-1].endswith("1 running when this was written.")
+    (facts,) = [b for b in section(document, "overview").blocks if b.kind == "facts"]
     assert ("trials running", "1") in facts.items
 
 
-def test_parameters_at_the_end_of_their_range_are_named(given: Make) -> None:
+def test_parameters_at_the_end_of_their_range_are_named(make_data: Make) -> None:
     trial = optuna.trial.create_trial(
         value=0.09,
         params={"lr": 9.9e-3, "scale": 0.0, "steps": 500, "kind": "a"},
@@ -377,21 +386,22 @@ def test_parameters_at_the_end_of_their_range_are_named(given: Make) -> None:
         },
     )
     trial.number = 4
-    said = texts(section(story_of(given([trial])), "next"))
+    said = texts(section(report_of(make_data([trial])), "next"))
     assert "The best trial, 4, is at the end of the range of lr (0.0099 of 0.0005 to 0.01)." in said
     assert "scale" not in said  # there is nothing below zero
 
 
 def test_a_new_best_trial_asks_for_another_confirmation(
-    given: Make, trials: list[FrozenTrial], confirmed: Attrs
+    make_data: Make, trials: list[FrozenTrial], confirmed: Attrs
 ) -> None:
     new = frozen(60, TrialState.COMPLETE, 0.01)
-    labels = [b.label for b in section(story_of(given([*trials, new], confirmed)), "next").blocks
-              if isinstance(b, Code)]  # fmt: skip
-    assert any("Confirm again: trial 60" in label for label in labels)
-    labels = [b.label for b in section(story_of(given(trials, confirmed)), "next").blocks
-              if isinstance(b, Code)]  # fmt: skip
-    assert not any("Confirm again" in label for label in labels)
+
+    def labels(made: list[FrozenTrial]) -> list[str]:
+        blocks = section(report_of(make_data(made, confirmed)), "next").blocks
+        return [b.label for b in blocks if isinstance(b, Code)]
+
+    assert any("Confirm again: trial 60" in label for label in labels([*trials, new]))
+    assert not any("Confirm again" in label for label in labels(trials))
 
 
 # What others wrote
@@ -413,14 +423,14 @@ def test_calls_of_any_form_are_read_as_far_as_they_are_calls() -> None:
         assert run.calls == ()
 
 
-def test_an_infinite_loss_is_none(given: Make) -> None:
+def test_an_infinite_loss_is_none(make_data: Make) -> None:
     made = [frozen(0, TrialState.COMPLETE, math.inf), frozen(1, TrialState.COMPLETE, 0.1)]
     assert [r.number for r in best_of(runs_of(made))] == [1]
-    assert story_of(given(made)).lead[0].startswith("Trial 1 ")
+    assert report_of(make_data(made)).lead[0].startswith("Trial 1 ")
 
 
 def test_a_confirmation_reads_back(confirmed: Attrs) -> None:
     found = read_confirmation(confirmed)
     assert isinstance(found, Confirmation)
-    assert found.parsed_recipe() is not None
+    assert found.parsed_recipe(RecipeMethod()) is not None
     assert read_confirmation({}) is None

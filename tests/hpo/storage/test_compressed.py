@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import waitress
 
-from finetune.errors import UserError
 from hpo.analysis import importance
 from hpo.dashboard.__main__ import main as dashboard
+from hpo.errors import UserError
 from hpo.status import main as status
 from hpo.storage.compressed import is_published, unpacked
 from hpo.storage.open import load_study, looked_at, open_storage

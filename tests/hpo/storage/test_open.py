@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from benchmarks.postgres import PASSWORD, Postgres
-from finetune.errors import UserError
+from hpo.errors import UserError
 from hpo.storage.open import open_storage
 from hpo.storage.tables import STATE_INDEX
 from hpo.storage.url import parse_url, shown
@@ -87,7 +87,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
 def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path) -> None:
     script = """
 import sys
-from finetune.errors import UserError
+from hpo.errors import UserError
 from hpo.storage.tables import STATE_INDEX
 from hpo.storage.open import open_storage
 try:

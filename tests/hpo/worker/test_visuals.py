@@ -1,4 +1,4 @@
-"""What is seen of a trial: a picture of each call, a plot, a note; in the dashboard, too."""
+"""What is seen of a trial: a picture of each call, a plot; in the dashboard a note, too."""
 
 from __future__ import annotations
 
@@ -27,18 +27,22 @@ from hpo.artifacts.store import open_store
 from hpo.artifacts.trial_plot import plot_trial
 from hpo.artifacts.uploads import Gallery
 from hpo.dashboard.app import LiveDashboard
-from hpo.dashboard.attrs import NOTE_KEY
 from hpo.dashboard.server import Address, guard
-from hpo.problem import evaluate
-from hpo.problem.instances import Instance
+from hpo.problem.base import Problem
+from hpo.problem.instances import RuneInstance
 from hpo.problem.pictures import N_SAMPLES, InstancePictures, draw_samples
-from hpo.report.markdown import cell
+from hpo.problem.recipe_method import RecipeMethod
+from hpo.problem.runes import RuneProblem
+from hpo.report.markdown import section_markdown
+from hpo.report.sections.trial import trial_section
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import Budget, Recovery, StudyConfig
+from hpo.trial.record import Call
+from hpo.trial.run import run_of
 from hpo.worker.display import Display
 from hpo.worker.loop import Loop
 from hpo.worker.objective import Objective
-from hpo.worker.visuals import Showing
+from hpo.worker.visuals import Visuals
 from tests.hpo.standins import one_by_one
 
 Ask = Callable[..., Any]
@@ -74,15 +78,23 @@ def config(tmp_path: Path) -> StudyConfig:
 
 
 @pytest.fixture(scope="module")
-def instances() -> list[Instance]:
+def instances() -> list[RuneInstance]:
     white = torch.ones(10, 1, 28, 28)
     pretrained = network(10)
-    return [Instance(f"r{i}", 0, "unet_1", i, pretrained, Split(white, white)) for i in range(2)]
+    split = Split(white, white)
+    return [RuneInstance(f"r{i}", 0, "unet_1", i, pretrained, split) for i in range(2)]
+
+
+def problem_of(config: StudyConfig, instances: list[RuneInstance]) -> Problem:
+    problem = config.load_problem(None)
+    assert isinstance(problem, RuneProblem)
+    problem._held_in = instances
+    return problem
 
 
 def run_trials(
     config: StudyConfig,
-    instances: list[Instance],
+    instances: list[RuneInstance],
     fake: Callable[[Recipe], float],
     lrs: list[float],
     place: str,
@@ -98,18 +110,19 @@ def run_trials(
     storage = open_storage(config.storage, worker="me")
     storage.create_study("s", {}, [{"lr": lr} for lr in lrs])
     study = load_study(storage, "s", pruner=optuna.pruners.NopPruner())
-    showing = Showing(Gallery(place), config.feasible_s)
+    problem = problem_of(config, instances)
+    visuals = Visuals(Gallery(place), problem)
     with pytest.MonkeyPatch.context() as patch, Display("s", None, 0) as display:
-        patch.setattr(evaluate, "adapt_together", one_by_one(adapt))
+        patch.setattr("finetune.side_by_side.adapt_together", one_by_one(adapt))
         Loop(
             study=study,
             storage=storage,
-            run=Objective(config, instances, showing),
+            run=Objective(config, problem, visuals),
             budget=Budget(trials=len(lrs)),
             recovery=Recovery(),
             display=display,
             feasible_s=config.feasible_s,
-            show=showing.of_trial,
+            plot=visuals.of_trial,
         ).work()
     trials = study.get_trials()
     storage.database.engine.dispose()
@@ -117,7 +130,7 @@ def run_trials(
 
 
 @pytest.fixture
-def run(config: StudyConfig, instances: list[Instance]) -> Run:
+def run(config: StudyConfig, instances: list[RuneInstance]) -> Run:
     return partial(run_trials, config, instances)
 
 
@@ -139,7 +152,7 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def done(instances: list[Instance], tmp_path_factory: pytest.TempPathFactory) -> Done:
+def done(instances: list[RuneInstance], tmp_path_factory: pytest.TempPathFactory) -> Done:
     """To be looked at only."""
     folder = tmp_path_factory.mktemp("done")
     config = config_in(folder)
@@ -158,6 +171,13 @@ def changeable(done: Done, tmp_path: Path) -> Done:
     return Done(tmp_path, config_in(tmp_path), done.trial)
 
 
+def note_of(trial: FrozenTrial) -> str:
+    """A trial's note in the dashboard."""
+    return section_markdown(
+        trial_section(run_of(trial), RecipeMethod(), f"/artifacts/1/{trial._trial_id}")
+    )
+
+
 def files_of(trial: FrozenTrial, config: StudyConfig) -> dict[str, str]:
     """Names of a trial's artifacts with their ids, as Optuna lists them."""
     storage = open_storage(config.storage)
@@ -166,7 +186,7 @@ def files_of(trial: FrozenTrial, config: StudyConfig) -> dict[str, str]:
 
 
 class TestPictures:
-    def test_three_rows_small_and_the_same_each_time(self, instances: list[Instance]) -> None:
+    def test_three_rows_small_and_the_same_each_time(self, instances: list[RuneInstance]) -> None:
         pictures = InstancePictures()
         drawn = pictures.draw(instances[0], network())
         image = Image.open(io.BytesIO(drawn))
@@ -191,7 +211,7 @@ class TestPictures:
         assert 0 <= images.min() <= images.max() <= 1
 
     def test_a_network_that_gives_no_number_still_has_a_picture(
-        self, instances: list[Instance]
+        self, instances: list[RuneInstance]
     ) -> None:
         broken = network()
         with torch.no_grad():
@@ -200,12 +220,15 @@ class TestPictures:
 
 
 def test_a_plot_of_any_number_of_calls_is_small() -> None:
-    one = {"curve": [1 / k for k in range(1, 17)], "per_t_bin": [0.1, None, *[0.2] * 8]}
+    curve, per_t_bin = tuple(1 / k for k in range(1, 17)), (0.1, None, *[0.2] * 8)
     for n in (1, 9):
-        drawn = plot_trial([{**one, "instance": f"r{i}"} for i in range(n)])
+        calls = [
+            Call(instance=f"r{i}", loss=0.2, curve=curve, per_t_bin=per_t_bin) for i in range(n)
+        ]
+        drawn = plot_trial(calls)
         assert Image.open(io.BytesIO(drawn)).format == "PNG"
         assert len(drawn) < 50_000
-    assert plot_trial([{"instance": "older", "curve": []}])  # of a release that stored neither
+    assert plot_trial([Call(instance="older", loss=0.2)])  # of a release that stored neither
 
 
 class TestTrials:
@@ -227,9 +250,9 @@ class TestTrials:
 
     def test_have_a_note_of_recipe_losses_seconds_and_pictures(self, done: Done) -> None:
         trial = done.trial
-        note = trial.system_attrs[NOTE_KEY]
+        note = note_of(trial)
         first = trial.user_attrs["instances"][0]
-        assert f"loss {trial.value:.4f} ± {trial.user_attrs['standard_error']:.4f}" in note
+        assert f"Loss {trial.value:.4f} ± {trial.user_attrs['standard_error']:.4f}" in note
         loss = f"{first['loss']:.4f} ± {first['standard_error']:.4f}"
         assert "| instance | loss | seconds | steps |" in note
         assert f"| r0/0 | {loss} | 1.0 | {first['steps']} |" in note
@@ -250,10 +273,10 @@ class TestTrials:
             return 11.0
 
         slow, broken, bug = run(seconds, [0.01, 0.02, 0.03], str(tmp_path / "pictures"))
-        notes = [t.system_attrs[NOTE_KEY] for t in (slow, broken, bug)]
+        notes = [note_of(t) for t in (slow, broken, bug)]
         assert "Trial 0: infeasible" in notes[0]
         assert "Why: a call took 11.0 s; 10 are allowed" in notes[0]
-        assert "**Not feasible**: the longest call took 11.0 s" in notes[0]
+        assert "Not feasible: the longest call took 11.0 s" in notes[0]
         assert "Trial 1: not finite" in notes[1]
         assert "r0/0: loss is nan at step 3" in notes[1]
         assert "Trial 2: bug" in notes[2]
@@ -266,7 +289,7 @@ class TestTrials:
         (trial,) = run(lambda r: 1.0, [0.01], "none")
         assert trial.state == TrialState.COMPLETE
         assert files_of(trial, config) == {}
-        assert "![" not in trial.system_attrs[NOTE_KEY]
+        assert "![" not in note_of(trial)
         assert not list(tmp_path.glob("*artifacts*"))
 
     def test_do_not_fail_when_their_files_can_not_be_kept(
@@ -276,7 +299,7 @@ class TestTrials:
         trials = run(lambda r: 1.0, [0.01, 0.02], str(tmp_path / "file"))
         assert [t.state for t in trials] == [TrialState.COMPLETE] * 2
         assert [files_of(t, config) for t in trials] == [{}, {}]
-        assert "| r0/0 |" in trials[0].system_attrs[NOTE_KEY]
+        assert "| r0/0 |" in note_of(trials[0])
 
     def test_that_were_handed_back_show_only_their_last_attempt(
         self, run: Run, config: StudyConfig, tmp_path: Path
@@ -298,7 +321,7 @@ class TestTrials:
         (trial,) = run(interrupt, [0.01], place)
         assert len(files_of(trial, config)) == 3
         assert stale not in files_of(trial, config).values()
-        assert stale not in trial.system_attrs[NOTE_KEY]
+        assert stale not in note_of(trial)
 
 
 class TestDashboard:
@@ -321,7 +344,7 @@ class TestDashboard:
         app, trial = serve(done), done.trial
         detail = ask(app, "/api/studies/1").json
         for shown in (detail["trials"][0], detail["best_trials"][0]):
-            assert shown["note"]["body"] == trial.system_attrs[NOTE_KEY]
+            assert shown["note"]["body"] == note_of(trial)
             assert len(shown["artifacts"]) == 3
         for artifact in detail["trials"][0]["artifacts"]:
             path = f"/artifacts/1/{trial._trial_id}/{artifact['artifact_id']}"
@@ -341,7 +364,7 @@ class TestDashboard:
             assert ask(app, url, "PUT", {"version": version + 1, "body": text}).status == 204
             for here in (app, serve(changeable)):
                 shown = ask(here, "/api/studies/1").json["trials"][0]["note"]["body"]
-                assert shown == (text or changeable.trial.system_attrs[NOTE_KEY])
+                assert shown == (text or note_of(changeable.trial))
 
     def test_says_that_a_store_does_not_answer(
         self, changeable: Done, serve: Callable[..., Any], ask: Ask
@@ -357,8 +380,3 @@ class TestDashboard:
         answer = ask(app, path)
         assert answer.status == 503
         assert "store of artifacts" in answer.text
-
-
-def test_text_of_unknown_origin_stays_text() -> None:
-    assert cell("a|b\n# c") == "a\\|b \\# c"
-    assert cell("![x](http://evil)") == "\\!\\[x\\](http://evil)"

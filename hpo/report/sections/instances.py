@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ...analysis.references import Place, confirmed_places, losses_of, losses_on, searched_places
 from ...formatting import with_error
-from ...study.confirmation import BASELINE, Confirmation, read_confirmation
+from ...study.confirmation import BASELINE, Confirmation
 from ...trial.record import Call
-from ..data import Given
+from ..data import StudyData
 from ..document import Block, Figure, Pair, Section, Table, Text
-from ..svg.rows import Mark, Row, rows_figure
+from ..plots import Mark, Row, RowPlot
 
 _MOST_ROWS = 60
 _SIGMAS = 2.0
@@ -19,22 +19,22 @@ _SIGMAS = 2.0
 Losses = dict[str, Mapping[str, Call]]
 
 
-def by_rune_section(given: Given) -> Section:
+def instances_section(data: StudyData) -> Section:
     """A figure and a table for the unseen instances, and for those of the search."""
-    blocks = [*_confirmed(given), *_searched(given)]
+    blocks = [*_confirmed(data), *_searched(data)]
     if not blocks:
         blocks = [Text("No complete trial has losses by instance.")]
-    return Section("runes", "Loss by rune", blocks)
+    return Section("instances", "Loss by rune", blocks)
 
 
-def _confirmed(given: Given) -> Iterator[Block]:
-    confirmed = read_confirmation(given.attrs)
+def _confirmed(data: StudyData) -> Iterator[Block]:
+    confirmed = data.confirmation
     if not isinstance(confirmed, Confirmation):
         return
     losses: Losses = {}
     for row in confirmed.table:
         if row.digest == confirmed.digest or row.name == BASELINE:
-            found = losses_of(given.attrs, row.digest, confirmed.instances, row.loss)
+            found = losses_of(data.attrs, row.digest, confirmed.instances, row.loss)
             if found:
                 name = "default" if row.name == BASELINE else row.title
                 losses[name] = found
@@ -43,25 +43,25 @@ def _confirmed(given: Given) -> Iterator[Block]:
         return
     # The winner's first.
     ordered = dict(sorted(losses.items(), key=lambda item: item[0] == "default"))
-    places = confirmed_places(given.manifest, confirmed.instances)
-    ordered |= _references(given, places)
+    places = confirmed_places(data.manifest, confirmed.instances)
+    ordered |= _references(data, places)
     yield from _shown("unseen", "Loss on instances that no trial saw", ordered)
 
 
-def _searched(given: Given) -> Iterator[Block]:
-    best = next((r for r in given.best if r.calls), None)
+def _searched(data: StudyData) -> Iterator[Block]:
+    best = next((r for r in data.best if r.calls), None)
     if best is None:
         return
     losses: Losses = {f"trial {best.number}": best.by_instance}
-    default = given.default_run
+    default = data.default_run
     if default is not None and default is not best:
         losses["default"] = default.by_instance
-    losses |= _references(given, searched_places(given.manifest))
+    losses |= _references(data, searched_places(data.manifest))
     yield from _shown("searched", "Loss on the instances of the search", losses)
 
 
-def _references(given: Given, places: Sequence[Place]) -> Losses:
-    found = losses_on(given.references, given.manifest, places)
+def _references(data: StudyData, places: Sequence[Place]) -> Losses:
+    found = losses_on(data.references, data.manifest, places)
     return {f"reference {name}": on for name, on in found.items()}
 
 
@@ -83,8 +83,8 @@ def _shown(name: str, title: str, losses: Losses) -> Iterator[Block]:
         for label in shown
     ]
     figure = Figure(
-        rows_figure(
-            f"by-rune-{name}",
+        RowPlot(
+            f"instances-{name}",
             title,
             f"{len(shown)} instances, one a row, with {' and '.join(series)}; further left is "
             "better. The table has the values.",

@@ -1,0 +1,20 @@
+"""Options of ``python -m hpo.confirm``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..arguments import DeviceOptions, DrawingsOptions, StudyOptions, json_option, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmOptions(DeviceOptions, DrawingsOptions, StudyOptions):
+    """Which recipes are measured again, and how."""
+
+    top: int = option("best trials that take part", 8, least=0, metavar="N")
+    recipe: tuple[Path, ...] = option(
+        "a recipe in JSON that takes part as well; may be repeated", (), metavar="FILE"
+    )
+    rounds: int = option("of halving; 1: none", 3, least=1, metavar="N")
+    json: bool = json_option("docs/confirm.md")

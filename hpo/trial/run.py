@@ -1,0 +1,130 @@
+"""A trial as its readers see it: Optuna's part of it, and its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from ..problem.base import InvalidValuesError, Method, Values
+from .outcome import NO_OUTCOME
+from .ranking import is_feasible
+from .recipe import recipe_of
+from .record import Call, TrialRecord, read_trial
+from .stored import finite
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trial, whoever wrote it.
+
+    Args:
+        trial: as the storage has it.
+        record: its user attributes.
+        loss: of one that was pruned an estimate; None: there is none, or it is not finite.
+    """
+
+    trial: FrozenTrial
+    record: TrialRecord
+    loss: float | None
+
+    @property
+    def number(self) -> int:
+        return self.trial.number
+
+    @property
+    def state(self) -> TrialState:
+        return self.trial.state
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, maybe in another release's word; empty while it runs."""
+        if not self.state.is_finished():
+            return ""
+        return NO_OUTCOME if self.record.outcome is None else self.record.outcome
+
+    @property
+    def reason(self) -> str:
+        return self.record.reason
+
+    @property
+    def standard_error(self) -> float | None:
+        return self.record.standard_error
+
+    @property
+    def longest_s(self) -> float | None:
+        """Seconds of its longest call."""
+        return self.record.longest_call_s
+
+    @property
+    def cost(self) -> float | None:
+        """CPU time of an answer, over the plain network's."""
+        return self.record.cost
+
+    @cached_property
+    def feasible(self) -> bool:
+        return is_feasible(self.trial)
+
+    @property
+    def calls(self) -> Sequence[Call]:
+        return self.record.instances
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        return self.trial.params
+
+    @property
+    def distributions(self) -> Mapping[str, BaseDistribution]:
+        return self.trial.distributions
+
+    @property
+    def duration_s(self) -> float:
+        """0 until it is finished."""
+        duration = self.trial.duration
+        return 0.0 if duration is None else duration.total_seconds()
+
+    @property
+    def ended_s(self) -> float | None:
+        """Since the epoch."""
+        ended = self.trial.datetime_complete
+        return None if ended is None else ended.timestamp()
+
+    @property
+    def is_good(self) -> bool:
+        """Complete and feasible, with a loss: may be best."""
+        return self.state == TrialState.COMPLETE and self.feasible and self.loss is not None
+
+    def recipe(self, method: Method) -> dict[str, Any] | None:
+        """The values that it ran; None: not stored, or of a release with other fields."""
+        try:
+            return recipe_of(self.record, method)
+        except InvalidValuesError:
+            return None
+
+    def ran(self, recipe: Values) -> bool:
+        """Whether it ran these very values, complete."""
+        return self.record.recipe == dict(recipe)
+
+    @property
+    def by_instance(self) -> dict[str, Call]:
+        return {call.instance: call for call in self.calls}
+
+
+def run_of(trial: FrozenTrial) -> Run:
+    """A trial with what is stored in it."""
+    loss = finite(trial.values[0]) if trial.values else None
+    return Run(trial, read_trial(trial), loss)
+
+
+def runs_of(trials: Sequence[FrozenTrial]) -> list[Run]:
+    """All trials, by their numbers."""
+    return [run_of(t) for t in sorted(trials, key=lambda t: t.number)]
+
+
+def best_of(runs: Sequence[Run]) -> list[Run]:
+    """The complete, feasible ones, lowest loss first."""
+    return sorted((r for r in runs if r.is_good), key=lambda r: (r.loss, r.number))
