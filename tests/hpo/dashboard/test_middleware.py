@@ -402,6 +402,16 @@ class TestLogin:
     def test_odd_forms_are_wrong_tokens(self, ask: Ask, login: Login, content: str) -> None:
         assert ask(login, "/login", "POST", content).status == 401
 
+    def test_what_passes_keeps_its_body(self, ask: Ask) -> None:
+        def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            start_response("200 OK", [])
+            return [environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))]
+
+        layers = safe_headers(known_hosts(Login(app, TOKEN), []))
+        content = "x=" + "y" * 100_000  # an artifact, say: more than a form may have
+        sent = ask(layers, "/api/x", "POST", content, HTTP_AUTHORIZATION=f"Bearer {TOKEN}")
+        assert sent.body == content.encode()
+
     def test_markup_stays_text(self, ask: Ask, login: Login) -> None:
         page = ask(login, "/login?next=" + quote('/"><script>alert(1)</script>'), **PAGE)
         assert "<script>" not in page.text
