@@ -63,7 +63,7 @@ def init(options: InitOptions) -> str:
     try:
         states = [t.state for t in created.get_trials(deepcopy=False)]
     finally:
-        opened.database.engine.dispose()
+        opened.engine.dispose()
     finished = sum(state in FINISHED for state in states)
     return (
         f"study {config.name} is ready in {shown(url)}: {len(problem.instances())} instances; "

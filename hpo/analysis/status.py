@@ -12,7 +12,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from ..problem.base import Method, changed_values
-from ..storage.transactions import Beat
+from ..storage.recovery import Heartbeat
 from ..storage.url import shown
 from ..study.budget import compute_seconds, why_stop
 from ..study.config import Budget, StudyConfig
@@ -106,7 +106,7 @@ def status_of(
     config: StudyConfig,
     url: str,
     trials: Sequence[FrozenTrial],
-    beats: Sequence[Beat],
+    beats: Sequence[Heartbeat],
     now: datetime,
     best: int = 5,
     attrs: Mapping[str, Any] = MappingProxyType({}),
@@ -165,7 +165,7 @@ def status_of(
 
 
 def pace_of(
-    trials: Sequence[FrozenTrial], beats: Sequence[Beat], grace_s: float, now: datetime
+    trials: Sequence[FrozenTrial], beats: Sequence[Heartbeat], grace_s: float, now: datetime
 ) -> Pace | None:
     """How quickly trials finish while any runs; None if none has run for any time yet."""
     now_s = now.timestamp()

@@ -49,11 +49,11 @@ def _run(options: ConfirmOptions) -> int:
     storage = open_existing(config.storage_url(options.storage), options.study)
     try:
         # It may be away for a while, and hours of measuring shall not be lost to that.
-        storage.database.patience.limit_s = config.recovery.patience_s
+        storage.retry.limit_s = config.recovery.patience_s
         study = load_study(storage, config.name)
         return _confirm(config, study, options)
     finally:
-        storage.database.engine.dispose()
+        storage.engine.dispose()
 
 
 def _confirm(config: StudyConfig, study: optuna.Study, options: ConfirmOptions) -> int:

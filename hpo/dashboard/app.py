@@ -90,7 +90,7 @@ class LiveDashboard:
     def close(self) -> None:
         """Close the database."""
         self._notes.close()
-        self.storage.database.engine.dispose()
+        self.storage.engine.dispose()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return application(self._view)(environ, start_response)
@@ -123,7 +123,7 @@ class LiveDashboard:
                 self._open()
 
     def _open(self) -> None:
-        opened = open_storage(self._url, patience_s=_OPENING_S)
+        opened = open_storage(self._url, retry_s=_OPENING_S)
         # This connection stays open, so no other file can get the inode number.
         opened.get_all_studies()
         self.storage = WatchedStorage(opened)

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial
 from ..analysis.references import read_references
 from ..errors import UserError
 from ..problem.base import Method
+from ..problem.registry import RECIPE, load_method
 from ..process.logging import warn
 from ..report.contents import NOTE_SECTIONS, report_of
 from ..report.data import StudyData
@@ -116,7 +117,8 @@ class Notes:
             answer = view(study_id=study_id)
             if isinstance(answer, dict) and "best_trials" in answer:
                 found = self._config_of(self._storage.get_study_name_from_id(study_id))
-                method = found[1].load_method() if found else None
+                # A study without a file may well be of this project's own method.
+                method = found[1].load_method() if found else load_method(RECIPE)
                 for trial in (*answer["trials"], *answer["best_trials"]):
                     if not trial["note"]["body"]:
                         note = self._trial_note(study_id, trial["trial_id"], method)
@@ -126,7 +128,7 @@ class Notes:
 
         return with_notes
 
-    def _trial_note(self, study_id: int, trial_id: int, method: Method | None) -> str:
+    def _trial_note(self, study_id: int, trial_id: int, method: Method) -> str:
         trial = self._storage.last_seen(study_id, trial_id)
         if trial is None or not (trial.state.is_finished() or trial.intermediate_values):
             return ""
@@ -204,7 +206,7 @@ class Notes:
             data = StudyData(
                 config=config,
                 study_argument=argument,
-                url=str(self._storage.database.engine.url),
+                url=str(self._storage.engine.url),
                 attrs=state.attrs,
                 runs=runs_of(trials),
                 beats=(),

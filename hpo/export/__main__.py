@@ -102,7 +102,7 @@ def _open_study(config: StudyConfig, options: ExportOptions) -> optuna.Study:
         study = load_study(storage, config.name)
         study.get_trials(deepcopy=False)
     finally:
-        storage.database.engine.dispose()
+        storage.engine.dispose()
     return study
 
 

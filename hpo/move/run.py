@@ -13,11 +13,12 @@ from tqdm import tqdm
 from ..artifacts.location import check_directory
 from ..artifacts.store import Store, open_store
 from ..errors import UserError
-from ..storage.errors import words_of
-from ..storage.open import never_idle, open_storage, reading
+from ..storage.dialects import dialect_of
+from ..storage.errors import driver_message
+from ..storage.open import open_storage, reading
 from ..storage.rdb import StudyStorage
+from ..storage.recovery import heartbeats
 from ..storage.tables import STUDIES, TRIALS
-from ..storage.transactions import beats
 from ..storage.url import parse_url, shown
 from ..study.config import Recovery, StudyConfig, load_study_file
 from .rows import StudyRows, copy_file, difference, insert_study
@@ -67,7 +68,7 @@ def move_studies(
         if not while_running:
             for study in chosen:  # all of them, before anything is made in the target
                 _refuse_running(connection, study)
-        storage = open_storage(target, patience_s=_PATIENCE_S)
+        storage = open_storage(target, retry_s=_PATIENCE_S)
         try:
             for study in chosen:
                 rows = StudyRows(connection, study.study_id)
@@ -78,7 +79,7 @@ def move_studies(
                     done = f"{shown(target)} has it already, identical ({len(rows.ids)} trials)"
                 yield f"{study.name}: {done}{files}"
         finally:
-            storage.database.engine.dispose()
+            storage.engine.dispose()
 
 
 def _stores(places: Sequence[str]) -> tuple[Store, Store]:
@@ -151,7 +152,7 @@ def _refuse_running(c: sa.Connection, study: Chosen) -> None:
     life: the first worker that joins the copy finds it lost and queues it again, as ever.
     """
     advice = "stop its workers (SIGTERM; they hand their trials back), or add --while-running"
-    heard = beats(c, study.study_id)
+    heard = heartbeats(c, study.study_id)
     for beat in heard:
         if beat.age_s <= study.grace_s:
             raise UserError(
@@ -172,10 +173,10 @@ def _move(
     rows: StudyRows, study: Chosen, storage: StudyStorage, source: str, while_running: bool
 ) -> bool:
     """Copy a study in one transaction; false if the target has the same one already."""
-    target = storage.database.patience.what
+    target = storage.name
 
     def work(c: sa.Connection) -> bool:
-        never_idle(c)
+        dialect_of(c).never_idle(c)
         found = c.execute(
             sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == study.name)
         ).scalar()
@@ -201,13 +202,13 @@ def _move(
 
     try:
         try:
-            return storage.database.transact(work)
+            return storage.transact(work)
         except sa.exc.IntegrityError:  # another process made it meanwhile: compare
-            return storage.database.transact(work)
+            return storage.transact(work)
     except sa.exc.DataError as error:
         raise UserError(
             f"{target} can't hold study {study.name} as it is, and nothing was kept: "
-            f"{words_of(error)}"
+            f"{driver_message(error)}"
         ) from error
 
 

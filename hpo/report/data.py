@@ -10,7 +10,7 @@ from typing import Any
 
 from ..analysis.references import Reference
 from ..analysis.status import Status, spent_budget, status_of
-from ..storage.transactions import Beat
+from ..storage.recovery import Heartbeat
 from ..study.config import StudyConfig
 from ..study.confirmation import Confirmation, read_confirmation
 from ..study.manifest import MANIFEST_KEY
@@ -28,7 +28,7 @@ class StudyData:
     url: str  # of the database
     attrs: Mapping[str, Any]  # user attributes of the study
     runs: Sequence[Run]
-    beats: Sequence[Beat]
+    beats: Sequence[Heartbeat]
     now: datetime  # aware
     references: Sequence[Reference] = ()
     pictures: Sequence[Picture] = ()

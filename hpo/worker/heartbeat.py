@@ -8,9 +8,9 @@ import time
 from optuna.trial import TrialState
 
 from ..process.logging import info, warn
-from ..storage.errors import words_of
+from ..storage.errors import driver_message
 from ..storage.rdb import StudyStorage
-from ..storage.transactions import Beat
+from ..storage.recovery import Heartbeat
 from ..study.config import Recovery
 
 
@@ -33,7 +33,7 @@ class Pulse:
         self.lost = threading.Event()  # the trial at hand belongs to somebody else now
         self._attending = threading.Lock()
         self._stop = threading.Event()
-        self._seen: dict[int, tuple[Beat, float]] = {}  # since when each beat has not moved
+        self._seen: dict[int, tuple[Heartbeat, float]] = {}  # since when each beat has not moved
         self._troubled = False
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
 
@@ -60,7 +60,7 @@ class Pulse:
             except Exception as e:  # whatever it is: without a pulse the trial would be lost
                 self._seen.clear()  # who could not look has not seen anybody stand still
                 if not self._troubled:
-                    warn(f"no heartbeat: {words_of(e)}; trying on")
+                    warn(f"no heartbeat: {driver_message(e)}; trying on")
                 self._troubled = True
             else:
                 self._troubled = False
@@ -77,7 +77,7 @@ class Pulse:
     def _look(self) -> None:
         now = time.monotonic()
         before, self._seen = self._seen, {}
-        for beat in self.storage.beats(self.study_id):
+        for beat in self.storage.heartbeats(self.study_id):
             if beat.trial_id == self.trial_id:
                 continue
             earlier = before.get(beat.trial_id)
@@ -88,8 +88,8 @@ class Pulse:
             if old and now - since >= 2 * self.recovery.heartbeat_s:
                 self._take(beat)
 
-    def _take(self, beat: Beat) -> None:
-        became = self.storage.take_from_lost(beat, self.recovery.retries)
+    def _take(self, beat: Heartbeat) -> None:
+        became = self.storage.reclaim(beat, self.recovery.retries)
         if became == TrialState.WAITING:
             info(
                 f"trial {beat.number}: its worker {beat.worker} is lost "

@@ -15,9 +15,10 @@ from ..errors import UserError
 from ..formatting import with_error
 from ..process.logging import info, warn
 from ..process.signals import acknowledge_stop, raise_if_stopped
+from ..storage.errors import TrialTakenError
 from ..storage.rdb import StudyStorage
 from ..storage.tables import FINISHED
-from ..storage.transactions import NoTrial, TrialTakenError
+from ..storage.transactions import NoTrial
 from ..study.budget import why_stop
 from ..study.config import Budget, Recovery
 from ..trial.outcome import Ending, Outcome, ending_of
@@ -192,7 +193,7 @@ class Loop:
         frozen = trial._cached_frozen_trial
         self.study.sampler.after_trial(self.study, frozen, state, values)
         links = self.plot(trial)
-        with self.storage.together(trial._trial_id) as writes:
+        with self.storage.batch(trial._trial_id) as writes:
             write_trial(trial, TrialRecord.of_ending(ending, self.storage.worker))
             for key, excess in constraints.items():
                 trial.set_constraint(key, excess)
@@ -204,7 +205,7 @@ class Loop:
 
     def _hand_back(self, why: str) -> None:
         try:
-            for number in self.storage.hand_back(self._id, why, _HAND_BACK_S):
+            for number in self.storage.release(self._id, why, _HAND_BACK_S):
                 info(f"trial {number}: queued again; any worker goes on with it")
         except Exception as error:
             warn(f"the trial could not be handed back, and will count as lost: {error}")

@@ -86,7 +86,7 @@ class Objective:
     ) -> None:
         """Store what is measured so far; ``picture`` shows the last call."""
         # In one batch, so that a worker that is lost here leaves nothing half written.
-        with watch.storage.together(trial._trial_id) as writes:
+        with watch.storage.batch(trial._trial_id) as writes:
             if picture is not None:
                 writes.system_attrs.update(picture.link)
             trial.report(mean_loss(record.instances), len(record.instances))
@@ -105,7 +105,7 @@ class Objective:
         return TrialEndedError(Outcome.PRUNED, reason, standings.full_loss(losses))
 
     def _sample(self, trial: optuna.Trial, watch: Watch) -> Values:
-        with watch.storage.together(trial._trial_id):
+        with watch.storage.batch(trial._trial_id):
             try:
                 space, fixed = self.config.space, self.config.fixed
                 recipe = sample_values(trial, space, fixed, self.method)

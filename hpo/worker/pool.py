@@ -102,7 +102,7 @@ def run_pool(options: WorkerOptions) -> int:
                 time.sleep(_POLL_S)
     finally:
         _stop(workers)
-    storage.database.remove_session()
+    storage.remove_session()
     print_summary(study, config, options.study, url)
     if EXIT_BAD_INPUT in codes:
         return EXIT_BAD_INPUT

@@ -14,18 +14,18 @@ from ..document import Block, Picture, Section, Table, Text
 _LINK = "artifacts:"  # of system attributes: Optuna's record of a file that is kept
 
 
-def trial_section(run: Run, method: Method | None, address: str | None = None) -> Section:
+def trial_section(run: Run, method: Method, address: str | None = None) -> Section:
     """All that is known of a trial that runs or has ended.
 
     Args:
-        method: the study's; None: not known.
+        method: the study's.
         address: where its files are found, ``ADDRESS/ID``; None: without pictures.
     """
     outcome = run.outcome or run.state.name.lower()
     return Section("trial", f"Trial {run.number}: {outcome}", list(_blocks(run, method, address)))
 
 
-def _blocks(run: Run, method: Method | None, address: str | None) -> Iterator[Block]:
+def _blocks(run: Run, method: Method, address: str | None) -> Iterator[Block]:
     mean = run.record.mean_loss
     if mean is not None:
         text = f"Loss {with_error(mean, run.standard_error)}"
@@ -89,9 +89,9 @@ def _losses(run: Run) -> Iterator[Block]:
         )
 
 
-def _recipe(run: Run, method: Method | None) -> Iterator[Block]:
-    recipe = None if method is None else run.recipe(method)
-    if method is None or recipe is None:  # of a release with other fields
+def _recipe(run: Run, method: Method) -> Iterator[Block]:
+    recipe = run.recipe(method)
+    if recipe is None:  # of a release with other fields
         if run.params:
             rows = [(name, setting(value)) for name, value in run.params.items()]
             yield Table("Its parameters", ("parameter", "value"), rows, numbers=(1,))

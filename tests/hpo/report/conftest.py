@@ -222,7 +222,7 @@ def _store(url: str, config: StudyConfig, trials: Sequence[FrozenTrial],
     """A database with a study of these trials."""
     storage_fill.fill(url, [t for t in trials if t.value is not None])
     storage = open_storage(url)
-    with storage.database.engine.begin() as c:
+    with storage.engine.begin() as c:
         c.execute(sa.update(db.STUDIES).values(study_name=config.name))
         c.execute(
             sa.update(db.TRIALS)
@@ -235,7 +235,7 @@ def _store(url: str, config: StudyConfig, trials: Sequence[FrozenTrial],
     common = {MANIFEST_KEY: manifest_of(config), MADE_BY_KEY: made_by, "about": config.about}
     for key, value in {**common, **attrs}.items():
         study.set_user_attr(key, value)
-    storage.database.engine.dispose()
+    storage.engine.dispose()
 
 
 @pytest.fixture(scope="session")

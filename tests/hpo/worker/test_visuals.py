@@ -125,7 +125,7 @@ def run_trials(
             plot=visuals.of_trial,
         ).work()
     trials = study.get_trials()
-    storage.database.engine.dispose()
+    storage.engine.dispose()
     return trials
 
 
