@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from filelock import FileLock
 from sqlalchemy.dialects import postgresql, sqlite
 
-from finetune.errors import UserError
+from ..errors import UserError
 
 
 class Dialect:
