@@ -237,7 +237,7 @@ def test_a_signal_while_the_server_is_away_still_ends_a_worker(
     try:
         slow.send_signal(signal.SIGTERM)
         assert slow.wait(10) == 0
-        assert "could not be handed back, and will count as lost" in lines_of(slow)
+        assert "could not be released, and will count as lost" in lines_of(slow)
     finally:
         postgres.start()
 
