@@ -39,7 +39,7 @@ def open_storage(url: str, worker: str | None = None, retry_s: float = RETRY_S) 
     """
     with _explained(url), _one_makes_tables(url):
         rdb = _open(url)
-    add_state_index(rdb.engine)
+        add_state_index(rdb.engine)
     if worker is None:
         worker = f"{socket.gethostname()}:{os.getpid()}"
     return StudyStorage(rdb, worker, Retry(shown(url), retry_s))
@@ -187,14 +187,16 @@ def _one_makes_tables(url: str) -> Iterator[None]:
     with _engine(url) as engine, engine.connect() as connection:
         dialect = dialect_of(engine)
         Retry(shown(url), _BRIEF_RETRY_S).call(lambda: dialect.prepare(connection))
-        if _has_tables(connection):
-            # A pooler's connections are few. Many workers that open the database would each wait
-            # for another's.
-            connection.rollback()
-            yield
-            return
-        with dialect.table_lock(connection):
-            yield
+        if not _has_tables(connection):
+            with dialect.table_lock(connection):
+                if not _has_tables(connection):  # another process may have made them meanwhile
+                    yield
+                    return
+        # A pooler's connections are few. Many workers that open the database would each wait for
+        # another's.
+        connection.close()
+        engine.dispose()
+        yield
 
 
 def _has_tables(connection: sa.Connection) -> bool:
