@@ -29,11 +29,9 @@ from tqdm import tqdm
 
 from finetune.errors import UserError, run_command
 from hpo.analysis.importance import importances
-from hpo.pruners.learning_curve import LearningCurve
 from hpo.pruners.racing import Race
-from hpo.pruners.registry import make_pruner
-from hpo.samplers.registry import make_sampler
-from hpo.study.config import Pruner, Sampler
+from hpo.pruners.registry import Pruner, make_pruner
+from hpo.samplers.registry import Sampler, make_sampler
 
 from .replay_table import DEFAULT_FILE, Array, Table, read_table
 
@@ -228,7 +226,7 @@ def report_orders(table: Table) -> None:
 
 
 def report_curves(table: Table) -> None:
-    """Print what training losses inside a call say about its end, and whom they would end."""
+    """Print what training losses inside a call say about its end."""
     n, k, parts = table.curves.shape
     asked = [parts // 4 - 1, parts // 2 - 1, 3 * parts // 4 - 1, parts - 1]
     good = table.quality <= np.median(table.quality)
@@ -248,10 +246,7 @@ def report_curves(table: Table) -> None:
             f"{v:.2f} at {(part + 1) / parts:.0%}" for part, v in zip(asked, values, strict=True)
         )
         print(f"  {name:<12} {shown}")
-    ended = [row for row in range(n) if _is_ended(table, row)]
-    ranks = np.argsort(np.argsort(table.quality))
-    best = f"the best of them is {min(ranks[ended]) + 1}th of {n}" if ended else ""
-    print(f"  beyond hope by all other recipes' curves: {len(ended)} recipes; {best}\n")
+    print()
 
 
 def report_recipes(table: Table) -> None:
@@ -285,18 +280,6 @@ def report_recipes(table: Table) -> None:
     for one in importances(study.trials):
         print(f"  {one.name:<22}{one.share:>5.0%} ± {one.standard_error:.0%}")
     print()
-
-
-def _is_ended(table: Table, row: int) -> bool:
-    """Whether the other recipes' curves would end the recipe's first call."""
-    known = [c.tolist() for c in np.delete(table.curves[:, 0], row, axis=0)]
-    curve = LearningCurve()
-    n_parts = table.curves.shape[-1]
-    for part, loss in enumerate(table.curves[row, 0]):
-        curve.add((part + 0.5) / n_parts, float(loss))
-        if curve.is_hopeless(known):
-            return True
-    return False
 
 
 @dataclass

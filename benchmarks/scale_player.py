@@ -16,18 +16,23 @@ import resource
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy as sa
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.storage.open import _engine_options, open_storage
+from hpo.storage.cache import TrialCache
+from hpo.storage.dialects import dialect_of
+from hpo.storage.open import RETRY_S, open_storage
 from hpo.storage.rdb import StudyStorage
-from hpo.storage.tables import TRIALS, Database
+from hpo.storage.recovery import Heartbeat
+from hpo.storage.retry import Retry
+from hpo.storage.tables import TRIALS
 from hpo.storage.transactions import NoTrial, Writes
 from hpo.storage.url import parse_url
 from hpo.study.config import Budget, Recovery, load_study_file
@@ -111,25 +116,25 @@ class _Notes:
         return played
 
 
-class _Forgetful(Database):
-    """A database of which one worker's share of the process is a connection pool of its own."""
+def _with_own_pool(rdb: RDBStorage) -> RDBStorage:
+    """The same with another connection pool; a new one would take Optuna a tenth of a second."""
+    mine = object.__new__(RDBStorage)  # `copy` would go through all of Optuna's start
+    vars(mine).update(vars(rdb))
+    url = parse_url(rdb.url)
+    mine.engine = sa.create_engine(url, **dialect_of(url).engine_options(url))
+    return mine
+
+
+class _Forgetful(TrialCache):
+    """A cache that keeps of each finished trial its number and state alone."""
 
     notes: _Notes
 
-    def for_worker(self) -> _Forgetful:
-        """The same with another pool; to make one anew would take Optuna a tenth of a second."""
-        mine = object.__new__(_Forgetful)  # `copy` would go through all of Optuna's start
-        vars(mine).update(vars(self))
-        url = parse_url(self.url)
-        mine.engine = sa.create_engine(url, **_engine_options(url))
-        mine._reading = mine.engine.execution_options(isolation_level="AUTOCOMMIT")
-        return mine
-
-    def whole_trials(self, ids: Any) -> list[FrozenTrial]:
-        trials = super().whole_trials(ids)
+    def _whole(self, ids: Collection[int]) -> list[FrozenTrial]:
+        trials = super()._whole(ids)
         self.notes.add(read=sum(t.state.is_finished() for t in trials))
         for trial in trials:
-            if trial.state.is_finished():  # known by its number and state alone
+            if trial.state.is_finished():
                 trial.params = {}
                 trial.distributions = {}
                 trial.user_attrs = {}
@@ -141,10 +146,15 @@ class _Forgetful(Database):
 class _Timed(StudyStorage):
     """A worker's storage that writes down how long each operation took."""
 
-    def __init__(self, database: _Forgetful, worker: str, study_id: int, highest_id: int) -> None:
-        super().__init__(database, worker)
-        self._notes = database.notes
-        self._cache(study_id)._highest_id = highest_id
+    def __init__(
+        self, rdb: RDBStorage, worker: str, notes: _Notes, study_id: int, highest_id: int
+    ) -> None:
+        super().__init__(rdb, worker, Retry(STUDY, RETRY_S))
+        self._notes = notes
+        cache = _Forgetful(self.read, study_id)
+        cache.notes = notes
+        cache._highest_id = highest_id
+        self._caches[study_id] = cache
 
     def _timed(self, operation: str, call: Callable[[], T]) -> T:
         began = time.monotonic()
@@ -176,8 +186,8 @@ class _Timed(StudyStorage):
     def beat(self, trial_id: int) -> bool:
         return self._timed("beat", lambda: super(_Timed, self).beat(trial_id))
 
-    def beats(self, study_id: int) -> Any:
-        return self._timed("look", lambda: super(_Timed, self).beats(study_id))
+    def heartbeats(self, study_id: int) -> list[Heartbeat]:
+        return self._timed("look", lambda: super(_Timed, self).heartbeats(study_id))
 
 
 class _Silent(Display):
@@ -245,17 +255,13 @@ def play(orders: Orders, pipe: Connection) -> None:
     notes, stop = _Notes(), threading.Event()
     logging.getLogger("hpo").addHandler(_Complaints(notes))
     storage = open_storage(orders.url)
-    database = storage.database
-    database.__class__ = _Forgetful
-    assert isinstance(database, _Forgetful)
-    database.notes = notes
     study_id = storage.get_study_id_from_name(STUDY)
     query = sa.select(sa.func.max(TRIALS.c.trial_id)).where(TRIALS.c.study_id == study_id)
-    highest_id = database.look(lambda c: c.execute(query).scalar_one())
+    highest_id = storage.read(lambda c: c.execute(query).scalar_one())
     threads = []
     for number in range(orders.first, orders.first + orders.workers):
         worker = f"host{number}:{os.getpid()}#{number}"
-        mine = _Timed(database.for_worker(), worker, study_id, highest_id)
+        mine = _Timed(_with_own_pool(storage.rdb), worker, notes, study_id, highest_id)
         study = optuna.Study(
             STUDY, mine, sampler=optuna.samplers.RandomSampler(seed=number), pruner=_Looking()
         )
@@ -275,7 +281,7 @@ def play(orders: Orders, pipe: Connection) -> None:
 
 def _loop(study: optuna.Study, storage: _Timed, orders: Orders, work: _Recorded) -> Loop:
     def run(trial: optuna.Trial, watch: Watch) -> float:
-        return work(trial, lambda: watch.storage.together(trial._trial_id))
+        return work(trial, lambda: watch.storage.batch(trial._trial_id))
 
     return Loop(
         study=study,
@@ -298,4 +304,4 @@ def _work(loop: Loop, notes: _Notes) -> None:
     except Exception as error:
         notes.add(error=f"{type(error).__name__}: {error}"[:200])
     finally:
-        loop.storage.database.engine.dispose()
+        loop.storage.engine.dispose()

@@ -21,7 +21,7 @@ from tqdm import trange
 
 from hpo.storage import tables as db
 from hpo.study.config import StudyConfig
-from hpo.study.space import sample_recipe
+from hpo.study.space import sample_values
 from hpo.trial.ranking import OVER_LIMIT
 
 STUDY = "storage"
@@ -57,8 +57,9 @@ class TrialWork:
         """The trial's loss, drawn at random; ``together`` opens a block of writes."""
         self.slept_s = 0.0
         with together():
-            recipe = sample_recipe(trial, self._config.space, self._config.fixed)
-            trial.set_user_attr("recipe", json.dumps(recipe.to_dict()))
+            method = self._config.load_method()
+            recipe = sample_values(trial, self._config.space, self._config.fixed, method)
+            trial.set_user_attr("recipe", json.dumps(recipe))
         level = self._rng.lognormvariate(math.log(0.1), 0.2)
         measured: list[dict[str, Any]] = []
         for number in range(1, REPORTS + 1):

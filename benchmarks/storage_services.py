@@ -19,6 +19,7 @@ from optuna.storages._cached_storage import _CachedStorage
 from hpo.pruners.registry import make_pruner
 from hpo.samplers.registry import make_sampler
 from hpo.storage.open import load_study, open_storage
+from hpo.storage.rdb import StudyStorage
 from hpo.storage.url import parse_url
 from hpo.study.config import Budget, StudyConfig
 from hpo.worker.display import Display
@@ -67,8 +68,11 @@ class Service:
 
     @property
     def backend(self) -> RDBStorage:
+        """Optuna's storage of the database."""
         storage = self.study._storage
-        return getattr(storage, "database", None) or cast(_CachedStorage, storage)._backend
+        if isinstance(storage, StudyStorage):
+            return storage.rdb
+        return cast(_CachedStorage, storage)._backend
 
     def become(self, worker: str) -> None:
         """Be another worker than the process that this one was forked from."""
@@ -96,7 +100,7 @@ class Ours(Service):
         work = TrialWork(self.config, orders.think_s, os.getpid(), pause)
 
         def objective(trial: optuna.Trial, watch: Watch) -> float:
-            return work(trial, lambda: watch.storage.together(trial._trial_id))
+            return work(trial, lambda: watch.storage.batch(trial._trial_id))
 
         stopwatch = _Stopwatch(work, orders.share)
         loop = Loop(

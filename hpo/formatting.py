@@ -11,7 +11,7 @@ def counted(n: int, thing: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit of which there are two or more."""
+    """Seconds in the largest unit that gives at least 2, such as ``3.5 min``."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -19,19 +19,23 @@ def duration(seconds: float) -> str:
 
 
 def setting(value: Any) -> str:
-    """A value of a recipe or a parameter; lists joined by plus signs."""
+    """A value of a recipe or of a parameter; lists are joined by plus signs."""
     if isinstance(value, (list, tuple)):
         return "+".join(map(str, value)) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def cost_of_answer(cost: float | None) -> str:
-    """CPU time of an answer over the plain network's, in words; empty: unknown."""
+    """CPU time of an evaluation, relative to the plain network's; empty if unknown."""
     return "" if cost is None else f"{cost:.2g} of the plain network's"
 
 
 def with_error(value: float | None, error: float | None, sign: str = "") -> str:
-    """A loss with its standard error, or a difference (its ``sign`` is ``+``); empty: unknown."""
+    """A loss with its standard error; empty if unknown.
+
+    Args:
+        sign: ``+`` for a difference, which then always has a sign.
+    """
     if value is None:
         return ""
     known = error is not None and error == error

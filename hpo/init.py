@@ -49,23 +49,24 @@ def init(options: InitOptions) -> str:
     import optuna
     from optuna.trial import TrialState
 
-    from .problem.instances import load_measuring
     from .storage.open import wait_for_server
     from .storage.tables import FINISHED
     from .storage.url import shown
     from .study.create import create
+    from .study.manifest import make_manifest
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    measuring = load_measuring(config, options.data)
+    problem = config.load_problem(options.data)
+    manifest = make_manifest(config, problem)
     wait_for_server(url, options.wait)
-    opened, created = create(config, url, measuring.manifest)
+    opened, created = create(config, url, manifest)
     try:
         states = [t.state for t in created.get_trials(deepcopy=False)]
     finally:
-        opened.database.engine.dispose()
+        opened.engine.dispose()
     finished = sum(state in FINISHED for state in states)
     return (
-        f"study {config.name} is ready in {shown(url)}: {len(measuring.instances)} instances; "
+        f"study {config.name} is ready in {shown(url)}: {len(problem.instances())} instances; "
         f"{states.count(TrialState.WAITING)} trials queued, "
         f"{states.count(TrialState.RUNNING)} running, {finished} finished"
     )

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         study = load_study(storage, config.name)
         trials = study.get_trials(deepcopy=False)
         attrs = study.user_attrs
-        beats = storage.database.patience.call(lambda: storage.beats(study._study_id))
+        beats = storage.retry.call(lambda: storage.heartbeats(study._study_id))
     now = datetime.now(UTC)
     status = status_of(config, url, trials, beats, now, options.best, attrs)
     print(to_json(status) if options.json else to_text(status))

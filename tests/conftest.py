@@ -30,21 +30,17 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("RUNES_THREADS", _THREADS)
 
 REPO = Path(__file__).parents[1]
-# What processes import, some of it late: those that do without torch, and what workers import
+# What processes import, some of it late: workers of a method without torch, and other workers
 # besides.
 _CHEAP = (
-    *("hpo.worker.loop", "hpo.move.run", "hpo.worker.display", "hpo.study.create", "hpo.status"),
+    *("hpo.worker.run", "hpo.worker.pool", "hpo.worker.objective", "hpo.worker.preview"),
+    *("hpo.worker.summary", "hpo.worker.visuals", "hpo.artifacts.uploads", "hpo.study.create"),
+    *("hpo.move.run", "hpo.status", "tests.cheap"),
     *("alembic.command", "alembic.ddl", "psycopg", "sqlalchemy.dialects.postgresql.psycopg"),
 )
 _WORKER = (
-    *(
-        "torch",
-        "hpo.worker.pool",
-        "hpo.problem.instances",
-        "hpo.worker.objective",
-        "hpo.artifacts.uploads",
-    ),
-    *("hpo.worker.visuals", "hpo.worker.summary", "matplotlib.figure"),
+    *("torch", "hpo.problem.recipe_method", "hpo.problem.runes", "hpo.problem.instances"),
+    *("hpo.problem.pictures", "finetune.side_by_side", "matplotlib.figure"),
 )
 
 

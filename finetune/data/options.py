@@ -1,4 +1,4 @@
-"""The options by which every command names drawings, and the source that they name."""
+"""The options by which commands of this package name drawings, and the source that they name."""
 
 from __future__ import annotations
 
@@ -12,27 +12,22 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `--help` needs none of i
     from .runes import RuneSource
 
 
-def add_drawings_options(parser: argparse.ArgumentParser, default: str = "") -> None:
-    """``--data``, ``--alphabet``, ``--drawings`` and ``--train``; all are None if not given.
-
-    Args:
-        default: where what is not given comes from, such as "the study file's"; "": nowhere.
-    """
+def add_drawings_options(parser: argparse.ArgumentParser) -> None:
+    """``--data``, ``--alphabet``, ``--drawings`` and ``--train``; all are None if not given."""
     add = parser.add_argument
     add("--data", type=Path, help="directory of omniglot-py; also $RUNES_DATA")
-    add("--alphabet", metavar="NAME", help=f"of Omniglot (default: {default or ALPHABET})")
+    add("--alphabet", metavar="NAME", help=f"of Omniglot (default: {ALPHABET})")
     add(
         "--drawings",
         type=Path,
         metavar="DIR",
-        help="your own drawings instead: PNG files, or a folder of them for each rune"
-        + (f" (default: {default})" if default else ""),
+        help="your own drawings instead: PNG files, or a folder of them for each rune",
     )
     add(
         "--train",
         type=int,
         metavar="N",
-        help=f"drawings of each rune that a call learns from (default: {default or 'half'})",
+        help="drawings of each rune that a call learns from (default: half)",
     )
 
 

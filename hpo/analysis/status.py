@@ -11,13 +11,13 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from ..storage.transactions import Beat
+from ..problem.base import Method, changed_values
+from ..storage.recovery import Heartbeat
 from ..storage.url import shown
 from ..study.budget import compute_seconds, why_stop
 from ..study.config import Budget, StudyConfig
 from ..study.confirmation import BASELINE, Confirmation, read_confirmation
 from ..trial.ranking import best_trials
-from ..trial.recipe import changed_values
 from ..trial.run import Run, run_of, runs_of
 from ..trial.stored import Remark
 from .importance import Importance, ImportanceError, importances
@@ -106,7 +106,7 @@ def status_of(
     config: StudyConfig,
     url: str,
     trials: Sequence[FrozenTrial],
-    beats: Sequence[Beat],
+    beats: Sequence[Heartbeat],
     now: datetime,
     best: int = 5,
     attrs: Mapping[str, Any] = MappingProxyType({}),
@@ -128,6 +128,7 @@ def status_of(
         Worker(b.worker, b.number, max(0.0, b.age_s), b.age_s <= config.recovery.grace_s)
         for b in beats
     )
+    method = config.load_method()
     runs = runs_of(trials)
     confirmed = read_confirmation(attrs)
     heard = {b.trial_id for b in beats}
@@ -144,7 +145,7 @@ def status_of(
         states={state.name.lower(): by_state[state] for state in TrialState},
         outcomes=dict(Counter(r.outcome for r in runs if r.state.is_finished()).most_common()),
         finished=len(finished),
-        best=tuple(_best(run_of(t)) for t in best_trials(trials, best)),
+        best=tuple(_best(run_of(t), method) for t in best_trials(trials, best)),
         pace=pace,
         workers=workers,
         no_heartbeat=sum(
@@ -164,7 +165,7 @@ def status_of(
 
 
 def pace_of(
-    trials: Sequence[FrozenTrial], beats: Sequence[Beat], grace_s: float, now: datetime
+    trials: Sequence[FrozenTrial], beats: Sequence[Heartbeat], grace_s: float, now: datetime
 ) -> Pace | None:
     """How quickly trials finish while any runs; None if none has run for any time yet."""
     now_s = now.timestamp()
@@ -224,15 +225,15 @@ def spent_budget(budget: Budget, finished: Sequence[FrozenTrial]) -> str | None:
     return why_stop(budget, 0.0, lambda: finished)  # a worker's own clock is not known here
 
 
-def _best(run: Run) -> Best:
+def _best(run: Run, method: Method) -> Best:
     assert run.trial.value is not None
-    recipe = run.recipe
+    recipe = run.recipe(method)
     return Best(
         trial=run.number,
         loss=run.trial.value,
         standard_error=run.standard_error,
         longest_call_s=run.longest_s,
-        changed=None if recipe is None else changed_values(recipe),
+        changed=None if recipe is None else changed_values(recipe, method.fields),
         params=dict(run.params),
         cost=run.cost,
     )

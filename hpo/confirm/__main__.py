@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..arguments import parse
 from ..errors import EXIT_FAILED, run_command
-from ..process.devices import check_device, choose_device, n_cores
+from ..process.devices import choose_device, n_cores
 from ..process.logging import info, start_log
 from ..process.signals import StopError, acknowledge_stop, raise_on_signals
 from .options import ConfirmOptions
@@ -37,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: ConfirmOptions) -> int:
     choose_device(options.device)
     import optuna
-    import torch
 
     from ..storage.open import load_study, open_existing
     from ..study.config import load_study_file
@@ -46,16 +45,15 @@ def _run(options: ConfirmOptions) -> int:
         options.alphabet, options.drawings, options.train
     )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    check_device(options.device)
-    torch.set_num_threads(options.threads or n_cores())
+    config.load_method().prepare(options.device, options.threads or n_cores())
     storage = open_existing(config.storage_url(options.storage), options.study)
     try:
         # It may be away for a while, and hours of measuring shall not be lost to that.
-        storage.database.patience.limit_s = config.recovery.patience_s
+        storage.retry.limit_s = config.recovery.patience_s
         study = load_study(storage, config.name)
         return _confirm(config, study, options)
     finally:
-        storage.database.engine.dispose()
+        storage.engine.dispose()
 
 
 def _confirm(config: StudyConfig, study: optuna.Study, options: ConfirmOptions) -> int:

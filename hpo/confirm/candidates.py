@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from finetune.recipe import Recipe, RecipeError
-
 from ..analysis.intervals import Interval, interval, unit_means, units_of
 from ..errors import UserError
 from ..export.selection import read_recipe
+from ..problem.base import InvalidValuesError, Method, Values, digest_of
 from ..study.config import StudyConfig
 from ..study.confirmation import BASELINE, title
 from ..trial.ranking import best_trials
 from ..trial.recipe import recipe_of
-from ..trial.run import Run, run_of, runs_of
+from ..trial.record import read_trial
+from ..trial.run import Run, runs_of
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,12 @@ class Candidate:
     """A recipe that is measured again, and the trial that ran it, if one did."""
 
     name: str  # "default", "best 3" (of the search) or a file's name
-    recipe: Recipe
+    recipe: Values  # complete
     trial: Run | None = None
 
     @property
     def digest(self) -> str:
-        return self.recipe.digest
+        return digest_of(self.recipe)
 
     @property
     def number(self) -> int | None:
@@ -62,14 +63,16 @@ def choose_candidates(
             default recipe is the only candidate.
     """
     trials = study.get_trials(deepcopy=False)
-    ran = _trials_by_recipe(trials)
-    proposed = [(BASELINE, Recipe.from_dict(config.fixed))]
+    method = config.load_method()
+    ran = _trials_by_recipe(trials, method)
+    proposed = [(BASELINE, method.complete(config.fixed))]
     for rank, trial in enumerate(best_trials(trials, top), start=1):
-        proposed.append((f"best {rank}", _read(trial)))
-    proposed += [(path.name, read_recipe(path).recipe) for path in files]
+        proposed.append((f"best {rank}", _read(trial, method)))
+    proposed += [(path.name, dict(read_recipe(path, method).recipe)) for path in files]
     candidates: dict[str, Candidate] = {}
     for name, recipe in proposed:
-        candidates.setdefault(recipe.digest, Candidate(name, recipe, ran.get(recipe.digest)))
+        digest = digest_of(recipe)
+        candidates.setdefault(digest, Candidate(name, recipe, ran.get(digest)))
     if len(candidates) == 1:
         raise UserError(
             f"study {study.study_name} has no complete, feasible trial but the default recipe's; "
@@ -92,26 +95,27 @@ def search_difference(candidate: Candidate, baseline: Candidate) -> Interval | N
     return interval(list(unit_means(differences, units).values()))
 
 
-def _read(trial: FrozenTrial) -> Recipe:
+def _read(trial: FrozenTrial, method: Method) -> dict[str, Any]:
     try:
-        return recipe_of(run_of(trial).record)
-    except RecipeError as error:
+        return recipe_of(read_trial(trial), method)
+    except InvalidValuesError as error:
         raise UserError(
             f"trial {trial.number} has a recipe of another version ({error}); "
             "run the version that made the study"
         ) from error
 
 
-def _trials_by_recipe(trials: Sequence[FrozenTrial]) -> dict[str, Run]:
+def _trials_by_recipe(trials: Sequence[FrozenTrial], method: Method) -> dict[str, Run]:
     """Of each recipe's digest the trial with most to say: a complete one, else the longest."""
     found: dict[str, Run] = {}
     for run in runs_of(trials):
-        recipe = run.recipe
+        recipe = run.recipe(method)
         if recipe is None or not run.state.is_finished() or not run.calls:
             continue
-        known = found.get(recipe.digest)
+        digest = digest_of(recipe)
+        known = found.get(digest)
         if known is None or _weight(run) > _weight(known):
-            found[recipe.digest] = run
+            found[digest] = run
     return found
 
 

@@ -9,12 +9,8 @@ from typing import Any
 
 import optuna
 
-from finetune.adapt import Progress
-from finetune.model.checkpoints import network_digest
-from finetune.recipe import Recipe
-
-from ..problem.evaluate import timed_call
-from ..problem.unseen import Unseen
+from ..problem.base import Instance, Problem, Progress, Values, digest_of
+from ..problem.measure import measure as measure_calls
 from ..study.config import StudyConfig
 from ..study.confirmation import read_confirmed_call, write_confirmed_call
 from ..trial.outcome import ending_of
@@ -30,7 +26,11 @@ def table_seed(config: StudyConfig) -> int:
 
 
 def measure(
-    config: StudyConfig, recipe: Recipe, unseen: Unseen, on_step: Callable[[Progress], None]
+    config: StudyConfig,
+    problem: Problem,
+    recipe: Values,
+    instance: Instance,
+    on_step: Callable[[Progress], None],
 ) -> Measurement:
     """Make one timed call.
 
@@ -39,25 +39,26 @@ def measure(
     """
     seconds = 0.0
 
-    def step(progress: Progress) -> None:
+    def step(_: int, progress: Progress) -> None:
         nonlocal seconds
         seconds = progress.elapsed_s
         on_step(progress)
 
     try:
-        called = timed_call(config, recipe, unseen.instance, table_seed(config), step)
+        method, limit_s, seed = config.load_method(), config.limit_s, table_seed(config)
+        (called,) = measure_calls(method, problem, recipe, [instance], limit_s, step, seed)
     except Exception as error:
         ending = ending_of(error)
         if not ending.outcome.is_recipes_fault:
             raise
         return FailedCall(loss=None, seconds=round(seconds, 3), reason=ending.reason)
     return Call(
-        instance=unseen.label,
-        loss=called.losses.mean,
-        standard_error=finite(called.losses.standard_error),
+        instance=instance.label,
+        loss=called.evaluation.loss,
+        standard_error=finite(called.evaluation.standard_error),
         seconds=called.seconds,
         steps=called.steps,
-        cost=finite(called.cost),
+        cost=finite(called.evaluation.cost),
     )
 
 
@@ -73,37 +74,37 @@ class Measurements:
         config: StudyConfig,
         study: optuna.Study,
         manifest: Mapping[str, str],
-        instances: Sequence[Unseen],
+        problem: Problem,
     ) -> None:
         self._study = study
-        common = [manifest[entry] for entry in ("code", "data", "torch")]
+        common = [manifest[entry] for entry in ("code", "data", "torch") if entry in manifest]
         common += [config.estimator.model_dump_json(), str(table_seed(config))]
         self._basis = {
-            u.label: _digest([*common, network_digest(u.instance.pretrained), u.resize])
-            for u in instances
+            instance.label: _digest([*common, *problem.identity(instance)])
+            for instance in problem.instances(held_out=True)
         }
 
-    def read(self, recipe: Recipe, label: str) -> Measurement | None:
+    def read(self, recipe: Values, label: str) -> Measurement | None:
         """The call of a recipe on an instance, whoever made it; None: there is none."""
         return self._find(self._study.user_attrs, recipe, label)
 
-    def count(self, recipes: Sequence[Recipe]) -> int:
+    def count(self, recipes: Sequence[Values]) -> int:
         """How many calls of these recipes there are."""
         attrs = self._study.user_attrs
         return sum(
             self._find(attrs, r, label) is not None for r in recipes for label in self._basis
         )
 
-    def _find(self, attrs: Mapping[str, Any], recipe: Recipe, label: str) -> Measurement | None:
-        found = read_confirmed_call(attrs, recipe.digest, label)
+    def _find(self, attrs: Mapping[str, Any], recipe: Values, label: str) -> Measurement | None:
+        found = read_confirmed_call(attrs, digest_of(recipe), label)
         if isinstance(found, Call | FailedCall) and found.basis == self._basis[label]:
             return found
         return None  # there is none, or it is to be made again
 
-    def write(self, recipe: Recipe, label: str, measured: Measurement) -> None:
+    def write(self, recipe: Values, label: str, measured: Measurement) -> None:
         """Store a call, in the place of an earlier one."""
         based = measured.model_copy(update={"basis": self._basis[label]})
-        write_confirmed_call(self._study, recipe.digest, label, based)
+        write_confirmed_call(self._study, digest_of(recipe), label, based)
 
 
 def _digest(parts: Sequence[str]) -> str:

@@ -58,7 +58,7 @@ def result_of(
         loss=loss.mean,
         standard_error=finite(loss.standard_error),
         cost=costs.get(winner.digest),
-        recipe=winner.recipe.to_dict(),
+        recipe=dict(winner.recipe),
         against=Comparisons(**comparisons),
         confidence=CONFIDENCE,
         units=loss.units,

@@ -12,11 +12,8 @@ from pathlib import Path
 import optuna
 from tqdm import tqdm
 
-from finetune.adapt import Progress
-
 from ..analysis.intervals import units_of
-from ..problem.instances import load_instances, open_drawings
-from ..problem.unseen import Unseen, load_unseen
+from ..problem.base import Problem, Progress
 from ..process.logging import info, warn
 from ..process.signals import raise_if_stopped
 from ..study.config import StudyConfig
@@ -47,7 +44,7 @@ def confirm(
     """Measure the candidates, name the winner and store the result with the study.
 
     Args:
-        data: where drawings are, as in `load_measuring`.
+        data: where drawings are, as in `StudyConfig.load_problem`.
         top: so many of the best trials take part.
         recipes: files of recipes that take part as well.
         rounds: of halving.
@@ -58,16 +55,16 @@ def confirm(
         StopError: the process was asked to stop; finished calls are stored.
     """
     candidates = choose_candidates(config, study, top, recipes)
-    source = open_drawings(config, data)
-    manifest = make_manifest(config, source, load_instances(config.instances, source))
+    problem = config.load_problem(data)
+    manifest = make_manifest(config, problem)
     _check_same_measure(study, manifest)
-    instances = load_unseen(config, source)
-    measurements = Measurements(config, study, manifest, instances)
-    with _Calls(config, candidates, instances, measurements, rounds) as calls:
+    instances = problem.instances(held_out=True)
+    measurements = Measurements(config, study, manifest, problem)
+    with _Calls(config, candidates, problem, measurements, rounds) as calls:
         halved = halve(
             [c.digest for c in candidates],
             candidates[0].digest,
-            units_of({u.label: u.instance.rune for u in instances}),
+            units_of({i.label: i.rune for i in instances}),
             calls.measure,
             rounds=rounds,
             feasible_s=config.feasible_s,
@@ -113,13 +110,15 @@ class _Calls:
         self,
         config: StudyConfig,
         candidates: Sequence[Candidate],
-        instances: Sequence[Unseen],
+        problem: Problem,
         measurements: Measurements,
         rounds: int,
     ) -> None:
         self._config, self._measurements, self._rounds = config, measurements, rounds
         self._candidates = {c.digest: c for c in candidates}
-        self._instances = {u.label: u for u in instances}
+        self._problem = problem
+        instances = problem.instances(held_out=True)
+        self._instances = {i.label: i for i in instances}
         self._reasons: dict[str, str] = {}
         self._costs: dict[str, list[float]] = {}
         calls = most_calls(len(candidates) - 1, len(instances), rounds)
@@ -154,7 +153,8 @@ class _Calls:
                     self._shown_at = now
                     self._bar.set_postfix_str(f"{title}: {progress.share:.0%}")
 
-            measured = measure(self._config, candidate.recipe, self._instances[label], on_step)
+            instance = self._instances[label]
+            measured = measure(self._config, self._problem, candidate.recipe, instance, on_step)
             self._measurements.write(candidate.recipe, label, measured)
             if self._bar.disable:
                 info(f"{title}: {_loss(measured)}, {measured.seconds or 0.0:.1f} s")

@@ -1,45 +1,50 @@
-"""The dashboard of whatever database is at a URL, for as long as the server runs."""
+"""The dashboard of a database, for as long as the server runs."""
 
 from __future__ import annotations
 
-import html
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
-from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
-from wsgiref.util import setup_testing_defaults
 
 import bottle
 import optuna_dashboard
-from optuna.artifacts.exceptions import ArtifactNotFound
+from markupsafe import Markup
+from werkzeug import Response
+from werkzeug.exceptions import ServiceUnavailable, abort
+from werkzeug.test import Client
+from werkzeug.utils import redirect
 
 from ..artifacts.store import Store
 from ..errors import UserError
 from ..storage.open import open_storage
 from ..storage.url import parse_url, shown
 from ..study.config import StudyConfig
-from .middleware.responses import page, redirect, reply
+from .middleware.responses import Request, application, page
 from .notes import Notes
-from .plugins import without_infeasible
+from .plugins import without_infeasible, without_missing
 from .response_cache import Prepared
 from .storage import WatchedStorage
 
 _START = "/dashboard"
-_LOOK_AGAIN_S = 5
 _OPENING_S = 10.0
+_REFRESH = '<meta http-equiv="refresh" content="5">'
+_WAITING = Markup(
+    "<p>There is no study {study} in {url} yet. This page waits for its first worker:</p>"
+    f'<p><code>{{start}}</code></p><p><a href="{_START}">All studies of this database</a></p>'
+)
 
 
 class LiveDashboard:
-    """A WSGI application: optuna-dashboard, opened anew when a SQLite file is put in its place.
+    """A WSGI application: optuna-dashboard, which reopens a SQLite file that was replaced.
 
-    ``/`` leads to the study; while it does not exist, it says so and looks again.
+    ``/`` redirects to the study.  While that does not exist, a page says so and reloads itself.
 
     Args:
+        url: of the database.
         study: the study's name in the database.
-        start: the command that would begin it, for the advice.
+        start: the command that starts the study, shown while it does not exist.
         artifacts: the store of files that belong to trials.
         config: the study's file; without it the study has neither note nor plots.
         study_argument: how the person named the study.
@@ -68,7 +73,7 @@ class LiveDashboard:
 
     @property
     def study_is_there(self) -> bool:
-        """Whether the study exists by now, as far as the database answers."""
+        """Whether the study exists; false if the database does not answer."""
         try:
             self.storage.get_study_id_from_name(self._study)
         except (KeyError, bottle.HTTPError):
@@ -76,49 +81,39 @@ class LiveDashboard:
         return True
 
     def prepare(self) -> None:
-        """Read the study, so that the first page is as quick as the next; errors are the page's."""
+        """Read the study so that its first page is quick.  Errors are left to that page."""
         with suppress(Exception):
             study_id = self.storage.get_study_id_from_name(self._study)
             for _ in range(2):  # the first reads, the second keeps
-                environ: dict[str, Any] = {"PATH_INFO": f"/api/studies/{study_id}"}
-                setup_testing_defaults(environ)
-                for _ in self.app(environ, lambda *_: lambda _: None):
-                    pass
+                Client(self.app).get(f"/api/studies/{study_id}").get_data()
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self._notes.close()
-        self.storage.database.engine.dispose()
+        self.storage.engine.dispose()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return application(self._view)(environ, start_response)
+
+    def _view(self, request: Request) -> WSGIApplication:
         try:
             self._follow()
-            if environ["PATH_INFO"] in ("", "/") and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-                return self._home(environ, start_response)
+            return self._home() if request.path == "/" and request.is_reading else self.app
         except UserError as error:
-            status = HTTPStatus.SERVICE_UNAVAILABLE
-            return reply(environ, start_response, status, str(error))
+            raise ServiceUnavailable(str(error)) from error
         except bottle.HTTPError as error:
-            status = HTTPStatus(error.status_code)
-            return reply(environ, start_response, status, str(error.body))
-        return self.app(environ, start_response)
+            abort(error.status_code, str(error.body))
 
-    def _home(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def _home(self) -> Response:
         try:
             study_id = self.storage.get_study_id_from_name(self._study)
         except KeyError:
-            body = (
-                f"<p>There is no study {html.escape(self._study)} in "
-                f"{html.escape(shown(self._url))} yet. This page waits for its first worker:</p>"
-                f"<p><code>{html.escape(self._start)}</code></p>"
-                f'<p><a href="{_START}">All studies of this database</a></p>'
-            )
-            head = f'<meta http-equiv="refresh" content="{_LOOK_AGAIN_S}">'
-            return page(environ, start_response, HTTPStatus.OK, self._study, body, head)
-        return redirect(start_response, f"{_START}/studies/{study_id}")
+            body = _WAITING.format(study=self._study, url=shown(self._url), start=self._start)
+            return page(self._study, body, head=_REFRESH)
+        return redirect(f"{_START}/studies/{study_id}", 303)
 
     def _follow(self) -> None:
-        """Notice that the database's file was removed, or is another by now."""
+        """Notice that the database's file was removed or replaced."""
         with self._lock:
             there = _identity(self._url)
             if there is None:
@@ -128,15 +123,15 @@ class LiveDashboard:
                 self._open()
 
     def _open(self) -> None:
-        opened = open_storage(self._url, patience_s=_OPENING_S)
-        # A connection stays open from now on, and so the file's number can't become another's.
+        opened = open_storage(self._url, retry_s=_OPENING_S)
+        # This connection stays open, so no other file can get the inode number.
         opened.get_all_studies()
         self.storage = WatchedStorage(opened)
         self._there = _identity(self._url)
         app = optuna_dashboard.wsgi(self.storage, artifact_store=self._artifacts)
         app.install(Prepared(app, self.storage))
         app.install(without_infeasible)
-        app.install(_what_is_missing)
+        app.install(without_missing)
         has_pictures = self._artifacts is not None
         self._notes = Notes(self.storage, self._config, self._argument, has_pictures)
         app.install(self._notes)
@@ -144,7 +139,7 @@ class LiveDashboard:
 
 
 def _identity(url: str) -> object:
-    """Equal for the same database; None where it has no file any more."""
+    """Equal for the same database; None if its file is gone."""
     parsed = parse_url(url)
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         return url
@@ -153,18 +148,3 @@ def _identity(url: str) -> object:
     except OSError:
         return None
     return stat.st_dev, stat.st_ino
-
-
-def _what_is_missing(view: Callable[..., Any]) -> Callable[..., Any]:
-    """A plug-in for the dashboard: an artifact that is not there is no fault of the server's."""
-
-    def answering(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return view(*args, **kwargs)
-        except (ArtifactNotFound, KeyError) as error:
-            raise bottle.HTTPError(HTTPStatus.NOT_FOUND.value, "Not found.") from error
-        except OSError as error:
-            words = f"The store of artifacts does not answer: {error.strerror or error}"
-            raise bottle.HTTPError(HTTPStatus.SERVICE_UNAVAILABLE.value, words) from error
-
-    return answering

@@ -18,6 +18,8 @@ from optuna.trial import FrozenTrial
 
 from ..analysis.references import read_references
 from ..errors import UserError
+from ..problem.base import Method
+from ..problem.registry import RECIPE, load_method
 from ..process.logging import warn
 from ..report.contents import NOTE_SECTIONS, report_of
 from ..report.data import StudyData
@@ -114,21 +116,25 @@ class Notes:
         def with_notes(study_id: int) -> Any:
             answer = view(study_id=study_id)
             if isinstance(answer, dict) and "best_trials" in answer:
+                found = self._config_of(self._storage.get_study_name_from_id(study_id))
+                # A study without a file may well be of this project's own method.
+                method = found[1].load_method() if found else load_method(RECIPE)
                 for trial in (*answer["trials"], *answer["best_trials"]):
                     if not trial["note"]["body"]:
-                        trial["note"]["body"] = self._trial_note(study_id, trial["trial_id"])
+                        note = self._trial_note(study_id, trial["trial_id"], method)
+                        trial["note"]["body"] = note
                 self._add_story(study_id, answer)
             return answer
 
         return with_notes
 
-    def _trial_note(self, study_id: int, trial_id: int) -> str:
+    def _trial_note(self, study_id: int, trial_id: int, method: Method) -> str:
         trial = self._storage.last_seen(study_id, trial_id)
         if trial is None or not (trial.state.is_finished() or trial.intermediate_values):
             return ""
         address = f"/artifacts/{study_id}/{trial_id}" if self._has_pictures else None
         try:
-            return section_markdown(trial_section(run_of(trial), address))
+            return section_markdown(trial_section(run_of(trial), method, address))
         except Exception as error:  # the page of the study is worth more than one note
             self._warn(f"the note of trial {trial.number}", error)
             return ""
@@ -200,7 +206,7 @@ class Notes:
             data = StudyData(
                 config=config,
                 study_argument=argument,
-                url=str(self._storage.database.engine.url),
+                url=str(self._storage.engine.url),
                 attrs=state.attrs,
                 runs=runs_of(trials),
                 beats=(),

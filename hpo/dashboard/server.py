@@ -1,4 +1,4 @@
-"""The server of the dashboard: its address, its token, who may reach it."""
+"""The dashboard's server: its address, its token, and who may reach it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ def serve(options: DashboardOptions) -> int:
     address, listener = listen(options.host, options.port)
     with listener, ExitStack() as opened:
         check_exposure(address, token, options.no_token, options.proxy)
-        # These take seconds to import; mistakes above are told before.
+        from .middleware.hosts import check_names
+
+        check_names(options.allowed_host)
+        # These take seconds to import; the checks above need none of them.
         import waitress
 
         from ..storage.compressed import is_published, unpacked
@@ -81,7 +84,7 @@ def serve(options: DashboardOptions) -> int:
                 allow_writes=options.allow_writes,
                 allowed_hosts=options.allowed_host,
             )
-            logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it tells of each wait
+            logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of each wait
             server = waitress.create_server(
                 app,
                 sockets=[listener],
@@ -97,9 +100,9 @@ def serve(options: DashboardOptions) -> int:
             print(address.url(), flush=True)
             threading.Thread(target=live.prepare, daemon=True).start()
             if options.open:
-                # Some browsers of terminals return only when they are left.
-                where = (address.url(here=True),)
-                threading.Thread(target=webbrowser.open, args=where, daemon=True).start()
+                # A browser in a terminal returns only when it is closed.
+                urls = (address.url(here=True),)
+                threading.Thread(target=webbrowser.open, args=urls, daemon=True).start()
             server.run()
         finally:
             live.close()
@@ -114,7 +117,7 @@ def guard(
     allow_writes: bool = False,
     allowed_hosts: Sequence[str] = (),
 ) -> WSGIApplication:
-    """``app`` behind everything that makes it safe to leave open."""
+    """``app`` behind the layers that make it safe to leave open."""
     from .middleware.headers import safe_headers
     from .middleware.hosts import known_hosts
     from .middleware.login import Login
@@ -131,16 +134,14 @@ def guard(
 
 
 def read_token(path: Path | None, no_token: bool) -> str | None:
-    """The token of the file or of the environment; None: none is asked for.
+    """The token of the file or of the environment; None if anyone may enter.
 
     Raises:
         UserError: the file can't be read, or holds no token; the token is not shown.
     """
-    # Taken out: a browser that is started here need not know it.
+    # A browser that this process starts need not know it.
     token = os.environ.pop(TOKEN_VARIABLE, None)
     if no_token:
-        if path is not None:
-            raise UserError("--token-file and --no-token exclude each other; write one of them")
         return None
     where = TOKEN_VARIABLE
     if path is not None:
@@ -159,7 +160,7 @@ def read_token(path: Path | None, no_token: bool) -> str | None:
 
 
 def listen(host: str, port: int) -> tuple[Address, socket.socket]:
-    """A socket that is bound to ``host`` and ``port``, and where that is.
+    """Bind a socket to ``host`` and ``port``; returns where that is, and the socket.
 
     Raises:
         UserError: the port is taken or not allowed, or the host is none of this machine.
@@ -168,7 +169,7 @@ def listen(host: str, port: int) -> tuple[Address, socket.socket]:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host {host} is no address; write one of this machine's") from error
-    # Of localhost's two addresses the one that everything tries.
+    # localhost has two addresses; every client tries the IPv4 one.
     family, _, _, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
     number = str(where[0])
     both = family == socket.AF_INET6 and number == "::" and socket.has_dualstack_ipv6()
@@ -189,10 +190,10 @@ def _explain(error: OSError, host: str, port: int) -> str:
 
 
 def check_exposure(address: Address, token: str | None, no_token: bool, proxy: str | None) -> None:
-    """Whoever can reach the server may look: others only with a token, or on purpose.
+    """Refuse to serve other machines without a token, unless ``--no-token`` asks for that.
 
     Raises:
-        UserError: other machines would be let in unasked.
+        UserError: other machines could look without a token.
     """
     if token is not None or no_token or (address.is_loopback and proxy is None):
         return

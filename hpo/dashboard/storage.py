@@ -5,25 +5,25 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from bottle import HTTPError
-from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import UserError
 from ..storage.rdb import StudyStorage
-from ..storage.retry import Patience
+from ..storage.retry import Retry
+from ..storage.tables import states_of, trials_of
 from ..trial.ranking import is_feasible
 from .attrs import NOTE_TEXT, NOTE_VERSION, PLOT
 
 T = TypeVar("T")
 
-_PATIENCE_S = 3.0  # someone waits for the page
+_RETRY_S = 3.0  # someone waits for the page
 # Reading whole studies takes at most one part in forty of a core's time, however large they are.
 # In between, what runs and what is new is read.
 _REST = 40.0
@@ -50,8 +50,8 @@ class WatchedStorage(StudyStorage):
     """
 
     def __init__(self, opened: StudyStorage) -> None:
-        opened.database.patience = _Answering(opened.database.patience.what, _PATIENCE_S)
-        super().__init__(opened.database, opened.worker)
+        # Who may write from the dashboard may write to any trial, as in Optuna.
+        super().__init__(opened.rdb, worker="", retry=_Answering(opened.name, _RETRY_S))
         self._lock = threading.Lock()
         self._known: dict[int, _Known] = {}  # by study
 
@@ -71,16 +71,14 @@ class WatchedStorage(StudyStorage):
         known = self._known.get(study_id)
         if known is None or time.monotonic() >= known.best_before:
             started = time.monotonic()
-            ids = [trial_id for trial_id, _ in self.database.states_of(study_id, (), -1)]
-            fresh = self.database.whole_trials(ids)
+            fresh = self._read_trials(study_id)
             ended = time.monotonic()
             before = known.by_id if known else {}
             known = _Known(ended + _REST * (ended - started), {}, [])
         else:
             running = [i for i, t in known.by_id.items() if not t.state.is_finished()]
             highest = max(known.by_id, default=-1)
-            ids = [i for i, _ in self.database.states_of(study_id, running, highest)]
-            fresh = self.database.whole_trials(ids)
+            fresh = self._read_trials(study_id, running, highest)
             before = known.by_id
         for trial in fresh:
             _show_constraints(trial)
@@ -93,6 +91,13 @@ class WatchedStorage(StudyStorage):
             known.listed = sorted(known.by_id.values(), key=lambda t: t.number)
         self._known[study_id] = known
         return known.listed
+
+    def _read_trials(
+        self, study_id: int, among: Collection[int] = (), after: int = -1
+    ) -> list[FrozenTrial]:
+        return self.read(
+            lambda c: trials_of(c, [i for i, _ in states_of(c, study_id, among, after)])
+        )
 
     def last_seen(self, study_id: int, trial_id: int) -> FrozenTrial | None:
         """A trial as it was last read; None if it never was."""
@@ -122,34 +127,6 @@ class WatchedStorage(StudyStorage):
         sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
         return min(complete, key=lambda t: (not is_feasible(t), sign * (t.value or 0.0), t.number))
 
-    # Whoever may write from the dashboard may write to any trial, as in Optuna; here a trial is
-    # its worker's alone.
-
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
-        return bool(self.database.set_trial_state_values(trial_id, state, values))
-
-    def set_trial_param(
-        self,
-        trial_id: int,
-        param_name: str,
-        param_value_internal: float,
-        distribution: BaseDistribution,
-    ) -> None:
-        self.database.set_trial_param(trial_id, param_name, param_value_internal, distribution)
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self.database.set_trial_user_attr(trial_id, key, value)
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self.database.set_trial_system_attr(trial_id, key, value)
-
-    def set_trial_intermediate_value(
-        self, trial_id: int, step: int, intermediate_value: float
-    ) -> None:
-        self.database.set_trial_intermediate_value(trial_id, step, intermediate_value)
-
 
 def _show_constraints(trial: FrozenTrial) -> None:
     # The dashboard reads only the older form, which other programs need not write.
@@ -157,7 +134,7 @@ def _show_constraints(trial: FrozenTrial) -> None:
         trial.system_attrs.setdefault("constraints", list(trial.constraints.values()))
 
 
-class _Answering(Patience):
+class _Answering(Retry):
     """Gives up soon, by an error that the dashboard sends as its answer."""
 
     def call(self, operation: Callable[[], T]) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -12,17 +13,13 @@ from typing import TYPE_CHECKING
 
 from ..arguments import DeviceOptions, DrawingsOptions, StudyOptions, option, parse
 from ..errors import EXIT_FAILED, UserError, run_command
-from ..process.devices import check_device, choose_device, n_cores
+from ..process.devices import choose_device, n_cores
 
 # Torch takes seconds to import, and `--help` and `--format json` need none of it; `--help` needs
 # no Optuna either.
 if TYPE_CHECKING:
     import optuna
 
-    from finetune.data.runes import RuneSource
-    from finetune.submission.proof import Claim
-
-    from ..problem.instances import Instance, Measuring
     from ..study.config import StudyConfig
     from .selection import Chosen
 
@@ -73,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.alphabet, options.drawings, options.train
     )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    method = config.load_method()
     if options.recipe is not None:
-        study, chosen = None, read_recipe(options.recipe)
+        study, chosen = None, read_recipe(options.recipe, method)
     else:
         study = _open_study(config, options)
         if options.confirmed and CONFIRMED_KEY not in study.user_attrs:
@@ -82,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"study {config.name} has no confirmed result; measure its best trials again by "
                 f"python -m hpo.confirm --study {options.study}"
             )
-        chosen = choose(study, options.trial)
+        chosen = choose(study, options.trial, method)
     if options.out is None or options.format == "json":
-        _write(options.out, chosen.recipe.to_json() + "\n", options.force)
+        _write(options.out, json.dumps(dict(chosen.recipe), indent=2) + "\n", options.force)
         return 0
     return _export(config, study, chosen, options.out, options)
 
@@ -104,7 +102,7 @@ def _open_study(config: StudyConfig, options: ExportOptions) -> optuna.Study:
         study = load_study(storage, config.name)
         study.get_trials(deepcopy=False)
     finally:
-        storage.database.engine.dispose()
+        storage.engine.dispose()
     return study
 
 
@@ -115,34 +113,31 @@ def _export(
     out: Path,
     options: ExportOptions,
 ) -> int:
-    import torch
+    from ..problem.base import ExportError, ProofError
+    from ..study.manifest import make_manifest
+    from .selection import claims_of, describe_origin
 
-    from finetune.challenge import ChallengeFailure
-    from finetune.submission.bundle import bundle
-    from finetune.submission.joining import JoinError
-    from finetune.submission.proof import ProofError
-
-    from ..problem.instances import load_measuring
-    from .selection import describe_origin
-
-    check_device(options.device)
-    torch.set_num_threads(options.threads or _threads_of(chosen))
-    measuring = load_measuring(config, options.data)
+    method, problem = config.load_method(), config.load_problem(options.data)
+    method.prepare(options.device, options.threads or _threads_of(chosen))
+    manifest = make_manifest(config, problem)
     if study is not None:
-        _check_same_measure(study, measuring.manifest)
+        _check_same_measure(study, manifest)
+    about = describe_origin(chosen, config.name, manifest["code"], out.name)
     try:
-        code = measuring.manifest["code"]
-        text = bundle(chosen.recipe, describe_origin(chosen, config.name, code, out.name))
-    except JoinError as error:
-        raise UserError(f"the modules can't be joined: {error}") from error
+        text = method.export(chosen.recipe, about)
+    except ExportError as error:
+        raise UserError(str(error)) from error
     with tempfile.TemporaryDirectory(prefix="export-") as directory:
-        submission = Path(directory) / out.name
-        submission.write_text(text, "utf-8")
+        file = Path(directory) / out.name
+        file.write_text(text, "utf-8")
         try:
-            _prove(submission, config, chosen, measuring)
+            claims = claims_of(chosen)
+            for line in method.prove(file, chosen.recipe, problem, config.limit_s, claims):
+                print(line)
             if not options.no_challenge:
-                _challenge(submission, config, measuring, options)
-        except (ProofError, ChallengeFailure) as failure:
+                for line in problem.challenge(file, options.held_out, options.t_samples):
+                    print(line)
+        except ProofError as failure:
             print(f"failed: {failure}; {out} is not written", file=sys.stderr)
             return EXIT_FAILED
     _write(out, text, options.force)
@@ -173,84 +168,6 @@ def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
             "recipe.json, then --recipe recipe.json"
         )
     check_manifest(study, mine)
-
-
-def _prove(submission: Path, config: StudyConfig, chosen: Chosen, measuring: Measuring) -> None:
-    from finetune.submission.proof import check_call, check_imports, check_same_source, describe
-
-    from ..problem.evaluate import noise_table
-
-    instance, claim = _claimed(chosen, measuring.instances)
-    check_imports(submission)
-    check_same_source(submission, chosen.recipe, instance)
-    print("same source: the file and its modules give the same weights, bit for bit")
-    table = noise_table(config, instance, config.estimator.seed)
-    proof = check_call(submission, chosen.recipe, instance, table, config.limit_s, claim)
-    for line in describe(proof, claim, chosen.recipe, instance.label):
-        print(line)
-
-
-def _claimed(chosen: Chosen, instances: Sequence[Instance]) -> tuple[Instance, Claim | None]:
-    """The instance to run the file on, and what the trial measured there."""
-    from finetune.submission.proof import Claim
-
-    by_label = {i.label: i for i in instances}
-    claims = [
-        (by_label[call.instance], Claim(call.loss, call.standard_error, call.steps))
-        for call in (chosen.trial.calls if chosen.trial else ())
-        if call.instance in by_label and call.standard_error is not None and call.steps is not None
-    ]
-    if not claims:
-        return instances[0], None
-    # Of those whose schedule the clock left alone, where there is one: those can agree exactly.
-    return next((c for c in claims if c[1].steps == chosen.recipe.steps), claims[0])
-
-
-def held_out(source: RuneSource, config: StudyConfig, most: int) -> list[str]:
-    """Runes that the source has and no trial saw, at most so many, spread evenly."""
-    seen = config.instances.runes or source.runes
-    unseen = [rune for rune in source.runes if rune not in seen]
-    n = min(most, len(unseen))
-    return [unseen[i * len(unseen) // n] for i in range(n)]
-
-
-def _challenge(
-    submission: Path, config: StudyConfig, measuring: Measuring, options: ExportOptions
-) -> None:
-    from finetune.challenge import (
-        earns_points,
-        load_submission,
-        mean_loss,
-        points,
-        run_challenge,
-        table,
-    )
-    from finetune.model.checkpoints import list_networks
-
-    from ..problem.instances import open_drawings
-
-    source = open_drawings(config, options.data)
-    runes = held_out(source, config, options.held_out)
-    if not runes:
-        print("challenge: left out, because the study's trials saw every rune that there is")
-        return
-    scores = run_challenge(
-        load_submission(submission),
-        source,
-        runes,
-        list_networks(config.instances.pretrained),
-        resize=config.instances.resize,
-        n_train=config.instances.train,
-        t_samples=options.t_samples,
-    )
-    with_points = earns_points(source, scores)
-    print(table(scores, with_points=with_points))
-    loss, error = mean_loss(scores)
-    worth = f"{points(loss)} points, " if with_points else ""
-    print(
-        f"challenge: {worth}loss {loss:.4f} ± {error:.4f} on {len(runes)} held-out "
-        f"rune{'' if len(runes) == 1 else 's'}"
-    )
 
 
 def _write(path: Path | None, text: str, force: bool) -> None:

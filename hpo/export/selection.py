@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
 
-from finetune.recipe import Recipe, RecipeError
-
 from ..errors import UserError
+from ..problem.base import Claim, InvalidValuesError, Method, Values, digest_of
 from ..study.confirmation import CONFIRMED_KEY, Confirmation, read_confirmation
 from ..trial.ranking import best_trial
 from ..trial.recipe import recipe_of
@@ -27,7 +28,7 @@ _WIDTH = 98
 class Chosen:
     """A recipe and where it comes from."""
 
-    recipe: Recipe
+    recipe: Values  # complete
     name: str  # of the trial and its study, or of the recipe's file
     loss: float | None = None
     standard_error: float | None = None
@@ -35,7 +36,7 @@ class Chosen:
     trial: Run | None = None
 
 
-def choose(study: optuna.Study, number: int | None) -> Chosen:
+def choose(study: optuna.Study, number: int | None, method: Method) -> Chosen:
     """The trial that was asked for, else what was confirmed, else the best trial.
 
     Args:
@@ -49,7 +50,7 @@ def choose(study: optuna.Study, number: int | None) -> Chosen:
         if isinstance(confirmed, Remark):
             raise _unreadable(study, confirmed)
         if confirmed is not None and confirmed.trial is None:
-            return _confirmed_recipe(study, confirmed)
+            return _confirmed_recipe(study, confirmed, method)
         trial = _best(study) if confirmed is None else _numbered(study, confirmed.trial)
     else:
         trial = _numbered(study, number)
@@ -60,7 +61,7 @@ def choose(study: optuna.Study, number: int | None) -> Chosen:
             "with; name another trial, or a recipe by --recipe"
         )
     chosen = Chosen(
-        recipe=_recipe(run),
+        recipe=_recipe(run, method),
         name=f"trial {run.number} of study {study.study_name}",
         loss=mean_loss(run.calls),
         standard_error=run.standard_error,
@@ -92,21 +93,21 @@ def _numbered(study: optuna.Study, number: int | None) -> FrozenTrial:
     return trial
 
 
-def _recipe(run: Run) -> Recipe:
+def _recipe(run: Run, method: Method) -> dict[str, Any]:
     try:
-        return recipe_of(run.record)
-    except RecipeError as error:
+        return recipe_of(run.record, method)
+    except InvalidValuesError as error:
         raise UserError(
             f"trial {run.number} has a recipe of another version ({error}); "
             "run the version that made the study"
         ) from error
 
 
-def _confirmed_recipe(study: optuna.Study, confirmed: Confirmation) -> Chosen:
+def _confirmed_recipe(study: optuna.Study, confirmed: Confirmation, method: Method) -> Chosen:
     """A confirmed recipe that no trial ran."""
     try:
-        recipe = Recipe.from_dict(confirmed.recipe)
-    except (TypeError, RecipeError) as error:
+        recipe = method.complete(confirmed.recipe)
+    except (TypeError, InvalidValuesError) as error:
         remark = Remark(
             CONFIRMED_KEY,
             f"has a recipe of another version ({error}); confirm again by python -m hpo.confirm",
@@ -127,20 +128,36 @@ def _unreadable(study: optuna.Study, remark: Remark) -> UserError:
     )
 
 
-def read_recipe(path: Path) -> Chosen:
+def read_recipe(path: Path, method: Method) -> Chosen:
     """The recipe in a JSON file.
 
     Raises:
         UserError: it can't be read, or is no recipe.
     """
     try:
-        recipe = Recipe.from_json(path.read_text("utf-8"))
+        values = json.loads(path.read_text("utf-8"))
+        if not isinstance(values, dict):
+            raise InvalidValuesError(
+                f"recipe is a JSON {type(values).__name__}; write an object {{...}}"
+            )
+        recipe = method.complete(values)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise UserError(f"{path} can't be read: {reason}") from error
-    except RecipeError as error:
+    except InvalidValuesError as error:
         raise UserError(f"{path}: {error}") from error
+    except ValueError as error:  # JSONDecodeError, or an integer of too many digits
+        raise UserError(f"{path}: recipe is not JSON: {error}") from error
     return Chosen(recipe, path.name)
+
+
+def claims_of(chosen: Chosen) -> list[Claim]:
+    """What its trial measured on each instance; empty: it is of no trial."""
+    return [
+        Claim(call.instance, call.loss, call.standard_error, call.steps)
+        for call in (chosen.trial.calls if chosen.trial else ())
+        if call.standard_error is not None and call.steps is not None
+    ]
 
 
 def describe_origin(chosen: Chosen, study: str, code: str, file: str) -> str:
@@ -150,14 +167,13 @@ def describe_origin(chosen: Chosen, study: str, code: str, file: str) -> str:
         code: digest of the code that trials run.
         file: the name that the file gets.
     """
+    digest = digest_of(chosen.recipe)
     if chosen.trial is None and not chosen.confirmed:
         which = f"--recipe {chosen.name}"
-        came = f"From the recipe {chosen.name}, of no trial; its digest is {chosen.recipe.digest}."
+        came = f"From the recipe {chosen.name}, of no trial; its digest is {digest}."
     else:
         which = "--confirmed" if chosen.trial is None else f"--trial {chosen.trial.number}"
-        came = (
-            f"From {chosen.name}: {_loss(chosen)}.  The recipe's digest is {chosen.recipe.digest}."
-        )
+        came = f"From {chosen.name}: {_loss(chosen)}.  The recipe's digest is {digest}."
     made = (
         f"Made from runes {version('runes')}, code {code}, by joining the modules that trials run; "
         "branches that this recipe does not take are left out.  It needs Python 3.10 and torch 2.4 "

@@ -1,9 +1,8 @@
-"""A study's rows: read as they are, put into another database, compared; and its files.
+"""Copy a study's rows and files to another database, and compare the two.
 
-Rows are copied as they are stored and never taken for Optuna's objects, so that nothing is lost
-on the way: numbers that SQL has no word for, texts of attributes, what other programs wrote.
-Only keys are new, in their old order: the tables' own, and trials' ids where they are part of an
-attribute's name.
+Rows are copied as they are stored, without Optuna's objects in between, so that nothing is lost:
+infinite and NaN values, the exact text of attributes, what other programs wrote.  The target gives
+out new primary keys, in the same order.  Attributes that hold a trial's id get the new one.
 """
 
 from __future__ import annotations
@@ -21,41 +20,41 @@ import sqlalchemy as sa
 from ..artifacts.store import Store
 from ..storage import tables as db
 
-Advance = Callable[[int], object]  # told how many trials more are done
+Advance = Callable[[int], object]  # called with the number of trials that were just done
 
-_OF_STUDY = (db.DIRECTIONS, db.STUDY_USER_ATTRS, db.STUDY_SYSTEM_ATTRS)
-_OF_TRIAL = (
+_STUDY_TABLES = (db.DIRECTIONS, db.STUDY_USER_ATTRS, db.STUDY_SYSTEM_ATTRS)
+_TRIAL_TABLES = (
     *(db.PARAMS, db.VALUES, db.INTERMEDIATE),
     *(db.USER_ATTRS, db.SYSTEM_ATTRS, db.HEARTBEATS),
 )
-_AT_ONCE = 500  # trials
+_BATCH = 500  # trials
 
-# Names of a study's attributes in which optuna-dashboard writes a trial's id: notes, artifacts
-# of its older releases, trials that were skipped in a comparison by hand.
+# Study attributes whose name holds a trial's id, by optuna-dashboard: notes, artifacts of its
+# older releases, trials that were skipped in a preferential study.
 _ID_IN_KEY = re.compile(
     r"^(dashboard:|dashboard:artifacts:|preference:skip_trial:)(\d+)(:note_ver|:note_str:\d+|:.+|)$"
 )
-_FILE = "artifacts:"  # Optuna's: what an attribute begins with whose name ends with a file's id
-# Optuna's genetic samplers keep trials' ids in a value.
+_FILE = "artifacts:"  # Optuna's prefix of an attribute that is named after a file's id
+# Optuna's genetic samplers store trials' ids in a value.
 _IDS_IN_VALUE = re.compile(r":parent:\d+$")
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Some successive trials of a study."""
+    """A batch of successive trials."""
 
     ids: list[int]
-    trials: list[tuple[Any, ...]]  # of each, the columns of `_facts`
-    # By table: the place of the row's trial in ``ids``, then the columns of `_facts`.
+    trials: list[tuple[Any, ...]]  # of each, the columns of `_columns`
+    # By table: the index of the row's trial in ``ids``, then the columns of `_columns`.
     rows: dict[str, list[tuple[Any, ...]]]
 
     def in_order(self) -> tuple[Any, ...]:
-        """The same for equal trials, whatever their ids and the order of their rows."""
+        """Equal for equal trials, whatever their ids and the order of their rows."""
         return self.trials, {name: sorted(rows, key=repr) for name, rows in self.rows.items()}
 
 
 class StudyRows:
-    """A study in a database, as one transaction sees it."""
+    """A study's rows, as one transaction sees them."""
 
     def __init__(self, connection: sa.Connection, study_id: int) -> None:
         self.connection = connection
@@ -65,30 +64,30 @@ class StudyRows:
         self.ids = list(connection.execute(mine.order_by(db.TRIALS.c.trial_id)).scalars())
 
     def parts(self) -> Iterator[_Part]:
-        for first in range(0, len(self.ids), _AT_ONCE):
-            yield self._part(self.ids[first : first + _AT_ONCE])
+        for first in range(0, len(self.ids), _BATCH):
+            yield self._part(self.ids[first : first + _BATCH])
 
     def _part(self, ids: list[int]) -> _Part:
         place = {trial_id: place for place, trial_id in enumerate(ids)}
-        heads = sa.select(*_facts(db.TRIALS)).where(db.TRIALS.c.trial_id.in_(ids))
+        heads = sa.select(*_columns(db.TRIALS)).where(db.TRIALS.c.trial_id.in_(ids))
         rows = {}
-        for table in _OF_TRIAL:
-            query = sa.select(table.c.trial_id, *_facts(table)).where(table.c.trial_id.in_(ids))
+        for table in _TRIAL_TABLES:
+            query = sa.select(table.c.trial_id, *_columns(table)).where(table.c.trial_id.in_(ids))
             found = self.connection.execute(query.order_by(*table.primary_key))
             rows[table.name] = [(place[trial_id], *facts) for trial_id, *facts in found]
         found = self.connection.execute(heads.order_by(db.TRIALS.c.trial_id))
         return _Part(ids, [tuple(row) for row in found], rows)
 
     def own(self, table: sa.Table, names: Mapping[int, object]) -> list[dict[str, Any]]:
-        """The study's rows in one of `_OF_STUDY`, with ``names`` instead of trials' ids."""
-        query = sa.select(*_facts(table)).where(table.c.study_id == self.study_id)
+        """The study's rows in a table of `_STUDY_TABLES`; ``names`` replace trials' ids."""
+        query = sa.select(*_columns(table)).where(table.c.study_id == self.study_id)
         rows = self.connection.execute(query.order_by(*table.primary_key)).mappings()
         if table is not db.STUDY_SYSTEM_ATTRS:
             return [dict(row) for row in rows]
         return [_renamed(row["key"], row["value_json"], names) for row in rows]
 
     def files(self) -> list[str]:
-        """Ids of the files that belong to the study and its trials."""
+        """Ids of the files of the study and of its trials."""
         keys: set[str] = set()
         for table, owner in ((db.STUDY_SYSTEM_ATTRS, db.STUDIES), (db.SYSTEM_ATTRS, db.TRIALS)):
             query = (
@@ -101,14 +100,14 @@ class StudyRows:
 
 
 def insert_study(name: str, of: StudyRows, into: sa.Connection, advance: Advance) -> StudyRows:
-    """Insert a study's rows into another database, whose transaction this becomes part of."""
+    """Insert a study's rows into another database, in the transaction of ``into``."""
     study_id = _inserted(into, db.STUDIES, [{"study_name": name}])[0]
     ids: dict[int, object] = {}
     for part in of.parts():
         heads = [{"study_id": study_id, **_named(db.TRIALS, row)} for row in part.trials]
         new = _inserted(into, db.TRIALS, heads)
         ids.update(zip(part.ids, new, strict=True))
-        for table in _OF_TRIAL:
+        for table in _TRIAL_TABLES:
             rows = [
                 {"trial_id": new[place], **_named(table, facts)}
                 for place, *facts in part.rows[table.name]
@@ -116,7 +115,7 @@ def insert_study(name: str, of: StudyRows, into: sa.Connection, advance: Advance
             if rows:
                 into.execute(sa.insert(table), rows)
         advance(len(new))
-    for table in _OF_STUDY:
+    for table in _STUDY_TABLES:
         rows = [{"study_id": study_id, **row} for row in of.own(table, ids)]
         if rows:
             into.execute(sa.insert(table), rows)
@@ -124,13 +123,13 @@ def insert_study(name: str, of: StudyRows, into: sa.Connection, advance: Advance
 
 
 def difference(one: StudyRows, other: StudyRows, advance: Advance) -> str | None:
-    """The first thing in which two studies differ, in words; None: they are the same.
+    """Say in what two studies differ first; None if they are the same.
 
-    Their names, ids and the order of their rows do not count.
+    Names, ids and the order of rows are not compared.
     """
     if len(one.ids) != len(other.ids):
         return f"{len(one.ids)} trials and {len(other.ids)}"
-    for table in _OF_STUDY:
+    for table in _STUDY_TABLES:
         ours, theirs = (
             sorted((tuple(row.values()) for row in study.own(table, places)), key=repr)
             for study in (one, other)
@@ -146,9 +145,9 @@ def difference(one: StudyRows, other: StudyRows, advance: Advance) -> str | None
 
 
 def _differing(ours: _Part, theirs: _Part) -> str:
-    number = _facts(db.TRIALS).index(db.TRIALS.c.number)
+    number = _columns(db.TRIALS).index(db.TRIALS.c.number)
     for i, (one, other) in enumerate(zip(ours.trials, theirs.trials, strict=True)):
-        for table in _OF_TRIAL:
+        for table in _TRIAL_TABLES:
             here, there = (
                 sorted((row for row in part.rows[table.name] if row[0] == i), key=repr)
                 for part in (ours, theirs)
@@ -164,27 +163,27 @@ def _words(table: str) -> str:
     return table.removeprefix("trial_").removeprefix("study_").replace("_", " ")
 
 
-def _facts(table: sa.Table) -> tuple[sa.Column[Any], ...]:
-    """The columns that say something: neither a row's key nor whose it is."""
+def _columns(table: sa.Table) -> tuple[sa.Column[Any], ...]:
+    """A table's columns without primary and foreign keys."""
     return tuple(c for c in table.columns if not c.primary_key and not c.foreign_keys)
 
 
 def _named(table: sa.Table, facts: Sequence[Any]) -> dict[str, Any]:
-    return dict(zip((c.name for c in _facts(table)), facts, strict=True))
+    return dict(zip((c.name for c in _columns(table)), facts, strict=True))
 
 
 def _inserted(c: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> list[int]:
-    """Insert rows; returns their keys, which rise in the rows' order."""
+    """Insert rows; returns their keys, which increase in the rows' order."""
     (key,) = table.primary_key
     returning = sa.insert(table).returning(key, sort_by_parameter_order=True)
     keys = list(c.execute(returning, rows).scalars())
     if any(a >= b for a, b in itertools.pairwise(keys)):
-        raise RuntimeError(f"the database gave out keys of {table.name} in no order")
+        raise RuntimeError(f"the keys of {table.name} do not increase in the order of the rows")
     return keys
 
 
 def _renamed(key: str, value_json: str, names: Mapping[int, object]) -> dict[str, Any]:
-    """A system attribute of a study with ``names`` instead of trials' ids."""
+    """A study's system attribute; ``names`` replace trials' ids."""
     found = _ID_IN_KEY.match(key)
     if found is not None and int(found[2]) in names:
         key = f"{found[1]}{names[int(found[2])]}{found[3]}"
@@ -195,11 +194,14 @@ def _renamed(key: str, value_json: str, names: Mapping[int, object]) -> dict[str
 
 
 def copy_file(file_id: str, source: Store, target: Store) -> bool:
-    """Copy a file to another store, unless it is there, and read it back; false: there is none.
+    """Copy a file to another store, unless it is there, and read it back.
+
+    Returns:
+        Whether the source has the file.
 
     Raises:
-        OSError: a store does not work, or gives back something else.
-        ValueError: this is no file's id.
+        OSError: a store does not work, or returns something other than was written.
+        ValueError: ``file_id`` is no file's id.
     """
     content = _content(file_id, source)
     if content is None:
@@ -212,7 +214,7 @@ def copy_file(file_id: str, source: Store, target: Store) -> bool:
 
 
 def _content(file_id: str, store: Store) -> bytes | None:
-    from optuna.artifacts.exceptions import ArtifactNotFound  # with it come all kinds of stores
+    from optuna.artifacts.exceptions import ArtifactNotFound  # which imports every kind of store
 
     try:
         with store.open_reader(file_id) as file:

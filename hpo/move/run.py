@@ -1,4 +1,4 @@
-"""Studies from one database to another: whole or not at all, and compared before it counts."""
+"""Copy studies to another database: one transaction each, compared before it commits."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from tqdm import tqdm
 from ..artifacts.location import check_directory
 from ..artifacts.store import Store, open_store
 from ..errors import UserError
-from ..storage.errors import words_of
-from ..storage.open import never_idle, open_storage, reading
+from ..storage.dialects import dialect_of
+from ..storage.errors import driver_message
+from ..storage.open import open_storage, reading
 from ..storage.rdb import StudyStorage
+from ..storage.recovery import heartbeats
 from ..storage.tables import STUDIES, TRIALS
-from ..storage.transactions import beats
 from ..storage.url import parse_url, shown
 from ..study.config import Recovery, StudyConfig, load_study_file
 from .rows import StudyRows, copy_file, difference, insert_study
@@ -31,7 +32,7 @@ class Chosen:
 
     name: str
     study_id: int
-    grace_s: float  # of silence, after which a worker of it may be called lost
+    grace_s: float  # seconds without a heartbeat after which a worker counts as lost
 
 
 def move_studies(
@@ -43,18 +44,18 @@ def move_studies(
 ) -> Iterator[str]:
     """Copy studies from the database ``source`` to ``target``; yields a line for each.
 
-    A study that the target has already must be the same.  Each is one transaction, which comes
-    after its files.
+    A study that the target has already must be the same.  A study's files are copied before its
+    rows.
 
     Args:
-        studies: names in the source, or study files; None: all that there are.
-        while_running: copy those of which workers run trials, too, as they are now.
-        artifacts: where the files of trials are and where they go, as `open_store` takes places;
-            None: they stay where they are.
+        studies: names in the source, or study files; None for all of the source.
+        while_running: whether to copy studies that workers are running trials of.
+        artifacts: source and target of trials' files, as `open_store` takes them; None copies no
+            files.
 
     Raises:
-        UserError: a database or a store can't be used, a study is not there, is being worked on,
-            changed meanwhile, or is another one in the target.
+        UserError: a database or a store can't be used; or a study does not exist, is running,
+            changed while it was copied, or differs from the target's of that name.
     """
     stores = _stores(artifacts) if artifacts else None
     place = _place(target)
@@ -67,7 +68,7 @@ def move_studies(
         if not while_running:
             for study in chosen:  # all of them, before anything is made in the target
                 _refuse_running(connection, study)
-        storage = open_storage(target, patience_s=_PATIENCE_S)
+        storage = open_storage(target, retry_s=_PATIENCE_S)
         try:
             for study in chosen:
                 rows = StudyRows(connection, study.study_id)
@@ -78,7 +79,7 @@ def move_studies(
                     done = f"{shown(target)} has it already, identical ({len(rows.ids)} trials)"
                 yield f"{study.name}: {done}{files}"
         finally:
-            storage.database.engine.dispose()
+            storage.engine.dispose()
 
 
 def _stores(places: Sequence[str]) -> tuple[Store, Store]:
@@ -90,7 +91,7 @@ def _stores(places: Sequence[str]) -> tuple[Store, Store]:
 
 
 def _move_files(ids: Sequence[str], stores: tuple[Store, Store] | None) -> str:
-    """Copy files, if there is a place for them; returns what is to be said about it."""
+    """Copy files, if ``stores`` are given; returns a remark for the user."""
     if not ids:
         return ""
     if stores is None:
@@ -108,10 +109,10 @@ def _move_files(ids: Sequence[str], stores: tuple[Store, Store] | None) -> str:
 
 
 def _place(url: str) -> object:
-    """What the URLs of one database have in common."""
+    """Equal for URLs of the same database."""
     parsed = parse_url(url)
     if parsed.get_backend_name() != "sqlite":
-        asked = parsed.query  # host and port may stand there, too
+        asked = parsed.query  # which may hold host and port
         port = parsed.port or asked.get("port", 5432)
         return parsed.host or asked.get("host"), str(port), parsed.database
     path = (parsed.database or ":memory:").removeprefix("file:")
@@ -135,7 +136,7 @@ def _choose(c: sa.Connection, studies: Sequence[str] | None, where: str) -> list
 
 
 def _config(study: str, is_known: bool) -> StudyConfig | None:
-    """The study's file, if there is one; a file that was named by its path has to be there."""
+    """The study's file; None if there is none, unless it was named by its path."""
     try:
         return load_study_file(study)
     except UserError:
@@ -151,7 +152,7 @@ def _refuse_running(c: sa.Connection, study: Chosen) -> None:
     life: the first worker that joins the copy finds it lost and queues it again, as ever.
     """
     advice = "stop its workers (SIGTERM; they hand their trials back), or add --while-running"
-    heard = beats(c, study.study_id)
+    heard = heartbeats(c, study.study_id)
     for beat in heard:
         if beat.age_s <= study.grace_s:
             raise UserError(
@@ -171,11 +172,11 @@ def _refuse_running(c: sa.Connection, study: Chosen) -> None:
 def _move(
     rows: StudyRows, study: Chosen, storage: StudyStorage, source: str, while_running: bool
 ) -> bool:
-    """Copy a study in one transaction; false if the same one is there already."""
-    target = storage.database.patience.what
+    """Copy a study in one transaction; false if the target has the same one already."""
+    target = storage.name
 
     def work(c: sa.Connection) -> bool:
-        never_idle(c)
+        dialect_of(c).never_idle(c)
         found = c.execute(
             sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == study.name)
         ).scalar()
@@ -201,13 +202,13 @@ def _move(
 
     try:
         try:
-            return storage.database.transact(work)
+            return storage.transact(work)
         except sa.exc.IntegrityError:  # another process made it meanwhile: compare
-            return storage.database.transact(work)
+            return storage.transact(work)
     except sa.exc.DataError as error:
         raise UserError(
             f"{target} can't hold study {study.name} as it is, and nothing was kept: "
-            f"{words_of(error)}"
+            f"{driver_message(error)}"
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""The problem that is tuned: instances, and how a recipe is evaluated on one."""
+"""What is tuned and what it is measured on: the seam to `finetune`, which nothing else imports."""

@@ -1,23 +1,23 @@
-"""What trials are measured on: instances of (rune, split, network, seed)."""
+"""Instances of (rune, split, network, seed): those of trials, and those that no trial sees."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import itertools
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from torch import nn
 
-from finetune.data.runes import RuneSource, Split, open_source
+from finetune.canvas import Resize
+from finetune.data.runes import RuneSource, Split
 from finetune.model.checkpoints import list_networks, load_network
 
 from ..errors import UserError
-from ..study.config import Instances, StudyConfig
-from ..study.manifest import make_manifest
+from .settings import Confirm, Instances
 
 
 @dataclass(frozen=True)
-class Instance:
+class RuneInstance:
     """What one call is measured on."""
 
     rune: str
@@ -26,32 +26,32 @@ class Instance:
     seed: int  # of the call's random numbers
     pretrained: nn.Module
     split: Split
+    resize: Resize | None = None  # that the drawings went through; None: the study's
 
     @property
     def label(self) -> str:
-        """Its name in attributes and plots; unique in a study."""
+        """Its name in attributes and plots; unique among the instances of its kind."""
+        return self.place + (f" {self.resize}" if self.resize else "")
+
+    @property
+    def place(self) -> str:
+        """The label without the resize, on which the noise of the evaluation does not depend."""
         return f"{self.rune}/{self.split_seed}" + (f"/{self.seed}" if self.seed else "")
 
 
-def load_instances(config: Instances, source: RuneSource) -> list[Instance]:
+def load_instances(config: Instances, source: RuneSource) -> list[RuneInstance]:
     """Every rune of every split with every seed; network i goes with rune i, counted round.
 
     Raises:
         UserError: networks are missing, a rune or network is unknown, or a rune has too few
             drawings.
     """
-    unknown = [rune for rune in config.runes if rune not in source.runes]
-    if unknown:
-        raise UserError(
-            f"instances.runes names {unknown[0]!r}; {source.name} has {', '.join(source.runes)}"
-        )
+    _check_runes("instances", config.runes, source)
     paths = {path.stem: path for path in list_networks(config.pretrained)}
-    for name in config.networks:
-        if name not in paths:
-            raise UserError(f"instances.networks names {name!r}; there are {', '.join(paths)}")
+    _check_networks("instances", config.networks, paths)
     networks = [(name, load_network(paths[name])) for name in config.networks or paths]
     return [
-        Instance(
+        RuneInstance(
             rune=rune,
             split_seed=split_seed,
             network=networks[i % len(networks)][0],
@@ -65,35 +65,73 @@ def load_instances(config: Instances, source: RuneSource) -> list[Instance]:
     ]
 
 
-@dataclass(frozen=True)
-class Measuring:
-    """What a study measures on, and the manifest that says so."""
+def load_held_out(study: Instances, asked: Confirm, source: RuneSource) -> list[RuneInstance]:
+    """What ``[confirm]`` asks for: each rune with each split, seed and resize.
 
-    instances: Sequence[Instance]
-    manifest: dict[str, str]
-
-
-def load_measuring(config: StudyConfig, data: Path | None) -> Measuring:
-    """Data and networks of a study; ``data`` is as in `finetune.data.runes.open_source`.
+    Successive instances have different runes, and splits and resizes take turns, so that the
+    first few are a fair sample of all.
 
     Raises:
-        UserError: they are missing or not usable.
+        UserError: a rune or network is unknown, or trials were measured on one of the instances.
     """
-    source = open_drawings(config, data)
-    instances = load_instances(config.instances, source)
-    return Measuring(instances, make_manifest(config, source, instances))
+    _check_runes("confirm", asked.runes, source)
+    paths = [path.stem for path in list_networks(study.pretrained)]
+    _check_networks("confirm", asked.networks, paths)
+    held_in = set(study.runes or source.runes)
+    runes = asked.runes or tuple(r for r in source.runes if r not in held_in) or source.runes
+    again = [rune for rune in runes if rune in held_in]
+    splits = asked.splits or (_others(study.splits) if again else study.splits)
+    # Whatever the network and the seed: the search chose by these drawings.
+    if again and (seen := sorted(set(splits) & set(study.splits))):
+        other = _others(study.splits)[0]
+        raise UserError(
+            f"confirm asks for {again[0]} with split {seen[0]}, which trials were measured on; "
+            f"write other runes, or splits that the study does not use, such as [{other}]"
+        )
+    seeds = asked.seeds or (_others(study.seeds) if again else study.seeds)
+    update = {
+        "runes": runes,
+        "splits": splits,
+        "seeds": seeds,
+        "networks": asked.networks or study.networks,
+    }
+    resizes = asked.resizes or (study.resize,)
+    loaded = {
+        (i.rune, i.split_seed, i.seed, resize): replace(i, resize=resize)
+        for resize in resizes
+        for i in load_instances(study.model_copy(update={**update, "resize": resize}), source)
+    }
+    ways = list(itertools.product(splits, seeds, resizes))
+    # As in a Latin square: in each pass every rune comes once, and each in another way.
+    return [
+        loaded[(rune, *ways[(turn + i) % len(ways)])]
+        for turn in range(len(ways))
+        for i, rune in enumerate(runes)
+    ]
 
 
-def open_drawings(config: StudyConfig, data: Path | None) -> RuneSource:
-    """The drawings of a study; ``data`` is as in `load_measuring`.
+def unseen_runes(config: Instances, source: RuneSource, most: int) -> list[str]:
+    """Runes that the source has and no trial sees, at most so many, spread evenly."""
+    seen = config.runes or source.runes
+    unseen = [rune for rune in source.runes if rune not in seen]
+    n = min(most, len(unseen))
+    return [unseen[i * len(unseen) // n] for i in range(n)]
 
-    Raises:
-        UserError: they are missing or not usable.
-    """
-    asked = config.instances
-    try:
-        return open_source(asked.source, data, alphabet=asked.alphabet, drawings=asked.drawings)
-    except UserError as error:
-        if asked.source == "omniglot" and asked.alphabet is None:
-            raise UserError(f"{error}; --study quickstart needs no data") from error
-        raise
+
+def _check_runes(table: str, runes: Collection[str], source: RuneSource) -> None:
+    for rune in runes:
+        if rune not in source.runes:
+            known = ", ".join(source.runes)
+            raise UserError(f"{table}.runes names {rune!r}; {source.name} has {known}")
+
+
+def _check_networks(table: str, names: Collection[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"{table}.networks names {name!r}; there are {', '.join(known)}")
+
+
+def _others(used: Collection[int]) -> tuple[int, ...]:
+    """The smallest numbers that are not used, as many as are."""
+    unused = (number for number in itertools.count() if number not in used)
+    return tuple(itertools.islice(unused, len(used)))

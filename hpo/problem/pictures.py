@@ -16,7 +16,7 @@ from finetune.flow import sample
 from finetune.model.groups import with_mean_class
 from finetune.scoring.pictures import save_sheet
 
-from .instances import Instance
+from .instances import RuneInstance
 
 # A quarter of the evaluations by which the same network's loss is measured in studies/runes.toml.
 N_SAMPLES, EULER_STEPS = 10, 24
@@ -32,7 +32,7 @@ class InstancePictures:
     def __init__(self) -> None:
         self._before: weakref.WeakKeyDictionary[nn.Module, Tensor] = weakref.WeakKeyDictionary()
 
-    def draw(self, instance: Instance, adapted: nn.Module) -> bytes:
+    def draw(self, instance: RuneInstance, adapted: nn.Module) -> bytes:
         """A grey PNG: drawings that the call did not see, samples before it and after it."""
         pretrained = instance.pretrained
         if pretrained not in self._before:

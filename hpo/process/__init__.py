@@ -1,1 +1,1 @@
-"""What a process is to its machine: signals, devices, its log."""
+"""What a process needs of its machine: signals, devices, a log."""

@@ -1,4 +1,4 @@
-"""Which processor a worker uses, and how cores are shared out."""
+"""Which device a process uses, and how many threads."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ def n_cores() -> int:
 
 
 def share_cores(workers: int) -> int:
-    """Threads of each of so many workers: none idle, none fought over, at least one each."""
+    """Threads for each of ``workers`` processes: an equal share of the cores, at least one."""
     return max(1, n_cores() // workers)
 
 
 def choose_device(device: str | None) -> None:
-    """Make this process use a device; to be called before torch is imported.
+    """Restrict this process to a device.  Call it before torch is imported.
 
-    What torch can't see it can't use, in whichever of its ways: that is all that is done here.
+    It sets CUDA_VISIBLE_DEVICES, because torch has several ways to choose a device and all of them
+    obey that variable.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:N`` or None for torch's own choice.
 
     Raises:
-        UserError: it is no device's name.
+        UserError: ``device`` is no device's name.
     """
     if device is None or device == "cuda":
         return
@@ -45,10 +49,10 @@ def choose_device(device: str | None) -> None:
 
 
 def check_device(device: str | None) -> None:
-    """See, with torch at hand, that the device is there.
+    """Check, with torch, that the device exists.
 
     Raises:
-        UserError: there is none.
+        UserError: it does not.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Lines for people and for grep: time, worker, then what happened, on standard error."""
+"""Log lines on standard error, for people and for grep: time, process, then what happened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LOGGER = logging.getLogger("hpo")
 
 
 class _BesideBars(logging.Handler):
-    """Writes a line without tearing the progress bars."""
+    """Writes a line above progress bars instead of into them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
@@ -19,7 +19,11 @@ class _BesideBars(logging.Handler):
 
 
 def start_log(who: str) -> None:
-    """Write this process's lines to standard error, each with the time and ``who``."""
+    """Send this process's log to standard error.
+
+    Args:
+        who: the name of the process, such as ``host:pid``; each line begins with the time and it.
+    """
     handler = _BesideBars()
     handler.setFormatter(logging.Formatter(f"%(asctime)s {who} %(message)s", "%Y-%m-%d %H:%M:%S"))
     _LOGGER.handlers = [handler]
@@ -28,10 +32,10 @@ def start_log(who: str) -> None:
 
 
 def info(message: str) -> None:
-    """Something went as it should."""
+    """Log what went as it should."""
     _LOGGER.info(message)
 
 
 def warn(message: str) -> None:
-    """Something that a person may want to look at."""
+    """Log what a person may want to look at."""
     _LOGGER.warning("warning: %s", message)

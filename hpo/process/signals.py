@@ -1,7 +1,8 @@
-"""SIGTERM, SIGINT and SIGUSR1 end a process properly; a second SIGTERM or SIGINT ends it at once.
+"""Signals that stop a process cleanly: the first SIGTERM, SIGINT or SIGUSR1 raises `StopError`.
 
-SIGUSR1 is what batch systems send before they take a machine away.  It only ever asks: whoever
-passes on a signal that may have come to the process as well sends SIGUSR1.
+A second SIGTERM or SIGINT ends the process at once.  SIGUSR1, which batch systems send before they
+take a machine away, never does.  A parent that passes a signal on to children which may have
+received it as well therefore sends SIGUSR1.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from types import FrameType
 
 from ..errors import EXIT_INTERRUPTED
 
-_pending: StopError | None = None  # asked for, and not yet acted upon
+_pending: StopError | None = None  # raised by a signal, and not yet acknowledged
 
 
 class StopError(KeyboardInterrupt):
-    """The process was asked to stop: hand back what is at hand and go."""
+    """The process was asked to stop: it releases its running trial and exits."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -31,14 +32,14 @@ class StopError(KeyboardInterrupt):
 
 def raise_on_signals() -> None:
     """Turn the first SIGTERM, SIGINT or SIGUSR1 into a `StopError` in the main thread."""
-    stopping, told = False, False
+    stopping, next_ends = False, False
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal stopping, told
+        nonlocal stopping, next_ends
         global _pending
-        if told and number != signal.SIGUSR1:
+        if next_ends and number != signal.SIGUSR1:
             os._exit(128 + number)
-        told = told or number != signal.SIGUSR1
+        next_ends = next_ends or number != signal.SIGUSR1
         if not stopping:
             stopping = True
             _pending = StopError(number)
@@ -54,17 +55,18 @@ def raise_on_signals() -> None:
 
 
 def raise_if_stopped() -> None:
-    """To be called often: a signal may come while Python cleans up an object, and Python drops
-    what is raised there.
+    """Raise a `StopError` that Python dropped, if there is one.  Long work calls this often.
+
+    A signal may arrive while Python runs a destructor, and Python drops what is raised there.
 
     Raises:
-        StopError: the process was asked to stop, and nobody has acted upon it.
+        StopError: the process was asked to stop, and `acknowledge_stop` was not called since.
     """
     if _pending is not None:
         raise _pending
 
 
 def acknowledge_stop() -> None:
-    """The process acts upon the signal from now on."""
+    """Stop `raise_if_stopped` from raising: the process is stopping."""
     global _pending
     _pending = None

@@ -1,20 +1,42 @@
-"""From a study file's words to Optuna's pruners."""
+"""Pruners by the names that a study file gives them."""
 
 from __future__ import annotations
 
-import optuna
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
 
-from ..study import config
+import optuna
+from pydantic import Field, PositiveInt
+
+from ..settings import Table
 from .racing import RacingPruner
 
 
-def make_pruner(pruner: config.Pruner) -> optuna.pruners.BasePruner:
+class Pruner(Table):
+    """What ends weak trials; its steps are instances."""
+
+    name: Literal["racing", "median", "percentile", "none"] = "racing"
+    # Racing: probability, at most, of dropping a recipe that is as good as the best.
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.4
+    # Percentile and median, of Optuna:
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 40.0  # of known trials that may go on
+    startup_trials: PositiveInt = 5  # complete trials before any is pruned
+
+
+def make_pruner(table: Pruner) -> optuna.pruners.BasePruner:
     """The pruner that the study asks for; its steps are numbers of instances."""
-    if pruner.name == "racing":
-        return RacingPruner(pruner.alpha)
-    if pruner.name == "none":
-        return optuna.pruners.NopPruner()
-    percentile = 50.0 if pruner.name == "median" else pruner.percentile
+    return PRUNERS[table.name](table)
+
+
+def _percentile(table: Pruner, percentile: float) -> optuna.pruners.BasePruner:
     return optuna.pruners.PercentilePruner(
-        percentile, n_startup_trials=pruner.startup_trials, n_warmup_steps=0
+        percentile, n_startup_trials=table.startup_trials, n_warmup_steps=0
     )
+
+
+PRUNERS: Mapping[str, Callable[[Pruner], optuna.pruners.BasePruner]] = {
+    "racing": lambda table: RacingPruner(table.alpha),
+    "median": lambda table: _percentile(table, 50.0),
+    "percentile": lambda table: _percentile(table, table.percentile),
+    "none": lambda table: optuna.pruners.NopPruner(),
+}

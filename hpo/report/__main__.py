@@ -81,7 +81,7 @@ def _read(options: ReportOptions) -> StudyData:
             url=url,
             attrs=study.user_attrs,
             runs=runs_of(trials),
-            beats=storage.database.patience.call(lambda: storage.beats(study._study_id)),
+            beats=storage.retry.call(lambda: storage.heartbeats(study._study_id)),
             now=datetime.now(UTC),
             references=references,
             pictures=found.pictures,

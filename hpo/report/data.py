@@ -8,11 +8,9 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from finetune.recipe import Recipe
-
 from ..analysis.references import Reference
 from ..analysis.status import Status, spent_budget, status_of
-from ..storage.transactions import Beat
+from ..storage.recovery import Heartbeat
 from ..study.config import StudyConfig
 from ..study.confirmation import Confirmation, read_confirmation
 from ..study.manifest import MANIFEST_KEY
@@ -30,7 +28,7 @@ class StudyData:
     url: str  # of the database
     attrs: Mapping[str, Any]  # user attributes of the study
     runs: Sequence[Run]
-    beats: Sequence[Beat]
+    beats: Sequence[Heartbeat]
     now: datetime  # aware
     references: Sequence[Reference] = ()
     pictures: Sequence[Picture] = ()
@@ -49,7 +47,7 @@ class StudyData:
     @cached_property
     def default_run(self) -> Run | None:
         """The best good trial of the default recipe with the study's fixed values."""
-        recipe = Recipe.from_dict(self.config.fixed)
+        recipe = self.config.load_method().complete(self.config.fixed)
         return next((r for r in self.best if r.ran(recipe)), None)
 
     @cached_property

@@ -1,39 +1,54 @@
-"""From a study file's words to Optuna's samplers."""
+"""Samplers by the names that a study file gives them."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
 
 import optuna
+from pydantic import Field, PositiveInt
 
-from ..study import config
+from ..settings import Natural, Table
 from .bounded import BoundedSampler
 
 
-def make_sampler(sampler: config.Sampler, seed: int) -> optuna.samplers.BaseSampler:
+class Sampler(Table):
+    """Which of Optuna's samplers proposes values."""
+
+    name: Literal["tpe", "gp", "random"] = "tpe"
+    seed: Natural = 0
+    startup_trials: PositiveInt = 10  # drawn at random before the sampler has something to learn
+    # Finished trials that inform TPE and GP; of more, the best and a random sample of the others.
+    history: Annotated[int, Field(ge=50)] = 300
+
+
+def make_sampler(table: Sampler, seed: int) -> optuna.samplers.BaseSampler:
     """The sampler that the study asks for, with this worker's own seed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if sampler.name == "tpe":
-            _hasten_tpe()
-            # Grouped and multivariate: interactions count, conditional parameters may be absent.
-            tpe = optuna.samplers.TPESampler(
-                n_startup_trials=sampler.startup_trials, multivariate=True, group=True, seed=seed
-            )
-            return BoundedSampler(tpe, sampler.history, seed)
-        if sampler.name == "gp":
-            gp = optuna.samplers.GPSampler(n_startup_trials=sampler.startup_trials, seed=seed)
-            return BoundedSampler(gp, sampler.history, seed)
-        return optuna.samplers.RandomSampler(seed=seed)
+        return SAMPLERS[table.name](table, seed)
 
 
-def _hasten_tpe() -> None:
-    """Let TPE take logarithms of the normal distribution from SciPy.
+def _tpe(table: Sampler, seed: int) -> optuna.samplers.BaseSampler:
+    # Grouped and multivariate: interactions count, conditional parameters may be absent.
+    sampler = optuna.samplers.TPESampler(
+        n_startup_trials=table.startup_trials, multivariate=True, group=True, seed=seed
+    )
+    return BoundedSampler(sampler, table.history, seed)
 
-    Optuna's own function goes number by number, in Python, which is half of what a sample costs;
-    the two agree to the last digits.
-    """
-    from optuna.samplers._tpe import _truncnorm
-    from scipy.special import log_ndtr
 
-    _truncnorm._log_ndtr = log_ndtr
+def _gp(table: Sampler, seed: int) -> optuna.samplers.BaseSampler:
+    sampler = optuna.samplers.GPSampler(n_startup_trials=table.startup_trials, seed=seed)
+    return BoundedSampler(sampler, table.history, seed)
+
+
+def _random(table: Sampler, seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+SAMPLERS: Mapping[str, Callable[[Sampler, int], optuna.samplers.BaseSampler]] = {
+    "tpe": _tpe,
+    "gp": _gp,
+    "random": _random,
+}

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
+import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from .tables import FINISHED, Database
+from .optuna_internals import id_of
+from .tables import FINISHED, states_of, trials_of
+
+Read = Callable[[Callable[[sa.Connection], Any]], Any]
 
 
 class TrialCache:
     """Reads each finished trial once.
 
-    One short statement per look tells which trials have finished since the last.  It is enough
-    to look among those that had not finished and above the highest id seen: a study's trials are
-    made one at a time, so ids come to be seen in their order.
+    One short statement per look tells which trials have finished since the last one. It looks
+    only among those that had not finished and above the highest id seen: a study's trials are
+    made one at a time, so their ids appear in order.
+
+    Args:
+        read: runs a function on a connection to the database.
     """
 
-    def __init__(self, database: Database, study_id: int) -> None:
-        self._database = database
+    def __init__(self, read: Read, study_id: int) -> None:
+        self._read = read
         self._study_id = study_id
         self._finished: dict[int, FrozenTrial] = {}  # by id
         self._unfinished: set[int] = set()
@@ -38,7 +46,7 @@ class TrialCache:
         if set(states) <= set(FINISHED):
             return list(finished)  # pruners ask this after every report
         trials = list(finished)
-        for trial in self._database.whole_trials(self._unfinished):
+        for trial in self._whole(self._unfinished):
             if trial.state in states:
                 insort(trials, trial, key=_number)
         return trials
@@ -51,9 +59,9 @@ class TrialCache:
         """
         self._look()
         unread = [i for i in self._unfinished if i not in self._running]
-        for trial in self._database.whole_trials(unread):
+        for trial in self._whole(unread):
             if trial.params:
-                self._running[trial._trial_id] = trial
+                self._running[id_of(trial)] = trial
         trials = list(self._listed(frozenset(FINISHED)))
         for trial_id, trial in list(self._running.items()):
             if trial_id in self._unfinished:
@@ -63,17 +71,21 @@ class TrialCache:
         return trials
 
     def _look(self) -> None:
-        states = self._database.states_of(self._study_id, self._unfinished, self._highest_id)
+        seen = self._unfinished, self._highest_id
+        states = self._read(lambda c: states_of(c, self._study_id, *seen))
         ended = [trial_id for trial_id, state in states if state.is_finished()]
         self._unfinished = {trial_id for trial_id, state in states if not state.is_finished()}
         if states:
             self._highest_id = max(self._highest_id, *(trial_id for trial_id, _ in states))
         if ended:
-            for trial in self._database.whole_trials(ended):
-                self._finished[trial._trial_id] = trial
+            for trial in self._whole(ended):
+                self._finished[id_of(trial)] = trial
                 for wanted, known in self._lists.items():
                     if trial.state in wanted:
                         insort(known, trial, key=_number)
+
+    def _whole(self, ids: Collection[int]) -> list[FrozenTrial]:
+        return self._read(lambda c: trials_of(c, ids)) if ids else []
 
     def _listed(self, states: frozenset[TrialState]) -> list[FrozenTrial]:
         if states not in self._lists:

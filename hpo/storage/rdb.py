@@ -1,86 +1,167 @@
-"""Optuna's storage interface over a `Database`, with what a worker needs beyond it."""
+"""A study's database as one worker sees it: Optuna's storage interface, and what workers need."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
-from . import transactions
+from . import recovery, tables, transactions
 from .cache import TrialCache
-from .retry import Patience
-from .tables import Database
-from .transactions import Beat, NoTrial, Writes
+from .dialects import dialect_of
+from .optuna_internals import FrozenStudy
+from .recovery import Heartbeat
+from .retry import Retry
+from .statements import set_worker
+from .transactions import NoTrial, Writes
+
+T = TypeVar("T")
 
 
 class StudyStorage(BaseStorage):
-    """A study's database as one worker sees it.
+    """Optuna's tables, read in few statements and written in few transactions.
+
+    It holds Optuna's `RDBStorage`, which makes the tables and does what is done to whole studies,
+    and is none itself: in front of every `RDBStorage` Optuna puts a cache of its own, which does
+    not know of claimed trials, and the dashboard offers to migrate its tables.
+
+    Every operation is tried again while the database is away, but for those that say otherwise.
+    A storage is for one thread, and for its heartbeat's.
 
     Args:
-        worker: who claims trials and writes them; nobody else may.
+        rdb: Optuna's storage of the database.
+        worker: who claims trials. Nobody else may write them. An empty name claims nothing and may
+            write to any trial that is not finished: a person at the dashboard.
+        retry: how operations are tried again.
     """
 
-    def __init__(self, database: Database, worker: str) -> None:
-        self.database = database
+    def __init__(self, rdb: RDBStorage, worker: str, retry: Retry) -> None:
+        self.rdb = rdb
+        self.engine: sa.Engine = rdb.engine
         self.worker = worker
+        self.retry = retry
+        dialect_of(self.engine).tune(self.engine)
+        self._reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._batch: tuple[int, Writes] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin with nothing known of studies and trials."""
         self._caches: dict[int, TrialCache] = {}  # by study
-        # Of a study's parameters, as they were first seen: they may not change.
+        # The distribution of each parameter of a study, which may not change.
         self._distributions: dict[tuple[int, str], BaseDistribution] = {}
-        self._study_of: dict[int, int] = {}  # of each trial that was made or claimed here
+        self._study_of: dict[int, int] = {}  # by trial
+        self._claimed: set[int] = set()  # trials that this worker holds, or has held
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"rdb": self.rdb, "worker": self.worker, "retry": self.retry}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        StudyStorage.__init__(self, **state)
+
+    @property
+    def name(self) -> str:
+        """The database's URL as it may be printed."""
+        return self.retry.name
+
+    # -- transactions ------------------------------------------------------------------------
+
+    def transact(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run ``work`` in one transaction, again and again until it is committed.
+
+        When a commit's answer is lost, ``work`` runs once more on top of its own effects.
+        """
+
+        def once() -> T:
+            with self.transaction() as connection:
+                return work(connection)
+
+        return self.retry.call(once)
+
+    def transaction(self) -> AbstractContextManager[sa.Connection]:
+        """One transaction that is not tried again."""
+        return self.engine.begin()
+
+    def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run ``work``, which writes nothing, again and again until it succeeds.
+
+        Each of its statements is a transaction of its own, which saves the round trips that begin
+        and end one.
+        """
+
+        def once() -> T:
+            with self._reading.connect() as connection:
+                return work(connection)
+
+        return self.retry.call(once)
+
+    def _transact_counted(self, work: Callable[[sa.Connection, bool], T]) -> T:
+        """`transact` for work that has to know whether it is run again."""
+        again = False
+
+        def counted(connection: sa.Connection) -> T:
+            nonlocal again
+            is_again, again = again, True
+            return work(connection, is_again)
+
+        return self.transact(counted)
 
     # -- a worker's operations ---------------------------------------------------------------
 
     def create_study(
         self, name: str, attrs: Mapping[str, Any], queue: Sequence[Mapping[str, Any]]
     ) -> bool:
-        """Create a study, its attributes and its first recipes as one; false if it exists."""
+        """Create a study, its user attributes and its first trials in one transaction.
+
+        Args:
+            queue: parameters of the trials that run first, in this order.
+
+        Returns:
+            Whether it was created; false if there is one of that name.
+        """
         try:
-            return self.database.transact(
-                lambda c: transactions.create_study(c, name, attrs, queue)
-            )
+            return self.transact(lambda c: transactions.create_study(c, name, attrs, queue))
         except sa.exc.IntegrityError:  # another process was quicker
             return False
 
-    def join_study(self, study_id: int) -> int:
-        """This worker's ordinal in the study, from 0."""
-        return self.database.transact(lambda c: transactions.join_study(c, study_id))
+    def join(self, study_id: int) -> int:
+        """This worker's ordinal in the study, from 0: nobody else's, now or later."""
+        return self.transact(lambda c: transactions.join(c, study_id))
 
     def claim(self, study_id: int, budget: int | None) -> int | NoTrial:
-        """The id of a trial for this worker to run; see `transactions.claim`."""
-        again = False
+        """A trial for this worker to run: a queued one, else a new one.
 
-        def work(c: sa.Connection) -> int | NoTrial:
-            nonlocal again
-            tried, again = again, True
-            return transactions.claim(c, study_id, self.worker, budget, again=tried)
+        Args:
+            budget: how many trials may be finished and running in the study; None: any number.
 
-        claimed = self.database.transact(work)
+        Returns:
+            The trial's id, or why there is none.
+        """
+        claimed = self._transact_counted(
+            lambda c, again: transactions.claim(c, study_id, self.worker, budget, again)
+        )
         if isinstance(claimed, int):
             self._study_of[claimed] = study_id
+            self._claimed.add(claimed)
         return claimed
 
-    def trials_for_sampling(self, study_id: int) -> list[FrozenTrial]:
-        """See `TrialCache.for_sampling`."""
-        return self._cache(study_id).for_sampling()
-
     @contextmanager
-    def together(self, trial_id: int) -> Iterator[Writes]:
+    def batch(self, trial_id: int) -> Iterator[Writes]:
         """Writes to one trial inside this block become one transaction at its end.
 
         Raises:
             TrialTakenError: the trial is not this worker's any more.
         """
         if self._batch is not None:
-            raise RuntimeError("a block of writes is open already")
+            raise RuntimeError("a batch of writes is open already")
         writes = Writes()
         self._batch = trial_id, writes
         try:
@@ -90,28 +171,37 @@ class StudyStorage(BaseStorage):
         self._write(trial_id, writes)
 
     def beat(self, trial_id: int) -> bool:
-        """A sign of life, not tried again; false if the trial is not this worker's any more."""
-        with self.database.at_once() as c:
-            return transactions.beat(c, trial_id, self.worker)
+        """Write a heartbeat, not tried again; false if the trial is not this worker's any more."""
+        with self.transaction() as c:
+            return recovery.beat(c, trial_id, self.worker)
 
-    def beats(self, study_id: int) -> list[Beat]:
-        """The signs of life of all running trials, read once, not tried again."""
-        with self.database.at_once() as c:
-            return transactions.beats(c, study_id)
+    def heartbeats(self, study_id: int) -> list[Heartbeat]:
+        """The heartbeats of all running trials, read once, not tried again."""
+        with self.transaction() as c:
+            return recovery.heartbeats(c, study_id)
 
-    def take_from_lost(self, lost: Beat, retries: int) -> TrialState | None:
-        """Queue a lost worker's trial again, or fail it; see `transactions.take_from_lost`."""
-        with self.database.at_once() as c:
-            return transactions.take_from_lost(c, lost, retries)
+    def reclaim(self, lost: Heartbeat, retries: int) -> TrialState | None:
+        """Take a trial from a lost worker, not tried again; see `recovery.reclaim`."""
+        with self.transaction() as c:
+            return recovery.reclaim(c, lost, retries)
 
-    def hand_back(self, study_id: int, why: str, patience_s: float) -> list[int]:
-        """Queue again what this worker holds; returns the numbers of those trials."""
+    def release(self, study_id: int, why: str, limit_s: float) -> list[int]:
+        """Queue again what this worker holds; returns the numbers of those trials.
+
+        Args:
+            why: goes into the trials' attribute ``attempts``.
+            limit_s: for how long this is tried again.
+        """
 
         def work() -> list[int]:
-            with self.database.at_once() as c:
-                return transactions.hand_back(c, study_id, self.worker, why)
+            with self.transaction() as c:
+                return recovery.release(c, study_id, self.worker, why)
 
-        return Patience(self.database.patience.what, patience_s).call(work)
+        return Retry(self.name, limit_s).call(work)
+
+    def trials_for_sampling(self, study_id: int) -> list[FrozenTrial]:
+        """See `TrialCache.for_sampling`."""
+        return self._cache(study_id).for_sampling()
 
     # -- Optuna's interface: trials ----------------------------------------------------------
 
@@ -127,33 +217,42 @@ class StudyStorage(BaseStorage):
         return copy.deepcopy(trials) if deepcopy else trials
 
     def _cache(self, study_id: int) -> TrialCache:
-        return self._caches.setdefault(study_id, TrialCache(self.database, study_id))
+        return self._caches.setdefault(study_id, TrialCache(self.read, study_id))
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        known = (cache.get(trial_id) for cache in self._caches.values())
-        return next((t for t in known if t is not None), None) or self.database.get_trial(trial_id)
+        for cache in self._caches.values():
+            if (known := cache.get(trial_id)) is not None:
+                return known
+        trials = self.read(lambda c: tables.trials_of(c, [trial_id]))
+        if not trials:
+            raise KeyError(f"no trial has the id {trial_id}")
+        return trials[0]
 
     def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
-        return self.database.system_attrs(trial_id)
+        return self.read(lambda c: tables.system_attrs_of(c, trial_id))
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        if template_trial is None:
-            # Optuna's own loop comes here after it looked for queued trials.
-            claimed = self.claim(study_id, None)
-            assert isinstance(claimed, int)
-            return claimed
-        return self.database.create_new_trial(study_id, template_trial)
+        added = self.retry.call(partial(self.rdb.create_new_trial, study_id, template_trial))
+        if template_trial is None or template_trial.state == TrialState.RUNNING:
+            self._take(added)
+        return added
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
-        if state.is_finished():
+        if state != TrialState.RUNNING:
             self._write(trial_id, Writes(state=state, values=values))
             return True
-        won = self.database.set_trial_state_values(trial_id, state, values)
-        if won and state == TrialState.RUNNING:
-            self.database.transact(lambda c: transactions.mark_claimed(c, trial_id, self.worker))
-        return won
+        is_started = self.retry.call(partial(self.rdb.set_trial_state_values, trial_id, state))
+        if is_started:
+            self._take(trial_id)
+        return is_started
+
+    def _take(self, trial_id: int) -> None:
+        """Make a trial that Optuna lets run this worker's."""
+        if self.worker:
+            self.transact(lambda c: set_worker(c, trial_id, self.worker))
+            self._claimed.add(trial_id)
 
     def set_trial_param(
         self,
@@ -162,13 +261,26 @@ class StudyStorage(BaseStorage):
         param_value_internal: float,
         distribution: BaseDistribution,
     ) -> None:
-        if trial_id not in self._study_of:
-            self._study_of[trial_id] = self.database.study_of(trial_id)
-        key = self._study_of[trial_id], param_name
-        check_distribution_compatibility(
-            self._distributions.setdefault(key, distribution), distribution
-        )
+        try:
+            self._check_distribution(self._study(trial_id), param_name, distribution)
+        except ValueError:
+            self._write(trial_id, Writes())  # that the trial takes no writes counts for more
+            raise
         self._add(trial_id, Writes(params={param_name: (param_value_internal, distribution)}))
+
+    def _study(self, trial_id: int) -> int:
+        """The trial's study; raises KeyError if there is no such trial."""
+        if trial_id not in self._study_of:
+            self._study_of[trial_id] = self.read(lambda c: tables.study_of(c, trial_id))
+        return self._study_of[trial_id]
+
+    def _check_distribution(self, study_id: int, name: str, new: BaseDistribution) -> None:
+        """Raises ValueError if the study has a parameter of that name that is something else."""
+        known = self._distributions.get((study_id, name))
+        if known is None:
+            found = self.read(lambda c: tables.distribution_of(c, study_id, name))
+            known = self._distributions[study_id, name] = new if found is None else found
+        check_distribution_compatibility(known, new)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         self._add(trial_id, Writes(user_attrs={key: value}))
@@ -182,52 +294,54 @@ class StudyStorage(BaseStorage):
         self._add(trial_id, Writes(reports={step: intermediate_value}))
 
     def _add(self, trial_id: int, writes: Writes) -> None:
+        """Write at once, or at the end of the trial's batch."""
         if self._batch is None or self._batch[0] != trial_id:
             self._write(trial_id, writes)
-            return
-        batch = self._batch[1]
-        batch.params.update(writes.params)
-        batch.user_attrs.update(writes.user_attrs)
-        batch.system_attrs.update(writes.system_attrs)
-        batch.reports.update(writes.reports)
+        else:
+            self._batch[1].add(writes)
 
     def _write(self, trial_id: int, writes: Writes) -> None:
-        self.database.transact(lambda c: transactions.write(c, trial_id, self.worker, writes))
+        was_claimed = trial_id in self._claimed
+        self._transact_counted(
+            lambda c, again: transactions.write(
+                c, trial_id, self.worker, writes, was_claimed, again
+            )
+        )
 
     # -- Optuna's interface: studies ---------------------------------------------------------
 
     def create_new_study(
         self, directions: Sequence[StudyDirection], study_name: str | None = None
     ) -> int:
-        return self.database.create_new_study(directions, study_name)
+        return self.retry.call(partial(self.rdb.create_new_study, directions, study_name))
 
     def delete_study(self, study_id: int) -> None:
-        self._caches.pop(study_id, None)
-        self.database.delete_study(study_id)
+        self.retry.call(partial(self.rdb.delete_study, study_id))
+        self._forget()  # SQLite gives the ids of deleted rows to the next ones
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        self.database.set_study_user_attr(study_id, key, value)
+        self.retry.call(partial(self.rdb.set_study_user_attr, study_id, key, value))
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self.database.set_study_system_attr(study_id, key, value)
+        self.retry.call(partial(self.rdb.set_study_system_attr, study_id, key, value))
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        return self.database.get_study_id_from_name(study_name)
+        return self.retry.call(partial(self.rdb.get_study_id_from_name, study_name))
 
     def get_study_name_from_id(self, study_id: int) -> str:
-        return self.database.get_study_name_from_id(study_id)
+        return self.retry.call(partial(self.rdb.get_study_name_from_id, study_id))
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        return self.database.get_study_directions(study_id)
+        return self.retry.call(partial(self.rdb.get_study_directions, study_id))
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return self.database.get_study_user_attrs(study_id)
+        return self.retry.call(partial(self.rdb.get_study_user_attrs, study_id))
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return self.database.get_study_system_attrs(study_id)
+        return self.retry.call(partial(self.rdb.get_study_system_attrs, study_id))
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        return self.database.get_all_studies()
+        return self.retry.call(self.rdb.get_all_studies)
 
     def remove_session(self) -> None:
-        self.database.remove_session()
+        self.rdb.remove_session()

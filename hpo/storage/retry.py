@@ -1,4 +1,4 @@
-"""Trying again while a database is away."""
+"""Operations are tried again while a database is away."""
 
 from __future__ import annotations
 
@@ -9,60 +9,80 @@ from typing import TypeVar
 
 import optuna
 import sqlalchemy.exc
+import tenacity
 
 from ..errors import UserError
 from ..process.logging import warn
 from ..process.signals import raise_if_stopped
-from .errors import explain, is_database_trouble, is_passing, words_of
+from .errors import driver_message, explain, is_database_error, is_transient
 
 T = TypeVar("T")
 
-_FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 10.0
 _QUIET_S = 1.0  # shorter troubles are not worth a line
+_PAUSE = tenacity.wait_exponential(multiplier=0.1, max=10.0)  # s
 
 
-class Patience:
-    """Repeats an operation until it succeeds, with growing pauses that the user is told of.
+class Retry:
+    """Repeats an operation until it succeeds.
+
+    The pauses grow to ten seconds. The log gets a line for each pause once a trouble lasts, and
+    one when the database answers again.
 
     Args:
-        what: the database's name, as it may be shown.
-        limit_s: of one trouble; after it the worker gives up.
+        name: the database's, as it may be printed.
+        limit_s: how long one trouble may last.
     """
 
-    def __init__(self, what: str, limit_s: float) -> None:
-        self.what = what
+    def __init__(self, name: str, limit_s: float) -> None:
+        self.name = name
         self.limit_s = limit_s
 
     def call(self, operation: Callable[[], T]) -> T:
-        """The operation's result; it must be safe to repeat, even if it did succeed unseen.
+        """The operation's result; it must be safe to repeat, even after an unseen success.
 
         Raises:
-            UserError: a trouble that does not pass, or one that lasted for ``limit_s``.
+            UserError: the trouble will not pass, or it lasted for ``limit_s``.
+            StopError: the process was asked to stop.
         """
         started = time.monotonic()
-        pause_s, told = _FIRST_PAUSE_S, False
-        while True:
-            try:
-                result = operation()
-            except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as e:
-                if not is_database_trouble(e):
-                    raise
-                waited_s = time.monotonic() - started
-                if not is_passing(e):
-                    raise UserError(f"{self.what}: {explain(e)}") from e
-                if waited_s > self.limit_s:
-                    raise UserError(
-                        f"{self.what}: {explain(e)}; gave up after {waited_s:.0f} s"
-                    ) from e
-                if waited_s >= _QUIET_S or pause_s >= _QUIET_S:
-                    warn(f"{self.what}: {words_of(e)}; trying again in {pause_s:.1f} s")
-                    told = True
-                raise_if_stopped()
-                # Spread out, so that many workers do not come back in the same instant.
-                time.sleep(pause_s * random.uniform(0.5, 1.0))
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            else:
-                if told:
-                    warn(f"{self.what}: answers again after {time.monotonic() - started:.0f} s")
-                return result
+        has_warned = False
+
+        def tell(state: tenacity.RetryCallState) -> None:
+            nonlocal has_warned
+            error = state.outcome.exception() if state.outcome else None
+            pause_s = state.upcoming_sleep
+            if error and max(pause_s, time.monotonic() - started) >= _QUIET_S:
+                warn(f"{self.name}: {driver_message(error)}; trying again in {pause_s:.1f} s")
+                has_warned = True
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_may_pass),
+            stop=tenacity.stop_after_delay(self.limit_s),
+            # Spread out, so that many workers do not come back in the same instant.
+            wait=lambda state: _PAUSE(state) * random.uniform(0.5, 1.0),
+            sleep=_pause,
+            before_sleep=tell,
+            reraise=True,
+        )
+        try:
+            result = retrying(operation)
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            if not is_database_error(error):
+                raise
+            message = f"{self.name}: {explain(error)}"
+            if is_transient(error):
+                message += f"; gave up after {time.monotonic() - started:.0f} s"
+            raise UserError(message) from error
+        if has_warned:
+            warn(f"{self.name}: answers again after {time.monotonic() - started:.0f} s")
+        return result
+
+
+def _may_pass(error: BaseException) -> bool:
+    kinds = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
+    return isinstance(error, kinds) and is_transient(error)
+
+
+def _pause(seconds: float) -> None:
+    raise_if_stopped()
+    time.sleep(seconds)

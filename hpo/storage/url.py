@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from ..errors import UserError
 from .compressed import is_published
+from .dialects import dialect_of
 
 
 def shown(url: str) -> str:
@@ -24,14 +27,14 @@ def shown(url: str) -> str:
 
 
 def parse_url(url: str) -> sa.URL:
-    """The parts of a database URL, PostgreSQL's with the driver that this project installs.
+    """The parts of a database URL; PostgreSQL's has the driver that this project installs.
 
     Raises:
         UserError: it is no URL, or of a database that is not supported.
     """
     if is_published(url):
         raise UserError(
-            f"{url} is compressed, which is for status, dashboard and report alone; "
+            f"{url} is compressed, which only status, dashboard and report read; "
             "unpack it by gunzip --keep, and write sqlite:///FILE.db"
         )
     try:
@@ -50,8 +53,20 @@ def parse_url(url: str) -> sa.URL:
     return parsed
 
 
-def hide_passwords(words: str, url: sa.URL) -> str:
-    given = [url.password, *(value for name, value in url.query.items() if "password" in name)]
-    for password in map(str, filter(None, given)):
-        words = words.replace(password, "***")
-    return words
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite database, ``:memory:`` if it has none; None for a server's.
+
+    Raises:
+        UserError: as `parse_url`.
+    """
+    parsed = parse_url(url)
+    return dialect_of(parsed).file(parsed)
+
+
+def hide_passwords(message: str, url: str) -> str:
+    """The message with asterisks in place of the URL's passwords."""
+    parsed = parse_url(url)
+    secrets = [v for name, v in parsed.query.items() if "password" in name]
+    for password in map(str, filter(None, [parsed.password, *secrets])):
+        message = message.replace(password, "***")
+    return message

@@ -4,143 +4,31 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
-
-from finetune.canvas import Resize
-from finetune.data.futhorc import ALPHABET
-from finetune.recipe import Recipe, RecipeError
+from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_validator
 
 from ..artifacts.location import check_place, default_place
 from ..errors import UserError
+from ..problem.base import Method, Problem
+from ..problem.registry import RECIPE, RUNES, check_name, load_method, load_problem
+from ..problem.settings import Confirm, Estimator, Instances
+from ..pruners.registry import Pruner
+from ..samplers.registry import Sampler
+from ..settings import Natural, PositiveFloat, Table
 from .space import Parameter, check_space
 
 STUDIES_DIR = Path("studies")
 
-_AUTHORS_TRAIN = 10  # drawings of a rune, of twenty
 
-Natural = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-
-
-class _Table(BaseModel):
-    """A table of a study file: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Sampler(_Table):
-    """Which of Optuna's samplers proposes recipes."""
-
-    name: Literal["tpe", "gp", "random"] = "tpe"
-    seed: Natural = 0
-    startup_trials: PositiveInt = 10  # drawn at random before the sampler has something to learn
-    # Finished trials that inform TPE and GP; of more, the best and a random sample of the others.
-    history: Annotated[int, Field(ge=50)] = 300
-
-
-class Pruner(_Table):
-    """What ends weak trials; its steps are instances."""
-
-    name: Literal["racing", "median", "percentile", "none"] = "racing"
-    # Racing: probability, at most, of dropping a recipe that is as good as the best.
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.4
-    # Percentile and median, of Optuna:
-    percentile: Annotated[float, Field(gt=0, lt=100)] = 40.0  # of known trials that may go on
-    startup_trials: PositiveInt = 5  # complete trials before any is pruned
-
-
-class Limits(_Table):
+class Limits(Table):
     """What else makes a recipe infeasible, beside the seconds of its calls."""
 
     # CPU time of an answer of the returned network, over the plain network's.  None: no limit.
     cost: Annotated[float, Field(ge=1)] | None = None
 
 
-class Instances(_Table):
-    """What a trial is measured on: each rune of each split with each seed, in this order."""
-
-    source: Literal["omniglot", "drawn", "drawings"]
-    alphabet: Annotated[str, Field(min_length=1)] | None = None  # of Omniglot; none: the Futhorc
-    drawings: Path | None = None  # folder of a person's own, from where the command is started
-    train: PositiveInt | None = None  # drawings of each rune that a call learns from; none: half
-    runes: tuple[str, ...] = ()  # none: all that the source has
-    splits: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
-    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)  # of the call's randomness
-    resize: Resize = "bilinear"
-    pretrained: Path | None = None  # directory of networks; none: the embedded ones
-    networks: tuple[str, ...] = ()  # names in that directory; none: all
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_folder(cls, table: Any) -> Any:
-        """Who names a folder need not say that it is the source."""
-        if isinstance(table, dict) and "drawings" in table:
-            return {"source": "drawings", **table}
-        return table
-
-    @model_validator(mode="after")
-    def _of_one_source(self) -> Instances:
-        if self.alphabet is not None and self.source != "omniglot":
-            raise ValueError(
-                f'alphabet is of Omniglot and source is "{self.source}"; leave one of them out'
-            )
-        if self.drawings is not None and self.source != "drawings":
-            raise ValueError(
-                f'drawings names a folder and source is "{self.source}"; leave one of them out'
-            )
-        if self.drawings is None and self.source == "drawings":
-            raise ValueError("drawings is missing; name the folder of your drawings")
-        return self
-
-    @property
-    def has_points(self) -> bool:
-        """Whether the author's thresholds are for these: ten drawings of Omniglot's Futhorc."""
-        return (
-            self.source == "omniglot"
-            and self.alphabet in (None, ALPHABET)
-            and self.train in (None, _AUTHORS_TRAIN)
-        )
-
-
-class Confirm(_Table):
-    """Where the best few recipes meet at the end: instances that no trial was measured on."""
-
-    runes: tuple[str, ...] = ()  # none: those of the source that are not the study's
-    # None: the study's own with other runes; with its own runes, numbers that it did not use.
-    splits: tuple[Natural, ...] = ()
-    seeds: tuple[Natural, ...] = ()
-    networks: tuple[str, ...] = ()  # none: the study's
-    resizes: tuple[Resize, ...] = ()  # none: the study's
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Confirm:
-        for key in type(self).model_fields:
-            values = getattr(self, key)
-            for value in values:
-                if values.count(value) > 1:
-                    raise ValueError(f"{key} names {value!r} twice; write each once")
-        return self
-
-
-class Estimator(_Table):
-    """The table of times and noises that all trials share."""
-
-    strata: PositiveInt = 25
-    replicates: Annotated[int, Field(ge=2)] = 8
-    seed: Natural = 0
-
-
-class Budget(_Table):
+class Budget(Table):
     """When workers stop; whichever is reached first.  Nothing set: never."""
 
     trials: PositiveInt | None = None  # finished in the study, by all workers; met exactly
@@ -150,7 +38,7 @@ class Budget(_Table):
     stagnation: PositiveInt | None = None  # finished trials since the best
 
 
-class Recovery(_Table):
+class Recovery(Table):
     """How lost workers are noticed and failures are borne."""
 
     heartbeat_s: PositiveFloat = 15.0  # between a running trial's signs of life
@@ -169,7 +57,29 @@ class Recovery(_Table):
         return self
 
 
-class StartFrom(_Table):
+def _method_name(name: str) -> str:
+    check_name(name, RECIPE)
+    return name
+
+
+def _problem_name(name: str) -> str:
+    check_name(name, RUNES)
+    return name
+
+
+class MethodTable(Table):
+    """What is tuned."""
+
+    name: Annotated[str, AfterValidator(_method_name)] = RECIPE  # or MODULE:CLASS
+
+
+class ProblemTable(Table):
+    """What it is measured on."""
+
+    name: Annotated[str, AfterValidator(_problem_name)] = RUNES  # or MODULE:CLASS
+
+
+class StartFrom(Table):
     """A finished study whose best recipes are tried first, as far as they are in this space."""
 
     study: Annotated[str, Field(min_length=1)]
@@ -182,7 +92,7 @@ def _place(artifacts: str) -> str:
     return artifacts
 
 
-class StudyConfig(_Table):
+class StudyConfig(Table):
     """A study file, whole."""
 
     name: Annotated[str, Field(min_length=1, max_length=512)]
@@ -193,9 +103,11 @@ class StudyConfig(_Table):
     limit_s: PositiveFloat = 150.0  # a call that takes this long is stopped
     margin_s: Annotated[float, Field(ge=0)] = 30.0  # a call this near it is infeasible
     limits: Limits = Limits()
+    method: MethodTable = MethodTable()
+    problem: ProblemTable = ProblemTable()
     instances: Instances
     space: Annotated[dict[str, Parameter], Field(min_length=1)]
-    fixed: dict[str, Any] = {}
+    fixed: dict[str, Any] = Field(default_factory=dict)
     start: tuple[dict[str, Any], ...] = ()  # parameters of trials to run first
     start_from: StartFrom | None = None
     sampler: Sampler = Sampler()
@@ -242,14 +154,21 @@ class StudyConfig(_Table):
             raise ValueError(
                 f"margin_s is {self.margin_s:g} and limit_s {self.limit_s:g}; write a smaller one"
             )
-        if "seed" in self.fixed or "seed" in self.space:
-            raise ValueError("seed is no choice of a recipe's; write instances.seeds")
-        try:
-            Recipe.from_dict(self.fixed)
-        except RecipeError as error:
-            raise ValueError(f"[fixed] {error}") from error
-        check_space(self.space, self.fixed, self.start)
+        check_space(self.space, self.fixed, self.start, self.load_method())
         return self
+
+    def load_method(self) -> Method:
+        """What is tuned."""
+        return load_method(self.method.name)
+
+    def load_problem(self, data: Path | None) -> Problem:
+        """What it is measured on.
+
+        Args:
+            data: directory of the data; None: where it is looked for by itself.
+        """
+        tables = (self.instances, self.estimator, self.confirm)
+        return load_problem(self.problem.name, *tables, data)
 
     def storage_url(self, option: str | None = None) -> str:
         """Where the study is: ``option``, which a command was given, else the file's."""

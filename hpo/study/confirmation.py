@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import optuna
 from pydantic import Field, ValidationError
 
-from finetune.recipe import Recipe, RecipeError
-
+from ..problem.base import InvalidValuesError, Method
 from ..trial.record import Call, FailedCall, read_call
 from ..trial.stored import Number, Remark, Stored, Whole, remarks_of
 
@@ -102,11 +101,11 @@ class Confirmation(Identity):
     feasible_s: Number | None = None
     code: str | None = None  # digest
 
-    def parsed_recipe(self) -> Recipe | None:
-        """None: it is of a release with other fields."""
+    def parsed_recipe(self, method: Method) -> dict[str, Any] | None:
+        """All values; None: they are of a release with other fields."""
         try:
-            return Recipe.from_dict(self.recipe)
-        except (RecipeError, TypeError):
+            return method.complete(self.recipe)
+        except (InvalidValuesError, TypeError):
             return None
 
 

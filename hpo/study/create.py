@@ -32,7 +32,7 @@ def join(
         UserError: the database can't be used, or the study measures something else.
     """
     storage, study = create(config, url, manifest)
-    ordinal = storage.join_study(study._study_id)
+    ordinal = storage.join(study._study_id)
     storage.worker = f"{socket.gethostname()}:{os.getpid()}#{ordinal}"
     if seed is None:
         entropy = np.random.SeedSequence([config.sampler.seed, ordinal])
@@ -50,7 +50,7 @@ def create(
     Raises:
         UserError: the database can't be used, or the study measures something else.
     """
-    storage = open_storage(url, patience_s=config.recovery.patience_s)
+    storage = open_storage(url, retry_s=config.recovery.patience_s)
     if not _exists(storage, config.name):
         attrs: dict[str, Any] = {MANIFEST_KEY: manifest, MADE_BY_KEY: made_by()}
         if config.about:

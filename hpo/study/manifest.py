@@ -5,35 +5,22 @@ Losses of two data sets, two networks or two versions of the code must never mee
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import io
 import json
 import platform
-import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 import optuna
 
-from finetune.submission.imports import needed_modules
-
 from ..errors import UserError
+from ..problem.base import Problem
+from ..problem.fingerprint import short_digest
 from .config import StudyConfig
-
-if TYPE_CHECKING:  # torch takes seconds to import, and who only joins a study needs none of it
-    from finetune.data.runes import RuneSource
-
-    from ..problem.instances import Instance
 
 MANIFEST_KEY = "manifest"
 MADE_BY_KEY = "made_by"
-# Where what has a say in a loss begins: in the method and the problem.
-_MEASURING = ("adapt", "data.runes", "model.checkpoints", "scoring.cost", "scoring.estimators")
-_WITH_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _LIBRARIES = ("torch", "optuna", "numpy", "scipy", "sqlalchemy")
-# Entries that a manifest has only where the study file sets them, so that studies of before stand.
+# Entries that a manifest has only where the study file sets them, so that older studies stand.
 _OPTIONAL = ("cost",)
 _REMEDY = {
     "code": "run the version that made it",
@@ -43,25 +30,18 @@ _REMEDY = {
 }
 
 
-def make_manifest(
-    config: StudyConfig, source: RuneSource, instances: Sequence[Instance]
-) -> dict[str, str]:
-    """Everything that two workers must agree on for their losses to be comparable."""
-    from finetune.model.checkpoints import network_digest
+def make_manifest(config: StudyConfig, problem: Problem) -> dict[str, str]:
+    """Everything that two workers must agree on for their losses to be comparable.
 
-    networks = {i.network: network_digest(i.pretrained)[:12] for i in instances}
-    asked = config.model_dump(mode="json", include={"space", "fixed", "estimator"})
+    Raises:
+        UserError: the problem's data is missing or not usable.
+    """
+    space = config.model_dump(mode="json", include={"space", "fixed"})
     manifest = {
-        "code": _code_digest(),
-        "data": f"{source.name} {source.mark(config.instances.train)}",
-        "networks": " ".join(f"{name}:{digest}" for name, digest in networks.items()),
-        "instances": " ".join(
-            [config.instances.resize, *(f"{i.label}@{i.network}" for i in instances)]
-        ),
-        "estimator": json.dumps(asked["estimator"]),
+        **config.load_method().fingerprint(),
+        **problem.fingerprint(),
         "limit": f"{config.limit_s:g} s less {config.margin_s:g} s",
-        "space": _digest(json.dumps([asked["space"], asked["fixed"]])),
-        "torch": ".".join(version("torch").split(".")[:2]),
+        "space": short_digest(json.dumps([space["space"], space["fixed"]])),
     }
     if config.limits.cost is not None:
         manifest["cost"] = f"{config.limits.cost:g} of the plain network's"
@@ -96,26 +76,3 @@ def made_by() -> dict[str, str]:
     """Versions of what created a study: for the record, not compared."""
     versions = {name: version(name) for name in _LIBRARIES}
     return {"runes": version("runes"), "python": platform.python_version(), **versions}
-
-
-def _code_digest() -> str:
-    return _digest("".join(map(_without_words, needed_modules(*_MEASURING).values())))
-
-
-def _without_words(source: str) -> str:
-    """The source without comments, docstrings and blank lines, which have no say in a loss."""
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, _WITH_DOCSTRINGS) and ast.get_docstring(node) is not None:
-            docstring = node.body[0]
-            first, end = docstring.lineno - 1, docstring.end_lineno or docstring.lineno
-            lines[first:end] = [""] * (end - first)
-    return "".join(f"{line.rstrip()}\n" for line in lines if line.strip())
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

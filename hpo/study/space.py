@@ -1,18 +1,16 @@
-"""The search space of a study file, and how a trial's parameters become a `Recipe`."""
+"""The search space of a study file, and how a trial's parameters become values of its method."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import optuna
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from finetune.recipe import Recipe, RecipeError
+from ..problem.base import InvalidValuesError, Method
 
 Scalar = str | int | float | bool
-RECIPE_FIELDS = {f.name: f for f in dataclasses.fields(Recipe)}
 
 
 class _Base(BaseModel):
@@ -83,7 +81,7 @@ class ChoiceParameter(_Base):
 
 
 class SwitchParameter(_Base):
-    """True or false; no field of a recipe, but what others' ``when`` may ask for."""
+    """True or false: a field that is so, or no field, but what others' ``when`` may ask for."""
 
     type: Literal["switch"]
 
@@ -91,7 +89,7 @@ class SwitchParameter(_Base):
         return trial.suggest_categorical(name, [False, True])
 
     def values(self) -> tuple[Any, ...]:
-        return ()
+        return (False, True)
 
     def allows(self, value: Any) -> bool:
         return isinstance(value, bool)
@@ -106,28 +104,31 @@ def check_space(
     space: Mapping[str, Parameter],
     fixed: Mapping[str, Any],
     start: Sequence[Mapping[str, Any]],
+    method: Method,
 ) -> None:
-    """Every value that the space can give must be a valid recipe's.
+    """Each value that the space can give must be one that its field may have.
 
     Raises:
         ValueError: naming the key, what was found and what is allowed.
     """
+    for name in (*fixed, *space):
+        if name in method.fields and (key := method.fields[name].set_by):
+            raise ValueError(f"{name} is not for a study to choose here; write {key}")
+    try:
+        method.complete(fixed)
+    except InvalidValuesError as error:
+        raise ValueError(f"[fixed] {error}") from error
     seen: list[str] = []
     for name, parameter in space.items():
         where = f"space.{name}"
         if name in fixed:
             raise ValueError(f"{name} is both in [fixed] and in [space]; keep one")
-        is_field = name in RECIPE_FIELDS
-        if is_field == isinstance(parameter, SwitchParameter):
-            kind = "is a recipe's field" if is_field else "is no field of a recipe"
-            raise ValueError(f"{where} {kind}; fields are {', '.join(RECIPE_FIELDS)}")
+        _check_parameter(where, name, parameter, method)
         for condition, value in parameter.when.items():
             if condition not in seen:
                 raise ValueError(f"{where}.when names {condition!r}; name an earlier parameter")
             if not space[condition].allows(value):
                 raise ValueError(f"{where}.when: {condition} can't be {value!r}")
-        for value in parameter.values():
-            _check_value(name, value)
         seen.append(name)
     for i, parameters in enumerate(start):
         for name, value in parameters.items():
@@ -137,20 +138,20 @@ def check_space(
                 raise ValueError(f"start.{i}.{name} is {value!r}, outside its space")
 
 
-def sample_recipe(
-    trial: optuna.Trial, space: Mapping[str, Parameter], fixed: Mapping[str, Any]
-) -> Recipe:
-    """Ask the trial for every parameter that exists in it.
+def sample_values(
+    trial: optuna.Trial, space: Mapping[str, Parameter], fixed: Mapping[str, Any], method: Method
+) -> dict[str, Any]:
+    """Ask the trial for every parameter that exists in it; returns all of the method's values.
 
     Raises:
-        RecipeError: the parameters are at odds with each other.
+        InvalidValuesError: the parameters are at odds with each other.
     """
     values: dict[str, Any] = {}
     for name, parameter in space.items():
         if all(values.get(other) == wanted for other, wanted in parameter.when.items()):
             values[name] = parameter.suggest(trial, name)
-    fields = {name: value for name, value in values.items() if name in RECIPE_FIELDS}
-    return Recipe.from_dict({**fixed, **fields})
+    chosen = {name: value for name, value in values.items() if name in method.fields}
+    return method.complete({**fixed, **chosen})
 
 
 def _check_range(low: float, high: float, log: bool) -> None:
@@ -160,13 +161,19 @@ def _check_range(low: float, high: float, log: bool) -> None:
         raise ValueError(f"low is {low:g} on a log scale; write more than 0")
 
 
-def _check_value(name: str, value: Any) -> None:
-    needs_lora: dict[str, Any] = {}
-    if name == "lora_rank" and value:
-        needs_lora = {"lora_groups": ["middle"]}
-    elif name == "lora_groups" and value:
-        needs_lora = {"lora_rank": 1}
-    try:
-        Recipe.from_dict({name: value, **needs_lora})
-    except RecipeError as error:
-        raise ValueError(f"space.{name}: {error}") from error
+def _check_parameter(where: str, name: str, parameter: Parameter, method: Method) -> None:
+    field = method.fields.get(name)
+    if field is None:
+        if not isinstance(parameter, SwitchParameter):
+            known = ", ".join(n for n, f in method.fields.items() if not f.set_by)
+            raise ValueError(f"{where} is no field of the method; fields are {known}")
+        return
+    if isinstance(parameter, SwitchParameter) and field.kind != "bool":
+        raise ValueError(f'{where} is a switch, and {name} is a field; write another "type"')
+    if isinstance(parameter, FloatParameter) and field.kind == "int":
+        raise ValueError(f'{where} is of type "float", and {name} is whole; write type = "int"')
+    for value in parameter.values():
+        try:
+            field.check(name, value)
+        except InvalidValuesError as error:
+            raise ValueError(f"{where}: {error}") from error

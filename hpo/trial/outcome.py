@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import TrialState
 
+from ..problem.base import NotFiniteError, OutOfTimeError
+
 _TRACEBACK_CHARS = 8000
 
 
@@ -23,7 +25,6 @@ class Outcome(enum.StrEnum):
     COMPLETE = "complete"
     PRUNED = "pruned"
     INFEASIBLE = "infeasible"  # a call took too long, or an answer costs too much
-    HOPELESS = "hopeless"  # its learning curve is far above all known ones
     NOT_FINITE = "not finite"
     OUT_OF_MEMORY = "out of memory"
     OUT_OF_TIME = "out of time"  # a call was stopped at the limit
@@ -49,7 +50,6 @@ class Outcome(enum.StrEnum):
 
 
 _RECIPES_FAULTS = (
-    Outcome.HOPELESS,
     Outcome.NOT_FINITE,
     Outcome.OUT_OF_MEMORY,
     Outcome.OUT_OF_TIME,
@@ -84,6 +84,10 @@ def ending_of(error: Exception) -> Ending:
     """The end that an exception out of a trial stands for."""
     if isinstance(error, TrialEndedError):
         return Ending(error.outcome, error.reason, error.value)
+    if isinstance(error, OutOfTimeError):
+        return Ending(Outcome.OUT_OF_TIME, str(error))
+    if isinstance(error, NotFiniteError):
+        return Ending(Outcome.NOT_FINITE, str(error))
     if isinstance(error, optuna.TrialPruned):
         return Ending(Outcome.PRUNED, str(error))
     if _is_lack_of_memory(error):

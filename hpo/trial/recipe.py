@@ -1,29 +1,22 @@
-"""A trial's recipe, as it is stored."""
+"""A trial's recipe, as it is stored: all values of the study's method."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from finetune.recipe import Recipe, RecipeError
-
+from ..problem.base import InvalidValuesError, Method
 from .record import TrialRecord
 
 
-def recipe_of(record: TrialRecord) -> Recipe:
-    """The recipe that a trial ran.
+def recipe_of(record: TrialRecord, method: Method) -> dict[str, Any]:
+    """The values that a trial ran.
 
     Raises:
-        RecipeError: none is stored, or it is of a release with other fields.
+        InvalidValuesError: none are stored, or this release's method has other fields.
     """
     if record.recipe is None:
-        raise RecipeError("no recipe is stored")
+        raise InvalidValuesError("no recipe is stored")
     try:
-        return Recipe.from_dict(record.recipe)
+        return method.complete(record.recipe)
     except TypeError as error:  # a value of a type that no release had
-        raise RecipeError(str(error)) from error
-
-
-def changed_values(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe has otherwise than the default."""
-    default = Recipe().to_dict()
-    return {k: v for k, v in recipe.to_dict().items() if v != default[k]}
+        raise InvalidValuesError(str(error)) from error

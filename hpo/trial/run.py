@@ -10,8 +10,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from finetune.recipe import Recipe, RecipeError
-
+from ..problem.base import InvalidValuesError, Method, Values
 from .outcome import NO_OUTCOME
 from .ranking import is_feasible
 from .recipe import recipe_of
@@ -99,17 +98,16 @@ class Run:
         """Complete and feasible, with a loss: may be best."""
         return self.state == TrialState.COMPLETE and self.feasible and self.loss is not None
 
-    @property
-    def recipe(self) -> Recipe | None:
-        """What it ran; None: not stored, or of a release with other fields."""
+    def recipe(self, method: Method) -> dict[str, Any] | None:
+        """The values that it ran; None: not stored, or of a release with other fields."""
         try:
-            return recipe_of(self.record)
-        except RecipeError:
+            return recipe_of(self.record, method)
+        except InvalidValuesError:
             return None
 
-    def ran(self, recipe: Recipe) -> bool:
-        """Whether it ran this very recipe."""
-        return self.record.recipe == recipe.to_dict()
+    def ran(self, recipe: Values) -> bool:
+        """Whether it ran these very values, complete."""
+        return self.record.recipe == dict(recipe)
 
     @property
     def by_instance(self) -> dict[str, Call]:

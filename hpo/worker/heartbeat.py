@@ -1,4 +1,4 @@
-"""A worker's pulse: signs of life for its trial, and an eye on the others'."""
+"""A worker's heartbeat: it shows that its trial is running, and finds trials of lost workers."""
 
 from __future__ import annotations
 
@@ -8,92 +8,98 @@ import time
 from optuna.trial import TrialState
 
 from ..process.logging import info, warn
-from ..storage.errors import words_of
+from ..storage import recovery as stored
+from ..storage.errors import driver_message
 from ..storage.rdb import StudyStorage
-from ..storage.transactions import Beat
 from ..study.config import Recovery
 
 
-class Pulse:
-    """A thread that beats for the trial at hand and queues again those of lost workers.
+class Heartbeat:
+    """A thread that writes heartbeats for the worker's trial and requeues trials of lost workers.
 
-    A worker is lost when its last beat is older than the grace period by the database's clock
-    *and* this thread has seen it not move for two intervals of its own.  A database that was
-    away, a machine that slept or a clock that was set make old beats too; nobody is called lost
-    for these, because the living beat again before they are looked at twice.
+    A worker is lost when its last heartbeat is older than the grace period by the database's
+    clock *and* this thread has seen it unchanged for two intervals of its own.  After a database
+    that was away, a machine that slept or a clock that was set, heartbeats are old, too.  The
+    second condition covers that: workers that live write a new one within an interval.
 
-    Errors of the database end neither the thread nor the trial: the next beat tries again.
+    Errors of the database end neither the thread nor the trial; the next heartbeat tries again.
+
+    Args:
+        storage: in the name of this worker.
+        study_id: of the study whose trials are watched.
+        recovery: intervals, grace period and retries.
     """
 
     def __init__(self, storage: StudyStorage, study_id: int, recovery: Recovery) -> None:
         self.storage = storage
         self.study_id = study_id
         self.recovery = recovery
-        self.trial_id: int | None = None  # the trial to beat for
-        self.lost = threading.Event()  # the trial at hand belongs to somebody else now
-        self._attending = threading.Lock()
+        self.trial_id: int | None = None  # that heartbeats are written for
+        self.lost = threading.Event()  # the trial belongs to another worker now
+        self._following = threading.Lock()
         self._stop = threading.Event()
-        self._seen: dict[int, tuple[Beat, float]] = {}  # since when each beat has not moved
-        self._troubled = False
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        # By trial: its heartbeat, and since when that has not changed.
+        self._seen: dict[int, tuple[stored.Heartbeat, float]] = {}
+        self._is_failing = False
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> Heartbeat:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        # A daemon: a database that does not answer must not hold up the end.
+        # The thread is a daemon: a database that does not answer must not delay the exit.
         self._thread.join(timeout=1.0)
 
-    def attend(self, trial_id: int | None) -> None:
-        """Beat for this trial from now on; None: for none."""
-        with self._attending:
+    def follow(self, trial_id: int | None) -> None:
+        """Write heartbeats for this trial from now on; None: for none."""
+        with self._following:
             self.lost.clear()
             self.trial_id = trial_id
 
     def _run(self) -> None:
         while not self._stop.wait(self.recovery.heartbeat_s):
             try:
-                self._beat()
-                self._look()
-            except Exception as e:  # whatever it is: without a pulse the trial would be lost
-                self._seen.clear()  # who could not look has not seen anybody stand still
-                if not self._troubled:
-                    warn(f"no heartbeat: {words_of(e)}; trying on")
-                self._troubled = True
+                self._write()
+                self._reclaim_lost()
+            except Exception as error:  # whichever: without this thread the trial would be lost
+                self._seen.clear()  # nothing was read, so nothing was seen unchanged
+                if not self._is_failing:
+                    warn(f"no heartbeat: {driver_message(error)}; trying again")
+                self._is_failing = True
             else:
-                self._troubled = False
+                self._is_failing = False
 
-    def _beat(self) -> None:
+    def _write(self) -> None:
         trial_id = self.trial_id
         if trial_id is None or self.storage.beat(trial_id):
             return
-        with self._attending:
-            # Its worker may have ended it meanwhile, and may be at the next.
+        with self._following:
+            # The worker may have ended that trial meanwhile and may run the next one.
             if self.trial_id == trial_id:
                 self.lost.set()
 
-    def _look(self) -> None:
+    def _reclaim_lost(self) -> None:
         now = time.monotonic()
         before, self._seen = self._seen, {}
-        for beat in self.storage.beats(self.study_id):
+        for beat in self.storage.heartbeats(self.study_id):
             if beat.trial_id == self.trial_id:
                 continue
-            earlier = before.get(beat.trial_id)
-            moved = earlier is None or (earlier[0].at, earlier[0].worker) != (beat.at, beat.worker)
-            since = now if moved or earlier is None else earlier[1]
+            earlier, since = before.get(beat.trial_id, (None, now))
+            if earlier is None or (earlier.at, earlier.worker) != (beat.at, beat.worker):
+                since = now
             self._seen[beat.trial_id] = beat, since
-            old = beat.age_s > self.recovery.grace_s
-            if old and now - since >= 2 * self.recovery.heartbeat_s:
-                self._take(beat)
+            is_old = beat.age_s > self.recovery.grace_s
+            if is_old and now - since >= 2 * self.recovery.heartbeat_s:
+                self._reclaim(beat)
 
-    def _take(self, beat: Beat) -> None:
-        became = self.storage.take_from_lost(beat, self.recovery.retries)
-        if became == TrialState.WAITING:
+    def _reclaim(self, beat: stored.Heartbeat) -> None:
+        state = self.storage.reclaim(beat, self.recovery.retries)
+        if state == TrialState.WAITING:
             info(
                 f"trial {beat.number}: its worker {beat.worker} is lost "
                 f"(silent for {beat.age_s:.0f} s); queued again"
             )
-        elif became == TrialState.FAIL:
+        elif state == TrialState.FAIL:
             warn(f"trial {beat.number}: lost worker {beat.worker}, once too often; failed")

@@ -1,4 +1,4 @@
-"""A worker's life: claim a trial, run it, store its end, until the budget is spent."""
+"""The loop of a worker: claim a trial, run it, store how it ended, until the budget is spent."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from ..errors import UserError
 from ..formatting import with_error
 from ..process.logging import info, warn
 from ..process.signals import acknowledge_stop, raise_if_stopped
+from ..storage.errors import TrialTakenError
 from ..storage.rdb import StudyStorage
 from ..storage.tables import FINISHED
-from ..storage.transactions import NoTrial, TrialTakenError
+from ..storage.transactions import NoTrial
 from ..study.budget import why_stop
 from ..study.config import Budget, Recovery
 from ..trial.outcome import Ending, Outcome, ending_of
 from ..trial.ranking import FAILED, OVER_COST, OVER_LIMIT
 from ..trial.record import TrialRecord, read_trial, write_trial
 from .display import Display
-from .heartbeat import Pulse
+from .heartbeat import Heartbeat
 
 _FIRST_POLL_S = 0.5
 _LONGEST_POLL_S = 5.0
-_HAND_BACK_S = 4.0  # patience with the database at the very end
+_RELEASE_S = 4.0  # that releasing the trial may take at the end
 _WORSE_THAN_SLOW = 1000.0  # a failure's constraint, beside seconds over the limit
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What a running trial may look at and write to."""
+    """What a running trial uses of its worker."""
 
     storage: StudyStorage
-    pulse: Pulse
+    heartbeat: Heartbeat
     display: Display
 
     def check(self) -> None:
@@ -48,7 +49,7 @@ class Watch:
             StopError: the process was asked to stop.
         """
         raise_if_stopped()
-        if self.pulse.lost.is_set():
+        if self.heartbeat.lost.is_set():
             raise TrialTakenError("the trial was ended or taken over by someone else")
 
 
@@ -100,7 +101,7 @@ class Loop:
         """
         started = time.monotonic()
         failures = 0
-        with Pulse(self.storage, self._id, self.recovery) as pulse:
+        with Heartbeat(self.storage, self._id, self.recovery) as heartbeat:
             try:
                 while True:
                     raise_if_stopped()
@@ -113,9 +114,9 @@ class Loop:
                         continue
                     if isinstance(trial_id, NoTrial):
                         return f"{self.budget.trials} trials are finished"
-                    pulse.attend(trial_id)
-                    outcome = self._run_one(trial_id, Watch(self.storage, pulse, self.display))
-                    pulse.attend(None)
+                    heartbeat.follow(trial_id)
+                    outcome = self._run_one(trial_id, Watch(self.storage, heartbeat, self.display))
+                    heartbeat.follow(None)
                     failures = failures + 1 if outcome and outcome.is_workers_trouble else 0
                     if failures >= self.recovery.failures:
                         raise WorkerFailedError(
@@ -124,8 +125,8 @@ class Loop:
                         )
             except BaseException as error:
                 acknowledge_stop()
-                pulse.attend(None)
-                self._hand_back("stopped" if isinstance(error, KeyboardInterrupt) else "error")
+                heartbeat.follow(None)
+                self._release("stopped" if isinstance(error, KeyboardInterrupt) else "error")
                 raise
 
     def _trials(self) -> list[optuna.trial.FrozenTrial]:
@@ -192,7 +193,7 @@ class Loop:
         frozen = trial._cached_frozen_trial
         self.study.sampler.after_trial(self.study, frozen, state, values)
         links = self.plot(trial)
-        with self.storage.together(trial._trial_id) as writes:
+        with self.storage.batch(trial._trial_id) as writes:
             write_trial(trial, TrialRecord.of_ending(ending, self.storage.worker))
             for key, excess in constraints.items():
                 trial.set_constraint(key, excess)
@@ -202,12 +203,12 @@ class Loop:
             writes.system_attrs.update(links)
             writes.state, writes.values = state, values
 
-    def _hand_back(self, why: str) -> None:
+    def _release(self, why: str) -> None:
         try:
-            for number in self.storage.hand_back(self._id, why, _HAND_BACK_S):
+            for number in self.storage.release(self._id, why, _RELEASE_S):
                 info(f"trial {number}: queued again; any worker goes on with it")
         except Exception as error:
-            warn(f"the trial could not be handed back, and will count as lost: {error}")
+            warn(f"the trial could not be released, and will count as lost: {error}")
 
 
 def _tell(trial: optuna.Trial, ending: Ending, seconds: float) -> None:

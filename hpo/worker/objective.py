@@ -1,4 +1,4 @@
-"""A trial: one recipe, measured instance by instance with the timed call."""
+"""A trial: one recipe, measured instance by instance."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from collections.abc import Iterator, Sequence
 
 import optuna
 
-from finetune.adapt import Progress
-from finetune.recipe import Recipe, RecipeError
-
 from ..artifacts.uploads import Artifact, Gallery
-from ..problem.evaluate import machine, timed_calls
-from ..problem.instances import Instance
-from ..pruners.learning_curve import KnownCurves, LearningCurve
+from ..problem.base import InvalidValuesError, Problem, Progress, Values
+from ..problem.measure import measure
 from ..pruners.racing import Race, RacingPruner
 from ..study.config import StudyConfig
-from ..study.space import sample_recipe
+from ..study.space import sample_values
 from ..trial.outcome import Outcome, TrialEndedError
 from ..trial.record import Call, Machine, TrialRecord, mean_loss, write_trial
 from ..trial.stored import finite
+from .learning_curve import LearningCurve
 from .loop import Watch
 from .visuals import Visuals
 
@@ -33,6 +30,7 @@ class Objective:
     pruner compares trials on the same ones.  A call over the limit ends the trial.
 
     Args:
+        problem: whose instances trials are measured on.
         visuals: makes each call's picture; none by default.
         together: instances whose calls go side by side.
     """
@@ -40,16 +38,17 @@ class Objective:
     def __init__(
         self,
         config: StudyConfig,
-        instances: Sequence[Instance],
+        problem: Problem,
         visuals: Visuals | None = None,
         together: int = 1,
     ) -> None:
         self.config = config
-        self.instances = instances
-        self._visuals = visuals or Visuals(Gallery())
+        self.method = config.load_method()
+        self.problem = problem
+        self.instances = problem.instances()
+        self._visuals = visuals or Visuals(Gallery(), problem)
         self._together = together
         self._race = Race()
-        self._curves = KnownCurves()
 
     def __call__(self, trial: optuna.Trial, watch: Watch) -> float:
         """The mean loss of the trial's recipe.
@@ -87,7 +86,7 @@ class Objective:
     ) -> None:
         """Store what is measured so far; ``picture`` shows the last call."""
         # In one batch, so that a worker that is lost here leaves nothing half written.
-        with watch.storage.together(trial._trial_id) as writes:
+        with watch.storage.batch(trial._trial_id) as writes:
             if picture is not None:
                 writes.system_attrs.update(picture.link)
             trial.report(mean_loss(record.instances), len(record.instances))
@@ -105,20 +104,21 @@ class Objective:
             reason += f": {verdict.ratio:.3f} of the best trial's loss (p = {verdict.p_value:.2g})"
         return TrialEndedError(Outcome.PRUNED, reason, standings.full_loss(losses))
 
-    def _sample(self, trial: optuna.Trial, watch: Watch) -> Recipe:
-        with watch.storage.together(trial._trial_id):
+    def _sample(self, trial: optuna.Trial, watch: Watch) -> Values:
+        with watch.storage.batch(trial._trial_id):
             try:
-                recipe = sample_recipe(trial, self.config.space, self.config.fixed)
-            except RecipeError as error:
+                space, fixed = self.config.space, self.config.fixed
+                recipe = sample_values(trial, space, fixed, self.method)
+            except InvalidValuesError as error:
                 impossible = error
             else:
-                ran_on = Machine.model_validate(machine())
-                write_trial(trial, TrialRecord(recipe=recipe.to_dict(), machine=ran_on))
+                ran_on = Machine.model_validate(self.method.machine())
+                write_trial(trial, TrialRecord(recipe=recipe, machine=ran_on))
                 return recipe
         raise TrialEndedError(Outcome.PRUNED, f"impossible: {impossible}")
 
     def _measure(
-        self, trial: optuna.Trial, watch: Watch, recipe: Recipe, first: int
+        self, trial: optuna.Trial, watch: Watch, recipe: Values, first: int
     ) -> Iterator[tuple[Call, Artifact | None]]:
         """The next calls, from instance ``first`` on, and their pictures."""
         instances = self.instances[first : first + self._together]
@@ -127,36 +127,29 @@ class Objective:
         which = f"{instances[0].label}{more} ({done}/{len(self.instances)})"
         title = f"trial {trial.number}, {which}"
         curves = [LearningCurve() for _ in instances]
-        prunes = not isinstance(trial.study.pruner, optuna.pruners.NopPruner)
-        known = [self._curves.on(trial.study, i.label) if prunes else [] for i in instances]
 
         def on_step(index: int, progress: Progress) -> None:
             watch.check()
             watch.display.show_trial(title, progress.share, progress.loss)
             curves[index].add(progress.share, progress.loss)
-            if curves[index].is_hopeless(known[index]):
-                raise TrialEndedError(
-                    Outcome.HOPELESS,
-                    f"on {instances[index].label}: training loss {progress.loss:g} after "
-                    f"{progress.share:.0%} of the run, far above {len(known[index])} earlier ones",
-                )
 
         watch.display.show_trial(title)
-        seed = self.config.estimator.seed
-        calls = timed_calls(self.config, recipe, instances, seed, on_step)
+        limit_s = self.config.limit_s
+        calls = measure(self.method, self.problem, recipe, instances, limit_s, on_step)
         for instance, called, curve in zip(instances, calls, curves, strict=True):
             picture = self._visuals.of_call(instance, called.model)
+            found = called.evaluation
             yield (
                 Call(
                     instance=instance.label,
-                    loss=called.losses.mean,
-                    standard_error=finite(called.losses.standard_error),
+                    loss=found.loss,
+                    standard_error=finite(found.standard_error),
                     seconds=called.seconds,
                     steps=called.steps,
                     curve=curve.means(),
-                    per_t_bin=tuple(_short(loss) for loss in called.losses.per_t_bin),
+                    per_t_bin=tuple(_short(loss) for loss in found.by_t),
                     picture=picture.id if picture else None,
-                    cost=finite(called.cost),
+                    cost=finite(found.cost),
                 ),
                 picture,
             )

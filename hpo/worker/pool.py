@@ -15,16 +15,16 @@ from tqdm import tqdm
 
 from ..arguments import passed_on
 from ..errors import EXIT_BAD_INPUT, UserError
-from ..process.devices import check_device, choose_device, share_cores
+from ..process.devices import choose_device, share_cores
 from ..process.logging import info, start_log, warn
 from ..process.signals import raise_if_stopped
 from ..storage.tables import FINISHED
 from .options import WorkerOptions
 
-_LOOK_S = 0.5
-_SHOW_S = 3.0
-_LIVED_S = 60.0  # a worker that died younger than this is not started again
-_STOP_S = 20.0  # for all to hand back their trials
+_POLL_S = 0.5
+_DISPLAY_S = 3.0
+_RESTART_S = 60.0  # a worker that died sooner after its start is not started again
+_STOP_S = 20.0  # for all workers to release their trials
 
 
 @dataclass
@@ -41,12 +41,12 @@ def run_pool(options: WorkerOptions) -> int:
     """Run ``options.workers`` workers until all are done; returns the exit code.
 
     Raises:
-        UserError: what each worker would have to say, said once.
-        StopError: asked to stop; every worker has handed back its trial.
+        UserError: no worker could start, for a reason that all of them share.
+        StopError: the pool was asked to stop; every worker has released its trial.
     """
     if options.seed is not None:
         raise UserError("--seed is one worker's; leave it out, or leave out --workers")
-    # Workers choose their devices themselves, from all that were left to this process.
+    # Before `choose_device`: workers choose again, from all devices that this process sees.
     environment = dict(os.environ)
     choose_device(options.device)
     from ..study.config import load_study_file
@@ -55,20 +55,21 @@ def run_pool(options: WorkerOptions) -> int:
         options.alphabet, options.drawings, options.train
     )
     import optuna
-    import torch
 
-    from ..problem.instances import load_measuring
     from ..study.create import create
+    from ..study.manifest import make_manifest
     from .display import Display
     from .summary import print_summary
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    check_device(options.device)
-    devices = _devices(options, torch.cuda.device_count() if torch.cuda.is_available() else 0)
     threads = options.threads or share_cores(options.workers)
+    method = config.load_method()
+    method.prepare(options.device, threads)
+    devices = _devices(options, method.count_gpus())
     url = config.storage_url(options.storage)
-    # Mistakes come out here, once, and the tables are there before the workers come.
-    storage, study = create(config, url, load_measuring(config, options.data).manifest)
+    manifest = make_manifest(config, config.load_problem(options.data))
+    # Mistakes are reported here, once; and the tables exist before workers use them.
+    storage, study = create(config, url, manifest)
     start_log("pool")
     info(f"{options.workers} workers of {threads} thread{'' if threads == 1 else 's'} each")
 
@@ -87,21 +88,21 @@ def run_pool(options: WorkerOptions) -> int:
                     workers.remove(worker)
                     worker.printer.join(timeout=5)
                     code = worker.process.returncode
-                    if code < 0 and time.monotonic() - worker.started > _LIVED_S:
+                    if code < 0 and time.monotonic() - worker.started > _RESTART_S:
                         warn(f"worker {worker.index} died of signal {-code}; starting another")
                         workers.append(start(worker.index))
                         continue
                     if code < 0:
                         warn(f"worker {worker.index} died of signal {-code}")
                     codes.append(code)
-                if display.is_on and time.monotonic() - shown_at > _SHOW_S:
+                if display.is_on and time.monotonic() - shown_at > _DISPLAY_S:
                     shown_at = time.monotonic()
                     display.show_study(study.get_trials(deepcopy=False, states=FINISHED))
                 raise_if_stopped()
-                time.sleep(_LOOK_S)
+                time.sleep(_POLL_S)
     finally:
         _stop(workers)
-    storage.database.remove_session()
+    storage.remove_session()
     print_summary(study, config, options.study, url)
     if EXIT_BAD_INPUT in codes:
         return EXIT_BAD_INPUT
@@ -109,7 +110,7 @@ def run_pool(options: WorkerOptions) -> int:
 
 
 def _devices(options: WorkerOptions, n_gpus: int) -> list[str | None]:
-    """A device for each worker: GPUs in turn, unless one is asked for."""
+    """A device for each worker: the GPUs in turn, unless the options name one."""
     if options.device not in (None, "cuda") or n_gpus < 2:
         return [options.device] * options.workers
     return [f"cuda:{i % n_gpus}" for i in range(options.workers)]
@@ -139,7 +140,7 @@ def _start(index: int, arguments: Sequence[str], environment: Mapping[str, str])
 def _stop(workers: Sequence[_Worker]) -> None:
     for worker in workers:
         if worker.process.poll() is None:
-            # A batch system may have sent each of them SIGTERM too: a second would be the end.
+            # A batch system may have sent SIGTERM to each of them; a second would kill them.
             worker.process.send_signal(signal.SIGUSR1)
     deadline = time.monotonic() + _STOP_S
     for worker in workers:
@@ -151,7 +152,7 @@ def _stop(workers: Sequence[_Worker]) -> None:
 
 
 def stop_with_parent() -> None:
-    """Stop this worker, properly, when the pool that started it is gone."""
+    """Stop this worker cleanly when the pool that started it is gone."""
 
     def wait() -> None:
         sys.stdin.read()

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import optuna
 
-from ..problem.instances import Instance
+from ..problem.base import Instance
 from ..storage.url import shown
 from ..study.config import StudyConfig
-from ..study.space import sample_recipe
+from ..study.space import sample_values
 
 
 def print_preview(
@@ -26,6 +26,6 @@ def print_preview(
         print(f"  {number}. {instance.label} from {instance.network}")
     sampler = optuna.samplers.RandomSampler(seed=config.sampler.seed)
     trial = optuna.create_study(sampler=sampler).ask()
-    recipe = sample_recipe(trial, config.space, config.fixed)
-    print("a recipe from the space:", recipe.to_json())
+    recipe = sample_values(trial, config.space, config.fixed, config.load_method())
+    print("a recipe from the space:", json.dumps(recipe, indent=2))
     print("nothing was created")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import EXIT_FAILED
-from ..process.devices import check_device, choose_device, share_cores
+from ..process.devices import choose_device, share_cores
 from ..process.logging import info, start_log, warn
 from .options import WorkerOptions
 
@@ -26,12 +26,11 @@ def run_worker(options: WorkerOptions) -> int:
         sampler = config.sampler.model_copy(update={"name": options.sampler})
         config = config.model_copy(update={"sampler": sampler})
     import optuna
-    import torch
 
     from ..artifacts.uploads import Gallery
-    from ..problem.instances import load_measuring
     from ..storage.tables import FINISHED
     from ..study.create import join
+    from ..study.manifest import make_manifest
     from .display import Display
     from .loop import Loop, WorkerFailedError
     from .objective import Objective
@@ -40,17 +39,17 @@ def run_worker(options: WorkerOptions) -> int:
     from .visuals import Visuals
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs tracebacks as warnings
-    check_device(options.device)
     threads = options.threads or share_cores(options.workers)
-    torch.set_num_threads(threads)
-    measuring = load_measuring(config, options.data)
+    method, problem = config.load_method(), config.load_problem(options.data)
+    method.prepare(options.device, threads)
+    manifest, n_instances = make_manifest(config, problem), len(problem.instances())
     url = config.storage_url(options.storage)
     place = config.artifacts_place(options.storage, options.artifacts)
-    visuals = Visuals(Gallery(place))
+    visuals = Visuals(Gallery(place), problem)
     if options.dry_run:
-        print_preview(config, measuring.instances, url, measuring.manifest)
+        print_preview(config, problem.instances(), url, manifest)
         return 0
-    study, storage = join(config, url, measuring.manifest, options.seed)
+    study, storage = join(config, url, manifest, options.seed)
     start_log(storage.worker)
     if options.in_pool:
         from .pool import stop_with_parent
@@ -65,15 +64,15 @@ def run_worker(options: WorkerOptions) -> int:
     )
     finished = len(study.get_trials(deepcopy=False, states=FINISHED))
     info(
-        f"study {config.name}: {len(measuring.instances)} instance"
-        f"{'' if len(measuring.instances) == 1 else 's'}, {finished} trials finished, "
+        f"study {config.name}: {n_instances} instance"
+        f"{'' if n_instances == 1 else 's'}, {finished} trials finished, "
         f"{threads} thread{'' if threads == 1 else 's'}"
     )
     with Display(config.name, budget.trials, finished) as display:
         loop = Loop(
             study=study,
             storage=storage,
-            run=Objective(config, measuring.instances, visuals, options.together),
+            run=Objective(config, problem, visuals, options.together),
             budget=budget,
             recovery=config.recovery,
             display=display,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import optuna
-from torch import nn
 
 from ..artifacts.trial_plot import plot_trial
 from ..artifacts.uploads import Artifact, Gallery
-from ..problem.instances import Instance
-from ..problem.pictures import InstancePictures
+from ..problem.base import Instance, Problem
 from ..trial.record import read_trial
 
 _PLOT = "learning curve and loss by time.png"
@@ -21,16 +20,17 @@ class Visuals:
 
     Args:
         gallery: keeps the files.
+        problem: whose instances the pictures show.
     """
 
-    def __init__(self, gallery: Gallery) -> None:
+    def __init__(self, gallery: Gallery, problem: Problem) -> None:
         self._gallery = gallery
-        self._pictures = InstancePictures()
+        self._problem = problem
 
-    def of_call(self, instance: Instance, adapted: nn.Module) -> Artifact | None:
+    def of_call(self, instance: Instance, model: Any) -> Artifact | None:
         """The picture of one call; None if there is none."""
         name = f"{instance.label.replace('/', '-')}.png"
-        return self._gallery.keep(name, lambda: self._pictures.draw(instance, adapted))
+        return self._gallery.keep(name, lambda: self._problem.picture(instance, model))
 
     def of_trial(self, trial: optuna.Trial) -> Mapping[str, str]:
         """The plot of a trial that ends now, as the system attributes that link it."""

@@ -73,7 +73,7 @@ def test_workers_share_a_few_connections_and_lose_nothing(
     pooled: Callable[[str], str], url: Callable[[str], str], postgres: Postgres, database: str
 ) -> None:
     # The tables, too: the lock while they are made must not stay with the pooler.
-    open_storage(pooled("runes_owner")).database.engine.dispose()
+    open_storage(pooled("runes_owner")).engine.dispose()
     with psycopg.connect(url("runes_owner")) as connection:
         locks = connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
         assert locks.fetchone() == (0,)

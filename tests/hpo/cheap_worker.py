@@ -44,7 +44,7 @@ def main() -> int:
         info(f"running {trial.number}")
         if str(trial.number) == given.get("fill_at"):
             # SQLite's own way to be full: it may not grow beyond what it has.
-            engine = watch.storage.database.engine
+            engine = watch.storage.engine
             sa.event.listen(engine, "connect", lambda c, _: c.execute("PRAGMA max_page_count=1"))
             engine.dispose()
             trial.set_user_attr("large", "x" * 100_000)
@@ -55,7 +55,7 @@ def main() -> int:
                 watch.check()
                 time.sleep(0.02)
                 slept += 0.02
-            with watch.storage.together(trial._trial_id):
+            with watch.storage.batch(trial._trial_id):
                 trial.report(lr + number, number)
                 trial.set_user_attr("seen", number)
         return lr

@@ -17,8 +17,9 @@ from hpo.export.__main__ import ExportOptions
 from hpo.init import InitOptions
 from hpo.move.__main__ import MoveOptions
 from hpo.report.__main__ import ReportOptions
+from hpo.samplers.registry import Sampler
 from hpo.status import StatusOptions
-from hpo.study.config import Sampler, load_study_file
+from hpo.study.config import load_study_file
 from hpo.worker.options import SAMPLERS, WorkerOptions
 
 # Of each command its options, and what it can't do without beside a study.

@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 REPO = Path(__file__).parents[2]
 RunInit = Callable[..., subprocess.CompletedProcess[str]]
-pytestmark = pytest.mark.usefixtures("drawn_once")
+STUDY = str(REPO / "tests" / "cheap.toml")
 
 
-def quickstart(url: str, wait_s: float = 0.0) -> InitOptions:
-    return InitOptions(study="quickstart", storage=url, wait=wait_s)
+def cheap(url: str, wait_s: float = 0.0) -> InitOptions:
+    return InitOptions(study=STUDY, storage=url, wait=wait_s)
 
 
 @pytest.fixture
-def run_init(worker_nursery: Nursery) -> RunInit:
+def run_init(cheap_nursery: Nursery) -> RunInit:
     """Runs the command as a process; deploy/test_services.py starts one from nothing."""
 
     def run_init(url: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         command = ["-m", "hpo.init", "--storage", url, *arguments]
-        return worker_nursery.run(command, REPO, os.environ | environment)
+        return cheap_nursery.run(command, REPO, os.environ | environment)
 
     return run_init
 
@@ -45,29 +45,26 @@ def run_init(worker_nursery: Nursery) -> RunInit:
 def test_a_study_is_created_with_its_manifest_and_queue_and_then_left_alone(
     url: str, run_init: RunInit
 ) -> None:
-    line = init(quickstart(url))
-    assert line.startswith("study quickstart is ready in ")
+    line = init(cheap(url))
+    assert line.startswith("study cheap is ready in ")
     assert line.endswith("2 instances; 2 trials queued, 0 running, 0 finished")
     assert PASSWORD not in line
-    study = load_study(open_storage(url), "quickstart")
+    study = load_study(open_storage(url), "cheap")
     manifest = study.user_attrs[MANIFEST_KEY]
     assert {"code", "data", "networks", "space"} <= manifest.keys()
-    again = run_init(url, RUNES_STUDY="quickstart")
+    again = run_init(url, RUNES_STUDY=STUDY)
     assert (again.returncode, again.stdout, again.stderr) == (0, f"{line}\n", "")
-    assert load_study(open_storage(url), "quickstart").user_attrs[MANIFEST_KEY] == manifest
+    assert load_study(open_storage(url), "cheap").user_attrs[MANIFEST_KEY] == manifest
 
 
 MANY = """
 import os, sys
 import alembic.command, alembic.ddl, psycopg  # which takes time, and only once in this way
-import finetune.data.runes, hpo.problem.instances, hpo.study.create
+import hpo.study.create
 from hpo.init import InitOptions, init
 
-drawn = finetune.data.runes.open_drawn()
-finetune.data.runes.open_drawn = lambda: drawn
-
 def child():
-    line = init(InitOptions(study="quickstart", storage=sys.argv[1], wait=0.0))
+    line = init(InitOptions(study=sys.argv[2], storage=sys.argv[1], wait=0.0))
     os.write(1, f"{line}\\n".encode())  # in one piece: four of them write to one pipe
     os._exit(0)
 
@@ -78,26 +75,30 @@ sys.exit(any(os.waitpid(pid, 0)[1] for pid in pids))
 
 def test_many_at_once_make_one_study(url: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", MANY, url], cwd=REPO, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", MANY, url, STUDY],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 4
     assert len(set(done.stdout.splitlines())) == 1
-    assert len(load_study(open_storage(url), "quickstart").trials) == 2
+    assert len(load_study(open_storage(url), "cheap").trials) == 2
 
 
 def test_a_study_that_measures_something_else_is_refused(
     new_database: Callable[[str], str], tmp_path: Path, run_init: RunInit
 ) -> None:
     url = new_database("sqlite")
-    init(quickstart(url))
+    init(cheap(url))
     other = tmp_path / "other.toml"
-    text = (REPO / "studies" / "quickstart.toml").read_text()
+    text = Path(STUDY).read_text()
     other.write_text(text.replace("strata = 20", "strata = 21"))
     refused = run_init(url, "--study", str(other))
     assert (refused.returncode, refused.stdout) == (2, "")
     (line,) = refused.stderr.splitlines()
-    assert line.startswith("error: study quickstart was made with other estimator")
+    assert line.startswith("error: study cheap was made with other estimator")
 
 
 def test_a_server_that_starts_late_is_waited_for(
@@ -114,10 +115,10 @@ def test_a_server_that_starts_late_is_waited_for(
     starter = threading.Thread(target=start)
     starter.start()
     try:
-        line = init(quickstart(url, 60.0))
+        line = init(cheap(url, 60.0))
     finally:
         starter.join()
-    assert line.startswith("study quickstart is ready in ")
+    assert line.startswith("study cheap is ready in ")
     assert "answers again after" in caplog.text
     assert PASSWORD not in line + caplog.text
 
@@ -125,7 +126,7 @@ def test_a_server_that_starts_late_is_waited_for(
 def test_waiting_ends(postgres: Postgres) -> None:
     url = postgres.url("x").replace(str(postgres.port), "9")
     with pytest.raises(UserError) as error:
-        init(quickstart(url, 1.0))
+        init(cheap(url, 1.0))
     said = str(error.value)
     assert said.startswith("postgresql://")
     assert "check host and port, and that the server runs; gave up after" in said
@@ -148,7 +149,7 @@ def test_a_refusal_is_not_waited_for(
         postgres.create("refused")
     started = time.monotonic()
     with pytest.raises(UserError) as error:
-        init(quickstart(postgres.url("refused").replace(*change), 300.0))
+        init(cheap(postgres.url("refused").replace(*change), 300.0))
     assert time.monotonic() - started < 60
     assert words in str(error.value)
     assert "\n" not in str(error.value)

@@ -170,7 +170,7 @@ def made(config: StudyConfig, losses: int) -> StudyStorage:
         trial_id = storage.claim(study._study_id, None)
         assert isinstance(trial_id, int)
         run = optuna.Trial(study, trial_id)
-        with storage.together(trial_id) as writes:
+        with storage.batch(trial_id) as writes:
             lr = run.suggest_float("lr", 1e-4, 1e-2, log=True)
             run.suggest_float("scale", 0.0, 0.4)
             run.set_user_attr("outcome", "complete")
@@ -201,7 +201,7 @@ def test_the_command_reads_a_real_study(
     assert read["importances"][0]["share"] > 0.5
     assert read["importances_unknown"] is None
 
-    with storage.database.engine.begin() as c:
+    with storage.engine.begin() as c:
         long_ago = sa.text(
             "UPDATE trial_heartbeats SET heartbeat = datetime('now', '-300 seconds')"
         )
@@ -242,7 +242,7 @@ def test_foreign_attributes_of_trials_are_remarks(
     assert isinstance(trial_id, int)
     odd = {"standard_error": "small", "cost": [1], "outcome": "given up", "instances": [{}]}
     run = optuna.Trial(study, trial_id)
-    with storage.together(trial_id) as writes:
+    with storage.batch(trial_id) as writes:
         run.suggest_float("lr", 1e-4, 1e-2, log=True)
         for key, value in odd.items():
             run.set_user_attr(key, value)

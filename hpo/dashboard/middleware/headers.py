@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from http import HTTPStatus
-from types import TracebackType
+from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from .responses import Headers, reply
+from werkzeug.datastructures import Headers
+from werkzeug.exceptions import BadRequest
+from werkzeug.http import parse_options_header
+
+from .responses import Request, application
 
 # The dashboard's page: one script of its own, styles that it writes into itself, and plots that
 # are compiled for WebGL, hence 'unsafe-eval'.
@@ -21,44 +24,38 @@ STRICT_POLICY = "sandbox; default-src 'none'; base-uri 'none'; frame-ancestors '
 # Pictures that hold no script; of an artifact all else is a download.
 INLINE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
-_EVERYWHERE: Headers = [
-    ("X-Content-Type-Options", "nosniff"),
+_EVERYWHERE = {
+    "X-Content-Type-Options": "nosniff",
     # Not no-referrer: with it, forms would be sent without their origin.
-    ("Referrer-Policy", "same-origin"),
-    ("X-Frame-Options", "DENY"),
-    ("Cross-Origin-Opener-Policy", "same-origin"),
-    ("Cross-Origin-Resource-Policy", "same-origin"),
-]
-_OURS = {
-    "content-security-policy",
-    *(name.lower() for name, _ in _EVERYWHERE),
-    # The dashboard offers artifacts to every site.
-    "access-control-allow-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 
 
 def safe_headers(app: WSGIApplication) -> WSGIApplication:
     """``app``, with each response confined to what its path needs.  The outermost layer."""
 
+    def pass_plain(request: Request) -> WSGIApplication:
+        if not is_plain(request.environ["PATH_INFO"]):
+            raise BadRequest("This path is malformed.")
+        return app
+
+    checked = application(pass_plain)
+
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
 
         def start(
-            status: str,
-            headers: Headers,
-            exc_info: tuple[type[BaseException], BaseException, TracebackType]
-            | tuple[None, None, None]
-            | None = None,
-            /,
+            status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
         ) -> Callable[[bytes], object]:
-            return start_response(status, _confined(path, status, headers), exc_info)
+            confined = Headers(headers)
+            _confine(path, status, confined)
+            return start_response(status, confined.to_wsgi_list(), exc_info)
 
-        if not is_plain(path):
-            text = "This path is malformed."
-            return reply(environ, start, HTTPStatus.BAD_REQUEST, text)
-        # The dashboard takes it for granted.
-        environ.setdefault("HTTP_ACCEPT_ENCODING", "")
-        return app(environ, start)
+        environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # the dashboard takes it for granted
+        return checked(environ, start)
 
     return guarded
 
@@ -79,31 +76,26 @@ def is_plain(path: str) -> bool:
     )
 
 
-def _confined(path: str, status: str, headers: Headers) -> Headers:
-    given = {name.lower(): value for name, value in headers}
-    kept = [(name, value) for name, value in headers if name.lower() not in _OURS]
+def _confine(path: str, status: str, headers: Headers) -> None:
+    policy = headers.get("Content-Security-Policy", STRICT_POLICY)
     if path.startswith("/artifacts/") and status.startswith("2"):
         policy = STRICT_POLICY
-        kept = _as_artifact(kept, given.get("content-type", ""))
+        _confine_artifact(headers)
     elif path == "/dashboard" or path.startswith("/dashboard/"):
         policy = DASHBOARD_POLICY
-    else:
-        policy = given.get("content-security-policy", STRICT_POLICY)
-    if not path.startswith("/static/") and "cache-control" not in given:
-        kept.append(("Cache-Control", "no-store"))
-    return [*kept, *_EVERYWHERE, ("Content-Security-Policy", policy)]
+    if not path.startswith("/static/"):
+        headers.setdefault("Cache-Control", "no-store")
+    headers.remove("Access-Control-Allow-Origin")  # the dashboard offers artifacts to every site
+    headers.update(_EVERYWHERE | {"Content-Security-Policy": policy})
 
 
-def _as_artifact(headers: Headers, content_type: str) -> Headers:
+def _confine_artifact(headers: Headers) -> None:
     """Whoever wrote the artifact chose its type: believe only the harmless ones."""
-    kind = content_type.split(";")[0].strip().lower()
-    ours = ("content-type", "content-disposition")
-    kept = [(name, value) for name, value in headers if name.lower() not in ours]
+    kind = parse_options_header(headers.get("Content-Type"))[0].lower()
+    headers.remove("Content-Disposition")
     if kind in INLINE_TYPES:
-        return [*kept, ("Content-Type", kind)]
-    # Without a name, which would come from outside, too.
-    return [
-        *kept,
-        ("Content-Type", "application/octet-stream"),
-        ("Content-Disposition", "attachment"),
-    ]
+        headers["Content-Type"] = kind
+    else:
+        # Without a name, which would come from outside, too.
+        headers["Content-Type"] = "application/octet-stream"
+        headers["Content-Disposition"] = "attachment"

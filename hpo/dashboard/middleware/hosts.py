@@ -6,24 +6,33 @@ origin with the dashboard; it can't forge the Host header.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable
-from http import HTTPStatus
-from urllib.parse import urlsplit
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from wsgiref.types import WSGIApplication
 
-from .responses import is_reading, reply
+from werkzeug.exceptions import BadRequest, Forbidden
+from werkzeug.sansio.utils import host_is_trusted
+
+from ...errors import UserError
+from ..options import is_address
+from .responses import Request, application
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@?#\s,]+)(:[0-9]{1,5})?")
 
 
 def host_name(header: str) -> str | None:
     """The name in a Host header, in lower case, without the port; None if it is malformed."""
-    match = _HOST.fullmatch(header.lower())
-    return match[1].strip("[]").rstrip(".") if match else None
+    if not host_is_trusted(header, None):  # looks at its form alone
+        return None
+    # werkzeug compares with a list, too, but not IPv6 addresses.
+    return _plain(re.sub(r":\d+$", "", header))
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises UserError unless each of ``names``, from ``--allowed-host``, is one of a host."""
+    for name in names:
+        if host_name(name) is None and not is_address(name):
+            raise UserError(f"--allowed-host is {name!r}; write a name such as lab.example")
 
 
 def known_hosts(
@@ -34,44 +43,33 @@ def known_hosts(
     Args:
         any_address: IP addresses are names, too: nobody else's page can be at one of ours.
     """
-    known = {*LOOPBACK, *(name.lower().strip("[]").rstrip(".") for name in names)}
+    known = {*LOOPBACK, *map(_plain, names)}
 
-    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        header = environ.get("HTTP_HOST", "")
+    def pass_known(request: Request) -> WSGIApplication:
+        header = request.headers.get("Host", "")
         name = host_name(header)
         if name is None:
-            text = "The Host header is missing or malformed."
-            return reply(environ, start_response, HTTPStatus.BAD_REQUEST, text)
-        if name not in known and not (any_address and _is_address(name)):
-            text = (
+            raise BadRequest("The Host header is missing or malformed.")
+        if name not in known and not (any_address and is_address(name)):
+            raise Forbidden(
                 f"This dashboard does not go by the name {name}. "
                 f"If it should, start it with --allowed-host {name}"
             )
-            return reply(environ, start_response, HTTPStatus.FORBIDDEN, text)
-        if not is_reading(environ) and not _is_own(environ, header):
-            text = "Changes are taken from the dashboard's own pages only."
-            return reply(environ, start_response, HTTPStatus.FORBIDDEN, text)
-        return app(environ, start_response)
+        if not request.is_reading and not _is_own(request, header):
+            raise Forbidden("Changes are taken from the dashboard's own pages only.")
+        return app
 
-    return guarded
+    return application(pass_known)
 
 
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+def _plain(name: str) -> str:
+    return name.lower().strip("[]").rstrip(".")
 
 
-def _is_own(environ: WSGIEnvironment, host: str) -> bool:
-    site = environ.get("HTTP_SEC_FETCH_SITE")
+def _is_own(request: Request, host: str) -> bool:
+    site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
         return site in ("same-origin", "none")
-    origin = environ.get("HTTP_ORIGIN")
-    if origin is None:  # no browser
+    if request.origin is None:  # no browser
         return True
-    try:
-        return urlsplit(origin).netloc.lower() == host.lower()
-    except ValueError:
-        return False
+    return request.origin.partition("://")[2].lower() == host.lower()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from http import HTTPStatus
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from wsgiref.types import WSGIApplication
 
-from .responses import is_reading, reply
+from werkzeug.exceptions import Forbidden, NotFound
+
+from .responses import Request, application
 
 # The dashboard's endpoints whose GET was seen to write nothing.  A list of what is allowed: an
 # endpoint that a later release adds is refused until it is looked at.
@@ -36,16 +36,16 @@ def reads(path: str) -> bool:
 def read_only(app: WSGIApplication) -> WSGIApplication:
     """``app`` without what changes something; that is answered by 403."""
 
-    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if not is_reading(environ):
-            text = (
+    def pass_reading(request: Request) -> WSGIApplication:
+        if not request.is_reading:
+            raise Forbidden(
                 "This dashboard is read-only. To change studies with it, "
                 "start it with --allow-writes."
             )
-            return reply(environ, start_response, HTTPStatus.FORBIDDEN, text)
-        if not reads(environ["PATH_INFO"]):
-            text = "There is no such page, or it is not known to leave studies as they are."
-            return reply(environ, start_response, HTTPStatus.NOT_FOUND, text)
-        return app(environ, start_response)
+        if not reads(request.path):
+            raise NotFound(
+                "There is no such page, or it is not known to leave studies as they are."
+            )
+        return app
 
-    return guarded
+    return application(pass_reading)

@@ -1,16 +1,18 @@
-"""Replies of this package's own: a small page for browsers, JSON for programs."""
+"""How layers answer a request themselves: a small page for people, JSON for programs."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
-from collections.abc import Iterable
-from http import HTTPStatus
-from wsgiref.types import StartResponse, WSGIEnvironment
+from collections.abc import Callable, Iterable
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-Headers = list[tuple[str, str]]
+import werkzeug
+from markupsafe import Markup
+from werkzeug.exceptions import HTTPException
+
+READING_METHODS = ("GET", "HEAD")
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1rem}"
@@ -22,79 +24,74 @@ PAGE_POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
+_PAGE = Markup(
+    '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width">{head}'
+    "<title>{title}</title><style>{style}</style></head>"
+    "<body><h1>{title}</h1>{body}</body></html>"
+)
 
 
-def is_reading(environ: WSGIEnvironment) -> bool:
-    """Whether the request's method is one that changes nothing."""
-    return environ["REQUEST_METHOD"] in ("GET", "HEAD")
+class Request(werkzeug.Request):
+    """A request to the dashboard."""
+
+    # A form here holds a token and a path; the dashboard reads its own bodies.
+    max_content_length = 8192
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        super().__init__(environ, populate_request=False)
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the method is one that changes nothing."""
+        return self.method in READING_METHODS
+
+    @property
+    def wants_page(self) -> bool:
+        """Whether a person will look at the answer: the dashboard's own calls take any type."""
+        named = "text/html" in self.headers.get("Accept", "")
+        return named and not self.path.startswith("/api/")
 
 
-def wants_page(environ: WSGIEnvironment) -> bool:
-    """Whether a person will look at the answer: the dashboard's own calls take any type."""
-    named = "text/html" in environ.get("HTTP_ACCEPT", "")
-    return named and not environ["PATH_INFO"].startswith("/api/")
+def application(view: Callable[[Request], WSGIApplication]) -> WSGIApplication:
+    """A WSGI application of a function that returns a response, or an application that answers.
 
+    An `HTTPException` that ``view`` raises becomes a response with its description.
+    """
 
-def reply(
-    environ: WSGIEnvironment,
-    start_response: StartResponse,
-    status: HTTPStatus,
-    text: str,
-    headers: Iterable[tuple[str, str]] = (),
-) -> list[bytes]:
-    """One sentence: as a page where one is wanted, else as the JSON that the dashboard expects."""
-    if wants_page(environ):
-        body = f"<p>{html.escape(text)}</p>"
-        return page(environ, start_response, status, status.phrase, body, headers=headers)
-    content = json.dumps({"reason": text}).encode()
-    return _send(environ, start_response, status, "application/json", content, headers)
+    def answering(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        request = Request(environ)
+        try:
+            answer = view(request)
+        except HTTPException as error:
+            answer = _refusal(request, error)
+        return answer(environ, start_response)
+
+    return answering
 
 
 def page(
-    environ: WSGIEnvironment,
-    start_response: StartResponse,
-    status: HTTPStatus,
     title: str,
-    body: str,
+    body: Markup,
+    status: int = 200,
     head: str = "",
     headers: Iterable[tuple[str, str]] = (),
-) -> list[bytes]:
-    """A page; ``body`` and ``head`` are HTML."""
-    text = (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width">{head}'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"
-        f"<body><h1>{html.escape(title)}</h1>{body}</body></html>"
-    )
-    own: Headers = [("Content-Security-Policy", PAGE_POLICY), *headers]
-    return _send(environ, start_response, status, "text/html; charset=utf-8", text.encode(), own)
+) -> werkzeug.Response:
+    """A page that may run nothing; ``body`` and ``head`` are HTML."""
+    text = _PAGE.format(title=title, style=Markup(_STYLE), head=Markup(head), body=body)
+    own = [("Content-Security-Policy", PAGE_POLICY), *headers]
+    return werkzeug.Response(text, status, own, mimetype="text/html")
 
 
-def redirect(
-    start_response: StartResponse, path: str, headers: Iterable[tuple[str, str]] = ()
-) -> list[bytes]:
-    """Send the browser on to ``path``, by GET; without a host, which a proxy may have changed."""
-    status = HTTPStatus.SEE_OTHER
-    start_response(
-        f"{status.value} {status.phrase}",
-        [("Location", path), ("Content-Length", "0"), ("Cache-Control", "no-store"), *headers],
-    )
-    return []
+def headers_of(error: HTTPException) -> list[tuple[str, str]]:
+    """What an error tells beside its text, such as when to try again."""
+    return [(name, value) for name, value in error.get_headers() if name != "Content-Type"]
 
 
-def _send(
-    environ: WSGIEnvironment,
-    start_response: StartResponse,
-    status: HTTPStatus,
-    content_type: str,
-    content: bytes,
-    headers: Iterable[tuple[str, str]],
-) -> list[bytes]:
-    sent = [
-        ("Content-Type", content_type),
-        ("Content-Length", str(len(content))),
-        ("Cache-Control", "no-store"),
-        *headers,
-    ]
-    start_response(f"{status.value} {status.phrase}", sent)
-    return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]
+def _refusal(request: Request, error: HTTPException) -> werkzeug.Response:
+    text, status = error.description or error.name, error.code or 500
+    if request.wants_page:
+        body = Markup("<p>{}</p>").format(text)
+        return page(error.name, body, status, headers=headers_of(error))
+    content = json.dumps({"reason": text})  # as the dashboard's page expects it
+    return werkzeug.Response(content, status, headers_of(error), mimetype="application/json")

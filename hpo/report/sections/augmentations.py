@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ...analysis.groups import AUGMENTATIONS, Group, groups_of, measured_runs
 from ...formatting import counted, setting, with_error
-from ...study.space import RECIPE_FIELDS
+from ...problem.base import Field
 from ..data import StudyData
 from ..document import Block, Figure, Figures, Section, Table, Text
 from ..plots import Axis, Plot, Series, around, label_axis
@@ -35,12 +35,13 @@ def _blocks(data: StudyData) -> Iterator[Block]:
         for g in groups
         for sign in (-1, 1)
     ]
+    fields = data.config.load_method().fields
     losses = Axis("mean loss", *around(bounds))  # one for all, so that they can be compared
     yield Figures(
         "augmentations",
         "Mean loss by augmentation",
         [
-            _figure(f"augmentation-{i}", name, groups, losses)
+            _figure(f"augmentation-{i}", name, groups, losses, fields.get(name))
             for i, (name, groups) in enumerate(found.items())
         ],
     )
@@ -73,7 +74,9 @@ def _cell(group: Group) -> str:
     return f"{group.label}: {with_error(group.loss, group.standard_error)} ({group.trials})"
 
 
-def _figure(identifier: str, name: str, groups: Sequence[Group], losses: Axis) -> Figure:
+def _figure(
+    identifier: str, name: str, groups: Sequence[Group], losses: Axis, field: Field | None
+) -> Figure:
     plot = Plot(
         identifier,
         f"Mean loss by {name}",
@@ -91,6 +94,5 @@ def _figure(identifier: str, name: str, groups: Sequence[Group], losses: Axis) -
         ],
         is_small=True,
     )
-    field = RECIPE_FIELDS[name].metadata
-    unit = field.get("unit", "1")
-    return Figure(plot, field["meaning"] + (f", {unit}" if unit != "1" else ""))
+    meaning = ", ".join(text for text in (field.meaning, field.unit) if text) if field else ""
+    return Figure(plot, meaning)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune.challenge import points
-
 from ...formatting import counted, with_error
+from ...problem.points import points
 from ...study.confirmation import (
     BASELINE,
     CandidateResult,

@@ -6,9 +6,8 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
-from finetune.challenge import POINTS
-
 from ...formatting import counted, duration, with_error
+from ...problem.points import POINTS
 from ...trial.run import Run
 from ..data import StudyData
 from ..document import Block, Figure, Pair, Section, Table, Text

@@ -19,7 +19,7 @@ _MEANINGS = {
     Outcome.COMPLETE: "measured on every instance",
     Outcome.PRUNED: "weak compared with the best trial",
     Outcome.INFEASIBLE: "a call took longer than is allowed",
-    Outcome.HOPELESS: "its training loss was far above all known ones",
+    "hopeless": "its training loss was far above all known ones",
     Outcome.NOT_FINITE: "a loss was not a number",
     Outcome.OUT_OF_MEMORY: "the recipe needs more memory than there was",
     Outcome.OUT_OF_TIME: "a call was stopped at the limit",

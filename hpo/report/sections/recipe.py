@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
-
-from finetune.recipe import Recipe
+from typing import Any
 
 from ...formatting import setting
+from ...problem.base import Method, Values, changed_values, digest_of
 from ...study.confirmation import Confirmation
 from ..data import StudyData
 from ..document import Block, Code, Section, Table, Text
-
-_NO_CHOICE = "seed"  # of the call: a study file names seeds of its instances
 
 
 def recipe_section(data: StudyData) -> Section:
     """What the best recipe has otherwise than the default."""
     name, recipe = best_recipe(data)
     if recipe is not None:
-        block = _changes(name, recipe)
+        block = _changes(name, recipe, data.config.load_method())
     elif name:
         block = Text(f"The recipe of {name}, is not of this release.")
     else:
@@ -38,28 +35,28 @@ def copy_section(data: StudyData) -> Section | None:
         "The recipe to copy",
         [
             Text(
-                f"Its digest is {recipe.digest}. As JSON it is what --recipe of hpo.confirm and "
-                "hpo.export takes; as TOML it is a table of a study file.",
+                f"Its digest is {digest_of(recipe)}. As JSON it is what --recipe of hpo.confirm "
+                "and hpo.export takes; as TOML it is a table of a study file.",
                 aside=True,
             ),
-            Code("recipe.json", recipe.to_json()),
-            Code("[fixed] of a study file", to_toml(recipe)),
+            Code("recipe.json", json.dumps(recipe, indent=2)),
+            Code("[fixed] of a study file", to_toml(recipe, data.config.load_method())),
         ],
     )
 
 
-def best_recipe(data: StudyData) -> tuple[str, Recipe | None]:
+def best_recipe(data: StudyData) -> tuple[str, dict[str, Any] | None]:
     """Its name, empty if there is none yet; and itself, if this release can read it."""
-    confirmed = data.confirmation
+    confirmed, method = data.confirmation, data.config.load_method()
     if isinstance(confirmed, Confirmation):
-        return f"{confirmed.title}, confirmed", confirmed.parsed_recipe()
+        return f"{confirmed.title}, confirmed", confirmed.parsed_recipe(method)
     if data.best:
-        return f"trial {data.best[0].number}, not confirmed", data.best[0].recipe
+        return f"trial {data.best[0].number}, not confirmed", data.best[0].recipe(method)
     return "", None
 
 
-def _changes(name: str, recipe: Recipe) -> Block:
-    rows = list(_changed(recipe))
+def _changes(name: str, recipe: Values, method: Method) -> Block:
+    rows = list(_changed(recipe, method))
     if not rows:
         return Text(f"It is the default recipe ({name}).")
     return Table(
@@ -70,19 +67,17 @@ def _changes(name: str, recipe: Recipe) -> Block:
     )
 
 
-def to_toml(recipe: Recipe) -> str:
+def to_toml(recipe: Values, method: Method) -> str:
     """The table ``[fixed]`` of a study file that has nothing else to choose."""
     lines = [
         f"{name} = {json.dumps(value)}"  # numbers, plain words and lists of them: TOML's as well
-        for name, value in recipe.to_dict().items()
-        if name != _NO_CHOICE
+        for name, value in recipe.items()
+        if not method.fields[name].set_by
     ]
     return "\n".join(["[fixed]", *lines])
 
 
-def _changed(recipe: Recipe) -> Iterator[tuple[str, ...]]:
-    for field in dataclasses.fields(Recipe):
-        value, default = getattr(recipe, field.name), getattr(Recipe(), field.name)
-        if value != default:
-            unit = str(field.metadata.get("unit", "")).removesuffix("1")
-            yield field.name, setting(value), setting(default), unit, field.metadata["meaning"]
+def _changed(recipe: Values, method: Method) -> Iterator[tuple[str, ...]]:
+    for name, value in changed_values(recipe, method.fields).items():
+        field = method.fields[name]
+        yield name, setting(value), setting(field.default), field.unit, field.meaning

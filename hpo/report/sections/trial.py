@@ -5,28 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from finetune.recipe import Recipe
-
 from ...formatting import cost_of_answer, counted, setting, with_error
+from ...problem.base import Method, changed_values
 from ...trial.ranking import OVER_LIMIT
-from ...trial.recipe import changed_values
 from ...trial.run import Run
 from ..document import Block, Picture, Section, Table, Text
 
 _LINK = "artifacts:"  # of system attributes: Optuna's record of a file that is kept
 
 
-def trial_section(run: Run, address: str | None = None) -> Section:
+def trial_section(run: Run, method: Method, address: str | None = None) -> Section:
     """All that is known of a trial that runs or has ended.
 
     Args:
+        method: the study's.
         address: where its files are found, ``ADDRESS/ID``; None: without pictures.
     """
     outcome = run.outcome or run.state.name.lower()
-    return Section("trial", f"Trial {run.number}: {outcome}", list(_blocks(run, address)))
+    return Section("trial", f"Trial {run.number}: {outcome}", list(_blocks(run, method, address)))
 
 
-def _blocks(run: Run, address: str | None) -> Iterator[Block]:
+def _blocks(run: Run, method: Method, address: str | None) -> Iterator[Block]:
     mean = run.record.mean_loss
     if mean is not None:
         text = f"Loss {with_error(mean, run.standard_error)}"
@@ -43,7 +42,7 @@ def _blocks(run: Run, address: str | None) -> Iterator[Block]:
     if address is not None:
         yield from _pictures(run, address)
     yield from _losses(run)
-    yield from _recipe(run)
+    yield from _recipe(run, method)
 
 
 def _feasibility(run: Run) -> str:
@@ -90,21 +89,21 @@ def _losses(run: Run) -> Iterator[Block]:
         )
 
 
-def _recipe(run: Run) -> Iterator[Block]:
-    recipe = run.recipe
+def _recipe(run: Run, method: Method) -> Iterator[Block]:
+    recipe = run.recipe(method)
     if recipe is None:  # of a release with other fields
         if run.params:
             rows = [(name, setting(value)) for name, value in run.params.items()]
             yield Table("Its parameters", ("parameter", "value"), rows, numbers=(1,))
         return
-    changed = changed_values(recipe)
+    fields = method.fields
+    changed = changed_values(recipe, fields)
     if not changed:
         yield Text("It ran the default recipe.")
         return
-    default = Recipe().to_dict()
     yield Table(
         "What its recipe has otherwise than the default",
         ("field", "value", "default"),
-        [(name, setting(value), setting(default[name])) for name, value in changed.items()],
+        [(name, setting(value), setting(fields[name].default)) for name, value in changed.items()],
         numbers=(1, 2),
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from finetune.challenge import POINTS, points
-
 from ...analysis.comparison import compare
 from ...analysis.references import (
     confirmed_places,
@@ -15,6 +13,7 @@ from ...analysis.references import (
     searched_places,
 )
 from ...formatting import counted, duration, with_error
+from ...problem.points import POINTS, points
 from ...study.confirmation import BASELINE, Confirmation
 from ...trial.record import Call
 from ...trial.run import Run

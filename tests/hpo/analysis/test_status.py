@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from finetune.recipe import Recipe
 from hpo.analysis.status import Status, status_of
-from hpo.storage.transactions import Beat
+from hpo.storage.recovery import Heartbeat
 from hpo.study.config import StudyConfig, load_study_file
 from hpo.trial.outcome import Outcome
 from hpo.trial.ranking import OVER_LIMIT
@@ -73,12 +73,15 @@ def trial(
     )
 
 
-def beat(number: int, age_s: float) -> Beat:
-    return Beat(100 + number, number, f"host:{number}", NOW, age_s)
+def beat(number: int, age_s: float) -> Heartbeat:
+    return Heartbeat(100 + number, number, f"host:{number}", NOW, age_s)
 
 
 def status(
-    config: StudyConfig, trials: Sequence[FrozenTrial], beats: Sequence[Beat] = (), best: int = 5
+    config: StudyConfig,
+    trials: Sequence[FrozenTrial],
+    beats: Sequence[Heartbeat] = (),
+    best: int = 5,
 ) -> Status:
     return status_of(config, URL, trials, beats, NOW, best)
 

@@ -7,27 +7,20 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-import torch
 from optuna.trial import TrialState
-from torch import Tensor, nn
 
-from finetune.adapt import AdaptationError, Adapted, Progress
-from finetune.data.runes import RuneSource
-from finetune.recipe import Recipe
-from finetune.scoring.cost import Cost
 from hpo.confirm.__main__ import main
 from hpo.confirm.measurements import Measurements, table_seed
 from hpo.errors import UserError
 from hpo.export.__main__ import main as export
 from hpo.export.selection import choose
-from hpo.problem import evaluate
-from hpo.problem.instances import load_measuring
-from hpo.problem.unseen import load_unseen
+from hpo.problem.base import Evaluation, NotFiniteError
 from hpo.report.contents import confirmation_of
 from hpo.report.markdown import to_terminal
 from hpo.status import main as status
@@ -41,16 +34,16 @@ from hpo.study.confirmation import (
     describe_difference,
 )
 from hpo.study.create import create
-from hpo.study.manifest import MANIFEST_KEY
+from hpo.study.manifest import MANIFEST_KEY, make_manifest
 from hpo.trial.record import Call
-from tests.hpo.standins import one_by_one
-from tests.settings import torch_threads
+from tests.cheap import CHEAP_TOML, CheapInstance, CheapMethod, CheapProblem
 
-STUDY = """
+FORM = """
 name = "tiny"
 storage = "sqlite:///tiny.db"
 limit_s = 12.0
 margin_s = 2.0
+{tables}
 [instances]
 source = "drawn"
 runes = ["thorn"]
@@ -61,50 +54,37 @@ splits = [0, 3]
 strata = 2
 replicates = 2
 [fixed]
-steps = 3
-batch_size = 2
-output = "velocity"
-render = "direct"
-precision = "fp32"
+{fixed}
 [space.lr]
 type = "float"
 low = 1e-4
 high = 1e-2
 log = true
 """
-FIXED: dict[str, Any] = {
-    **{"steps": 3, "batch_size": 2, "output": "velocity", "render": "direct"},
-    "precision": "fp32",
-}
-DEFAULT = Recipe(**FIXED)
+STUDY = FORM.format(tables=CHEAP_TOML, fixed="steps = 3")
+REAL_FIXED = """steps = 3
+batch_size = 2
+output = "velocity"
+render = "direct"
+precision = "fp32"
+"""
+METHOD = CheapMethod()
 LR = optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
-Fake = Callable[[Recipe], float]  # seconds of a call
+Values = dict[str, Any]
+Fake = Callable[[Values], float]  # seconds of a call
 
 
-class Offset(nn.Module):
-    """Predicts a constant velocity: the larger it is, the larger is the loss."""
-
-    def __init__(self, constant: float) -> None:
-        super().__init__()
-        self.constant = nn.Parameter(torch.tensor(constant))
-
-    def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        return self.constant.expand_as(x_t)
-
-
-@pytest.fixture(scope="module")
-def source(drawn: RuneSource) -> RuneSource:
-    return drawn
+def recipe_of(lr: float) -> Values:
+    return METHOD.complete({"steps": 3, "lr": lr})
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch, drawn_once: None) -> Iterator[None]:
-    """One thread, no settings from outside, and signals as they were."""
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No settings from outside, and signals as they were."""
     monkeypatch.delenv("RUNES_STORAGE", raising=False)
     hook = sys.unraisablehook
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    with torch_threads(1):
-        yield
+    yield
     sys.unraisablehook = hook
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -114,16 +94,24 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, drawn_once: None) -> Iterator[
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> optuna.Study:
     """A finished search, which calls the largest learning rate best, in this directory."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.toml").write_text(STUDY)
+    return searched(tmp_path, STUDY)
+
+
+def searched(folder: Path, text: str) -> optuna.Study:
+    (folder / "tiny.toml").write_text(text)
     config = load_study_file("tiny.toml")
-    _, study = create(config, config.storage, load_measuring(config, None).manifest)
+    _, study = create(config, config.storage, manifest_of(config))
     for lr, loss in ((1e-3, 0.5), (8e-3, 0.3), (4e-3, 0.6), (2e-3, 0.4)):
-        add_trial(study, lr, loss)
+        add_trial(study, config, lr, loss)
     return study
 
 
-def add_trial(study: optuna.Study, lr: float, loss: float) -> None:
-    recipe = Recipe(**FIXED, lr=lr)
+def manifest_of(config: StudyConfig) -> dict[str, str]:
+    return make_manifest(config, config.load_problem(None))
+
+
+def add_trial(study: optuna.Study, config: StudyConfig, lr: float, loss: float) -> None:
+    recipe = config.load_method().complete({**config.fixed, "lr": lr})
     call = {
         "instance": "thorn/0",
         "loss": loss,
@@ -138,7 +126,7 @@ def add_trial(study: optuna.Study, lr: float, loss: float) -> None:
             params={"lr": lr},
             distributions={"lr": LR},
             user_attrs={
-                "recipe": json.dumps(recipe.to_dict()),
+                "recipe": json.dumps(recipe),
                 "instances": [call],
                 "longest_call_s": 0.1,
                 "outcome": "complete",
@@ -154,13 +142,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fake], list[float]]:
     def put(seconds: Fake) -> list[float]:
         made: list[float] = []
 
-        def adapt(pretrained: nn.Module, drawings: Tensor, recipe: Recipe, on_step: Any) -> Adapted:
-            made.append(recipe.lr)
-            took = seconds(recipe)
-            on_step(Progress(step=1, share=0.5, loss=1.0, elapsed_s=took))
-            return Adapted(Offset(100 * recipe.lr), recipe.steps, took, stopped=False)
+        def behave(values: Values, instance: CheapInstance) -> tuple[float, float]:
+            made.append(values["lr"])
+            return 100 * values["lr"], seconds(values)
 
-        monkeypatch.setattr(evaluate, "adapt_together", one_by_one(adapt))
+        monkeypatch.setattr(CheapMethod, "behave", staticmethod(behave))
         return made
 
     return put
@@ -187,7 +173,14 @@ def kept(study: optuna.Study) -> dict[str, Any]:
 # The command
 
 
-def test_real_calls_end_to_end(study: optuna.Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_calls_end_to_end(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    drawn_once: None,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = searched(tmp_path, FORM.format(tables="", fixed=REAL_FIXED))
     assert run("--top", "1") == 0
     out = capsys.readouterr().out
     assert "is the best one, measured again on" in out
@@ -204,12 +197,12 @@ def test_real_calls_end_to_end(study: optuna.Study, capsys: pytest.CaptureFixtur
 def test_the_winner_is_found_where_the_search_was_wrong(
     study: optuna.Study, calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = calls(lambda r: 1.5)
+    made = calls(lambda _: 1.5)
     assert run("--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found == confirmed()
     assert (found["trial"], found["name"]) == (0, "best 3")
-    assert found["recipe"] == Recipe(**FIXED, lr=1e-3).to_dict()
+    assert found["recipe"] == recipe_of(1e-3)
     assert found["rounds"] == [2, 3, 6]
     assert found["estimator"] == {"strata": 2, "replicates": 2, "seed": 1}
     assert sorted(found["instances"]) == sorted(
@@ -239,14 +232,16 @@ def test_a_recipe_whose_answers_cost_too_much_is_out_and_all_costs_are_told(
 ) -> None:
     (tmp_path / "tiny.toml").write_text(f"{STUDY}\n[limits]\ncost = 2.0\n")
     config = load_study_file("tiny.toml")
-    study.set_user_attr(MANIFEST_KEY, load_measuring(config, None).manifest)
-    calls(lambda r: 1.5)
+    study.set_user_attr(MANIFEST_KEY, manifest_of(config))
+    calls(lambda _: 1.5)
 
-    def cost(model: nn.Module, *_: Any, **__: Any) -> Cost:  # the best recipe's is too high
-        assert isinstance(model, Offset)
-        return Cost(2.5 if model.constant < 0.15 else 1.5, 1.0)
+    evaluate = CheapProblem.evaluate
 
-    monkeypatch.setattr(evaluate, "measure_cost", cost)
+    def costly(self: CheapProblem, model: float, *arguments: Any) -> Evaluation:
+        # The best recipe's answers cost too much.
+        return replace(evaluate(self, model, *arguments), cost=2.5 if model < 0.15 else 1.5)
+
+    monkeypatch.setattr(CheapProblem, "evaluate", costly)
     assert run() == 0
     out = capsys.readouterr().out
     assert "an answer costs 2.50 of the plain network's; 2 are allowed" in out
@@ -262,7 +257,7 @@ def test_a_recipe_whose_answers_cost_too_much_is_out_and_all_costs_are_told(
 def test_calls_that_were_stored_without_their_cost_are_used(
     study: optuna.Study, calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = calls(lambda r: 1.5)
+    made = calls(lambda _: 1.5)
     assert run("--top", "1") == 0
     for key, measured in kept(load_study(open_storage("sqlite:///tiny.db"), "tiny")).items():
         study.set_user_attr(key, {k: v for k, v in measured.items() if k != "cost"})
@@ -279,15 +274,15 @@ def test_exports_and_status_use_what_was_confirmed(
 ) -> None:
     with pytest.raises(UserError, match=r"no confirmed .* python -m hpo\.confirm --study tiny"):
         export(["--study", "tiny.toml", "--confirmed", "--format", "json"])
-    calls(lambda r: 1.5)
+    calls(lambda _: 1.5)
     run()
     capsys.readouterr()
-    chosen = choose(load_study(open_storage("sqlite:///tiny.db"), "tiny"), None)
+    chosen = choose(load_study(open_storage("sqlite:///tiny.db"), "tiny"), None, METHOD)
     assert (chosen.name, chosen.confirmed) == ("trial 0 of study tiny", True)
     assert chosen.loss == confirmed()["loss"]
     for which in ((), ("--confirmed",)):
         assert export(["--study", "tiny.toml", "--format", "json", *which]) == 0
-        assert Recipe.from_json(capsys.readouterr().out).lr == 1e-3
+        assert json.loads(capsys.readouterr().out)["lr"] == 1e-3
     assert status(["--study", "tiny.toml"]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("confirmed"))
     assert line.startswith(f"confirmed   trial 0  loss {chosen.loss:.4f} ± ")
@@ -304,12 +299,12 @@ def test_a_default_without_a_trial_can_win_and_be_exported(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls(lambda r: 1.5)
+    calls(lambda _: 1.5)
     # So low a fixed rate has none of the trials, and it is the best here.
-    space = '[space.shear]\ntype = "float"\nlow = 0.0\nhigh = 0.3\n'
+    space = '[space.square]\ntype = "switch"\n'
     text = STUDY.partition("[space.lr]")[0].replace("steps = 3", "steps = 3\nlr = 1e-4")
     (tmp_path / "tiny.toml").write_text(text + space)
-    manifest = load_measuring(load_study_file("tiny.toml"), None).manifest
+    manifest = manifest_of(load_study_file("tiny.toml"))
     study.set_user_attr(MANIFEST_KEY, manifest)
     assert run("--top", "2") == 0
     assert "The default recipe is the best one" in capsys.readouterr().out
@@ -319,13 +314,11 @@ def test_a_default_without_a_trial_can_win_and_be_exported(
     assert found["against"]["runner_up"]["trial"] == 3
     assert status(["--study", "tiny.toml"]) == 0
     assert "confirmed   default recipe  loss " in capsys.readouterr().out
-    # The proof, which takes a while, is the same as of any recipe of no trial.
-    monkeypatch.setattr("hpo.export.__main__._prove", lambda *_: None)
     arguments = ["--study", "tiny.toml", "--threads", "1", "--device", "cpu", "--confirmed"]
     assert export([*arguments, "--out", "f.py", "--no-challenge"]) == 0
     assert "wrote f.py: the recipe 'default' of no trial, confirmed in" in capsys.readouterr().out
     written = (tmp_path / "f.py").read_text()
-    assert "lr: float = 0.0001" in written
+    assert "'lr': 0.0001" in written
     head = " ".join(written.partition("import")[0].split())
     assert f"confirmed loss {found['loss']:.4f} ± " in head
     assert "python -m hpo.export --study tiny --confirmed --out f.py" in head
@@ -334,18 +327,18 @@ def test_a_default_without_a_trial_can_win_and_be_exported(
 def test_a_recipe_from_a_file_takes_part_and_duplicates_count_once(
     tmp_path: Path, study: optuna.Study, calls: Calls
 ) -> None:
-    made = calls(lambda r: 1.5)
-    (tmp_path / "mine.json").write_text(Recipe(**FIXED, lr=2e-4).to_json())
-    (tmp_path / "same.json").write_text(Recipe(**FIXED, lr=1e-3).to_json())
-    add_trial(study, 8e-3, 0.35)
+    made = calls(lambda _: 1.5)
+    (tmp_path / "mine.json").write_text(json.dumps(recipe_of(2e-4)))
+    (tmp_path / "same.json").write_text(json.dumps(recipe_of(1e-3)))
+    add_trial(study, load_study_file("tiny.toml"), 8e-3, 0.35)
     assert run("--recipe", "mine.json", "--recipe", "same.json", "--rounds", "1") == 0
     found = confirmed()
     assert (found["trial"], found["name"]) == (None, "mine.json")
     names = [r["name"] for r in found["table"]]
     assert names == ["mine.json", "best 4", "best 3", "default", "best 1"]
     assert len(made) == 5 * 6
-    chosen = choose(load_study(open_storage("sqlite:///tiny.db"), "tiny"), None)
-    assert chosen.recipe == Recipe(**FIXED, lr=2e-4)
+    chosen = choose(load_study(open_storage("sqlite:///tiny.db"), "tiny"), None, METHOD)
+    assert chosen.recipe == recipe_of(2e-4)
 
 
 # Once each
@@ -361,7 +354,7 @@ def test_after_an_interruption_nothing_is_measured_twice(
 ) -> None:
     left = [5]
 
-    def interrupt(_: Recipe) -> float:
+    def interrupt(_: Values) -> float:
         left[0] -= 1
         if left[0] == 0:
             os.kill(os.getpid(), number)
@@ -374,30 +367,28 @@ def test_after_an_interruption_nothing_is_measured_twice(
     first = kept(study)
     assert len(first) == 4
 
-    made = calls(lambda r: 1.5)
+    made = calls(lambda _: 1.5)
     assert run("--rounds", "1") == 0
     assert len(made) == 4 * 6 - 4
     assert kept(study).items() >= first.items()
     assert "4 are known" in capsys.readouterr().err
 
-    again = calls(lambda r: 1.5)
+    again = calls(lambda _: 1.5)
     before = confirmed()
     assert run("--rounds", "1") == 0
     assert again == []
     assert confirmed() == before
 
 
-def test_what_another_process_has_measured_is_used(
-    study: optuna.Study, calls: Calls, source: RuneSource
-) -> None:
+def test_what_another_process_has_measured_is_used(study: optuna.Study, calls: Calls) -> None:
     config = load_study_file("tiny.toml")
-    instances = load_unseen(config, source)
-    other = Measurements(config, study, load_measuring(config, None).manifest, instances)
+    problem = config.load_problem(None)
+    other = Measurements(config, study, manifest_of(config), problem)
     made: list[float] = []
 
-    def meanwhile(recipe: Recipe) -> float:
+    def meanwhile(recipe: Values) -> float:
         if not made:
-            for unseen in instances:
+            for unseen in problem.instances(held_out=True):
                 for lr in (1e-3, 2e-3, 4e-3):
                     measured = Call(
                         instance=unseen.label,
@@ -406,8 +397,8 @@ def test_what_another_process_has_measured_is_used(
                         seconds=1.0,
                         steps=3,
                     )
-                    other.write(Recipe(**FIXED, lr=lr), unseen.label, measured)
-        made.append(recipe.lr)
+                    other.write(recipe_of(lr), unseen.label, measured)
+        made.append(recipe["lr"])
         return 1.5
 
     calls(meanwhile)
@@ -420,19 +411,24 @@ def test_what_another_process_has_measured_is_used(
 def test_what_other_code_measured_is_measured_again(
     study: optuna.Study, calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls(lambda r: 1.5)
+    calls(lambda _: 1.5)
     assert run("--rounds", "1") == 0
     for key, measured in kept(study).items():
         study.set_user_attr(key, {**measured, "basis": "of other code"})
     study.set_user_attr(MANIFEST_KEY, {**study.user_attrs[MANIFEST_KEY], "code": "0" * 12})
     capsys.readouterr()
-    made = calls(lambda r: 1.5)
+    made = calls(lambda _: 1.5)
     assert run("--rounds", "1") == 0
     assert len(made) == 4 * 6
     assert "the search ran with other code (000000000000" in capsys.readouterr().err
     study.set_user_attr(MANIFEST_KEY, {**study.user_attrs[MANIFEST_KEY], "data": "other"})
     with pytest.raises(UserError, match="made with other data"):
         run()
+
+
+def test_the_table_of_noise_is_not_the_searchs() -> None:
+    config = load_study_file("quickstart")
+    assert table_seed(config) != config.estimator.seed
 
 
 # The limits of a call
@@ -442,11 +438,11 @@ def test_a_call_that_is_too_long_is_out_like_a_trials(
     study: optuna.Study, calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
     took = {1e-3: 11.0, 2e-3: 13.0}
-    made = calls(lambda r: took.get(r.lr, 9.0))
+    made = calls(lambda r: took.get(r["lr"], 9.0))
     assert run("--rounds", "1") == 0
     out = capsys.readouterr().out
     assert "a call took 11.0 s; 10 are allowed" in out
-    assert "after 13.0 s, at step 1 of 3" in out
+    assert "after 13.0 s, at step 1 (33% of the schedule)" in out
     assert made.count(1e-3) == made.count(2e-3) == 1
     found = confirmed()
     assert (found["name"], found["trial"]) == ("default", 2)
@@ -459,8 +455,8 @@ def test_a_call_that_is_too_long_is_out_like_a_trials(
 def test_when_nothing_is_feasible_nothing_is_confirmed(
     study: optuna.Study, calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def explode(_: Recipe) -> float:
-        raise AdaptationError("loss is nan at step 3")
+    def explode(_: Values) -> float:
+        raise NotFiniteError("loss is nan at step 3")
 
     calls(explode)
     assert run("--top", "1") == 1
@@ -469,76 +465,13 @@ def test_when_nothing_is_feasible_nothing_is_confirmed(
 
 
 def test_a_bug_is_no_measurement(study: optuna.Study, calls: Calls) -> None:
-    def stumble(_: Recipe) -> float:
+    def stumble(_: Values) -> float:
         raise ZeroDivisionError
 
     calls(stumble)
     with pytest.raises(ZeroDivisionError):
         run()
     assert not kept(study)
-
-
-# Where recipes meet
-
-
-def asked(text: str, confirm: str) -> StudyConfig:
-    import tomllib
-
-    table = tomllib.loads(text)
-    table["confirm"] = tomllib.loads(confirm)
-    return StudyConfig.model_validate(table)
-
-
-def labels(source: RuneSource, confirm: str, text: str = STUDY) -> list[str]:
-    return [u.label for u in load_unseen(asked(text, confirm), source)]
-
-
-def test_all_other_runes_are_taken_unless_some_are_named(source: RuneSource) -> None:
-    found = labels(source, "")
-    assert sorted(found) == sorted(f"{r}/0 bilinear" for r in source.runes if r != "thorn")
-    assert labels(source, 'runes = ["os"]\nseeds = [4]') == ["os/0/4 bilinear"]
-
-
-def test_successive_instances_have_other_runes_and_take_turns(source: RuneSource) -> None:
-    confirm = 'runes = ["os", "ur", "ear"]\nsplits = [0, 1]\nresizes = ["bilinear", "nearest"]'
-    found = [label.split() for label in labels(source, confirm)]
-    assert len({tuple(x) for x in found}) == len(found) == 12
-    for turn in range(4):
-        block = found[3 * turn : 3 * turn + 3]
-        assert [label.partition("/")[0] for label, _ in block] == ["os", "ur", "ear"]
-    assert {resize for _, resize in found[:3]} == {"bilinear", "nearest"}
-
-
-def test_without_other_runes_there_are_other_splits_and_seeds(source: RuneSource) -> None:
-    every = STUDY.replace('runes = ["thorn"]', "splits = [0, 2]\nseeds = [0]", 1)
-    assert set(labels(source, "", every)) == {
-        f"{rune}/{split}/1 bilinear" for rune in source.runes for split in (1, 3)
-    }
-    assert labels(source, 'runes = ["thorn"]\nseeds = [0]') == ["thorn/1 bilinear"]
-
-
-@pytest.mark.parametrize(
-    ("confirm", "message"),
-    [
-        ('runes = ["os", "thorn"]\nsplits = [1, 0]', "thorn with split 0, which trials were meas"),
-        ('runes = ["thorn"]\nsplits = [0]\nseeds = [9]', "does not use, such as [1]"),
-        ('runes = ["thron"]', "confirm.runes names 'thron'; drawn has ac, aesc"),
-        ('networks = ["unet_9"]', "confirm.networks names 'unet_9'; there are unet_1"),
-    ],
-)
-def test_what_a_trial_has_seen_or_nobody_knows_is_refused(
-    source: RuneSource, confirm: str, message: str
-) -> None:
-    with pytest.raises(UserError) as error:
-        load_unseen(asked(STUDY, confirm), source)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_the_table_of_noise_is_not_the_searchs(source: RuneSource) -> None:
-    config = load_study_file("quickstart")
-    assert table_seed(config) != config.estimator.seed
-    assert load_unseen(config, source)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,8 @@ class Seen:
         self.storage.create_study("seen", {"manifest": {"code": "abc"}}, [])
         self.study = load_study(self.storage, "seen", optuna.samplers.RandomSampler(seed=0))
         self.gallery = Gallery(self.config.artifacts_place())
-        self.visuals = Visuals(self.gallery)
+        problem = self.config.load_problem(None)
+        self.visuals = Visuals(self.gallery, problem)
 
     def add(self, loss: float) -> None:
         trial_id = self.storage.claim(self.study._study_id, None)
@@ -67,7 +68,7 @@ class Seen:
         call = {"instance": "thorn/0", "loss": loss, "standard_error": 0.001, "seconds": 7.5}
         curve = [loss + 1 / part for part in range(1, 17)]
         call |= {"steps": 60, "curve": curve, "per_t_bin": [loss] * 10, "picture": picture.id}
-        with self.storage.together(trial_id) as writes:
+        with self.storage.batch(trial_id) as writes:
             trial.suggest_float("lr", 1e-4, 1e-1, log=True)
             trial.report(loss, 1)
             writes.system_attrs.update({**picture.link, **hostile.link})
@@ -76,7 +77,7 @@ class Seen:
             trial.set_user_attr("longest_call_s", 7.5)
             trial.set_user_attr("recipe", json.dumps({"lr": trial.params["lr"]}))
         links = self.visuals.of_trial(trial)
-        with self.storage.together(trial_id) as writes:
+        with self.storage.batch(trial_id) as writes:
             trial.set_user_attr("outcome", "complete")
             writes.system_attrs.update(links)
             writes.state, writes.values = TrialState.COMPLETE, [loss]
@@ -223,7 +224,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     rows.append(new | ({"number": number} if table is db.TRIALS else {}))
             c.execute(table.insert(), rows)
 
-    made.storage.database.transact(copy)
+    made.storage.transact(copy)
     return made.file
 
 

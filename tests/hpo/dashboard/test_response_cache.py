@@ -33,7 +33,7 @@ class Growing:
         trial_id = self.storage.claim(self.study._study_id, None)
         assert isinstance(trial_id, int)
         trial = optuna.Trial(self.study, trial_id)
-        with self.storage.together(trial_id):
+        with self.storage.batch(trial_id):
             trial.suggest_float("lr", 1e-4, 1e-2, log=True)
         return trial
 
@@ -120,7 +120,7 @@ def test_a_finished_trial_that_changes_is_shown_as_it_is(
     assert before[1]["user_attrs"] == []
     import sqlalchemy as sa
 
-    with study.storage.database.engine.begin() as c:
+    with study.storage.engine.begin() as c:
         c.execute(
             sa.text(
                 "insert into trial_user_attributes (trial_id, key, value_json) "

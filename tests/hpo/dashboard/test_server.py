@@ -30,7 +30,7 @@ from hpo.dashboard.server import Address, check_exposure, guard, listen, read_to
 from hpo.errors import UserError
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
-from hpo.storage.retry import Patience
+from hpo.storage.retry import Retry
 
 Ask = Callable[..., Any]
 
@@ -119,7 +119,7 @@ class Study:
     def add(self, loss: float, over_limit: float | None = None, old_form: bool = True) -> int:
         trial_id = self.begin()
         trial = optuna.Trial(self.study, trial_id)
-        with self.storage.together(trial_id) as writes:
+        with self.storage.batch(trial_id) as writes:
             trial.suggest_float("lr", 1e-4, 1e-2, log=True)
             trial.set_user_attr("outcome", "complete")
             if over_limit is not None:
@@ -134,9 +134,7 @@ class Study:
         artifact_id = f"00000000-0000-0000-0000-{len(list(store.iterdir())):012d}"
         (store / artifact_id).write_bytes(content)
         meta = {"artifact_id": artifact_id, "filename": name, "mimetype": kind, "encoding": None}
-        self.storage.database.set_trial_system_attr(
-            trial_id, f"artifacts:{artifact_id}", json.dumps(meta)
-        )
+        self.storage.set_trial_system_attr(trial_id, f"artifacts:{artifact_id}", json.dumps(meta))
         return f"/artifacts/{self.id}/{trial_id}/{artifact_id}"
 
 
@@ -309,7 +307,7 @@ class TestStudies:
         study.add(0.1)
         app = guard(serve(), HERE)
         assert len(ask(app, f"/api/studies/{study.id}").json["trials"]) == 1
-        study.storage.database.engine.dispose()
+        study.storage.engine.dispose()
         remove()
         answer = ask(app, f"/api/studies/{study.id}")
         assert answer.status == 503
@@ -377,10 +375,10 @@ class TestStudies:
         study = Study(f"sqlite:///{path}")
         app = guard(serve(), HERE)
 
-        def away(self: Patience, _: object) -> None:
-            raise UserError(f"{self.what}: connection refused")
+        def away(self: Retry, _: object) -> None:
+            raise UserError(f"{self.name}: connection refused")
 
-        monkeypatch.setattr(Patience, "call", away)
+        monkeypatch.setattr(Retry, "call", away)
         for url in ("/", "/api/studies", f"/api/studies/{study.id}"):
             answer = ask(app, url)
             assert answer.status == 503
@@ -511,6 +509,8 @@ class TestCommand:
             (["--host", "no such host"], "--host no such host is no address"),
             (["--host", "192.0.2.1", "--port", "0"], "--host of this machine's"),
             (["--proxy", "*"], "write the IP address"),
+            (["--port", "0", "--allowed-host", "http://a/"], "--allowed-host is 'http://a/'"),
+            (["--port", "0", "--allowed-host", "my_host"], "write a name such as lab.example"),
             (["--token-file", "/nowhere"], "--token-file /nowhere: No such file"),
             (["--token-file", "/dev/null"], "holds no token"),
             (["--token-file", "/dev/null", "--no-token"], "exclude each other"),

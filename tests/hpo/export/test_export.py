@@ -34,9 +34,10 @@ from finetune.submission.proof import (
 from finetune.submission.sandbox import _count_steps
 from hpo.errors import UserError
 from hpo.export import __main__ as export_module
-from hpo.export.__main__ import held_out, main
+from hpo.export.__main__ import main
 from hpo.export.selection import choose
-from hpo.problem.instances import Instance, load_instances
+from hpo.problem.instances import RuneInstance, load_instances, unseen_runes
+from hpo.problem.recipe_method import RecipeMethod
 from hpo.storage.open import open_storage
 from hpo.storage.rdb import StudyStorage
 from hpo.study.config import StudyConfig, load_study_file
@@ -74,6 +75,7 @@ log = true
 """
 RECIPE = Recipe(steps=3, batch_size=2, render="direct", precision="fp32", lr=2e-3)
 TABLE = NoiseTable(10, 2, 2, 0)
+METHOD = RecipeMethod()
 
 
 @pytest.fixture(autouse=True)
@@ -259,17 +261,17 @@ def test_help_and_json_need_no_torch(study: Path) -> None:
 
 def test_the_confirmed_trial_comes_before_the_best(study: Path) -> None:
     storage, loaded = opened()
-    assert choose(loaded, None).name == "trial 0 of study tiny"
-    assert choose(loaded, None).recipe == RECIPE
+    assert choose(loaded, None, METHOD).name == "trial 0 of study tiny"
+    assert choose(loaded, None, METHOD).recipe == RECIPE.to_dict()
     other = loaded.trials[0]
     other.number, other.value = 1, 9.0
     loaded.add_trial(other)
-    assert choose(loaded, None).name == "trial 0 of study tiny"
+    assert choose(loaded, None, METHOD).name == "trial 0 of study tiny"
     confirmed = make_confirmation(trial=1, loss=0.25).to_json()
     storage.set_study_user_attr(loaded._study_id, CONFIRMED_KEY, confirmed)
-    chosen = choose(opened()[1], None)
+    chosen = choose(opened()[1], None, METHOD)
     assert (chosen.name, chosen.loss, chosen.confirmed) == ("trial 1 of study tiny", 0.25, True)
-    assert not choose(opened()[1], 0).confirmed
+    assert not choose(opened()[1], 0, METHOD).confirmed
 
 
 def test_a_confirmation_that_cannot_be_read_is_told_and_trials_can_be_named(study: Path) -> None:
@@ -277,38 +279,35 @@ def test_a_confirmation_that_cannot_be_read_is_told_and_trials_can_be_named(stud
     for odd in ("x", {"loss": "low"}, {"trial": 0, "loss": 0.1}):
         storage.set_study_user_attr(loaded._study_id, CONFIRMED_KEY, odd)
         with pytest.raises(UserError, match=r"confirm again by .*, or name a trial by --trial$"):
-            choose(opened()[1], None)
-        assert choose(opened()[1], 0).name == "trial 0 of study tiny"
+            choose(opened()[1], None, METHOD)
+        assert choose(opened()[1], 0, METHOD).name == "trial 0 of study tiny"
     old = make_confirmation(trial=None, recipe={"colour": "red"}).to_json()
     storage.set_study_user_attr(loaded._study_id, CONFIRMED_KEY, old)
     with pytest.raises(UserError, match="confirmed has a recipe of another version"):
-        choose(opened()[1], None)
+        choose(opened()[1], None, METHOD)
 
 
 def test_a_trial_that_measured_nothing_is_refused(study: Path) -> None:
     _, loaded = opened()
     loaded.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
     with pytest.raises(UserError, match="trial 1 has measured nothing"):
-        choose(loaded, 1)
+        choose(loaded, 1, METHOD)
 
 
 def test_held_out_runes_are_those_that_no_trial_saw(study: Path, drawn: RuneSource) -> None:
     source = drawn
-    config = load_study_file("tiny.toml")
-    runes = held_out(source, config, 1000)
+    asked = load_study_file("tiny.toml").instances
+    runes = unseen_runes(asked, source, 1000)
     assert sorted([*runes, "thorn"]) == sorted(source.runes)
-    assert len(held_out(source, config, 3)) == len(set(held_out(source, config, 3))) == 3
-    every = config.model_copy(
-        update={"instances": config.instances.model_copy(update={"runes": ()})}
-    )
-    assert held_out(source, every, 5) == []
+    assert len(unseen_runes(asked, source, 3)) == len(set(unseen_runes(asked, source, 3))) == 3
+    assert unseen_runes(asked.model_copy(update={"runes": ()}), source, 5) == []
 
 
 # The proof
 
 
 @pytest.fixture(scope="module")
-def instance(drawn: RuneSource) -> Instance:
+def instance(drawn: RuneSource) -> RuneInstance:
     config = StudyConfig.model_validate(
         {
             "name": "s",
@@ -332,7 +331,7 @@ def tampered(old: str, new: str) -> str:
     return text.replace(old, new)
 
 
-def test_the_call_agrees_with_the_trial_or_does_not(tmp_path: Path, instance: Instance) -> None:
+def test_the_call_agrees_with_the_trial_or_does_not(tmp_path: Path, instance: RuneInstance) -> None:
     path = written(tmp_path, bundle(RECIPE, "About."))
     adapted = adapt(instance.pretrained, instance.split.train, RECIPE)
     loss = estimate(adapted.model, instance.split.test, NEW_LABEL, TABLE)
@@ -367,7 +366,7 @@ def test_steps_are_those_of_one_of_several_networks(monkeypatch: pytest.MonkeyPa
     assert steps() == 3
 
 
-def test_the_instances_seed_is_the_calls(tmp_path: Path, instance: Instance) -> None:
+def test_the_instances_seed_is_the_calls(tmp_path: Path, instance: RuneInstance) -> None:
     path = written(tmp_path, bundle(RECIPE, "About."))
     seeded = replace(instance, seed=5)
     adapted = adapt(instance.pretrained, instance.split.train, replace(RECIPE, seed=5))
@@ -421,7 +420,7 @@ def test_the_instances_seed_is_the_calls(tmp_path: Path, instance: Instance) -> 
     ids=["value", "arithmetic", "answers", "print", "write", "network", "import"],
 )
 def test_a_file_that_was_tampered_with_fails(
-    tmp_path: Path, instance: Instance, old: str, new: str, message: str
+    tmp_path: Path, instance: RuneInstance, old: str, new: str, message: str
 ) -> None:
     path = written(tmp_path, tampered(old, new))
     with pytest.raises(ProofError) as caught:
@@ -438,7 +437,7 @@ def test_a_foreign_import_fails_without_a_run(tmp_path: Path) -> None:
         check_imports(written(tmp_path, "def\n"))
 
 
-def test_a_call_that_hangs_or_is_too_long_fails(tmp_path: Path, instance: Instance) -> None:
+def test_a_call_that_hangs_or_is_too_long_fails(tmp_path: Path, instance: RuneInstance) -> None:
     sleeping = tampered(
         "    start = _time.perf_counter()\n    drawings",
         "    start = _time.perf_counter()\n    _time.sleep(1)\n    drawings",
@@ -447,7 +446,7 @@ def test_a_call_that_hangs_or_is_too_long_fails(tmp_path: Path, instance: Instan
         check_call(written(tmp_path, sleeping), RECIPE, instance, TABLE, 0.5)
 
 
-def test_a_loss_that_is_no_number_fails(tmp_path: Path, instance: Instance) -> None:
+def test_a_loss_that_is_no_number_fails(tmp_path: Path, instance: RuneInstance) -> None:
     broken = tampered(
         "return _on_gpu_or_cpu(pretrained_model, train)",
         "return _on_gpu_or_cpu(pretrained_model, train).fill()",

@@ -120,11 +120,11 @@ def make_study(
     storage = open_storage(where, worker="me") if isinstance(where, str) else where
     storage.create_study(name, {"manifest": {"data": "x"}, **attrs}, [])
     study_id = storage.get_study_id_from_name(name)
-    storage.join_study(study_id)
+    storage.join(study_id)
     for i, trial in enumerate(trials):
-        trial_id = storage.database.create_new_trial(study_id, trial)
+        trial_id = storage.create_new_trial(study_id, trial)
         if i % 2 or trial.state == TrialState.RUNNING:
-            with storage.database.engine.begin() as c:
+            with storage.engine.begin() as c:
                 c.execute(sa.insert(HEARTBEATS).values(trial_id=trial_id, heartbeat=utc_now()))
     return storage
 
@@ -234,7 +234,7 @@ def test_a_negative_zero_arrives_as_a_zero(
 
 def test_every_table_of_optuna_is_copied_or_known_to_be_none_of_a_study() -> None:
     tables = {table.name for table in models.BaseModel.metadata.sorted_tables}
-    copied = {t.name for t in (*rows._OF_STUDY, *rows._OF_TRIAL)}
+    copied = {t.name for t in (*rows._STUDY_TABLES, *rows._TRIAL_TABLES)}
     assert tables - copied == {"studies", "trials", "version_info"}
 
 
@@ -273,11 +273,11 @@ def test_a_study_that_was_moved_goes_on_where_it_was(new_database: NewDatabase) 
     source, target = new_database("sqlite"), new_database("postgresql")
     storage = open_storage(source, worker="me")
     assert storage.create_study("s", {}, [{"x": 0.25}, {"x": 0.5}])
-    assert storage.join_study(1) == 0
+    assert storage.join(1) == 0
     move(source, target)
     there = open_storage(target, worker="other")
     study = load_study(there, "s")
-    assert there.join_study(study._study_id) == 1  # no seed comes twice
+    assert there.join(study._study_id) == 1  # no seed comes twice
     for x in (0.25, 0.5):
         trial_id = there.claim(study._study_id, None)
         assert isinstance(trial_id, int)
@@ -482,7 +482,7 @@ def test_a_study_that_is_worked_on_stays_and_a_lost_workers_trial_goes_on_elsewh
         busy.kill()
         busy.wait()
     # As if it had been silent for longer than the study's grace.
-    with open_storage(source).database.engine.begin() as c:
+    with open_storage(source).engine.begin() as c:
         c.execute(sa.update(HEARTBEATS).values(heartbeat=utc_now() - timedelta(seconds=61)))
     assert main(asked) == 0
     assert worker(target).wait(240) == 0
@@ -579,7 +579,7 @@ def plain_counts(url: str) -> list[int]:
     with sa.create_engine(parse_url(url)).connect() as c:
         return [
             c.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
-            for table in (*rows._OF_STUDY, *rows._OF_TRIAL)
+            for table in (*rows._STUDY_TABLES, *rows._TRIAL_TABLES)
         ]
 
 
@@ -661,7 +661,7 @@ def test_tables_of_a_newer_release_are_one_line(
     source: str, new_database: NewDatabase, kind: str
 ) -> None:
     newer = new_database(kind)
-    with open_storage(newer).database.engine.begin() as c:
+    with open_storage(newer).engine.begin() as c:
         c.exec_driver_sql("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
     assert "install that release, or name another database" in refused(source, newer)
     assert "install that release, or name another database" in refused(newer, source)
@@ -711,13 +711,13 @@ def test_what_the_target_can_not_hold_is_one_line(source: str, new_database: New
     storage = open_storage(source)
     target = new_database("postgresql")
     study_id = storage.get_study_id_from_name("s")
-    with storage.database.engine.begin() as c:
+    with storage.engine.begin() as c:
         row = {"study_id": study_id, "key": "k\0", "value_json": "1"}
         c.execute(sa.insert(STUDY_SYSTEM_ATTRS).values(row))
     line = refused(source, target)
     assert "can't hold study s as it is, and nothing was kept: " in line
     assert "NUL" in line
-    with storage.database.engine.begin() as c:
+    with storage.engine.begin() as c:
         changed = sa.update(STUDY_SYSTEM_ATTRS).where(STUDY_SYSTEM_ATTRS.c.key == "k\0")
         c.execute(changed.values(key="k" * 600))
     assert "too long" in refused(source, target)

@@ -34,7 +34,7 @@ from hpo.storage.open import load_study, open_storage
 from hpo.study.config import StudyConfig, load_study_file
 from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY
 from hpo.study.manifest import MADE_BY_KEY, MANIFEST_KEY
-from hpo.study.space import sample_recipe
+from hpo.study.space import sample_values
 from hpo.trial.ranking import FAILED, OVER_LIMIT
 from hpo.trial.run import runs_of
 
@@ -73,7 +73,8 @@ def make_trials(config: StudyConfig, count: int, seed: int = 0) -> list[FrozenTr
         if number % 50 == 0:  # a study looks at all of its trials whenever it is asked for one
             study = optuna.create_study(sampler=sampler)
         trial = study.ask()
-        recipe = sample_recipe(trial, config.space, config.fixed)
+        method = config.load_method()
+        recipe = Recipe(**sample_values(trial, config.space, config.fixed, method))
         if number == 0:
             recipe = Recipe.from_dict(config.fixed)
         attrs: dict[str, Any] = {"recipe": json.dumps(recipe.to_dict()), "outcome": "complete"}
@@ -141,7 +142,7 @@ def confirmation(config: StudyConfig, trials: Sequence[FrozenTrial]) -> dict[str
     attrs: dict[str, Any] = {}
 
     def measure(digest: str, label: str) -> tuple[float, float]:
-        loss = loss_of(by_digest[digest].recipe, label, rng)
+        loss = loss_of(Recipe(**by_digest[digest].recipe), label, rng)
         attrs[f"{CALLS_PREFIX}{digest}:{label}"] = {
             "loss": loss, "standard_error": 0.001, "seconds": 70.0, "steps": 9, "basis": "b",
         }  # fmt: skip
@@ -221,7 +222,7 @@ def _store(url: str, config: StudyConfig, trials: Sequence[FrozenTrial],
     """A database with a study of these trials."""
     storage_fill.fill(url, [t for t in trials if t.value is not None])
     storage = open_storage(url)
-    with storage.database.engine.begin() as c:
+    with storage.engine.begin() as c:
         c.execute(sa.update(db.STUDIES).values(study_name=config.name))
         c.execute(
             sa.update(db.TRIALS)
@@ -234,7 +235,7 @@ def _store(url: str, config: StudyConfig, trials: Sequence[FrozenTrial],
     common = {MANIFEST_KEY: manifest_of(config), MADE_BY_KEY: made_by, "about": config.about}
     for key, value in {**common, **attrs}.items():
         study.set_user_attr(key, value)
-    storage.database.engine.dispose()
+    storage.engine.dispose()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hpo.problem.recipe_method import RecipeMethod
 from hpo.report.contents import NOTE_SECTIONS, report_of, summary_of
 from hpo.report.data import StudyData
 from hpo.report.document import Code, Document, Section, Table, Text
@@ -88,7 +89,7 @@ def test_a_trial_of_any_form_has_a_note() -> None:
             user_attrs={**attrs, "outcome": "pruned"},
             system_attrs={"artifacts:x": "no JSON", "artifacts:y": '{"mimetype": "image/png"}'},
         )
-        note = section_markdown(trial_section(run_of(trial), "/artifacts/1/1"))
+        note = section_markdown(trial_section(run_of(trial), RecipeMethod(), "/artifacts/1/1"))
         assert note.startswith("## Trial -1: pruned")
         assert ("| a\\|b | 0.1000 |  |  |" in note) == (attrs.get("instances") is calls)
         assert ("Why: a\\_b." in note) == ("reason" in attrs)

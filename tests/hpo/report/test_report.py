@@ -74,7 +74,7 @@ def test_an_empty_and_a_running_study(
     page = checked(report(url))
     assert "1 running when this was written" in page.words()
     assert "workers alive 1" in page.words()
-    storage.database.engine.dispose()
+    storage.engine.dispose()
 
 
 def test_the_published_study_is_opened_by_its_file(checked: Callable[[str], Any]) -> None:

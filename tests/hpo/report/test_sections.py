@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from finetune.recipe import Recipe
 from hpo.analysis.groups import groups_of
 from hpo.analysis.references import losses_of
+from hpo.problem.recipe_method import RecipeMethod
 from hpo.report.contents import report_of
 from hpo.report.data import StudyData
 from hpo.report.document import Code, Document, Pair, Section, Table, Text
@@ -221,7 +222,8 @@ def test_the_recipe_can_be_copied_as_json_and_toml(
 
 def test_toml_is_that_of_any_recipe() -> None:
     for recipe in (Recipe(), Recipe(lr=1e-7, lora_rank=4, lora_groups=("up",), train_groups=())):
-        assert Recipe.from_dict(tomllib.loads(to_toml(recipe))["fixed"]) == recipe
+        toml = to_toml(recipe.to_dict(), RecipeMethod())
+        assert Recipe.from_dict(tomllib.loads(toml)["fixed"]) == recipe
 
 
 def test_only_what_differs_from_the_default_is_listed(make_data: Make) -> None:
@@ -430,5 +432,5 @@ def test_an_infinite_loss_is_none(make_data: Make) -> None:
 def test_a_confirmation_reads_back(confirmed: Attrs) -> None:
     found = read_confirmation(confirmed)
     assert isinstance(found, Confirmation)
-    assert found.parsed_recipe() is not None
+    assert found.parsed_recipe(RecipeMethod()) is not None
     assert read_confirmation({}) is None

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.samplers.bounded import BoundedSampler, History
-from hpo.samplers.registry import make_sampler
-from hpo.study.config import Sampler
+from hpo.samplers.registry import Sampler, make_sampler
 from hpo.trial.ranking import FAILED
 
 
@@ -130,14 +129,3 @@ def test_a_bounded_sampler_asks_the_storage_once_a_trial() -> None:
 
     study._storage.get_all_trials = count  # type: ignore[method-assign]
     study.optimize(objective, n_trials=12)
-
-
-def test_scipys_log_ndtr_is_optunas() -> None:
-    from optuna.samplers._tpe import _truncnorm
-    from scipy.special import log_ndtr
-
-    xs = np.concatenate([np.linspace(-40, 10, 4001), [-1e3, -1e2, -20.0, 6.0, 37.0]])
-    slow = np.array([_truncnorm._log_ndtr_single(x) for x in xs])
-    np.testing.assert_allclose(log_ndtr(xs), slow, rtol=1e-9, atol=1e-16)
-    make_sampler(Sampler(name="tpe"), seed=0)
-    assert _truncnorm._log_ndtr is log_ndtr

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 
 import optuna
-import pytest
+import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
+from hpo.storage.tables import states_of, trials_of
 
 
 class Study:
@@ -35,9 +36,8 @@ class Study:
         self.workers[worker].set_trial_state_values(trial._trial_id, state, values)
 
     def truth(self) -> list[FrozenTrial]:
-        database = self.viewer.database
-        ids = [i for i, _ in database.states_of(self.id, [], -1)]
-        return database.whole_trials(ids)
+        with self.viewer.engine.connect() as c:
+            return trials_of(c, [i for i, _ in states_of(c, self.id)])
 
 
 def test_a_viewer_sees_what_is_there_whatever_happened_since(url: str) -> None:
@@ -51,7 +51,7 @@ def test_a_viewer_sees_what_is_there_whatever_happened_since(url: str) -> None:
         elif rng.random() < 0.4:
             study.held[worker].suggest_float("x", 0, 1)
         elif rng.random() < 0.3:
-            study.workers[worker].hand_back(study.id, "stopped", 1.0)
+            study.workers[worker].release(study.id, "stopped", 1.0)
             del study.held[worker]
         else:
             study.finish(worker, rng.choice(finished))
@@ -68,18 +68,15 @@ def test_a_viewer_sees_what_is_there_whatever_happened_since(url: str) -> None:
             assert [(t.number, t.params) for t in seen] == [(t.number, t.params) for t in expected]
 
 
-def test_looking_at_finished_trials_again_is_one_statement(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_looking_at_finished_trials_again_is_one_statement(url: str) -> None:
     study = Study(url, workers=2)
     for _ in range(5):
         study.claim(0)
         study.finish(0, TrialState.COMPLETE)
     study.claim(1)
     assert len(study.viewer.get_all_trials(study.id, states=(TrialState.COMPLETE,))) == 5
-    looks = []
-    look = study.viewer.database.look
-    monkeypatch.setattr(study.viewer.database, "look", lambda read: looks.append(1) or look(read))
+    looks: list[int] = []
+    sa.event.listen(study.viewer.engine, "before_cursor_execute", lambda *_: looks.append(1))
     for _ in range(3):
         assert len(study.viewer.get_all_trials(study.id, states=(TrialState.COMPLETE,))) == 5
     assert len(looks) == 3

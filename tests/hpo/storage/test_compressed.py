@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import waitress
 
 from hpo.analysis import importance
@@ -20,6 +21,7 @@ from hpo.errors import UserError
 from hpo.status import main as status
 from hpo.storage.compressed import is_published, unpacked
 from hpo.storage.open import load_study, looked_at, open_storage
+from hpo.storage.tables import SYSTEM_ATTRS, WORKER_KEY
 from hpo.storage.url import shown
 
 REPO = Path(__file__).parents[3]
@@ -31,9 +33,9 @@ def published(tmp_path: Path) -> Path:
     """A database with an empty study ``s``, compressed."""
     storage = open_storage(f"sqlite:///{tmp_path}/s.db")
     storage.create_study("s", {"about": "x"}, [])
-    with storage.database.engine.connect() as c:
+    with storage.engine.connect() as c:
         c.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-    storage.database.engine.dispose()
+    storage.engine.dispose()
     packed = tmp_path / "s.db.gz"
     with (tmp_path / "s.db").open("rb") as plain, gzip.open(packed, "wb") as out:
         shutil.copyfileobj(plain, out)
@@ -65,7 +67,7 @@ def test_a_copy_is_opened_and_goes_afterwards(published: Path, prefix: str) -> N
     with looked_at(f"{prefix}{published}", "s") as storage:
         study = load_study(storage, "s")
         study.set_user_attr("written", 1)  # to the copy
-        copy = Path(str(storage.database.engine.url.database))
+        copy = Path(str(storage.engine.url.database))
         assert copy.is_file()
     assert not copy.parent.exists()
     assert published.read_bytes() == before
@@ -150,3 +152,12 @@ def test_a_copy_goes_though_a_thread_adds_files_to_it(published: Path) -> None:
     for thread in threads:
         thread.join()
     assert not directory.exists()
+
+
+def test_a_published_study_shows_no_bookkeeping() -> None:
+    with looked_at(str(PUBLISHED), "runes") as storage:
+        trials = load_study(storage, "runes").get_trials(deepcopy=False)
+        with storage.engine.connect() as c:
+            owners = sa.select(SYSTEM_ATTRS.c.trial_id).where(SYSTEM_ATTRS.c.key == WORKER_KEY)
+            assert set(c.execute(owners).scalars()) & {t._trial_id for t in trials}
+    assert not any(WORKER_KEY in t.system_attrs for t in trials)

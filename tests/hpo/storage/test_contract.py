@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +18,15 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from hpo.errors import UserError
+from hpo.storage.errors import TrialTakenError
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
-from hpo.storage.tables import HEARTBEATS, STATE_INDEX
-from hpo.storage.transactions import NoTrial, TrialTakenError
+from hpo.storage.tables import HEARTBEATS, STATE_INDEX, WORKER_KEY
+from hpo.storage.transactions import NoTrial
 from hpo.storage.url import parse_url
 
 REPO = Path(__file__).parents[3]
@@ -75,7 +77,7 @@ for i in range(50):
             time.sleep(max(0.0, start - time.time()))
             storage = open_storage(sys.argv[1])
             storage.create_study("s", {"manifest": {"by": i}}, [{"x": 1.0}])
-            ordinal = storage.join_study(load_study(storage, "s")._study_id)
+            ordinal = storage.join(load_study(storage, "s")._study_id)
             os.write(1, f"{ordinal}\\n".encode())
             code = 0
         finally:
@@ -187,9 +189,9 @@ def test_a_claim_looks_at_no_more_trials_when_more_are_finished(
 ) -> None:
     trial = optuna.trial.create_trial(value=1.0)
     for _ in range(300):
-        storage.database.create_new_trial(study._study_id, trial)
+        storage.create_new_trial(study._study_id, trial)
     said: list[tuple[str, Any]] = []
-    engine = storage.database.engine
+    engine = storage.engine
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
         c.exec_driver_sql("ANALYZE")
     listen = engine, "before_cursor_execute", lambda *a: said.append((a[2], a[3]))
@@ -226,8 +228,12 @@ _KEYS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 
 def facts(trial: optuna.trial.FrozenTrial) -> dict[str, str]:
-    """All of a trial as text, whatever the order of its attributes; NaN equals NaN there."""
+    """All of a trial as text, whatever the order of its attributes; NaN equals NaN there.
+
+    Optuna alone shows the attribute that names a trial's worker, too.
+    """
     facts = dict(vars(trial), params=trial.params, distributions=trial.distributions)
+    facts["_system_attrs"] = {k: v for k, v in trial.system_attrs.items() if k != WORKER_KEY}
     return {k: str(sorted(v.items()) if isinstance(v, dict) else v) for k, v in facts.items()}
 
 
@@ -244,7 +250,7 @@ def facts(trial: optuna.trial.FrozenTrial) -> dict[str, str]:
     x=st.floats(0, 1),
     choice=st.sampled_from(["a", "b"]),
 )
-def test_what_is_written_together_is_what_optuna_reads(
+def test_what_is_written_in_a_batch_is_what_optuna_reads(
     url: str,
     storage: StudyStorage,
     study: optuna.Study,
@@ -258,7 +264,7 @@ def test_what_is_written_together_is_what_optuna_reads(
     waiting = [t for t in study.trials if t.state == TrialState.WAITING]
     for _ in waiting:
         trial = claim(storage, study)
-        with storage.together(trial._trial_id) as writes:
+        with storage.batch(trial._trial_id) as writes:
             trial.suggest_float("x", 0, 1)
             trial.suggest_categorical("choice", ["a", "b"])
             trial.suggest_int("n", 1, 64, log=True)
@@ -287,19 +293,25 @@ def test_optunas_own_loop_works_on_it(url: str, storage: StudyStorage) -> None:
     assert seen.best_value == study.best_value == min(t.params["x"] for t in seen.trials)
 
 
-def test_a_parameter_may_not_change_its_range(storage: StudyStorage, study: optuna.Study) -> None:
+def test_a_parameter_may_not_change_its_kind(
+    url: str, storage: StudyStorage, study: optuna.Study
+) -> None:
     first = claim(storage, study)
     first.suggest_float("y", 0, 1)
-    finish(storage, first)
+    second = claim(storage, study)
     with pytest.raises(ValueError, match="distribution"):
-        claim(storage, study).suggest_categorical("y", ["a"])
+        second.suggest_categorical("y", ["a"])
+    # Another process has to ask the database.
+    other = open_storage(url, worker="me")
+    with pytest.raises(ValueError, match="distribution"):
+        other.set_trial_param(second._trial_id, "y", 0, CategoricalDistribution(["a"]))
 
 
 def test_writes_of_an_interrupted_block_are_not_stored(
     url: str, storage: StudyStorage, study: optuna.Study
 ) -> None:
     trial = claim(storage, study)
-    with pytest.raises(KeyboardInterrupt), storage.together(trial._trial_id):
+    with pytest.raises(KeyboardInterrupt), storage.batch(trial._trial_id):
         trial.report(1.0, 1)
         raise KeyboardInterrupt
     assert plain(url).trials[0].intermediate_values == {}
@@ -318,6 +330,46 @@ def test_only_the_owner_writes(url: str, storage: StudyStorage, study: optuna.St
     assert (seen.state, seen.user_attrs) == (TrialState.RUNNING, {})
 
 
+def test_whose_a_trial_is_shows_in_heartbeats_alone(
+    url: str, storage: StudyStorage, study: optuna.Study
+) -> None:
+    trial_id = claim(storage, study)._trial_id
+    assert plain(url).trials[0].system_attrs[WORKER_KEY] == "me"
+    for known in (storage, pickle.loads(pickle.dumps(storage))):
+        for trial in (known.get_trial(trial_id), known.get_all_trials(study._study_id)[0]):
+            assert trial.system_attrs == {"fixed_params": {"x": 0.25}}
+        assert known.get_trial_system_attrs(trial_id) == {"fixed_params": {"x": 0.25}}
+        (heartbeat,) = known.heartbeats(study._study_id)
+        assert heartbeat.worker == "me"
+        assert known.beat(trial_id)
+
+
+def test_a_trial_that_nobody_holds_takes_writes_but_not_of_who_lost_it(
+    url: str, storage: StudyStorage, study: optuna.Study
+) -> None:
+    trial_id = claim(storage, study)._trial_id
+    storage.release(study._study_id, "stopped", 1.0)
+    with pytest.raises(TrialTakenError):
+        storage.set_trial_user_attr(trial_id, "a", 1)
+    open_storage(url, worker="other").set_trial_user_attr(trial_id, "a", 2)
+    assert plain(url).trials[0].user_attrs["a"] == 2
+
+
+def test_a_person_may_write_to_a_workers_trial(
+    url: str, storage: StudyStorage, study: optuna.Study
+) -> None:
+    trial = claim(storage, study)
+    person = open_storage(url, worker="")
+    person.set_trial_user_attr(trial._trial_id, "a", 1)
+    person.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    seen = plain(url).trials[0]
+    assert (seen.state, seen.user_attrs) == (TrialState.FAIL, {"a": 1})
+    with pytest.raises(TrialTakenError):
+        trial.report(1.0, 1)
+    with pytest.raises(TrialTakenError):
+        person.set_trial_user_attr(trial._trial_id, "a", 2)
+
+
 def test_a_trial_that_someone_else_ended_is_taken(
     url: str, storage: StudyStorage, study: optuna.Study
 ) -> None:
@@ -326,10 +378,10 @@ def test_a_trial_that_someone_else_ended_is_taken(
     with pytest.raises(TrialTakenError):
         trial.report(1.0, 1)
     assert not storage.beat(trial._trial_id)
-    assert storage.hand_back(study._study_id, "stopped", 1.0) == []
+    assert storage.release(study._study_id, "stopped", 1.0) == []
 
 
-# -- lost and found --------------------------------------------------------------------------
+# -- released and reclaimed ---------------------------------------------------------------------
 
 
 def start_and_measure(storage: StudyStorage, study: optuna.Study) -> optuna.Trial:
@@ -342,11 +394,11 @@ def start_and_measure(storage: StudyStorage, study: optuna.Study) -> optuna.Tria
     return trial
 
 
-def test_a_trial_handed_back_keeps_its_recipe_and_nothing_else(
+def test_a_released_trial_keeps_its_parameters_and_nothing_else(
     url: str, storage: StudyStorage, study: optuna.Study
 ) -> None:
     trial = start_and_measure(storage, study)
-    assert storage.hand_back(study._study_id, "stopped", 1.0) == [0]
+    assert storage.release(study._study_id, "stopped", 1.0) == [0]
     seen = plain(url).trials[0]
     assert seen.state == TrialState.WAITING
     assert seen.params == trial.params
@@ -364,8 +416,8 @@ def test_a_trial_handed_back_keeps_its_recipe_and_nothing_else(
     assert plain(url).trials[0].state == TrialState.COMPLETE
 
 
-def silence(url: str, seconds: int) -> None:
-    """Make all beats older than they are."""
+def age_heartbeats(url: str, seconds: int) -> None:
+    """Make all heartbeats older than they are."""
     engine = sa.create_engine(parse_url(url))
     at = HEARTBEATS.c.heartbeat
     with engine.begin() as c:
@@ -379,14 +431,16 @@ def silence(url: str, seconds: int) -> None:
     engine.dispose()
 
 
-def test_beats_tell_whose_and_how_old(url: str, storage: StudyStorage, study: optuna.Study) -> None:
+def test_heartbeats_tell_whose_and_how_old(
+    url: str, storage: StudyStorage, study: optuna.Study
+) -> None:
     trial = claim(storage, study)
-    silence(url, 100)
-    (beat,) = storage.beats(study._study_id)
+    age_heartbeats(url, 100)
+    (beat,) = storage.heartbeats(study._study_id)
     assert (beat.trial_id, beat.number, beat.worker) == (trial._trial_id, 0, "me")
     assert 99 <= beat.age_s <= 105
     assert storage.beat(trial._trial_id)
-    (beat,) = storage.beats(study._study_id)
+    (beat,) = storage.heartbeats(study._study_id)
     assert beat.age_s <= 3
 
 
@@ -396,8 +450,8 @@ def test_a_lost_trial_is_queued_again_so_many_times_and_then_fails(
     rescuer = open_storage(url, worker="rescuer")
     for attempt in range(3):
         start_and_measure(storage, study)
-        (beat,) = rescuer.beats(study._study_id)
-        became = rescuer.take_from_lost(beat, retries=2)
+        (beat,) = rescuer.heartbeats(study._study_id)
+        became = rescuer.reclaim(beat, retries=2)
         assert became == (TrialState.WAITING if attempt < 2 else TrialState.FAIL)
     seen = plain(url).trials[0]
     assert seen.state == TrialState.FAIL
@@ -405,26 +459,30 @@ def test_a_lost_trial_is_queued_again_so_many_times_and_then_fails(
     assert len(seen.user_attrs["attempts"]) == 3
 
 
-def test_who_shows_life_is_not_lost(url: str, storage: StudyStorage, study: optuna.Study) -> None:
+def test_who_beats_is_not_lost(url: str, storage: StudyStorage, study: optuna.Study) -> None:
     trial = claim(storage, study)
-    silence(url, 100)
+    age_heartbeats(url, 100)
     rescuer = open_storage(url, worker="rescuer")
-    (beat,) = rescuer.beats(study._study_id)
+    (beat,) = rescuer.heartbeats(study._study_id)
     assert storage.beat(trial._trial_id)
-    assert rescuer.take_from_lost(beat, retries=2) is None
-    assert rescuer.take_from_lost(beat, retries=0) is None
+    assert rescuer.reclaim(beat, retries=2) is None
+    assert rescuer.reclaim(beat, retries=0) is None
     trial.report(1.0, 1)  # still its owner
 
 
 # -- commits whose answer got lost -----------------------------------------------------------
 
 
+class OperationalError(Exception):
+    """Named as the driver's error for a connection that failed."""
+
+
 @contextmanager
 def lost_answer(storage: StudyStorage) -> Iterator[None]:
     """The next transaction is committed, but its client is told of a broken connection."""
-    engine = storage.database.engine
+    engine = storage.engine
     begin = engine.begin
-    broken = sa.exc.OperationalError("x", {}, type("OperationalError", (Exception,), {})("cut"))
+    broken = sa.exc.OperationalError("x", {}, OperationalError("cut"))
     left = [1]
 
     @contextmanager
@@ -452,7 +510,7 @@ def test_every_operation_may_run_again_on_top_of_itself(
     assert [t.state for t in load_study(storage, "t").trials] == [TrialState.WAITING]
     with lost_answer(storage):
         trial = claim(storage, study)
-    with lost_answer(storage), storage.together(trial._trial_id):
+    with lost_answer(storage), storage.batch(trial._trial_id):
         trial.suggest_float("x", 0, 1)
         trial.report(1.0, 1)
     assert len(study.get_trials(states=(TrialState.RUNNING,))) == 1
@@ -460,44 +518,90 @@ def test_every_operation_may_run_again_on_top_of_itself(
         finish(storage, trial, 0.5)
     second = claim(storage, study)
     with lost_answer(storage):
-        storage.hand_back(study._study_id, "stopped", 5.0)
+        storage.release(study._study_id, "stopped", 5.0)
     first, waiting = plain(url).trials
     assert (first.state, first.value, first.params) == (TrialState.COMPLETE, 0.5, {"x": 0.25})
     assert (waiting.number, waiting.state) == (second.number, TrialState.WAITING)
     assert len(waiting.user_attrs["attempts"]) == 1
 
 
-def test_a_short_trouble_is_ridden_out_and_said_aloud(
-    url: str, caplog: pytest.LogCaptureFixture
+@contextmanager
+def away_once(storage: StudyStorage) -> Iterator[None]:
+    """The database does not answer the block's first statement."""
+    left = [sa.exc.OperationalError("x", {}, OperationalError("cut"))]
+
+    def fail(*_: object) -> None:
+        if left:
+            raise left.pop()
+
+    sa.event.listen(storage.engine, "before_cursor_execute", fail)
+    try:
+        yield
+    finally:
+        sa.event.remove(storage.engine, "before_cursor_execute", fail)
+    assert not left, "the block used no statement"
+
+
+# Once in every few seconds anyway; on top of one transaction; of this process alone.
+NOT_TRIED_AGAIN = {"beat", "heartbeats", "reclaim", "transaction", "name", "remove_session"}
+# Made of the others.
+DERIVED = {"check_trial_is_updatable", "get_best_trial", "get_n_trials", "get_trial_number_from_id"}
+DERIVED |= {"get_trial_id_from_study_id_trial_number", "get_trial_params", "get_trial_user_attrs"}
+DERIVED |= {"get_trial_param", "batch"}
+
+
+def test_every_operation_is_tried_again(
+    storage: StudyStorage, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = open_storage(url, worker="me", patience_s=30.0)
-    begin = storage.database.engine.begin
-    back_at = time.monotonic() + 2.5
-
-    @contextmanager
-    def away() -> Iterator[sa.Connection]:
-        if time.monotonic() < back_at:
-            cause = type("OperationalError", (Exception,), {})("server closed the connection")
-            raise sa.exc.OperationalError("x", {}, cause)
-        with begin() as connection:
-            yield connection
-
-    storage.database.engine.begin = away  # type: ignore[method-assign]
-    assert storage.create_study("s", {}, [])
-    assert "server closed the connection; trying again in" in caplog.text
-    assert "answers again after" in caplog.text
+    monkeypatch.setattr("hpo.storage.retry._pause", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # Optuna's own, for new trials
+    study_id, trial_id = study._study_id, claim(storage, study)._trial_id
+    minimize, distribution = [optuna.study.StudyDirection.MINIMIZE], FloatDistribution(0, 1)
+    arguments: dict[str, tuple[Any, ...]] = {
+        "read": (lambda c: c.exec_driver_sql("SELECT 1").scalar(),),
+        "transact": (lambda c: c.exec_driver_sql("SELECT 1").scalar(),),
+        "create_study": ("t", {}, []),
+        "join": (study_id,),
+        "claim": (study_id, None),
+        "trials_for_sampling": (study_id,),
+        "get_all_trials": (study_id,),
+        "get_trial": (trial_id,),
+        "get_trial_system_attrs": (trial_id,),
+        "create_new_trial": (study_id,),
+        "set_trial_param": (trial_id, "x", 0.5, distribution),
+        "set_trial_user_attr": (trial_id, "a", 1),
+        "set_trial_system_attr": (trial_id, "a", 1),
+        "set_trial_intermediate_value": (trial_id, 1, 1.0),
+        "set_trial_state_values": (trial_id, TrialState.COMPLETE, [1.0]),
+        "release": (study_id, "stopped", 5.0),
+        "create_new_study": (minimize, "u"),
+        "set_study_user_attr": (study_id, "a", 1),
+        "set_study_system_attr": (study_id, "a", 1),
+        "get_study_id_from_name": ("s",),
+        "get_study_name_from_id": (study_id,),
+        "get_study_directions": (study_id,),
+        "get_study_user_attrs": (study_id,),
+        "get_study_system_attrs": (study_id,),
+        "get_all_studies": (),
+        "delete_study": (study_id,),
+    }
+    public = {name for name in dir(storage) if callable(getattr(StudyStorage, name, None))}
+    public = {name for name in public if name[0] != "_"} - NOT_TRIED_AGAIN - DERIVED
+    assert arguments.keys() == public
+    for name, values in arguments.items():
+        with away_once(storage):
+            getattr(storage, name)(*values)
 
 
 def test_a_trouble_that_lasts_ends_in_one_line(url: str) -> None:
-    storage = open_storage(url, worker="me", patience_s=0.2)
+    storage = open_storage(url, worker="me", retry_s=0.2)
 
     @contextmanager
     def away() -> Iterator[sa.Connection]:
-        cause = type("OperationalError", (Exception,), {})("no route to host")
-        raise sa.exc.OperationalError("x", {}, cause)
+        raise sa.exc.OperationalError("x", {}, OperationalError("no route to host"))
         yield
 
-    storage.database.engine.begin = away  # type: ignore[method-assign]
+    storage.engine.begin = away  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"no route to host; .*gave up after") as error:
         storage.create_study("s", {}, [])
     assert "a-password" not in str(error.value)

@@ -45,7 +45,7 @@ def test_other_databases_are_refused_with_those_that_are_not() -> None:
 
 def test_sqlite_keeps_a_write_ahead_log(tmp_path: Path) -> None:
     storage = open_storage(f"sqlite:///{tmp_path}/s.db")
-    with storage.database.engine.connect() as c:
+    with storage.engine.connect() as c:
         assert c.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert c.exec_driver_sql("PRAGMA synchronous").scalar() == 1  # NORMAL
 
@@ -63,7 +63,7 @@ def test_a_directory_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_read_only_database_is_one_line(tmp_path: Path) -> None:
-    open_storage(f"sqlite:///{tmp_path}/s.db").database.engine.dispose()
+    open_storage(f"sqlite:///{tmp_path}/s.db").engine.dispose()
     # By SQLite's own option: permissions don't bind the superuser.
     url = f"sqlite:///file:{tmp_path}/s.db?mode=ro&uri=true"
     with pytest.raises(UserError, match=r"readonly database; make the file and its directory"):
@@ -74,9 +74,9 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     storage = open_storage(f"sqlite:///{tmp_path}/s.db")
     with sqlite3.connect(tmp_path / "s.db") as c:
         pages = c.execute("PRAGMA page_count").fetchone()[0]
-    storage.database.engine.dispose()
+    storage.engine.dispose()
     sa.event.listen(
-        storage.database.engine,
+        storage.engine,
         "connect",
         lambda c, _: c.execute(f"PRAGMA max_page_count={pages}"),
     )
@@ -111,7 +111,7 @@ except UserError as error:
 
 def test_a_newer_schema_is_one_line(url: str) -> None:
     storage = open_storage(url)
-    with storage.database.engine.begin() as c:
+    with storage.engine.begin() as c:
         c.exec_driver_sql("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
         c.exec_driver_sql("UPDATE version_info SET library_version = '99.1.0'")
     with pytest.raises(UserError) as error:
@@ -150,7 +150,7 @@ def test_how_often_before_a_statement_is_prepared_may_be_said_in_the_url(
 ) -> None:
     url = postgres.create("prepared")
     for words, threshold in [("", 5), ("?prepare_threshold=none", None)]:
-        with open_storage(url + words).database.engine.connect() as c:
+        with open_storage(url + words).engine.connect() as c:
             assert c.connection.dbapi_connection.prepare_threshold == threshold  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"prepare_threshold .* is 'off'; write none, or a number"):
         open_storage(url + "?prepare_threshold=off")
@@ -174,7 +174,7 @@ def test_a_transaction_that_the_server_ended_as_idle_is_run_again(postgres: Post
             time.sleep(1)  # as a process does that is halted
         return c.exec_driver_sql("SELECT 1").scalar()
 
-    assert storage.database.transact(work) == 1
+    assert storage.transact(work) == 1
     assert runs == ["2min", "2min"]
 
 

@@ -237,7 +237,7 @@ def test_a_signal_while_the_server_is_away_still_ends_a_worker(
     try:
         slow.send_signal(signal.SIGTERM)
         assert slow.wait(10) == 0
-        assert "could not be handed back, and will count as lost" in lines_of(slow)
+        assert "could not be released, and will count as lost" in lines_of(slow)
     finally:
         postgres.start()
 
@@ -245,10 +245,9 @@ def test_a_signal_while_the_server_is_away_still_ends_a_worker(
 def test_a_trial_that_someone_else_ended_does_not_end_its_worker(start: Start, url: str) -> None:
     worker = start(url, 3, "step_s=0.5", "reports=3", *QUICK)
     wait_for(lambda: "running 0" in lines_of(worker))
-    storage = open_storage(url, worker="a person")
+    storage = open_storage(url, worker="")  # a person
     trial_id = load_study(storage, "cheap").trials[0]._trial_id
-    # As Optuna's own tools do, which ask nobody whose it is.
-    storage.database.set_trial_state_values(trial_id, TrialState.FAIL)
+    storage.set_trial_state_values(trial_id, TrialState.FAIL)
     ends_well([worker])
     assert "trial 0: the trial was ended or taken over by someone else" in lines_of(worker)
     trials = trials_of(url)

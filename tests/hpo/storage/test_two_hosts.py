@@ -122,8 +122,8 @@ import sys, time
 from hpo.storage import transactions
 from hpo.storage.open import load_study, open_storage
 storage = open_storage(sys.argv[1])
-with storage.database.at_once() as c:
-    transactions.join_study(c, load_study(storage, "cheap")._study_id)
+with storage.transaction() as c:
+    transactions.join(c, load_study(storage, "cheap")._study_id)
     print("held", flush=True)
     time.sleep(600)
 """

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from finetune.recipe import Recipe
 from hpo.errors import UserError
-from hpo.study.config import Instances, StudyConfig, load_study_file
-from hpo.study.space import sample_recipe
+from hpo.problem.settings import Instances
+from hpo.study.config import StudyConfig, load_study_file
+from hpo.study.space import sample_values
 
 GOOD = """
 name = "s"
@@ -75,7 +76,9 @@ def test_the_search_starts_from_the_default_recipe() -> None:
     config = load_study_file("runes")
     study = optuna.create_study()
     study.enqueue_trial(config.start[0])
-    assert sample_recipe(study.ask(), config.space, config.fixed) == Recipe()
+    method = config.load_method()
+    sampled = sample_values(study.ask(), config.space, config.fixed, method)
+    assert sampled == Recipe().to_dict()
 
 
 @pytest.mark.parametrize("name", ["runes", "runes-short"])
@@ -103,8 +106,20 @@ def test_the_runes_that_are_kept_out_of_the_search_are_those_to_confirm_on(name:
         ("steps = 3", "lr = 1e-3", "lr is both in [fixed] and in [space]"),
         ("lr = 1e-3", "lr = 0.5", "start.0.lr is 0.5"),
         ("lr = 1e-3", "rl = 0.5", "start.0 names 'rl'"),
+        ('"int"\nlow = 1\nhigh = 8', '"float"\nlow = 1\nhigh = 8', 'whole; write type = "int"'),
+        ("[space.lora]", "[space.precision]", "space.precision is a switch, and precision is a f"),
+        (
+            "steps = 3",
+            'steps = 3\n[method]\nname = "mine"',
+            "method.name: 'mine' is unknown",
+        ),
+        ("steps = 3", 'steps = 3\n[method]\nname = "no:X"', "'no:X' can't be imported: No module"),
         ("[space.lora]", "[space.lara]", "space.lora_rank.when names 'lora'"),
-        ("[space.lr]", "[space.rl]", "space.rl is no field of a recipe"),
+        (
+            "[space.lr]",
+            "[space.rl]",
+            "space.rl is no field of the method; fields are steps, b",
+        ),
         ("when = { lora = true }", "when = { lora = 3 }", "lora can't be 3"),
         ('middle = ["middle"]', 'middle = ["centre"]', "space.lora_groups: lora_groups is"),
         ('source = "drawn"', 'source = "photos"', "instances.source is 'photos'"),
@@ -193,7 +208,8 @@ def test_every_sampled_recipe_is_valid(seed: int, name: str) -> None:
     config = load_study_file(name)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     trial = study.ask()
-    recipe = sample_recipe(trial, config.space, config.fixed)
-    assert Recipe.from_json(recipe.to_json()) == recipe
+    sampled = sample_values(trial, config.space, config.fixed, config.load_method())
+    recipe = Recipe.from_dict(sampled)
+    assert recipe.to_dict() == sampled
     assert ("lora_rank" in trial.params) == bool(trial.params.get("lora"))
     assert bool(recipe.lora_rank) == bool(trial.params.get("lora"))

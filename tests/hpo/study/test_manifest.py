@@ -9,10 +9,10 @@ import optuna
 import pytest
 import torch
 
-from finetune.data.runes import RuneSource, open_drawn
+from finetune.data.runes import RuneSource
 from hpo.errors import UserError
-from hpo.problem.instances import load_instances
-from hpo.study import manifest as manifest_module
+from hpo.problem import fingerprint
+from hpo.problem.runes import RuneProblem
 from hpo.study.config import StudyConfig
 from hpo.study.manifest import MANIFEST_KEY, check_manifest, make_manifest
 
@@ -26,7 +26,14 @@ BASE: dict[str, Any] = {
 
 def manifest(source: RuneSource, **changes: Any) -> dict[str, str]:
     config = StudyConfig.model_validate({**BASE, **changes})
-    return make_manifest(config, source, load_instances(config.instances, source))
+    return make_manifest(config, problem_of(config, source))
+
+
+def problem_of(config: StudyConfig, source: RuneSource) -> RuneProblem:
+    problem = config.load_problem(None)
+    assert isinstance(problem, RuneProblem)
+    problem.source = source
+    return problem
 
 
 def made_with(recorded: dict[str, str]) -> optuna.Study:
@@ -36,7 +43,8 @@ def made_with(recorded: dict[str, str]) -> optuna.Study:
 
 
 def test_the_same_study_is_joined(drawn: RuneSource) -> None:
-    check_manifest(made_with(manifest(drawn)), manifest(open_drawn()))
+    config = StudyConfig.model_validate(BASE)
+    check_manifest(made_with(manifest(drawn)), make_manifest(config, config.load_problem(None)))
 
 
 @pytest.mark.parametrize(
@@ -96,16 +104,16 @@ def test_one_pixel_of_the_data_counts(drawn: RuneSource) -> None:
 
 def test_one_weight_of_a_network_counts(drawn: RuneSource) -> None:
     config = StudyConfig.model_validate(BASE)
-    instances = load_instances(config.instances, drawn)
-    before = make_manifest(config, drawn, instances)
+    problem = problem_of(config, drawn)
+    before = make_manifest(config, problem)
     with torch.no_grad():
-        instances[0].pretrained.conv_out.bias[0] += 1e-3  # type: ignore[union-attr, operator, index]
-    assert make_manifest(config, drawn, instances)["networks"] != before["networks"]
+        problem.instances()[0].pretrained.conv_out.bias[0] += 1e-3  # type: ignore[union-attr, operator, index]
+    assert make_manifest(config, problem)["networks"] != before["networks"]
 
 
 def test_the_code_that_measures_counts(drawn: RuneSource, monkeypatch: pytest.MonkeyPatch) -> None:
     before = manifest(drawn)
-    monkeypatch.setattr(manifest_module, "_MEASURING", ("flow",))
+    monkeypatch.setattr(fingerprint, "_ENTRIES", ("flow",))
     assert manifest(drawn)["code"] != before["code"]
 
 
@@ -115,7 +123,7 @@ def test_a_study_of_unknown_origin_is_not_joined(drawn: RuneSource) -> None:
 
 
 def test_words_do_not_count_and_everything_else_does(
-    drawn: RuneSource, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A study goes on after a comment is mended, and not after a number is."""
     source = (
@@ -127,12 +135,10 @@ def test_words_do_not_count_and_everything_else_does(
         '        """What it gives."""\n'
         '        return "#1"\n'
     )
-    config = StudyConfig.model_validate(BASE)
-    instances = load_instances(config.instances, drawn)
 
     def code(text: str) -> str:
-        monkeypatch.setattr(manifest_module, "needed_modules", lambda *entries: {"thing": text})
-        return make_manifest(config, drawn, instances)["code"]
+        monkeypatch.setattr(fingerprint, "needed_modules", lambda *entries: {"thing": text})
+        return fingerprint.code_digest()
 
     original = code(source)
     for old, new in (

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from finetune.recipe import Recipe, RecipeError
+from finetune.recipe import Recipe
+from hpo.problem.base import InvalidValuesError
+from hpo.problem.recipe_method import RecipeMethod
 from hpo.trial.outcome import Ending, Outcome
 from hpo.trial.recipe import recipe_of
 from hpo.trial.record import (
@@ -29,6 +31,7 @@ from hpo.trial.record import (
 from hpo.trial.run import run_of
 from hpo.trial.stored import Remark
 
+METHOD = RecipeMethod()
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 KNOWN = NUMBERS | st.none()
 SERIES = st.lists(NUMBERS | st.none(), max_size=16).map(tuple)
@@ -106,7 +109,8 @@ def test_whatever_a_trial_stores_gives_values_or_remarks(attrs: dict[str, Any]) 
     json.dumps(record.to_json(), allow_nan=False)
     run = run_of(trial)
     assert isinstance(run.outcome, str)
-    assert run.recipe is None or isinstance(run.recipe, Recipe)
+    recipe = run.recipe(METHOD)
+    assert recipe is None or METHOD.complete(recipe) == recipe
     assert read_trial(trial_with(stored(record.to_json()))).remarks == ()
 
 
@@ -233,6 +237,6 @@ def test_another_releases_outcome_is_shown_as_it_is() -> None:
 @pytest.mark.parametrize("text", [None, "[]", "{", '{"colour": "red"}', '{"lr": []}'])
 def test_a_recipe_of_another_release_is_an_error_that_says_so(text: str | None) -> None:
     record = read_trial(trial_with({} if text is None else {"recipe": text}))
-    with pytest.raises(RecipeError):
-        recipe_of(record)
-    assert run_of(trial_with({"recipe": text})).recipe is None
+    with pytest.raises(InvalidValuesError):
+        recipe_of(record, METHOD)
+    assert run_of(trial_with({"recipe": text})).recipe(METHOD) is None

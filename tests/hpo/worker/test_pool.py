@@ -15,6 +15,7 @@ from hpo.errors import UserError
 from hpo.worker import pool
 from hpo.worker.options import WorkerOptions
 from hpo.worker.pool import _devices
+from tests.cheap import CHEAP_TOML
 
 
 @pytest.mark.parametrize(
@@ -68,9 +69,11 @@ def test_workers_choose_from_all_devices_that_the_pool_was_left(
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setattr(pool, "_start", start)
-    monkeypatch.setattr(pool, "check_device", lambda device: None)
-    url = f"sqlite:///{tmp_path}/s.db"
-    options = WorkerOptions(study="quickstart", storage=url, workers=2, device="cuda:1")
+    (tmp_path / "s.toml").write_text(
+        f'name = "s"\nstorage = "sqlite:///{tmp_path}/s.db"\n{CHEAP_TOML}'
+        '[instances]\nsource = "drawn"\n[space.lr]\ntype = "float"\nlow = 0.1\nhigh = 0.2\n'
+    )
+    options = WorkerOptions(study=str(tmp_path / "s.toml"), workers=2, device="cuda:1")
     with pytest.raises(InterruptedError):
         pool.run_pool(options)
     # What `--device cuda:1` makes of it in the worker, as it did in the pool itself.

@@ -28,9 +28,11 @@ from hpo.artifacts.trial_plot import plot_trial
 from hpo.artifacts.uploads import Gallery
 from hpo.dashboard.app import LiveDashboard
 from hpo.dashboard.server import Address, guard
-from hpo.problem import evaluate
-from hpo.problem.instances import Instance
+from hpo.problem.base import Problem
+from hpo.problem.instances import RuneInstance
 from hpo.problem.pictures import N_SAMPLES, InstancePictures, draw_samples
+from hpo.problem.recipe_method import RecipeMethod
+from hpo.problem.runes import RuneProblem
 from hpo.report.markdown import section_markdown
 from hpo.report.sections.trial import trial_section
 from hpo.storage.open import load_study, open_storage
@@ -76,15 +78,23 @@ def config(tmp_path: Path) -> StudyConfig:
 
 
 @pytest.fixture(scope="module")
-def instances() -> list[Instance]:
+def instances() -> list[RuneInstance]:
     white = torch.ones(10, 1, 28, 28)
     pretrained = network(10)
-    return [Instance(f"r{i}", 0, "unet_1", i, pretrained, Split(white, white)) for i in range(2)]
+    split = Split(white, white)
+    return [RuneInstance(f"r{i}", 0, "unet_1", i, pretrained, split) for i in range(2)]
+
+
+def problem_of(config: StudyConfig, instances: list[RuneInstance]) -> Problem:
+    problem = config.load_problem(None)
+    assert isinstance(problem, RuneProblem)
+    problem._held_in = instances
+    return problem
 
 
 def run_trials(
     config: StudyConfig,
-    instances: list[Instance],
+    instances: list[RuneInstance],
     fake: Callable[[Recipe], float],
     lrs: list[float],
     place: str,
@@ -100,13 +110,14 @@ def run_trials(
     storage = open_storage(config.storage, worker="me")
     storage.create_study("s", {}, [{"lr": lr} for lr in lrs])
     study = load_study(storage, "s", pruner=optuna.pruners.NopPruner())
-    visuals = Visuals(Gallery(place))
+    problem = problem_of(config, instances)
+    visuals = Visuals(Gallery(place), problem)
     with pytest.MonkeyPatch.context() as patch, Display("s", None, 0) as display:
-        patch.setattr(evaluate, "adapt_together", one_by_one(adapt))
+        patch.setattr("finetune.side_by_side.adapt_together", one_by_one(adapt))
         Loop(
             study=study,
             storage=storage,
-            run=Objective(config, instances, visuals),
+            run=Objective(config, problem, visuals),
             budget=Budget(trials=len(lrs)),
             recovery=Recovery(),
             display=display,
@@ -114,12 +125,12 @@ def run_trials(
             plot=visuals.of_trial,
         ).work()
     trials = study.get_trials()
-    storage.database.engine.dispose()
+    storage.engine.dispose()
     return trials
 
 
 @pytest.fixture
-def run(config: StudyConfig, instances: list[Instance]) -> Run:
+def run(config: StudyConfig, instances: list[RuneInstance]) -> Run:
     return partial(run_trials, config, instances)
 
 
@@ -141,7 +152,7 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def done(instances: list[Instance], tmp_path_factory: pytest.TempPathFactory) -> Done:
+def done(instances: list[RuneInstance], tmp_path_factory: pytest.TempPathFactory) -> Done:
     """To be looked at only."""
     folder = tmp_path_factory.mktemp("done")
     config = config_in(folder)
@@ -162,7 +173,9 @@ def changeable(done: Done, tmp_path: Path) -> Done:
 
 def note_of(trial: FrozenTrial) -> str:
     """A trial's note in the dashboard."""
-    return section_markdown(trial_section(run_of(trial), f"/artifacts/1/{trial._trial_id}"))
+    return section_markdown(
+        trial_section(run_of(trial), RecipeMethod(), f"/artifacts/1/{trial._trial_id}")
+    )
 
 
 def files_of(trial: FrozenTrial, config: StudyConfig) -> dict[str, str]:
@@ -173,7 +186,7 @@ def files_of(trial: FrozenTrial, config: StudyConfig) -> dict[str, str]:
 
 
 class TestPictures:
-    def test_three_rows_small_and_the_same_each_time(self, instances: list[Instance]) -> None:
+    def test_three_rows_small_and_the_same_each_time(self, instances: list[RuneInstance]) -> None:
         pictures = InstancePictures()
         drawn = pictures.draw(instances[0], network())
         image = Image.open(io.BytesIO(drawn))
@@ -198,7 +211,7 @@ class TestPictures:
         assert 0 <= images.min() <= images.max() <= 1
 
     def test_a_network_that_gives_no_number_still_has_a_picture(
-        self, instances: list[Instance]
+        self, instances: list[RuneInstance]
     ) -> None:
         broken = network()
         with torch.no_grad():
@@ -207,13 +220,15 @@ class TestPictures:
 
 
 def test_a_plot_of_any_number_of_calls_is_small() -> None:
-    one = {"loss": 0.1, "curve": [1 / k for k in range(1, 17)]}
-    one |= {"per_t_bin": [0.1, None, *[0.2] * 8]}
+    curve, per_t_bin = tuple(1 / k for k in range(1, 17)), (0.1, None, *[0.2] * 8)
     for n in (1, 9):
-        drawn = plot_trial([Call(**one, instance=f"r{i}") for i in range(n)])
+        calls = [
+            Call(instance=f"r{i}", loss=0.2, curve=curve, per_t_bin=per_t_bin) for i in range(n)
+        ]
+        drawn = plot_trial(calls)
         assert Image.open(io.BytesIO(drawn)).format == "PNG"
         assert len(drawn) < 50_000
-    assert plot_trial([Call(instance="older", loss=0.1)])  # of a release that stored neither
+    assert plot_trial([Call(instance="older", loss=0.2)])  # of a release that stored neither
 
 
 class TestTrials:

@@ -1,4 +1,7 @@
-"""The worker as people run it: real processes, a real database."""
+"""The worker as people run it: real processes, a real database.
+
+Those that are not about calls run a method without torch.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from finetune.data.synthetic import draw_rune
+from tests.cheap import CHEAP_TOML
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +32,16 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[3]
 COMMAND = ("-m", "hpo.worker", "--threads", "1")
-STUDY = """
+SPACE = """
+[[start]]
+lr = 2e-3
+[space.lr]
+type = "float"
+low = 1e-4
+high = 1e-2
+log = true
+"""
+REAL = f"""
 name = "tiny"
 storage = "sqlite:///tiny.db"
 [instances]
@@ -38,18 +51,20 @@ runes = ["thorn"]
 strata = 2
 replicates = 2
 [fixed]
-steps = {steps}
+steps = 2
 batch_size = 2
 render = "direct"
 precision = "fp32"
-[[start]]
-lr = 2e-3
-[space.lr]
-type = "float"
-low = 1e-4
-high = 1e-2
-log = true
-"""
+{SPACE}"""
+CHEAP = f"""
+name = "tiny"
+storage = "sqlite:///tiny.db"
+{CHEAP_TOML}
+[instances]
+source = "drawn"
+runes = ["thorn"]
+{SPACE}"""
+LONG = f"{CHEAP}[fixed]\nsteps = 1000\nstep_s = 0.1\n"  # a call that only a signal ends
 
 
 Start = Callable[..., "Forked"]
@@ -61,17 +76,13 @@ def environment(**more: str) -> dict[str, str]:
     return variables | {"PYTHONPATH": str(ROOT), "RUNES_ARTIFACTS": "none"} | more
 
 
-@pytest.fixture
-def start(
-    worker_nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, ended: list[Process]
-) -> Start:
+def starter(nursery: Nursery, logs: Path, ended: list[Process]) -> Start:
     """Starts the command in a directory, and ends it in the end if it has not."""
-    logs = tmp_path_factory.mktemp("logs")
 
     def start(directory: Path, *arguments: str, **more: str) -> Forked:
         out, err = (logs / f"{len(ended)}.{kind}" for kind in ("out", "err"))
         command = [*COMMAND, *arguments]
-        process = worker_nursery.start(command, directory, environment(**more), out, err)
+        process = nursery.start(command, directory, environment(**more), out, err)
         ended.append(process)
         return process
 
@@ -79,8 +90,23 @@ def start(
 
 
 @pytest.fixture
+def start(
+    cheap_nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, ended: list[Process]
+) -> Start:
+    return starter(cheap_nursery, tmp_path_factory.mktemp("logs"), ended)
+
+
+@pytest.fixture
+def start_real(
+    worker_nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, ended: list[Process]
+) -> Start:
+    """As `start`, with torch at hand."""
+    return starter(worker_nursery, tmp_path_factory.mktemp("logs"), ended)
+
+
+@pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    (tmp_path / "tiny.toml").write_text(STUDY.format(steps=2))
+    (tmp_path / "tiny.toml").write_text(CHEAP)
     return tmp_path
 
 
@@ -88,11 +114,11 @@ def trials(directory: Path) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="tiny", storage=f"sqlite:///{directory}/tiny.db").trials
 
 
-def test_a_worker_and_then_a_fleet_share_a_study(start: Start, tiny: Path) -> None:
-    # This one starts as people start it, and draws what they look at.
+def test_a_worker_starts_from_nothing_and_draws_what_people_look_at(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(REAL)
     first = subprocess.run(
         [sys.executable, *COMMAND, "--study", "tiny.toml", "--trials", "1"],
-        cwd=tiny,
+        cwd=tmp_path,
         env=environment(RUNES_ARTIFACTS=""),
         capture_output=True,
         text=True,
@@ -103,58 +129,66 @@ def test_a_worker_and_then_a_fleet_share_a_study(start: Start, tiny: Path) -> No
     assert "Trial 0 has the lowest loss so far" in first.stdout
     assert "python -m hpo.worker --study tiny.toml" in first.stdout
     assert "trial 0: complete, loss " in first.stderr
-    assert list((tiny / "tiny-artifacts").iterdir())
-    (trial,) = trials(tiny)
+    assert list((tmp_path / "tiny-artifacts").iterdir())
+    (trial,) = trials(tmp_path)
     assert trial.params == {"lr": 2e-3}  # the starting recipe
     assert trial.user_attrs["instances"][0]["instance"] == "thorn/0"
 
-    fleet = start(tiny, "--study", "tiny.toml", "--trials", "6", "--workers", "2")
-    out, err = fleet.communicate(timeout=120)
-    assert fleet.returncode == 0, err
-    assert "6 trials finished" in out
+    # Notes and plots are the dashboard's to make.
+    assert "hpo:note" not in trial.system_attrs
+    stored = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/tiny.db").get_study_system_attrs(1)
+    assert not [key for key in stored if key.startswith(("dashboard:", "hpo:story"))]
+
+
+def test_a_worker_and_then_a_pool_share_a_study(start: Start, tiny: Path) -> None:
+    assert start(tiny, "--study", "tiny.toml", "--trials", "1").wait(timeout=60) == 0
+    pool = start(tiny, "--study", "tiny.toml", "--trials", "40", "--workers", "2")
+    out, err = pool.communicate(timeout=120)
+    assert pool.returncode == 0, err
+    assert "40 trials finished" in out
     after = trials(tiny)
-    assert [t.state for t in after] == [TrialState.COMPLETE] * 6
-    assert len({t.params["lr"] for t in after}) == 6  # each samples on its own
+    assert [t.state for t in after] == [TrialState.COMPLETE] * 40
+    assert len({t.params["lr"] for t in after}) == 40  # each samples on its own
     assert len({t.user_attrs["worker"] for t in after}) == 3
 
 
-def test_a_fleet_stops_as_one_and_hands_back_its_trials(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(STUDY.format(steps=100_000))
-    fleet = start(tmp_path, "--study", "tiny.toml", "--workers", "2")
+def test_a_pool_stops_as_one_and_hands_back_its_trials(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(LONG)
+    pool = start(tmp_path, "--study", "tiny.toml", "--workers", "2")
     _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 2)
-    fleet.send_signal(signal.SIGTERM)
-    _, err = fleet.communicate(timeout=30)
-    assert fleet.returncode == 0, err
+    pool.send_signal(signal.SIGTERM)
+    _, err = pool.communicate(timeout=30)
+    assert pool.returncode == 0, err
     assert "Traceback" not in err
     assert [t.state for t in trials(tmp_path)] == [TrialState.WAITING] * 2
 
 
-def test_a_fleet_whose_every_process_gets_sigterm_hands_back_its_trials(
+def test_a_pool_whose_every_process_gets_sigterm_hands_back_its_trials(
     start: Start, tmp_path: Path
 ) -> None:
-    (tmp_path / "tiny.toml").write_text(STUDY.format(steps=100_000))
-    fleet = start(tmp_path, "--study", "tiny.toml", "--workers", "2")
+    (tmp_path / "tiny.toml").write_text(LONG)
+    pool = start(tmp_path, "--study", "tiny.toml", "--workers", "2")
     _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 2)
-    workers = psutil.Process(fleet.pid).children()
+    workers = psutil.Process(pool.pid).children()
     assert len(workers) == 2
-    for process in (fleet, *workers):  # as systemd and Slurm do
+    for process in (pool, *workers):  # as systemd and Slurm do
         process.send_signal(signal.SIGTERM)
-    _, err = fleet.communicate(timeout=30)
-    assert fleet.returncode == 0, err
+    _, err = pool.communicate(timeout=30)
+    assert pool.returncode == 0, err
     assert [t.state for t in trials(tmp_path)] == [TrialState.WAITING] * 2
 
 
-def test_workers_of_a_fleet_that_was_killed_stop_too(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(STUDY.format(steps=100_000))
-    fleet = start(tmp_path, "--study", "tiny.toml", "--workers", "2")
+def test_workers_of_a_pool_that_was_killed_stop_too(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(LONG)
+    pool = start(tmp_path, "--study", "tiny.toml", "--workers", "2")
     _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 2)
-    fleet.kill()
-    fleet.communicate(timeout=30)
+    pool.kill()
+    pool.communicate(timeout=30)
     _wait_for(lambda: all(t.state == TrialState.WAITING for t in trials(tmp_path)))
 
 
 def test_sigterm_hands_the_trial_back(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(STUDY.format(steps=100_000))
+    (tmp_path / "tiny.toml").write_text(LONG)
     worker = start(tmp_path, "--study", "tiny.toml")
     _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 1)
     asked = time.monotonic()
@@ -187,10 +221,12 @@ def _recipes_stored(database: Path) -> int:
 
 
 def test_without_omniglot_one_line_says_where_it_goes_and_what_needs_none(
-    start: Start, tmp_path: Path
+    start_real: Start, tmp_path: Path
 ) -> None:
     nowhere = "http://127.0.0.1:9"  # nothing listens there: a machine without a network
-    worker = start(tmp_path, "--study", "runes", XDG_CACHE_HOME=str(tmp_path), HTTPS_PROXY=nowhere)
+    worker = start_real(
+        tmp_path, "--study", "runes", XDG_CACHE_HOME=str(tmp_path), HTTPS_PROXY=nowhere
+    )
     _, err = worker.communicate(timeout=120)
     assert worker.returncode == 2
     message = err.strip().splitlines()[-1]
@@ -210,7 +246,7 @@ def test_a_dry_run_shows_the_study_and_creates_nothing(start: Start, tiny: Path)
     assert '"source": "drawn"' in out
     assert '"name": "gp"' in out
     assert '"steps": 2' in out  # of the sampled recipe
-    assert "1. thorn/0 from unet_1" in out
+    assert "1. thorn/0 from none" in out
     assert sorted(p.name for p in tiny.iterdir()) == ["tiny.toml"]
 
 
@@ -219,12 +255,12 @@ def draw_png(path: Path, bitmap: torch.Tensor) -> None:
     Image.fromarray(((1 - bitmap) * 255).numpy()).save(path)
 
 
-def test_a_study_on_a_folder_of_drawings(start: Start, tmp_path: Path) -> None:
+def test_a_study_on_a_folder_of_drawings(start_real: Start, tmp_path: Path) -> None:
     for i, bitmap in enumerate(draw_rune("ger", 5, 0)):
         draw_png(tmp_path / "mine" / "full moon" / f"{i}.png", bitmap)
-    text = STUDY.format(steps=2).replace('source = "drawn"', 'drawings = "mine"\ntrain = 3')
+    text = REAL.replace('source = "drawn"', 'drawings = "mine"\ntrain = 3')
     (tmp_path / "tiny.toml").write_text(text.replace('runes = ["thorn"]', ""))
-    worker = start(tmp_path, "--study", "tiny.toml", "--trials", "2")
+    worker = start_real(tmp_path, "--study", "tiny.toml", "--trials", "2")
     _, err = worker.communicate(timeout=120)
     assert worker.returncode == 0, err
     done = trials(tmp_path)
@@ -247,20 +283,20 @@ def test_a_study_on_a_folder_of_drawings(start: Start, tmp_path: Path) -> None:
         if arguments[-1] == "other":
             shutil.copytree(tmp_path / "mine", tmp_path / "other")
             draw_png(tmp_path / "other" / "full moon" / "5.png", draw_rune("os", 1, 0)[0])
-        refused = start(tmp_path, "--study", "tiny.toml", *arguments)
+        refused = start_real(tmp_path, "--study", "tiny.toml", *arguments)
         _, err = refused.communicate(timeout=60)
         assert refused.returncode == 2, err
         for word in words:
             assert word in err.strip().splitlines()[-1]
         assert "Traceback" not in err
     shutil.move(tmp_path / "mine", tmp_path / "moved")
-    moved = start(tmp_path, "--study", "tiny.toml", "--drawings", "moved", "--trials", "3")
+    moved = start_real(tmp_path, "--study", "tiny.toml", "--drawings", "moved", "--trials", "3")
     _, err = moved.communicate(timeout=120)
     assert moved.returncode == 0, err
     assert len(trials(tmp_path)) == 3, "the same drawings in another place"
 
 
-def test_bad_input_is_one_line_and_exit_code_2(start: Start, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(start: Start, tiny: Path) -> None:
     for arguments, word in [
         (["--study", "nonsense"], "no study 'nonsense'"),
         (["--study", "quickstart", "--trials", "0"], "--trials is 0; write more than 0"),
@@ -268,10 +304,10 @@ def test_bad_input_is_one_line_and_exit_code_2(start: Start, tmp_path: Path) -> 
             ["--study", "quickstart", "--device", "gpu"],
             "--device is 'gpu'; write cpu, cuda or cuda:N",
         ),
-        (["--study", "quickstart", "--storage", "nonsense"], "sqlite:///runes.db"),
-        (["--study", "quickstart", "--storage", "sqlite:////no/such/dir/x.db"], "can't open"),
+        (["--study", "tiny.toml", "--storage", "nonsense"], "sqlite:///runes.db"),
+        (["--study", "tiny.toml", "--storage", "sqlite:////no/such/dir/x.db"], "can't open"),
     ]:
-        worker = start(tmp_path, *arguments)
+        worker = start(tiny, *arguments)
         _, err = worker.communicate(timeout=60)
         assert worker.returncode == 2, err
         assert word in err.strip().splitlines()[-1]

@@ -1,0 +1,40 @@
+"""Digests of the code that losses depend on."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import tokenize
+
+from finetune.submission.imports import needed_modules
+
+# Modules of `finetune` that a loss depends on, with all that they import: those of a call, of its
+# data and of the evaluation.
+_ENTRIES = ("adapt", "data.runes", "model.checkpoints", "scoring.cost", "scoring.estimators")
+_WITH_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def code_digest() -> str:
+    """Of the modules that losses depend on, without their comments and docstrings."""
+    return short_digest("".join(map(_without_words, needed_modules(*_ENTRIES).values())))
+
+
+def short_digest(text: str) -> str:
+    """Twelve hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _without_words(source: str) -> str:
+    """The source without comments, docstrings and blank lines, which have no say in a loss."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, _WITH_DOCSTRINGS) and ast.get_docstring(node) is not None:
+            docstring = node.body[0]
+            first, end = docstring.lineno - 1, docstring.end_lineno or docstring.lineno
+            lines[first:end] = [""] * (end - first)
+    return "".join(f"{line.rstrip()}\n" for line in lines if line.strip())

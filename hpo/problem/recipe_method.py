@@ -1,0 +1,150 @@
+"""The method of this project: `finetune`'s recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from finetune.recipe import Recipe, RecipeError
+
+from ..process.devices import check_device
+from .base import (
+    Called,
+    Claim,
+    ExportError,
+    Field,
+    Instance,
+    InvalidValuesError,
+    NotFiniteError,
+    OnStep,
+    Problem,
+    ProofError,
+    Values,
+)
+
+# Torch takes seconds to import, and who only reads a study file needs none of it.
+if TYPE_CHECKING:
+    from .instances import RuneInstance
+
+_SEED = "seed"  # of a call: a study names the seeds of its instances
+
+
+class RecipeMethod:
+    """`finetune.adapt` with the fields of `finetune.recipe.Recipe`; a `hpo.problem.base.Method`."""
+
+    @cached_property
+    def fields(self) -> Mapping[str, Field]:
+        return {f.name: _field(f) for f in dataclasses.fields(Recipe)}
+
+    def complete(self, values: Values) -> dict[str, Any]:
+        return _recipe(values).to_dict()
+
+    def prepare(self, device: str | None, threads: int) -> None:
+        import torch
+
+        check_device(device)
+        torch.set_num_threads(threads)
+
+    def count_gpus(self) -> int:
+        import torch
+
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+    def machine(self) -> dict[str, object]:
+        import torch
+
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        return {
+            "device": gpu or "cpu",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    def call(self, values: Values, instances: Sequence[Instance], on_step: OnStep) -> list[Called]:
+        from finetune.adapt import AdaptationError
+        from finetune.side_by_side import Task, adapt_together
+
+        recipe = _recipe(values)
+        tasks = [
+            Task(i.pretrained, i.split.train, dataclasses.replace(recipe, seed=i.seed))
+            for i in map(_rune_instance, instances)
+        ]
+        try:
+            adapted = adapt_together(tasks, on_step)
+        except AdaptationError as error:
+            raise NotFiniteError(str(error)) from error
+        return [Called(a.model, a.steps, a.seconds) for a in adapted]
+
+    def fingerprint(self) -> dict[str, str]:
+        from .fingerprint import code_digest
+
+        return {"code": code_digest(), "torch": ".".join(version("torch").split(".")[:2])}
+
+    def export(self, values: Values, about: str) -> str:
+        from finetune.submission.bundle import bundle
+        from finetune.submission.joining import JoinError
+
+        try:
+            return bundle(_recipe(values), about)
+        except JoinError as error:
+            raise ExportError(f"the modules can't be joined: {error}") from error
+
+    def prove(
+        self, file: Path, values: Values, problem: Problem, limit_s: float, claims: Sequence[Claim]
+    ) -> Iterator[str]:
+        from finetune.submission import proof
+
+        from .runes import RuneProblem
+
+        if not isinstance(problem, RuneProblem):
+            raise ProofError("the recipe is proved on runes alone; write another problem's method")
+        recipe = _recipe(values)
+        instances = {i.label: i for i in problem.instances()}
+        # Of those whose schedule the clock left alone, where there is one: those can agree exactly.
+        claim = next((c for c in claims if c.steps == recipe.steps), claims[0] if claims else None)
+        instance = instances[claim.instance] if claim else next(iter(instances.values()))
+        told = proof.Claim(claim.loss, claim.standard_error, claim.steps) if claim else None
+        try:
+            proof.check_imports(file)
+            proof.check_same_source(file, recipe, instance)
+            yield "same source: the file and its modules give the same weights, bit for bit"
+            table = problem.noise_table(instance)
+            proved = proof.check_call(file, recipe, instance, table, limit_s, told)
+        except proof.ProofError as error:
+            raise ProofError(str(error)) from error
+        yield from proof.describe(proved, told, recipe, instance.label)
+
+
+def _recipe(values: Values) -> Recipe:
+    try:
+        return Recipe.from_dict(dict(values))
+    except (RecipeError, TypeError) as error:  # TypeError: a value of a type that no release had
+        raise InvalidValuesError(str(error)) from error
+
+
+def _rune_instance(instance: Instance) -> RuneInstance:
+    return cast("RuneInstance", instance)
+
+
+def _field(field: dataclasses.Field[Any]) -> Field:
+    meta = field.metadata
+    unit = meta.get("unit", "")
+    low, high = meta.get("range", (0.0, 0.0))
+    if "range" in meta:
+        return Field(
+            field.default,
+            "int" if isinstance(field.default, int) else "float",
+            meta["meaning"],
+            "" if unit == "1" else unit,
+            low,
+            high,
+            set_by="instances.seeds" if field.name == _SEED else "",
+        )
+    if "subset" in meta:
+        default = cast("tuple[str, ...]", field.default)
+        return Field(list(default), "subset", meta["meaning"], choices=meta["subset"])
+    return Field(field.default, "choice", meta["meaning"], choices=meta["choices"])

@@ -1,0 +1,63 @@
+"""Methods and problems by the names that a study file gives them."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .base import Method, Problem
+from .settings import Confirm, Estimator, Instances
+
+RECIPE, RUNES = "recipe", "runes"  # of this project; others are MODULE:ATTRIBUTE
+
+
+@cache
+def load_method(name: str) -> Method:
+    """The method of a study; ``MODULE:ATTRIBUTE`` names a class without arguments.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name == RECIPE:
+        from .recipe_method import RecipeMethod
+
+        return RecipeMethod()
+    method: Method = _attribute(name, RECIPE)()
+    return method
+
+
+def load_problem(
+    name: str, instances: Instances, estimator: Estimator, confirm: Confirm, data: Path | None
+) -> Problem:
+    """The problem of a study; ``MODULE:ATTRIBUTE`` names a class of these arguments.
+
+    Args:
+        data: directory of the data; None: where it is looked for by itself.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name == RUNES:
+        from .runes import RuneProblem
+
+        return RuneProblem(instances, estimator, confirm, data)
+    problem: Problem = _attribute(name, RUNES)(instances, estimator, confirm, data)
+    return problem
+
+
+def check_name(name: str, known: str) -> None:
+    """Raises ValueError unless ``name`` is ``known``, or can be imported."""
+    if name != known:
+        _attribute(name, known)
+
+
+def _attribute(name: str, known: str) -> Any:
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise ValueError(f"{name!r} is unknown; write {known}, or MODULE:CLASS of your own")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name!r} can't be imported: {error}") from error

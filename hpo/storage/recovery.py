@@ -1,0 +1,148 @@
+"""Heartbeats of running trials, and how a trial is queued again: released, or reclaimed.
+
+A trial is one row from first to last. Whoever releases or loses it leaves its parameters and
+nothing else, and the next worker goes on from there under the same number. Each function is the
+work of one transaction and may run again on top of its own effects.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from . import tables as db
+from .dialects import dialect_of
+from .statements import is_held_by, set_attrs
+from .transactions import FIXED_PARAMS_KEY
+
+ATTEMPTS_KEY = "attempts"  # user attribute of a trial: the attempts that did not finish it
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """A running trial's latest heartbeat."""
+
+    trial_id: int
+    number: int
+    worker: str
+    at: datetime  # the database's clock
+    age_s: float
+
+
+def beat(c: sa.Connection, trial_id: int, worker: str) -> bool:
+    """Write a heartbeat; false if the trial is not this worker's any more."""
+    mine = sa.exists().where(db.TRIALS.c.trial_id == trial_id, is_held_by(worker))
+    beaten = c.execute(
+        sa.update(db.HEARTBEATS)
+        .where(db.HEARTBEATS.c.trial_id == trial_id, mine)
+        .values(heartbeat=dialect_of(c).now())
+    )
+    return beaten.rowcount == 1
+
+
+def heartbeats(c: sa.Connection, study_id: int) -> list[Heartbeat]:
+    """The heartbeats of all running trials that workers of this service hold."""
+    now = _aware(c.execute(sa.select(dialect_of(c).now())).scalar_one())
+    query = (
+        sa.select(
+            db.TRIALS.c.trial_id,
+            db.TRIALS.c.number,
+            db.SYSTEM_ATTRS.c.value_json,
+            db.HEARTBEATS.c.heartbeat,
+        )
+        .join(db.HEARTBEATS, db.HEARTBEATS.c.trial_id == db.TRIALS.c.trial_id)
+        .join(db.SYSTEM_ATTRS, db.SYSTEM_ATTRS.c.trial_id == db.TRIALS.c.trial_id)
+        .where(
+            db.TRIALS.c.study_id == study_id,
+            db.TRIALS.c.state == TrialState.RUNNING,
+            db.SYSTEM_ATTRS.c.key == db.WORKER_KEY,
+        )
+        .order_by(db.TRIALS.c.trial_id)
+    )
+    return [
+        Heartbeat(trial_id, number, json.loads(worker), at, (now - _aware(at)).total_seconds())
+        for trial_id, number, worker, at in c.execute(query)
+    ]
+
+
+def release(c: sa.Connection, study_id: int, worker: str, why: str) -> list[int]:
+    """Queue again whatever this worker holds; returns the numbers of those trials."""
+    query = sa.select(db.TRIALS.c.trial_id, db.TRIALS.c.number).where(
+        db.TRIALS.c.study_id == study_id, is_held_by(worker)
+    )
+    held = c.execute(query).all()
+    for trial_id, _ in held:
+        _queue_again(c, trial_id, worker, sa.true(), {"worker": worker, "why": why, "lost": False})
+    return [number for _, number in held]
+
+
+def reclaim(c: sa.Connection, lost: Heartbeat, retries: int) -> TrialState | None:
+    """Queue a lost worker's trial again, or fail it for good after ``retries`` such losses.
+
+    Args:
+        lost: the heartbeat that was too old.
+
+    Returns:
+        What became of the trial; None if its worker beat again, or someone else was quicker.
+    """
+    attempts = _attempts(c, lost.trial_id)
+    attempt = {"worker": lost.worker, "why": "lost worker", "lost": True}
+    unchanged = sa.exists().where(
+        db.HEARTBEATS.c.trial_id == lost.trial_id, db.HEARTBEATS.c.heartbeat == lost.at
+    )
+    if sum(a["lost"] for a in attempts) < retries:
+        is_queued = _queue_again(c, lost.trial_id, lost.worker, unchanged, attempt)
+        return TrialState.WAITING if is_queued else None
+    failed = c.execute(
+        sa.update(db.TRIALS)
+        .where(db.TRIALS.c.trial_id == lost.trial_id, is_held_by(lost.worker), unchanged)
+        # It took until its last heartbeat, however late the loss was noticed.
+        .values(state=TrialState.FAIL, datetime_complete=lost.at)
+    )
+    if failed.rowcount != 1:
+        return None
+    reason = f"its worker was lost {len(attempts) + 1} times"
+    attrs = {"outcome": "lost worker", "reason": reason, ATTEMPTS_KEY: [*attempts, attempt]}
+    set_attrs(c, db.USER_ATTRS, {"trial_id": lost.trial_id}, attrs)
+    return TrialState.FAIL
+
+
+def _queue_again(
+    c: sa.Connection,
+    trial_id: int,
+    worker: str,
+    condition: sa.ColumnElement[bool],
+    attempt: dict[str, Any],
+) -> bool:
+    """Queue a running trial again with its parameters and nothing else; false if it is taken."""
+    queued = c.execute(
+        sa.update(db.TRIALS)
+        .where(db.TRIALS.c.trial_id == trial_id, is_held_by(worker), condition)
+        .values(state=TrialState.WAITING, datetime_start=None)
+    )
+    if queued.rowcount != 1:
+        return False
+    attempts = _attempts(c, trial_id)
+    for rows in (db.USER_ATTRS, db.INTERMEDIATE, db.VALUES, db.HEARTBEATS):
+        c.execute(sa.delete(rows).where(rows.c.trial_id == trial_id))
+    attrs = db.SYSTEM_ATTRS
+    c.execute(sa.delete(attrs).where(attrs.c.trial_id == trial_id, attrs.c.key != FIXED_PARAMS_KEY))
+    set_attrs(c, db.USER_ATTRS, {"trial_id": trial_id}, {ATTEMPTS_KEY: [*attempts, attempt]})
+    return True
+
+
+def _attempts(c: sa.Connection, trial_id: int) -> list[dict[str, Any]]:
+    query = sa.select(db.USER_ATTRS.c.value_json).where(
+        db.USER_ATTRS.c.trial_id == trial_id, db.USER_ATTRS.c.key == ATTEMPTS_KEY
+    )
+    return list(json.loads(c.execute(query).scalar() or "[]"))
+
+
+def _aware(moment: datetime) -> datetime:
+    # Connections are set to UTC; SQLite knows no other.
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
