@@ -137,7 +137,7 @@ def test_a_worker_starts_from_nothing_and_draws_what_people_look_at(tmp_path: Pa
     # Notes and plots are the dashboard's to make.
     assert "hpo:note" not in trial.system_attrs
     stored = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/tiny.db").get_study_system_attrs(1)
-    assert not [key for key in stored if key.startswith(("dashboard:", "hpo:"))]
+    assert not [key for key in stored if key.startswith(("dashboard:", "hpo:story"))]
 
 
 def test_a_worker_and_then_a_pool_share_a_study(start: Start, tiny: Path) -> None:
