@@ -15,6 +15,7 @@ test: $(VENV)/.installed  ## everything CI runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
 install: $(VENV)/.installed

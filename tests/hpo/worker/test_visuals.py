@@ -264,6 +264,11 @@ class TestTrials:
         for name, artifact_id in done.files.items():
             assert f"/artifacts/1/{trial._trial_id}/{artifact_id})" in note, name
 
+    def test_leave_notes_and_plots_to_the_dashboard(self, done: Done) -> None:
+        assert "hpo:note" not in done.trial.system_attrs
+        stored = open_storage(done.config.storage).get_study_system_attrs(1)
+        assert not [key for key in stored if key.startswith(("dashboard:", "hpo:story"))]
+
     def test_say_why_they_ended(self, run: Run, tmp_path: Path) -> None:
         def seconds(recipe: Recipe) -> float:
             if recipe.lr == 0.02:
