@@ -134,11 +134,6 @@ def test_a_worker_starts_from_nothing_and_draws_what_people_look_at(tmp_path: Pa
     assert trial.params == {"lr": 2e-3}  # the starting recipe
     assert trial.user_attrs["instances"][0]["instance"] == "thorn/0"
 
-    # Notes and plots are the dashboard's to make.
-    assert "hpo:note" not in trial.system_attrs
-    stored = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/tiny.db").get_study_system_attrs(1)
-    assert not [key for key in stored if key.startswith(("dashboard:", "hpo:"))]
-
 
 def test_a_worker_and_then_a_pool_share_a_study(start: Start, tiny: Path) -> None:
     assert start(tiny, "--study", "tiny.toml", "--trials", "1").wait(timeout=60) == 0
