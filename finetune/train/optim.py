@@ -48,7 +48,8 @@ def lr_factor(recipe: Recipe, share: float, advance: float = 0.0) -> float:
     """Factor of the learning rate for a step from ``share`` to ``share + advance``, in [0, 1]."""
     if share + advance < recipe.warmup:
         return (share + advance) / recipe.warmup
-    done = min(max((share - recipe.warmup) / (1 - recipe.warmup), 0.0), 1.0)
+    done = (share - recipe.warmup) / (1 - recipe.warmup)
+    done = min(max(done, 0.0), 1.0)
     if recipe.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
     return 1 - done if recipe.schedule == "linear" else 1.0
