@@ -228,9 +228,9 @@ class _Recorded(TrialWork):
         self._chosen: Sequence[float] = ()
         self._call = 0
 
-    def __call__(self, trial: optuna.Trial, together: Any) -> float:
+    def __call__(self, trial: optuna.Trial, batch: Any) -> float:
         self._chosen, self._call = self._rng.choice(self._calls_s), 0
-        return super().__call__(trial, together)
+        return super().__call__(trial, batch)
 
     def _sleep(self) -> None:
         seconds = self._chosen[self._call % len(self._chosen)] / self._compress

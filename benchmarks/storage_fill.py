@@ -14,12 +14,12 @@ import optuna
 import sqlalchemy as sa
 from optuna.distributions import distribution_to_json
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import trange
 
 from hpo.storage import tables as db
+from hpo.storage.optuna_internals import stored_report, stored_value
 from hpo.study.config import StudyConfig
 from hpo.study.space import sample_values
 from hpo.trial.ranking import OVER_LIMIT
@@ -29,7 +29,7 @@ REPORTS = 8  # of each trial: the study "runes" measures a recipe on eight insta
 _PRUNED_SHARE = 0.4  # of the stored trials
 _ROWS = 1000  # trials inserted by one round of statements
 
-Together = Callable[[], AbstractContextManager[object]]
+Batch = Callable[[], AbstractContextManager[object]]
 
 
 class TrialWork:
@@ -53,10 +53,10 @@ class TrialWork:
         self._pause = pause
         self.slept_s: float | None = None  # of the trial at hand; None: none has begun
 
-    def __call__(self, trial: optuna.Trial, together: Together) -> float:
-        """The trial's loss, drawn at random; ``together`` opens a block of writes."""
+    def __call__(self, trial: optuna.Trial, batch: Batch) -> float:
+        """The trial's loss, drawn at random; ``batch`` opens a batch of writes."""
         self.slept_s = 0.0
-        with together():
+        with batch():
             method = self._config.load_method()
             recipe = sample_values(trial, self._config.space, self._config.fixed, method)
             trial.set_user_attr("recipe", json.dumps(recipe))
@@ -69,7 +69,7 @@ class TrialWork:
             measured.append(self._measure(number, level))
             mean: float = sum(m["loss"] for m in measured) / number
             longest_s = max(m["seconds"] for m in measured)
-            with together():
+            with batch():
                 trial.report(mean, number)
                 trial.set_user_attr("instances", measured)
                 trial.set_user_attr("standard_error", 0.001 / math.sqrt(number))
@@ -184,12 +184,12 @@ def _attrs(attrs: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _reports(trial: FrozenTrial) -> Iterator[dict[str, Any]]:
-    finite = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
-    for step, value in trial.intermediate_values.items():
-        yield {"step": step, "intermediate_value": value, "intermediate_value_type": finite}
+    for step, report in trial.intermediate_values.items():
+        value, kind = stored_report(report)
+        yield {"step": step, "intermediate_value": value, "intermediate_value_type": kind}
 
 
 def _values(trial: FrozenTrial) -> Iterator[dict[str, Any]]:
     assert trial.value is not None
-    finite = models.TrialValueModel.TrialValueType.FINITE
-    yield {"objective": 0, "value": trial.value, "value_type": finite}
+    value, kind = stored_value(trial.value)
+    yield {"objective": 0, "value": value, "value_type": kind}

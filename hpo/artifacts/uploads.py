@@ -10,8 +10,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
-from optuna.artifacts import ArtifactMeta
-
 from ..process.logging import warn
 from .location import NOWHERE
 from .store import open_store
@@ -65,6 +63,8 @@ class Gallery:
             self._again_at = time.monotonic() + _REST_S
             self._tell(error)
             return None
+        from optuna.artifacts import ArtifactMeta  # which imports boto3 where that is installed
+
         mimetype, encoding = mimetypes.guess_type(filename)
         meta = ArtifactMeta(
             artifact_id=artifact_id,

@@ -9,7 +9,6 @@ import optuna
 from pydantic import Field, PositiveInt
 
 from ..settings import Table
-from .racing import RacingPruner
 
 
 class Pruner(Table):
@@ -34,8 +33,15 @@ def _percentile(table: Pruner, percentile: float) -> optuna.pruners.BasePruner:
     )
 
 
+def _racing(table: Pruner) -> optuna.pruners.BasePruner:
+    # SciPy takes a while to import, and who only reads a study file needs none of it.
+    from .racing import RacingPruner
+
+    return RacingPruner(table.alpha)
+
+
 PRUNERS: Mapping[str, Callable[[Pruner], optuna.pruners.BasePruner]] = {
-    "racing": lambda table: RacingPruner(table.alpha),
+    "racing": _racing,
     "median": lambda table: _percentile(table, 50.0),
     "percentile": lambda table: _percentile(table, table.percentile),
     "none": lambda table: optuna.pruners.NopPruner(),

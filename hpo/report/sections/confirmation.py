@@ -60,12 +60,14 @@ def candidate_blocks(confirmed: Confirmation) -> Iterator[Block]:
     for row in confirmed.table:
         if row.reason:
             yield Text(f"{row.title} on {row.reason}.")
-    yield Text(
+    note = (
         f"Errors are standard errors over {confirmed.units} runes. Differences are paired, on "
         "the instances that both were measured on; losses of recipes that left early are of "
-        f"fewer instances. {COST_MEANING}",
-        aside=True,
+        "fewer instances."
     )
+    if any(row.cost is not None for row in confirmed.table):
+        note += f" {COST_MEANING}"
+    yield Text(note, aside=True)
     rows = [
         Row(row.title, [_difference_mark(row, row.difference)])
         for row in confirmed.table

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from optuna.artifacts.exceptions import ArtifactNotFound
@@ -234,7 +232,7 @@ class TestTroubles:
 
 
 def test_where_files_are_is_no_part_of_the_manifest() -> None:
-    source: Any = SimpleNamespace(name="drawn", mark=lambda n_train: "abc")
-    config = load_study_file("quickstart")
+    config = load_study_file(str(Path(__file__).parents[2] / "cheap.toml"))
     other = StudyConfig.model_validate({**config.model_dump(), "artifacts": "elsewhere"})
-    assert make_manifest(config, source, []) == make_manifest(other, source, [])
+    problem = config.load_problem(None)
+    assert make_manifest(config, problem) == make_manifest(other, problem)

@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpo.study.confirmation import (
@@ -48,6 +48,7 @@ def test_what_is_written_reads_back_by_any_release() -> None:
     assert read_confirmation({}) is None
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     JSON
     | st.fixed_dictionaries({}, optional=dict.fromkeys(STORED, JSON)).map(lambda d: STORED | d)

@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
@@ -88,6 +88,7 @@ def trial_with(attrs: dict[str, Any]) -> FrozenTrial:
     return optuna.trial.create_trial(state=TrialState.COMPLETE, value=0.1, user_attrs=attrs)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(RECORDS)
 def test_what_is_written_reads_back(record: TrialRecord) -> None:
     again = read_trial(trial_with(stored(record.to_json())))
@@ -95,6 +96,7 @@ def test_what_is_written_reads_back(record: TrialRecord) -> None:
     assert again.remarks == ()
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(ATTRS)
 def test_whatever_a_trial_stores_gives_values_or_remarks(attrs: dict[str, Any]) -> None:
     attrs = stored(attrs)
@@ -114,6 +116,7 @@ def test_whatever_a_trial_stores_gives_values_or_remarks(attrs: dict[str, Any]) 
     assert read_trial(trial_with(stored(record.to_json()))).remarks == ()
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(JSON | st.fixed_dictionaries({}, optional=dict.fromkeys(Call.model_fields, JSON)), TEXT)
 def test_whatever_a_confirmations_call_is_gives_a_call_or_a_remark(value: Any, label: str) -> None:
     found = read_call(stored(value), label, "confirm:abc:x")

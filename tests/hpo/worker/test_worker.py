@@ -122,7 +122,7 @@ def test_a_worker_starts_from_nothing_and_draws_what_people_look_at(tmp_path: Pa
         env=environment(RUNES_ARTIFACTS=""),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert first.returncode == 0, first.stderr
