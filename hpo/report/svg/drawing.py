@@ -89,8 +89,8 @@ class Drawing:
         return Markup(ElementTree.tostring(self._root, encoding="unicode"))
 
     def _add(self, tag: str, kind: str, **attributes: str) -> ElementTree.Element:
-        given = {"class": kind, **attributes} if kind else attributes
-        return ElementTree.SubElement(self._root, tag, given)
+        found = {"class": kind, **attributes} if kind else attributes
+        return ElementTree.SubElement(self._root, tag, found)
 
 
 def text_width(words: str) -> float:
