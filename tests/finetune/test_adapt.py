@@ -23,7 +23,6 @@ from finetune.adapt import (
     finetune_model,
     read_drawings,
 )
-from finetune.augment.mix import Augmenter
 from finetune.data.runes import DrawingDataset, resize_bitmaps
 from finetune.data.synthetic import draw_rune
 from finetune.model.groups import group_of
