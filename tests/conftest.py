@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from benchmarks.postgres import Postgres
@@ -28,6 +29,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     _THREADS = str(max(1, (os.cpu_count() or 1) // _PROCESSES))
     os.environ.setdefault("OMP_NUM_THREADS", _THREADS)
     os.environ.setdefault("RUNES_THREADS", _THREADS)
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 REPO = Path(__file__).parents[1]
 # What processes import, some of it late: workers of a method without torch, and other workers

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
@@ -226,7 +226,6 @@ SHARE = st.floats(0, 1)
 
 
 @given(schedule=st.sampled_from(["cosine", "linear", "constant"]), warmup=st.floats(0, 0.9))
-@settings(deadline=None)
 def test_learning_rate_rises_then_falls(schedule: str, warmup: float) -> None:
     recipe = Recipe(schedule=schedule, warmup=warmup)
     n = 200

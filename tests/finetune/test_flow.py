@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -70,7 +70,6 @@ def test_each_image_has_its_own_time() -> None:
     assert torch.equal(x_t, torch.stack([x[0], e[1]]))
 
 
-@settings(deadline=None)
 @given(t=st.floats(0, 1))
 def test_velocity_is_the_derivative_of_the_line(t: float) -> None:
     x, e = normal(2, 0), normal(2, 1)
@@ -96,7 +95,6 @@ def test_loss_of_each_image_is_the_mean_square_over_its_pixels() -> None:
     assert seen[2].tolist() == [4, 5, 6]
 
 
-@settings(deadline=None)
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**31))
 def test_stratified_times_has_one_in_each_bin(n: int, seed: int) -> None:
     times = stratified_times(n, gen(seed))

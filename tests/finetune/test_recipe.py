@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.recipe import GROUPS, LORA_GROUPS, Recipe, RecipeError
@@ -59,7 +59,6 @@ json_values: st.SearchStrategy[Any] = (
 )
 
 
-@settings(deadline=None)
 @given(values=recipe_values())
 def test_json_round_trip(values: dict[str, Any]) -> None:
     recipe = Recipe.from_dict(values)
@@ -76,7 +75,6 @@ def test_left_out_fields_have_their_defaults() -> None:
     assert Recipe.from_json('{"lr": 0.5}') == dataclasses.replace(Recipe(), lr=0.5)
 
 
-@settings(deadline=None)
 @given(name=st.sampled_from(list(FIELDS)), value=json_values)
 def test_any_value_is_taken_or_refused_by_name(name: str, value: Any) -> None:
     try:

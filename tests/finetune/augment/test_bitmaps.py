@@ -85,7 +85,7 @@ def test_rebuilding_is_exact_again_and_leaves_random_numbers_alone(
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(width=st.integers(1, 12), length=st.integers(60, 90), upright=st.booleans())
 def test_radius_of_a_strip_is_half_its_width(width: int, length: int, upright: bool) -> None:
     bitmap = torch.zeros(1, 105, 105)

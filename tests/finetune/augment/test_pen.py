@@ -78,7 +78,7 @@ def pens(draw: st.DrawFn) -> tuple[Tensor, Tensor, float, Tensor]:
     return points, present, radius, seen
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(pens())
 def test_stamps_are_discs(pen: tuple[Tensor, Tensor, float, Tensor]) -> None:
     points, present, radius, seen = pen
@@ -141,7 +141,7 @@ def blobs(seed: int, n: int = 4, size: int = 24) -> Tensor:
     return noise[:, 0] > 0.15
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32))
 def test_a_skeleton_lies_in_the_ink_and_has_its_pieces(seed: int) -> None:
     ink = blobs(seed)
@@ -155,7 +155,7 @@ def test_a_skeleton_lies_in_the_ink_and_has_its_pieces(seed: int) -> None:
         assert len(parts[line].unique()) == len(labels), "none is broken"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32))
 def test_each_drawing_has_its_own_skeleton_and_it_stays(seed: int) -> None:
     ink = blobs(seed)
@@ -205,7 +205,7 @@ def test_no_ink_has_no_skeleton() -> None:
     assert not skeletons(torch.zeros(2, 9, 9, dtype=torch.bool)).any()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.tuples(st.floats(9, 10), st.floats(9, 10)))
 @example((9.5, 9.5))
 @example((9.3, 9.6))

@@ -56,7 +56,7 @@ def histogram(images: Tensor) -> Tensor:
     return torch.histogram(images.flatten().contiguous(), GREYS).hist / images.numel()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(member=members(), seed=st.integers(0, 10_000), ink=st.floats(0, 1))
 def test_images_stay_in_their_range_size_and_steps(member: Resizing, seed: int, ink: float) -> None:
     images = resized(bitmaps_of(seed, ink), member)
@@ -73,7 +73,7 @@ def test_images_stay_in_their_range_size_and_steps(member: Resizing, seed: int, 
         assert ((images == 0) | (images == 1)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(member=members(), seed=st.integers(0, 10_000))
 def test_only_what_is_seen_matters(member: Resizing, seed: int) -> None:
     bitmaps, seen = bitmaps_of(seed, 0.3), member.seen()
@@ -113,7 +113,7 @@ def test_members_resize_as_others_libraries_do(way: str) -> None:
     torch.testing.assert_close(images, WAYS[way](bitmaps)[:, 0], rtol=0, atol=2 / 255)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     kernel=st.sampled_from(["bilinear", "bilinear-corners", "nearest"]),
     border=st.sampled_from(BORDERS),

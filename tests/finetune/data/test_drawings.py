@@ -154,7 +154,7 @@ def test_what_holds_no_drawings_is_refused_in_one_sentence(dataset: Any) -> None
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(low=st.floats(-3, 3), high=st.floats(-3, 300), n=st.integers(1, 10), inverted=st.booleans())
 def test_any_range_is_put_right_let_through_or_refused(
     low: float, high: float, n: int, inverted: bool

@@ -161,7 +161,7 @@ def test_images_of_networks_stay_as_they_are(tmp_path: Path, is_inverted: bool) 
         source.check_bitmaps()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     size=st.integers(28, 130),
     seed=st.integers(0, 2**32 - 1),

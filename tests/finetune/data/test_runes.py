@@ -302,7 +302,7 @@ def test_unreadable_drawing_is_told(named: Path, drawing: Path) -> None:
     assert_refused(named, str(drawing), "can't be read")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(position=st.floats(0, 1, exclude_max=True), flip=st.integers(0, 255))
 def test_damage_is_told_or_harmless(
     position: float, flip: int, tmp_path_factory: pytest.TempPathFactory
@@ -579,7 +579,7 @@ def test_resizes_differ() -> None:
     assert np.unique(nearest).tolist() == [0, 1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), ink=st.floats(0, 1), resize=st.sampled_from(RESIZES))
 def test_images_are_in_the_unit_interval(seed: int, ink: float, resize: Resize) -> None:
     drawn = np.random.default_rng(seed).random((2, 105, 105)) < ink

@@ -59,13 +59,13 @@ def test_no_drawings() -> None:
     assert draw_rune("feoh", 0, seed=0).shape == (0, BITMAP_SIZE, BITMAP_SIZE)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(names, seeds, st.integers(0, 4))
 def test_the_first_drawings_do_not_depend_on_how_many(name: str, seed: int, k: int) -> None:
     assert torch.equal(draw_rune(name, k, seed), draw_rune(name, 4, seed)[:k])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(names, seeds)
 def test_every_seed_and_every_hand_draws_differently(name: str, seed: int) -> None:
     six = torch.cat((draw_rune(name, 3, seed), draw_rune(name, 3, seed + 1)))
@@ -134,7 +134,7 @@ def test_the_pen_is_as_wide_as_in_omniglot() -> None:
     assert rows[rows > 0].median() == 5
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(names, seeds)
 def test_no_stroke_is_cut_at_the_border(name: str, seed: int) -> None:
     bitmap = draw_rune(name, 1, seed)[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -155,7 +155,6 @@ def test_truncated_files_are_refused(
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@settings(deadline=None)
 @given(raw=st.binary(max_size=60).flatmap(lambda b: st.sampled_from([b, b"\x80\x02" + b])))
 @example(raw=b"\x80")
 @example(raw=b"\x80\x02.")

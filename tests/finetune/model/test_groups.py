@@ -76,7 +76,7 @@ def test_groups_partition_the_parameters() -> None:
             assert group[names[id(p)]] == ("norm_bias" if p.ndim == 1 else part)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(groups=st.sets(st.sampled_from(GROUPS)))
 def test_only_the_named_groups_train(groups: set[str]) -> None:
     model = tiny()

@@ -56,7 +56,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return float(squares) ** 0.5
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     n=st.integers(1, 4),
     n_groups=st.sampled_from([1, 2, 8]),

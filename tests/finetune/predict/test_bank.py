@@ -37,7 +37,7 @@ def at(t: float, n: int) -> Tensor:
 
 
 @given(t=st.floats(0.1, 0.99), seed=st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_two_images_follow_bayes_rule(t: float, seed: int) -> None:
     a = images(2, seed).double() * 0.1
     x_t = (1 - t) * a[:1] + t * torch.randn(
@@ -133,7 +133,7 @@ def test_windows_can_be_asked_first_where_no_gradients_are() -> None:
 
 
 @given(t=st.floats(0.35, 0.95), seed=st.integers(0, 99))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_targets_have_the_drawings_mean_and_less_variance(t: float, seed: int) -> None:
     """Over drawings of the bank that are noisy at t: the posterior mean is exact for these."""
     bank = ImageBank(images(40) * 0.1, Recipe(target_limit=1.0))

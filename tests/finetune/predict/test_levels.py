@@ -28,7 +28,7 @@ def level_values(found: GreyLevels, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("resize", "n_levels"), [("bilinear", 16), ("nearest", 2)])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), ink=st.floats(0.05, 0.95))
 def test_any_bitmap_that_is_plainly_resized_has_listed_levels_only(
     resize: Resize, n_levels: int, seed: int, ink: float

@@ -70,7 +70,6 @@ def mean_of(levels: GreyLevels, x_t: float, t: float) -> float:
     mean=st.floats(-1, 1),
     variance=st.floats(1e-3, 1.0),
 )
-@settings(deadline=None)
 def test_one_level_is_a_normal_with_its_textbook_posterior(
     t: float, x_t: float, mean: float, variance: float
 ) -> None:
@@ -82,7 +81,6 @@ def test_one_level_is_a_normal_with_its_textbook_posterior(
 
 
 @given(t=st.floats(0.05, 0.95), x_t=st.floats(-2, 3), prior=st.floats(0.01, 0.99))
-@settings(deadline=None)
 def test_two_sharp_levels_follow_bayes_rule(t: float, x_t: float, prior: float) -> None:
     found = mean_of(one_pixel([0.0, 1.0], [1e-12, 1e-12], [1 - prior, prior]), x_t, t)
     log_odds = math.log(prior / (1 - prior)) + (x_t**2 - (x_t - 1 + t) ** 2) / (2 * t * t)
@@ -104,7 +102,7 @@ def test_at_no_noise_the_answer_is_finite_and_the_best_there_is() -> None:
 
 
 @given(t=st.floats(0.011, 0.99), seed=st.integers(0, 9))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_training_lowers_the_flow_loss_itself(t: float, seed: int) -> None:
     model = build(head=0.1)
     x, e, times, c, _ = noisy(t, seed=seed)

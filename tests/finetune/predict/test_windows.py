@@ -31,7 +31,7 @@ def windowed(a: Tensor, x_t: Tensor, t: Tensor, width_px: float) -> tuple[Tensor
 
 
 @given(t=st.floats(0.1, 0.9), place=st.tuples(st.integers(0, 27), st.integers(0, 27)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_each_pixel_follows_the_definition(t: float, place: tuple[int, int]) -> None:
     a, x_t = images(300).view(-1, 28, 28) * 0.1, t * noise(1)
     mean, effective = windowed(a.flatten(1), x_t, at(t), 5.5)

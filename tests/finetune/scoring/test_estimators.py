@@ -11,7 +11,7 @@ import statistics
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -158,7 +158,6 @@ def test_estimate_hands_over_the_table_and_the_label() -> None:
     assert result.n_evaluations == 3 * 10 * 2
 
 
-@settings(deadline=None)
 @given(
     n=st.integers(1, 3),
     n_strata=st.integers(1, 60),

@@ -180,7 +180,8 @@ def test_real_calls_end_to_end(
     drawn_once: None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    study = searched(tmp_path, FORM.format(tables="", fixed=REAL_FIXED))
+    form = FORM.format(tables="", fixed=REAL_FIXED)
+    study = searched(tmp_path, form.replace("limit_s = 12.0", "limit_s = 150.0"))
     assert run("--top", "1") == 0
     out = capsys.readouterr().out
     assert "is the best one, measured again on" in out

@@ -40,7 +40,7 @@ def test_nominal_levels_are_pococks(alpha: float, looks: int, boundary: float) -
     assert stats.norm.isf(nominal_level(alpha, looks)) == pytest.approx(boundary, abs=0.002)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(alpha=st.floats(0.01, 0.4), looks=st.integers(1, 12))
 def test_looks_share_the_level(alpha: float, looks: int) -> None:
     level = nominal_level(alpha, looks)
@@ -145,7 +145,7 @@ def test_a_part_is_judged_by_how_hard_its_instances_were() -> None:
         )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     factor=st.floats(0.01, 100),
     k=st.integers(1, K),

@@ -37,7 +37,7 @@ _TRIALS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn=_TRIALS, size=st.integers(8, 60), n_running=st.integers(0, 3))
 def test_a_history_is_bounded_and_holds_the_best_and_all_that_run(
     drawn: list[tuple[float, TrialState, bool]], size: int, n_running: int
@@ -58,7 +58,7 @@ def test_a_history_is_bounded_and_holds_the_best_and_all_that_run(
     assert {t.number for t in best} <= kept
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(drawn=_TRIALS)
 def test_estimates_of_pruned_trials_are_shown_as_losses(
     drawn: list[tuple[float, TrialState, bool]],

@@ -202,7 +202,7 @@ def test_an_unknown_study_lists_those_there_are() -> None:
         load_study_file("rune")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), name=st.sampled_from(["runes", "quickstart"]))
 def test_every_sampled_recipe_is_valid(seed: int, name: str) -> None:
     config = load_study_file(name)
