@@ -122,7 +122,7 @@ def make_study(
     study_id = storage.get_study_id_from_name(name)
     storage.join(study_id)
     for i, trial in enumerate(trials):
-        trial_id = storage.create_new_trial(study_id, trial)
+        trial_id = storage.rdb.create_new_trial(study_id, trial)  # which nobody holds
         if i % 2 or trial.state == TrialState.RUNNING:
             with storage.engine.begin() as c:
                 c.execute(sa.insert(HEARTBEATS).values(trial_id=trial_id, heartbeat=utc_now()))
