@@ -18,11 +18,10 @@ def default_place(study: str, storage_url: str) -> str:
         UserError: ``storage_url`` is no database URL.
     """
     from ..storage.compressed import plain_url
-    from ..storage.url import parse_url
+    from ..storage.url import IN_MEMORY, sqlite_file
 
-    parsed = parse_url(plain_url(storage_url))
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
-        file = Path(parsed.database.removeprefix("file:"))
+    file = sqlite_file(plain_url(storage_url))
+    if file is not None and file != IN_MEMORY:
         return str(file.with_name(f"{file.stem}-artifacts"))
     return f"{study.replace('/', '-')}-artifacts"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import bottle
@@ -19,7 +18,7 @@ from werkzeug.utils import redirect
 from ..artifacts.store import Store
 from ..errors import UserError
 from ..storage.open import open_storage
-from ..storage.url import parse_url, shown
+from ..storage.url import IN_MEMORY, shown, sqlite_file
 from ..study.config import StudyConfig
 from .middleware.responses import Request, application, page
 from .notes import Notes
@@ -140,11 +139,11 @@ class LiveDashboard:
 
 def _identity(url: str) -> object:
     """Equal for the same database; None if its file is gone."""
-    parsed = parse_url(url)
-    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+    file = sqlite_file(url)
+    if file is None or file == IN_MEMORY:
         return url
     try:
-        stat = Path(str(parsed.database).removeprefix("file:")).stat()
+        stat = file.stat()
     except OSError:
         return None
     return stat.st_dev, stat.st_ino

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
@@ -19,7 +18,7 @@ from ..storage.open import open_storage, reading
 from ..storage.rdb import StudyStorage
 from ..storage.recovery import heartbeats
 from ..storage.tables import STUDIES, TRIALS
-from ..storage.url import parse_url, shown
+from ..storage.url import IN_MEMORY, parse_url, shown, sqlite_file
 from ..study.config import Recovery, StudyConfig, load_study_file
 from .rows import StudyRows, copy_file, difference, insert_study
 
@@ -59,7 +58,7 @@ def move_studies(
     """
     stores = _stores(artifacts) if artifacts else None
     place = _place(target)
-    if place == ":memory:":
+    if place == IN_MEMORY:
         raise UserError("--to is a database in memory; write sqlite:///FILE.db")
     if place == _place(source):
         raise UserError(f"--from and --to are both {shown(target)}; write two databases")
@@ -110,13 +109,13 @@ def _move_files(ids: Sequence[str], stores: tuple[Store, Store] | None) -> str:
 
 def _place(url: str) -> object:
     """Equal for URLs of the same database."""
+    file = sqlite_file(url)
+    if file is not None:
+        return file if file == IN_MEMORY else file.resolve()
     parsed = parse_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        asked = parsed.query  # which may hold host and port
-        port = parsed.port or asked.get("port", 5432)
-        return parsed.host or asked.get("host"), str(port), parsed.database
-    path = (parsed.database or ":memory:").removeprefix("file:")
-    return path if path == ":memory:" else Path(path).resolve()
+    asked = parsed.query  # which may hold host and port
+    port = parsed.port or asked.get("port", 5432)
+    return parsed.host or asked.get("host"), str(port), parsed.database
 
 
 def _choose(c: sa.Connection, studies: Sequence[str] | None, where: str) -> list[Chosen]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..storage.compressed import is_published
-from ..storage.url import parse_url
+from ..storage.url import sqlite_file
 from ..study.config import StudyConfig
 from ..study.confirmation import Confirmation
 from .data import StudyData
@@ -83,5 +83,4 @@ def _sections(data: StudyData) -> Iterator[Section]:
 
 def _database(url: str) -> str:
     """The kind of the database alone: where it is concerns nobody who is sent the page."""
-    kind = "sqlite" if is_published(url) else parse_url(url).get_backend_name()
-    return {"sqlite": "SQLite", "postgresql": "PostgreSQL"}.get(kind, kind)
+    return "SQLite" if is_published(url) or sqlite_file(url) is not None else "PostgreSQL"

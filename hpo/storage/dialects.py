@@ -17,6 +17,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ..errors import UserError
 
+IN_MEMORY = Path(":memory:")  # no file: a database of each process's own
+
 
 class Dialect:
     """How a kind of database is connected to, locked and asked, and what its errors mean."""
@@ -86,8 +88,7 @@ class _Sqlite(Dialect):
         return {"connect_args": {"timeout": self._BUSY_S}}
 
     def file(self, url: sa.URL) -> Path:
-        # `sqlite://` is in memory: a new one for each process.
-        return Path((url.database or ":memory:").removeprefix("file:"))
+        return Path(url.database.removeprefix("file:")) if url.database else IN_MEMORY
 
     def prepare(self, connection: sa.Connection) -> None:
         # With a write-ahead log, readers and a writer do not wait for each other.

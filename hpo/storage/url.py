@@ -9,7 +9,9 @@ from sqlalchemy.engine import make_url
 
 from ..errors import UserError
 from .compressed import is_published
-from .dialects import dialect_of
+from .dialects import IN_MEMORY, dialect_of
+
+__all__ = ["IN_MEMORY", "hide_passwords", "parse_url", "shown", "sqlite_file"]
 
 
 def shown(url: str) -> str:
@@ -54,7 +56,7 @@ def parse_url(url: str) -> sa.URL:
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite database, ``:memory:`` if it has none; None for a server's.
+    """The file of a SQLite database, `IN_MEMORY` if it has none; None for a server's.
 
     Raises:
         UserError: as `parse_url`.
