@@ -115,7 +115,7 @@ class Recipe:
     shear: float = _number(0.08, 0.0, 1.0, "1", "horizontal shear: how upright strokes lean")
     slope: float = _number(0.2, 0.0, 1.0, "1", "vertical shear: how level strokes rise")
     shift_px: float = _number(1.5, 0.0, 14.0, "px", "shift along each axis")
-    elastic_px: float = _number(0.2, 0.0, 10.0, "px", "deviation of smooth random displacements")
+    elastic_px: float = _number(0.4, 0.0, 10.0, "px", "deviation of smooth random displacements")
     vertical: float = _number(
         1.5, 0.1, 10.0, "1", "shifts and elastic offsets along y over those along x"
     )
