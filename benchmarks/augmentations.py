@@ -51,7 +51,8 @@ def posterior_mean_losses(augment: Augmenter, samples: int, test: Tensor, seed: 
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for t in TIMES:
-        augmented = torch.cat([augment(_BATCH) for _ in range(math.ceil(samples / _BATCH))])
+        times = torch.full((_BATCH,), t)
+        augmented = torch.cat([augment(_BATCH, times) for _ in range(math.ceil(samples / _BATCH))])
         x_t = (1 - t) * x + t * torch.randn(x.shape, generator=generator)
         mean, _ = posterior_mean(augmented.flatten(1), x_t, torch.full((len(x), 1, 1, 1), t))
         losses.append(((mean - x).square().mean() / t**2).item())

@@ -63,7 +63,7 @@ def _unchanged(drawings: Tensor) -> DrawingsFor:
 
 def _augmented(drawings: Tensor, recipe: Recipe) -> DrawingsFor:
     augment = Augmenter(drawings, recipe, torch.Generator().manual_seed(_OTHER_SEED))
-    return lambda t: augment(len(t))
+    return lambda t: augment(len(t), t)
 
 
 def _row(name: str, values: Tensor) -> str:

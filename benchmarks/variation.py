@@ -1,6 +1,6 @@
 """``python -m benchmarks.variation``: how people's drawings of one rune differ.
 
-Smooth maps between all pairs of a rune's drawings (`benchmarks.registration`) are split, by
+Smooth maps between all pairs of a rune's drawings (`finetune.augment.registration`) are split, by
 least squares over the ink, into a shift, a linear map and the rest.  The linear map is a product of
 what the augmentation mix has: slope . shear . scaling.  Printed are standard deviations of one
 drawing, which are those of a pair's difference over the square root of two; beside them stand those
@@ -18,14 +18,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from finetune.augment.bitmaps import rebuild
-from finetune.augment.mix import spline_matrix
+from finetune.augment.registration import correspondences
+from finetune.augment.spline import spline_matrix
 from finetune.challenge import add_data_options
 from finetune.data.options import open_asked
 from finetune.data.runes import choose_runes
 from finetune.errors import run_command
 from finetune.recipe import Recipe
-
-from .registration import correspondences
 
 # What one drawing has more of than another: pixels of the 28x28 image, or relative changes.
 PARTS = ("shift x", "shift y", "scale", "aspect", "shear", "slope", "rest x", "rest y")
@@ -37,7 +36,7 @@ def split_maps(maps: Tensor, bitmaps: Tensor) -> Tensor:
     """Parts of maps from each drawing to the others, (pairs, len(PARTS)).
 
     Args:
-        maps: (n, n, 2, G, G), as `correspondences` gives them.
+        maps: (n, n, 2, G, G), as `finetune.augment.registration.correspondences` gives them.
         bitmaps: (n, 105, 105), 1 is ink.
 
     Returns:

@@ -119,6 +119,19 @@ class Recipe:
     vertical: float = _number(
         1.5, 0.1, 10.0, "1", "shifts and elastic offsets along y over those along x"
     )
+    blend: float = _number(
+        0.8,
+        0.0,
+        2.0,
+        "1",
+        "at t = 1: how far a drawing may turn into others (not if rendered directly)",
+    )
+    blend_from_t: float = _number(
+        0.2, 0.0, 0.99, "1", "t from which drawings blend, in proportion to what t is above it"
+    )
+    blend_spread: float = _number(
+        1.0, 0.0, 3.0, "1", "variety of what it turns into, over that of the drawings"
+    )
 
     # The call
     seed: int = _number(0, 0, 2**63 - 1, "1", "of every random number in the call")

@@ -87,7 +87,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # What `Augmenter` makes of the same drawings is the same, and takes seconds.
-_PREPARING = ("trace",)
+_PREPARING = ("trace", "correspondences")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

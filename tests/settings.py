@@ -18,6 +18,7 @@ STILL: dict[str, Any] = {
     "shift_px": 0.0,
     "elastic_px": 0.0,
     "vertical": 1.0,
+    "blend": 0.0,
 }
 
 

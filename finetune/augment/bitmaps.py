@@ -15,6 +15,7 @@ from torch import Tensor
 from ..canvas import BITMAP_SIZE, PEN_RADIUS
 from .descent import descend
 from .resizing import KERNELS, TWO_VALUED, Resizing, listed_levels
+from .spline import gaussian_matrix
 
 _GREY = 0.02  # values further than this from 0 and 1 are grey
 _BORDERS = (0, 2, 4)  # pixels; MNIST has four
@@ -106,12 +107,3 @@ def _fit(images: Tensor, resizing: Resizing, n_steps: int) -> tuple[Tensor, floa
     bitmaps = (smooth @ logits @ smooth.T > 0).to(images.dtype)
     error = (resizing.apply(bitmaps, operator) - images).square().mean().item()
     return bitmaps, error
-
-
-def gaussian_matrix(n: int, sigma: float) -> Tensor:
-    """Convolution with a Gaussian as a matrix (n, n); rows sum to one at the borders too."""
-    i = torch.arange(n, dtype=torch.float32)
-    offsets = (i[:, None] - i) / sigma
-    # Cut off: further out the weights are subnormal numbers, which processors multiply slowly.
-    weights = torch.exp(-0.5 * offsets**2) * (offsets.abs() <= 4)
-    return weights / weights.sum(1, keepdim=True)

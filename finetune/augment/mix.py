@@ -16,7 +16,9 @@ from ..canvas import BITMAP_SIZE, PEN_RADIUS
 from ..recipe import Recipe
 from .bitmaps import rebuild, stroke_radius
 from .pen import stamp, trace
+from .registration import correspondences
 from .resizing import Resizing
+from .spline import GRID, spline_matrix
 
 # Above this the drawings are no resized strokes (they may be photographs or already
 # grey); they are then warped as they are.  Real drawings rebuild to 1e-4 or better.
@@ -28,8 +30,8 @@ _NARROWEST, _WIDEST = 0.8, 1.32
 _RADIUS_BIAS = 1.04  # of area over edge, for strokes have ends
 _THINNEST = 0.2  # over Omniglot's pen: a pixel wide
 _MAX_PEN_ERROR = 0.2
-GRID = 8  # control points of a smooth field along each axis
 _FIELD_DEVIATION = 0.48  # of a field whose control points have unit deviation, on average
+_MOST_BLENDED = 20  # drawings: six seconds on one core
 
 
 class Augmenter:
@@ -45,6 +47,8 @@ class Augmenter:
         self.drawings = drawings
         self.recipe = recipe
         self.generator = generator
+        # Maps between all pairs cost the square of the number of drawings.
+        self._blends = bool(recipe.blend) and len(drawings) <= _MOST_BLENDED
         self.operator: Tensor | None = None  # (28, m), that made the drawings, if it is known
         self.by_pen = False  # drawn along paths, and not the 28x28 picture warped
         self._radius = PEN_RADIUS
@@ -54,12 +58,16 @@ class Augmenter:
         if recipe.render == "pen":
             self.by_pen = self._prepare(*rebuild(drawings[:, 0]))
 
-    def __call__(self, n: int) -> Tensor:
-        """``n`` augmented drawings, (n, 1, 28, 28) in [0, 1]."""
+    def __call__(self, n: int, times: Tensor | None = None) -> Tensor:
+        """``n`` augmented drawings, (n, 1, 28, 28) in [0, 1].
+
+        Args:
+            times: t (n,) at which each of them will be seen; without them, as for t = 1.
+        """
         device = self.drawings.device
         index = torch.randint(len(self.drawings), (n,), generator=self.generator, device=device)
         if self.recipe.render == "pen" and self.by_pen:
-            points = self.draw_points(index)
+            points = self.draw_points(index, times)
             strokes = stamp(points, self._present[index], self._radius, self._seen)
             return self._resizing.apply(strokes, self.operator)[:, None]
         return F.grid_sample(self.drawings[index], self.draw_warp(index), align_corners=False)
@@ -75,12 +83,16 @@ class Augmenter:
         spread = spline_matrix(p)  # (H, GRID)
         return grid + (spread @ self._draw_offsets(n) @ spread.T).movedim(1, -1)
 
-    def draw_points(self, index: Tensor) -> Tensor:
+    def draw_points(self, index: Tensor, times: Tensor | None = None) -> Tensor:
         """Random places to which the paths of the drawings ``index`` (n,) move, (n, P, 2)."""
         n, spread = len(index), self._spread[index]  # (n, P, 2, GRID)
         linear, shift = self._draw_affine(n)
+        controls = self._draw_offsets(n)
+        if self._blends:
+            # Where in each other drawing lies what is here: the maps the other way round.
+            controls = controls + self._mixed(self._maps[:, index].transpose(0, 1), times)
         # The fields' values at the points: along y first, whose weights are all points' own.
-        rows = spread[:, :, 1] @ self._draw_offsets(n).transpose(1, 2).reshape(n, GRID, 2 * GRID)
+        rows = spread[:, :, 1] @ controls.transpose(1, 2).reshape(n, GRID, 2 * GRID)
         field = (rows.view(n, -1, 2, GRID) * spread[:, :, :1]).sum(-1)
         points = (self._paths[index] + field) @ linear.mT + shift[:, None]  # on the canvas
         return (points + 1) * (BITMAP_SIZE / 2) - 0.5
@@ -109,9 +121,25 @@ class Augmenter:
 
     def _draw_offsets(self, n: int) -> Tensor:
         """Elastic displacements of the control points, (n, 2, GRID, GRID) on the canvas."""
-        shape, device = (n, 2, GRID, GRID), self.drawings.device
-        offsets = torch.randn(shape, generator=self.generator, device=device)
-        return offsets * self._px[:, None, None] * (self.recipe.elastic_px / _FIELD_DEVIATION)
+        offsets = self._normal(n, 2, GRID, GRID) * self._px[:, None, None]
+        return offsets * (self.recipe.elastic_px / _FIELD_DEVIATION)
+
+    def _mixed(self, maps: Tensor, times: Tensor | None) -> Tensor:
+        """Control displacements (n, 2, GRID, GRID) that turn drawings toward new ones.
+
+        Toward a draw from the normal distribution that has the mean and the covariance of all
+        the drawings' ``maps`` (n, kinds, 2, GRID, GRID), by a random part of the way: the further
+        the noisier the drawing will be.  What shows through much noise is which drawings there
+        could be, and there the more variety the better; with little noise it is the shape of
+        strokes, which maps that are not quite right spoil.
+        """
+        r, (n, kinds) = self.recipe, maps.shape[:2]
+        variety = self._normal(n, kinds) * (r.blend_spread / math.sqrt(max(kinds - 1, 1)))
+        way = (1 + self._symmetric(n, 1)) / 2 * r.blend
+        if times is not None:
+            way = way * ((times - r.blend_from_t) / (1 - r.blend_from_t)).clamp(min=0)[:, None]
+        weights = way * (1 / kinds + variety - variety.mean(1, keepdim=True))
+        return (weights[:, None] @ maps.flatten(2)).view(n, *maps.shape[2:])
 
     def _prepare(self, bitmaps: Tensor, resizing: Resizing, error: float) -> bool:
         """Ready to draw along pens' paths at full resolution, unless none made the drawings."""
@@ -133,17 +161,12 @@ class Augmenter:
         self._paths = (points + 0.5) * (2 / BITMAP_SIZE) - 1
         within = self._paths.clamp(-1, 1)  # points that pad are far outside, where no control is
         self._spread = spline_matrix(within.flatten()).view(*within.shape, GRID)  # x, then y
+        if self._blends:
+            self._maps = correspondences(bitmaps)
         return True
 
     def _symmetric(self, *shape: int) -> Tensor:
         return 2 * torch.rand(shape, generator=self.generator, device=self.drawings.device) - 1
 
-
-def spline_matrix(positions: Tensor) -> Tensor:
-    """Weights (k, GRID) of cubic B-splines' control points at ``positions`` (k,) in [-1, 1]."""
-    step = 2 / (GRID - 3)  # one point beyond the canvas on either side
-    knots = torch.linspace(-1 - step, 1 + step, GRID, device=positions.device)
-    u = (positions[:, None] - knots).abs() / step
-    near = 2 / 3 - u**2 + u**3 / 2
-    far = (2 - u).clamp(min=0) ** 3 / 6
-    return torch.where(u < 1, near, far)
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.drawings.device)

@@ -30,7 +30,7 @@ SECTIONS = (
         "Drawings",
         (
             *("data.drawings", "augment.bitmaps", "augment.resizing", "augment.pen"),
-            *("augment.descent", "canvas"),
+            *("augment.registration", "augment.spline", "augment.descent", "canvas"),
         ),
     ),
     Section("Augmentation", ("augment.mix",)),

@@ -78,7 +78,7 @@ class Run:
         at_once = _DRAWN_AT_ONCE_ON_GPU if g.device.type == "cuda" else _DRAWN_AT_ONCE
         s, b = max(1, at_once // r.batch_size), r.batch_size
         t = torch.cat([logit_normal_times(b, r.logit_mean, r.logit_std, g) for _ in range(s)])
-        x = self._augment(s * b)
+        x = self._augment(s * b, t)
         e = torch.randn(x.shape, generator=g, device=x.device)
         parts = (x, t[:, None, None, None], self._learner.targets(x), e)
         return tuple(part.unflatten(0, (s, b)) for part in parts)
@@ -123,7 +123,8 @@ def _level_posterior(
 ) -> LevelPosterior:
     """A posterior that knows nothing yet, with levels and a bank of augmented drawings."""
     device = augment.drawings.device
-    levels = grey_levels(augment.drawings, augment(_LEVEL_SAMPLES), augment.operator)
+    times = torch.arange(_LEVEL_SAMPLES, device=device) / _LEVEL_SAMPLES
+    levels = grey_levels(augment.drawings, augment(_LEVEL_SAMPLES, times), augment.operator)
     # Bank and head have numbers of their own: batches are the same with them and without.
     of_bank = copy.copy(augment)
     of_bank.generator = torch.Generator(device).manual_seed(recipe.seed + 1)

@@ -15,7 +15,7 @@ from ..trial.stored import finite
 # The recipe's fields of its augmentation mix.
 AUGMENTATIONS = (
     *("render", "rotation_deg", "scale", "aspect", "shear", "slope", "shift_px"),
-    *("elastic_px", "vertical"),
+    *("elastic_px", "vertical", "blend", "blend_from_t", "blend_spread"),
 )
 _N_GROUPS = 3  # of a number's values
 _LEAST = 6  # trials, before anything is said

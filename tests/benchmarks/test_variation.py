@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.variation import PARTS, deviations, main, of_recipe, split_maps
-from finetune.augment.mix import GRID
+from finetune.augment.spline import GRID
 from finetune.data.synthetic import draw_rune
 from finetune.recipe import Recipe
 

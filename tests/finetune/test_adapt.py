@@ -23,6 +23,7 @@ from finetune.adapt import (
     finetune_model,
     read_drawings,
 )
+from finetune.augment.mix import Augmenter
 from finetune.data.runes import DrawingDataset, resize_bitmaps
 from finetune.data.synthetic import draw_rune
 from finetune.model.groups import group_of
@@ -184,6 +185,28 @@ def times_seen(**values: Any) -> Tensor:
     times = torch.cat(TimesSeen.seen).view(-1, 16)  # each step asks twice, side by side
     assert times.min() >= 0 and times.max() < 1
     return times.sort(1).values
+
+
+@pytest.mark.parametrize("batch_size", [4, 48, 300])
+def test_drawings_are_learnt_at_the_times_that_they_were_drawn_for(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    def marked(self: Any, n: int, times: Tensor | None = None) -> Tensor:
+        assert times is not None and times.shape == (n,)
+        return 1000 * times[:, None, None, None].expand(n, 1, 28, 28)
+
+    seen = []
+
+    class Records(ConditionalDiffusionUNet):
+        def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+            t = t.flatten()
+            seen.append(x_t.mean((1, 2, 3)).sub(1000 * t * (1 - t)).abs().max().item())
+            return super().forward(x_t, t, c)
+
+    monkeypatch.setattr(Augmenter, "__call__", marked)
+    adapt(build(Records), DRAWINGS, quick(batch_size=batch_size, steps=8))
+    assert len(seen) == 2 * 8  # each step asks twice
+    assert max(seen) < 0.5  # the noise's mean over an image deviates by t / 28
 
 
 def test_times_fill_the_quantiles_of_their_distribution() -> None:

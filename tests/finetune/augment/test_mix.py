@@ -440,6 +440,46 @@ def test_pen_is_five_pixels_wide_however_it_is_moved(
     assert widths.mean().item() == pytest.approx(5, abs=0.05)
 
 
+def test_blending_moves_toward_the_other_drawing(augment_strokes: Augment) -> None:
+    """Here the others' mean is halfway to the other one, and the way goes up to twice as far."""
+    first = draw_rune("ing", 1, seed=0)
+    pair = torch.cat([first, first.roll((9, -6), (1, 2))])
+    still = recipe(blend=2.0, blend_spread=0.0)
+    drawings, draw = augment_strokes(pair, still)
+    start, end = centroid(drawings).double()
+    offset = centroid(draw(200)).double() - start
+    share = offset @ (end - start) / (end - start).square().sum()
+    aside = offset - share[:, None] * (end - start)
+    assert_covers(share.clamp(0, 1), 0, 1)
+    assert share.min() > -0.1 and share.max() < 1.1
+    assert aside.norm(dim=1).max() < 0.3
+
+
+def test_drawings_blend_the_more_the_noisier_they_will_be(augment_strokes: Augment) -> None:
+    first = draw_rune("ing", 1, seed=0)
+    pair = torch.cat([first, first.roll((9, -6), (1, 2))])
+    drawings, draw = augment_strokes(pair, recipe(blend=2.0, blend_spread=0.0, blend_from_t=0.4))
+    whole = (centroid(drawings)[1] - centroid(drawings)[0]).norm()
+
+    def furthest(t: float | None) -> float:
+        images = draw(200) if t is None else draw(200, torch.full((200,), t))
+        places = centroid(images)
+        nearest = torch.cdist(places, centroid(drawings)).amin(1)
+        return (nearest.max() / whole).item()
+
+    assert furthest(0.0) < 0.05 and furthest(0.4) < 0.05
+    assert furthest(0.55) == pytest.approx(0.25, abs=0.05)
+    assert furthest(0.7) == pytest.approx(0.5, abs=0.05)  # halfway: as far as can be from both
+    assert furthest(0.999) == pytest.approx(0.5, abs=0.05)
+    assert furthest(None) == pytest.approx(0.5, abs=0.05)
+
+    times = torch.tensor([0.1, 0.999]).repeat(100)
+    draw.generator.manual_seed(1)
+    together = draw(200, times)
+    draw.generator.manual_seed(1)
+    assert torch.equal(together[0::2], draw(200, torch.full((200,), 0.1))[0::2])
+
+
 @pytest.mark.parametrize("render", RENDERS)
 def test_another_generator_leaves_the_first_alone(render: str) -> None:
     drawings = resize_bitmaps(draw_rune("is", 4, seed=0), "bilinear")
@@ -459,6 +499,12 @@ def test_points_that_pad_are_finite() -> None:
     assert draw.by_pen
     index = torch.arange(4).repeat(5)
     assert draw.draw_points(index).isfinite().all()
+
+
+def test_many_drawings_do_not_blend() -> None:
+    drawings = resize_bitmaps(draw_rune("is", 21, seed=0), "bilinear")
+    blended, plain = (Augmenter(drawings, Recipe(blend=blend), generator()) for blend in (1.0, 0.0))
+    assert torch.equal(blended(8), plain(8))
 
 
 # Drawings that are no resized strokes, or not by the pen
@@ -489,12 +535,12 @@ def test_strokes_of_another_width_are_drawn_by_a_pen_of_that_width(
 def test_one_drawing_that_no_pen_made_is_enough(augment_strokes: Augment) -> None:
     """Others hide it from a mean: thin lines beside a thick one are as wide on average."""
     bitmaps = draw_rune("ing", 3, seed=0).float()
-    _, of_a_pen = augment_strokes(bitmaps, Recipe())
+    _, of_a_pen = augment_strokes(bitmaps, Recipe(render="pen", blend=0.0))
     assert of_a_pen.by_pen
     mixed = torch.zeros(1, 105, 105)
     mixed[0, 20:90, 20:35] = 1
     mixed[0, 20:90, 50:90:6] = 1
-    _, not_of_a_pen = augment_strokes(torch.cat([bitmaps, mixed]), Recipe())
+    _, not_of_a_pen = augment_strokes(torch.cat([bitmaps, mixed]), Recipe(render="pen", blend=0.0))
     assert not not_of_a_pen.by_pen
 
 
@@ -509,7 +555,7 @@ def test_smooth_pictures_are_warped_as_they_are() -> None:
     i = torch.arange(28.0)
     bells = [torch.exp(-((i - centre) ** 2) / 60) for centre in (9.0, 15.0)]
     blobs = torch.stack([torch.outer(bell, bell) for bell in bells])[:, None]
-    draw = Augmenter(blobs, Recipe(), generator())
+    draw = Augmenter(blobs, Recipe(blend=0.5), generator())
     assert draw.operator is None, "nobody knows what made them"
     assert torch.equal(draw(16), Augmenter(blobs, Recipe(render="direct"), generator())(16))
 

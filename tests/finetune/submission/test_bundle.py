@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,15 +36,17 @@ from tests.settings import torch_threads
 
 RECIPE = Recipe(steps=6, batch_size=4, render="direct", precision="fp32", deadline_s=1000.0)
 DRAWINGS = resize_bitmaps(draw_rune("ing", 4, seed=0), "bilinear")
-# Recipes that between them take every branch.
+# Recipes that between them take every branch; those that blend take seconds each.
+STILL = Recipe(blend=0.0)
 VARIETY = {
     "default": Recipe(),
-    "lora": Recipe(lora_rank=2, lora_groups=LORA_GROUPS, train_groups=("norm_bias",)),
-    "unclipped": Recipe(clip_norm=0.0),
-    "linear": Recipe(schedule="linear"),
-    "constant": Recipe(schedule="constant"),
+    "lora": replace(STILL, lora_rank=2, lora_groups=LORA_GROUPS, train_groups=("norm_bias",)),
+    "unclipped": replace(STILL, clip_norm=0.0),
+    "linear": replace(STILL, schedule="linear"),
+    "constant": replace(STILL, schedule="constant"),
     "direct": Recipe(render="direct", precision="fp32"),
-    "still": Recipe(elastic_px=0.0, bank_images=0),
+    "still": replace(STILL, elastic_px=0.0, bank_images=0),
+    "blend": Recipe(blend=0.5),
 }
 _NUMBERS = itertools.count()
 

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune.augment.bitmaps import gaussian_matrix
-from finetune.augment.descent import descend
-from finetune.augment.mix import GRID, spline_matrix
+from .descent import descend
+from .spline import GRID, gaussian_matrix, spline_matrix
 
 _SIZE = 48  # of the images that are compared, pixels along each axis
 _BLURS_PX = (4.0, 2.0, 1.2)

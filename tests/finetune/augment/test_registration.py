@@ -1,4 +1,4 @@
-"""Maps between drawings: known motions are found."""
+"""Maps between drawings: known motions are found, and blending follows them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.registration import correspondences
-from finetune.augment.mix import GRID, spline_matrix
+from finetune.augment.mix import Augmenter
+from finetune.augment.registration import correspondences
+from finetune.augment.spline import GRID, spline_matrix
+from finetune.data.runes import resize_bitmaps
 from finetune.data.synthetic import draw_rune
+from finetune.recipe import Recipe
+from tests.settings import STILL
 
 
 def moved(bitmaps: Tensor, maps: Tensor) -> Tensor:
@@ -25,6 +29,15 @@ def overlap(a: Tensor, b: Tensor) -> float:
     """Shared ink over all ink."""
     a, b = a > 0.5, b > 0.5
     return ((a & b).sum() / (a | b).sum()).item()
+
+
+def test_spline_weights_sum_to_one_and_carry_straight_lines() -> None:
+    p = torch.linspace(-1, 1, 41)
+    spread = spline_matrix(p)
+    torch.testing.assert_close(spread.sum(1), torch.ones(41))
+    step = 2 / (GRID - 3)
+    knots = torch.linspace(-1 - step, 1 + step, GRID)
+    torch.testing.assert_close(spread @ knots, p, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shift", [(0, 8), (10, -5)])
@@ -55,3 +68,17 @@ def test_different_drawings_of_a_rune_are_brought_together() -> None:
 def test_few_or_blank_drawings_have_maps_too(n: int) -> None:
     assert correspondences(draw_rune("ing", n, seed=0).float()).isfinite().all()
     assert correspondences(torch.zeros(n, 105, 105)).isfinite().all()
+
+
+def test_blending_lies_nearer_to_other_drawings() -> None:
+    """Without any jitter, blended drawings cover those that were left out better."""
+    drawings = resize_bitmaps(draw_rune("thorn", 20, seed=2), "bilinear")
+    seen, unseen = drawings[:10], drawings[10:].flatten(1)
+
+    def distance(blend: float) -> float:
+        recipe = Recipe(**{**STILL, "blend": blend})
+        images = Augmenter(seen, recipe, torch.Generator().manual_seed(0))(400).flatten(1)
+        assert images.isfinite().all() and images.min() >= 0 and images.max() <= 1
+        return torch.cdist(unseen, images).amin(1).mean().item()
+
+    assert distance(1.0) < 0.9 * distance(0.0)
