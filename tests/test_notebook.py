@@ -61,7 +61,7 @@ def test_it_shows_drawings_and_samples_and_what_the_study_found(cells: list[Any]
     assert sum(map(pictures, cells)) == 2
     text = "".join(map(printed, cells))
     assert "drawn anew along the path of the pen: 0." in text
-    assert "quickstart: " in text  # the worker's summary
+    assert "Study quickstart" in text  # the worker's summary
     assert "best so far: 0." in text
 
 
