@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Adapt a pretrained rectified-flow network to a new class from ten drawings.
 
-From trial 0 of study runes: loss 0.0715 ± 0.0002, the mean of 8 instances.  The recipe's digest
-is 00f41d3a0ece.
+From trial 0 of study runes: loss 0.0714 ± 0.0002, the mean of 8 instances.  The recipe's digest
+is f40f8e75f7da.
 
-Made from runes 0.1.0, code 501150da57c3, by joining the modules that trials run; branches that
+Made from runes 0.1.0, code 854dd0aecfe0, by joining the modules that trials run; branches that
 this recipe does not take are left out.  It needs Python 3.10 and torch 2.4 or newer, no file and
 no network; it uses a GPU where there is one.  To make it again:
 
@@ -16,15 +16,10 @@ import math as _math
 import time as _time
 from collections.abc import Callable as _Callable
 from collections.abc import Iterator as _Iterator
-from collections.abc import Sequence as _Sequence
-from concurrent.futures import Executor as _Executor
-from concurrent.futures import Future as _Future
 from concurrent.futures import ThreadPoolExecutor as _ThreadPoolExecutor
-from contextlib import AbstractContextManager as _AbstractContextManager
 from contextlib import contextmanager as _contextmanager
 from contextlib import nullcontext as _nullcontext
 from contextlib import suppress as _suppress
-from functools import cache as _cache
 from threading import get_ident as _get_ident
 from typing import Any as _Any
 from typing import NamedTuple as _NamedTuple
@@ -51,9 +46,10 @@ class _Recipe(_NamedTuple):
 
     # These are decided, and built into the code below:
     # schedule = "cosine": learning rate after the warm-up
+    # train_groups = ("input", "down", "middle", "up", "output", "norm_bias", "embedding"): groups
+    #   of layers that train; the others are frozen
     # lora_rank = 0: rank of the low-rank updates; 0 is full training
-    # output = "levels": a posterior over each pixel's grey level, or the velocity as the network
-    #   has it
+    # output = "levels": a posterior over each pixel's grey level, or the network's own velocity
 
     # Optimisation
     steps: int = 6000  # optimizer steps when time allows
@@ -61,25 +57,11 @@ class _Recipe(_NamedTuple):
     lr: float = 0.004  # peak learning rate of AdamW
     warmup: float = 0.05  # linear warm-up of the learning rate (share)
     beta2: float = 0.99  # AdamW's decay of squared gradients
-    weight_decay: float = 0.0  # AdamW's decay toward zero
     clip_norm: float = 1.0  # largest gradient norm; 0 is no clipping
-
-    # Which layers
-    # groups of layers that train; the others are frozen
-    train_groups: tuple[str, ...] = (
-        "input",
-        "down",
-        "middle",
-        "up",
-        "output",
-        "norm_bias",
-        "embedding",
-    )
 
     # What is learnt
     level_weight: float = 0.15  # of the levels' cross entropy beside the flow loss
-    # between the two convolutions of the head's second path; 0: none (channels)
-    head_hidden: int = 64
+    head_hidden: int = 64  # width of the head's second path; 0 is no second path (channels)
     head_lr_factor: float = 3.0  # learning rate of the levels' head over that of the rest
     logit_mean: float = -0.5  # mean of logit(t) for the times of training
     logit_std: float = 1.5  # deviation of logit(t)
@@ -143,7 +125,7 @@ def finetune_model(
     drawings, chosen = _read_drawings(train_dataset), recipe or _Recipe()
 
     def train(device: torch.device) -> _nn.Module:
-        with _standard_settings(device), _two_threads(device) as threads:
+        with _standard_settings(device), _step_threads(device) as threads:
             run = _Run(device, pretrained_model, drawings, chosen, threads)
             clock = _Clock(start, chosen.steps, chosen.deadline_s)
             while not clock.is_over:
@@ -160,7 +142,7 @@ def _take_step(run: "_Run", clock: "_Clock") -> float:
     but always ends its schedule, in time.  When the deadline is far, the result depends on the
     recipe, the drawings and the machine alone.
     """
-    batch = run.next_batch()  # augmented drawings x, times t, targets, noises e
+    batch = next(run.batches)  # augmented drawings x, times t, targets, noises e
     share, advance = clock.share, clock.tick()
     run.weights.set_rates(share, advance)
     gradients, flow_loss = run.gradients(batch)
@@ -206,17 +188,16 @@ def _read_drawings(dataset: _Any) -> _Tensor:
     by_index = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if isinstance(dataset, (dict, str)) or not (by_index or hasattr(dataset, "__iter__")):
         raise ValueError(f"the dataset is a {type(dataset).__name__}; {_GIVE}")
+    items = (dataset[i] for i in range(len(dataset))) if by_index else dataset
     images: list[_Tensor] = []
-    for item in (dataset[i] for i in range(len(dataset))) if by_index else dataset:
+    for i, item in enumerate(items):
         image = item[0] if isinstance(item, (tuple, list)) else item
         try:
             image = torch.as_tensor(image, device="cpu").detach()  # whatever the default device
         except (TypeError, ValueError, RuntimeError):
-            raise ValueError(
-                f"drawing {len(images)} is a {type(image).__name__}; {_GIVE}"
-            ) from None
+            raise ValueError(f"drawing {i} is a {type(image).__name__}; {_GIVE}") from None
         if image.squeeze().shape not in _SHAPES or image.is_complex():
-            raise ValueError(f"drawing {len(images)} is {tuple(image.shape)}; {_GIVE}")
+            raise ValueError(f"drawing {i} is {tuple(image.shape)}; {_GIVE}")
         scale = 255.0 if image.dtype == torch.uint8 and image.max() > 1 else 1.0
         images.append(image.float().reshape(1, _IMAGE_SIZE, _IMAGE_SIZE) / scale)
     if not images:
@@ -227,7 +208,8 @@ def _read_drawings(dataset: _Any) -> _Tensor:
 def _from_range(images: _Tensor) -> _Tensor:
     """Images of any of the known ranges in [0, 1]; all of them are in one."""
     least, most = images.amin((1, 2, 3)), images.amax((1, 2, 3))
-    if (least >= -_OVERSHOOT).all() and (most <= 1 + _OVERSHOOT).all():
+    is_unit = (least >= -_OVERSHOOT) & (most <= 1 + _OVERSHOOT)
+    if is_unit.all():
         return images
     paper = images.flatten(1).mode(1).values  # the commonest value of each drawing
     for low, high in _RANGES:
@@ -236,7 +218,7 @@ def _from_range(images: _Tensor) -> _Tensor:
         within = (least > low - near).all() and (most < high + near).all()
         if of_paper.all() and within and most.max() - least.min() > (high - low) / 2:
             return (images - low) / (high - low)
-    i = int(((least >= -_OVERSHOOT) & (most <= 1 + _OVERSHOOT)).logical_not().nonzero()[0])
+    i = int((~is_unit).nonzero()[0])
     raise ValueError(f"drawing {i} lies in [{least[i]:.4g}, {most[i]:.4g}]; {_GIVE}")
 
 
@@ -267,75 +249,16 @@ _WIDTH_WEIGHT = 4.0
 _BORDER_FACTOR = 1.5
 
 
-class _Resizing(_NamedTuple):
-    """One way to resize.
-
-    ``border`` pixels are empty on each side of the picture, ``in_8_bits`` says that values are
-    multiples of 1/255, and ``clips`` that they were cut off at 0 and 1.
-    """
-
-    kernel: str
-    border: int = 0
-    in_8_bits: bool = False
-    clips: bool = True
-
-    @property
-    def size(self) -> int:
-        """Of the picture inside of its border, pixels a side."""
-        return _IMAGE_SIZE - 2 * self.border
-
-    def operator(self) -> _Tensor | None:
-        """The matrix D (28, 105) along each axis, or None if there is none."""
-        if self.kernel == "max":
-            return None
-        return _F.pad(
-            _kernel_matrix(self.kernel, _BITMAP_SIZE, self.size), (0, 0, self.border, self.border)
-        )
-
-    def seen(self) -> _Tensor:
-        """The rows and columns of a bitmap that it looks at, (105,) bool."""
-        operator = self.operator()
-        if operator is None:
-            return torch.ones(_BITMAP_SIZE, dtype=torch.bool)
-        return operator.abs().sum(0) > 0
-
-    def apply(self, bitmaps: _Tensor, operator: _Tensor | None) -> _Tensor:
-        """Bitmaps (n, k, k) of what is seen to images (n, 28, 28)."""
-        if operator is None:
-            images = _F.adaptive_max_pool2d(bitmaps[:, None], self.size)[:, 0]
-            return _F.pad(images, (self.border,) * 4)
-        rows = bitmaps @ operator.T
-        # As PIL does: what is between is bytes, too.
-        return self._stored(operator @ (self._stored(rows) if self.in_8_bits else rows))
-
-    def _stored(self, images: _Tensor) -> _Tensor:
-        if self.clips:  # what cubic kernels overshoot
-            images = images.clamp(0, 1)
-        if not self.in_8_bits:
-            return images
-        rounded = (images * 255).round() / 255
-        return images + (rounded - images).detach()  # a gradient passes through
+def _rebuild(images: _Tensor) -> "tuple[_Tensor, _Resizing, float]":
+    """Bitmaps (n, 105, 105) behind ``images`` (n, 28, 28), how they were resized, and the
+    error."""
+    resizing = _find_resizing(images)
+    bitmaps, error = _fit(images, resizing, _FIT_STEPS)
+    return bitmaps, resizing, error
 
 
-class _Rebuilt(_NamedTuple):
-    """Bitmaps (n, 105, 105), 1 is ink; how they were resized; and how well it all fits."""
-
-    bitmaps: _Tensor
-    resizing: _Resizing
-    error: float  # mean squared error of the resized bitmaps, per pixel
-
-
-def _rebuild(images: _Tensor) -> _Rebuilt:
-    """Bitmaps that, resized in the best-fitting way, give ``images`` (n, 28, 28) in [0, 1].
-
-    Draws no random numbers.  About a second for ten drawings on one core.
-    """
-    return _fit(images, _find_resizing(images), _FIT_STEPS)
-
-
-def _find_resizing(images: _Tensor) -> _Resizing:
-    """How ``images`` (n, 28, 28) were resized: by exact tests where there are any, else by
-    fits."""
+def _find_resizing(images: _Tensor) -> "_Resizing":
+    """How ``images`` (n, 28, 28) were resized: by exact tests where there are any, or by fits."""
     two_valued = bool(((images < _GREY) | (images > 1 - _GREY)).all())
     steps = images * 255
     in_8_bits = not two_valued and bool(((steps - steps.round()).abs() < 1e-3).all())
@@ -369,24 +292,23 @@ def _stroke_radius(bitmaps: _Tensor) -> float:
     return bitmaps.sum().item() / edge
 
 
-def _lists(candidate: _Resizing, images: _Tensor) -> bool:
+def _lists(candidate: "_Resizing", images: _Tensor) -> bool:
     """Whether all greys are among the few that the candidate can give."""
-    levels = _listed_levels(candidate.operator())
-    if levels is None:
+    if (levels := _listed_levels(candidate.operator())) is None:
         return False
     return bool(((images[:, None] - levels.to(images)).abs().amin(1) < _EXACT).all())
 
 
-def _badness(images: _Tensor, candidate: _Resizing) -> float:
+def _badness(images: _Tensor, candidate: "_Resizing") -> float:
     """How little a short fit explains, and how far its strokes are from the pen's width."""
-    fitted = _fit(images, candidate, _SCREEN_STEPS)
-    off = abs(_math.log(max(_stroke_radius(fitted.bitmaps), 0.1) / _PEN_RADIUS))
+    bitmaps, error = _fit(images, candidate, _SCREEN_STEPS)
+    off = abs(_math.log(max(_stroke_radius(bitmaps), 0.1) / _PEN_RADIUS))
     factor = 1.0 if candidate.border == 0 else _BORDER_FACTOR
-    return factor * (fitted.error + _ERROR_FLOOR) * _math.exp(_WIDTH_WEIGHT * off)
+    return factor * (error + _ERROR_FLOOR) * _math.exp(_WIDTH_WEIGHT * off)
 
 
-def _fit(images: _Tensor, resizing: _Resizing, n_steps: int) -> _Rebuilt:
-    """Binary bitmaps of smooth strokes that are resized to nearly ``images``.
+def _fit(images: _Tensor, resizing: "_Resizing", n_steps: int) -> tuple[_Tensor, float]:
+    """Binary bitmaps of smooth strokes that are resized to nearly ``images``, and the error.
 
     Adam on the logits of every pixel, seen through a Gaussian: an analysis by synthesis.
     """
@@ -404,7 +326,7 @@ def _fit(images: _Tensor, resizing: _Resizing, n_steps: int) -> _Rebuilt:
     logits = _descend(loss, 8 * start - 4, n_steps, (0.5, 0.5))
     bitmaps = (smooth @ logits @ smooth.T > 0).to(images.dtype)
     error = (resizing.apply(bitmaps, operator) - images).square().mean().item()
-    return _Rebuilt(bitmaps, resizing, error)
+    return bitmaps, error
 
 
 # The family of resizes by which a bitmap of 105x105 may have become an image of 28x28.
@@ -428,6 +350,46 @@ _KERNELS = (*_TORCH_KERNELS, "coverage", "max")  # coverage: of parts of pixels
 _MOST_LISTED = 2  # bits along each axis whose every value is listed
 
 
+class _Resizing(_NamedTuple):
+    """One way to resize."""
+
+    kernel: str
+    border: int = 0  # empty pixels on each side of the picture
+    in_8_bits: bool = False  # values were rounded to multiples of 1/255
+    clips: bool = True  # values were cut off at 0 and 1
+
+    def operator(self) -> _Tensor | None:
+        """The matrix D (28, 105) along each axis, or None if there is none."""
+        if self.kernel == "max":
+            return None
+        matrix = _kernel_matrix(self.kernel, _BITMAP_SIZE, _IMAGE_SIZE - 2 * self.border)
+        return _F.pad(matrix, (0, 0, self.border, self.border))
+
+    def seen(self) -> _Tensor:
+        """The rows and columns of a bitmap that it looks at, (105,) bool."""
+        operator = self.operator()
+        if operator is None:
+            return torch.ones(_BITMAP_SIZE, dtype=torch.bool)
+        return operator.abs().sum(0) > 0
+
+    def apply(self, bitmaps: _Tensor, operator: _Tensor | None) -> _Tensor:
+        """Bitmaps (n, k, k) of what is seen to images (n, 28, 28)."""
+        if operator is None:
+            images = _F.adaptive_max_pool2d(bitmaps, _IMAGE_SIZE - 2 * self.border)
+            return _F.pad(images, (self.border,) * 4)
+        rows = bitmaps @ operator.T
+        # As PIL does: what is between is bytes, too.
+        return self._stored(operator @ (self._stored(rows) if self.in_8_bits else rows))
+
+    def _stored(self, images: _Tensor) -> _Tensor:
+        if self.clips:  # what cubic kernels overshoot
+            images = images.clamp(0, 1)
+        if not self.in_8_bits:
+            return images
+        rounded = (images * 255).round() / 255
+        return images + (rounded - images).detach()  # a gradient passes through
+
+
 def _listed_levels(operator: _Tensor | None) -> _Tensor | None:
     """Every value that each pixel of ``D bits D^T`` can have, (K, 28, 28); None: too many.
 
@@ -449,8 +411,7 @@ def _kernel_matrix(kernel: str, n_in: int, n_out: int) -> _Tensor:
         weights = (torch.minimum(left + n_in / n_out, i + 1) - torch.maximum(left, i)).clamp(min=0)
         return weights / weights.sum(1, keepdim=True)
     basis = torch.eye(n_in)[:, None, None, :]  # one unit vector per batch entry, 1 x n_in
-    options = _TORCH_KERNELS[kernel]
-    rows = _F.interpolate(basis, size=(1, n_out), **options)
+    rows = _F.interpolate(basis, size=(1, n_out), **_TORCH_KERNELS[kernel])
     return rows[:, 0, 0, :].T.contiguous()
 
 
@@ -467,31 +428,17 @@ _NEAR = 5  # pixels from the ink within which bits are looked at
 _OUTSIDE = -50.0  # where points stand that pad shorter paths
 
 
-class _PenPaths(_NamedTuple):
-    """Where the pen was in each of n drawings.
-
-    ``points`` (n, P, 2): x, y in pixels of the bitmap, whose pixel (0, 0) has its centre at
-    (0, 0); ``present`` (n, P): the other points only pad.  ``error``: wrong bits over ink bits,
-    of the drawing where that is most.
-    """
-
-    points: _Tensor
-    present: _Tensor
-    error: float
-
-
-def _trace(bitmaps: _Tensor, seen: _Tensor, radius: float) -> _PenPaths:
+def _trace(bitmaps: _Tensor, seen: _Tensor, radius: float) -> tuple[_Tensor, _Tensor, float]:
     """The paths along which a pen draws ``bitmaps`` (n, H, H), 1 is ink.
 
     Starts from the skeleton and moves its points by gradient descent until discs around them
-    cover the ink and nothing else.  Draws no random numbers.
+    cover the ink and nothing else.  Gives the points (n, P, 2), x and y in pixels whose centres
+    are whole numbers; which of them there are (n, P), for some only pad; and wrong bits over ink
+    bits, of the drawing where that is most.
     """
-    # One that pads at the end of each: a blank drawing has no other.
-    ends = (0, 0, 0, 1)
-    paths = [
-        _F.pad(s.nonzero().flip(1).float(), ends, value=_OUTSIDE) for s in _skeletons(bitmaps > 0.5)
-    ]
+    paths = [line.nonzero().flip(1).float() for line in _skeletons(bitmaps > 0.5)]
     points = _nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=_OUTSIDE)
+    points = _F.pad(points, (0, 0, 0, 1), value=_OUTSIDE)  # blank drawings have no other
     present = points[..., 0] != _OUTSIDE
     links = _links(points, present)
     n_links = links.sum(-1, keepdim=True)
@@ -510,7 +457,7 @@ def _trace(bitmaps: _Tensor, seen: _Tensor, radius: float) -> _PenPaths:
     points = _descend(loss, points, _TRACE_STEPS, (_FIRST_LR, _LAST_LR))
     ink = torch.cdist(places, points).amin(2) <= radius
     error = (ink != (bits > 0.5)).sum(1) / bits.sum(1).clamp(min=1)  # (n,)
-    return _PenPaths(points, present, error.max().item())
+    return points, present, error.max().item()
 
 
 def _stamp(points: _Tensor, present: _Tensor, radius: float, seen: _Tensor) -> _Tensor:
@@ -668,17 +615,14 @@ def _gaussian_matrix(n: int, sigma: float) -> _Tensor:
 
 
 def _descend(
-    loss: _Callable[[_Tensor, float], _Tensor],
-    start: _Tensor,
-    n_steps: int,
-    lr: tuple[float, float],
+    loss: _Callable[[_Tensor, float], _Tensor], start: _Tensor, n: int, lr: tuple[float, float]
 ) -> _Tensor:
-    """Where ``n_steps`` of Adam lead from ``start``."""
+    """Where ``n`` steps of Adam lead from ``start``."""
     with torch.enable_grad():
         x = start.clone().requires_grad_()
         optimizer = torch.optim.Adam([x])
-        for step in range(n_steps):
-            share = step / n_steps
+        for step in range(n):
+            share = step / n
             optimizer.param_groups[0]["lr"] = lr[0] + share * (lr[1] - lr[0])
             optimizer.zero_grad()
             loss(x, share).backward()
@@ -730,15 +674,7 @@ class _Augmenter:
         root = _math.sqrt(recipe.vertical)
         self._px = drawings.new_tensor([1 / root, root]) * (2 / drawings.shape[-1])
         if recipe.render == "pen":
-            self.rebuilt = _rebuild(drawings[:, 0])
-            if self.rebuilt.error <= _MAX_REBUILD_ERROR:
-                self.by_pen = self._prepare(self.rebuilt)
-
-    def with_generator(self, generator: torch.Generator) -> "_Augmenter":
-        """The same with random numbers of its own."""
-        other = _copy.copy(self)
-        other.generator = generator
-        return other
+            self.by_pen = self._prepare(*_rebuild(drawings[:, 0]))
 
     def __call__(self, n: int, times: _Tensor | None = None) -> _Tensor:
         """``n`` augmented drawings, (n, 1, 28, 28) in [0, 1]."""
@@ -751,11 +687,7 @@ class _Augmenter:
         return _F.grid_sample(self.drawings[index], self.draw_warp(index), align_corners=False)
 
     def draw_warp(self, index: _Tensor) -> _Tensor:
-        """Random maps for the drawings ``index`` (n,), (n, H, W, 2) as `_F.grid_sample` takes
-        them.
-
-        Output to source: where to look up each pixel, in units of the canvas.
-        """
+        """Random places where pixels of drawings ``index`` (n,) are taken from, (n, H, W, 2)."""
         n, size = len(index), self.drawings.shape[-1]
         p = (torch.arange(size).to(self.drawings) + 0.5) * (2 / size) - 1  # of pixels' centres
         linear, shift = self._draw_affine(n)
@@ -763,8 +695,7 @@ class _Augmenter:
         # Source = inverse (output - shift).
         grid: _Tensor = (xy[None] - shift[:, None, None, :]) @ torch.linalg.inv(linear)[:, None].mT
         spread = _spline_matrix(p)  # (H, GRID)
-        grid = grid + (spread @ self._draw_offsets(n) @ spread.T).movedim(1, -1)
-        return grid
+        return grid + (spread @ self._draw_offsets(n) @ spread.T).movedim(1, -1)
 
     def draw_points(self, index: _Tensor, times: _Tensor | None = None) -> _Tensor:
         """Random places to which the paths of the drawings ``index`` (n,) move, (n, P, 2)."""
@@ -781,8 +712,7 @@ class _Augmenter:
         return (points + 1) * (_BITMAP_SIZE / 2) - 0.5
 
     def _draw_affine(self, n: int) -> tuple[_Tensor, _Tensor]:
-        """Maps of the canvas, [-1, 1] along each axis: source to output, each for one of n
-        images."""
+        """Maps of the canvas, [-1, 1] along each axis, for n images: source to output."""
         r = self.recipe
         angle = self._symmetric(n) * _math.radians(r.rotation_deg)
         scale = 1 + self._symmetric(n) * r.scale
@@ -820,27 +750,28 @@ class _Augmenter:
         weights = way * (1 / kinds + variety - variety.mean(1, keepdim=True))
         return (weights[:, None] @ maps.flatten(2)).view(n, *maps.shape[2:])
 
-    def _prepare(self, rebuilt: _Rebuilt) -> bool:
+    def _prepare(self, bitmaps: _Tensor, resizing: _Resizing, error: float) -> bool:
         """Ready to draw along pens' paths at full resolution, unless none made the drawings."""
-        seen = rebuilt.resizing.seen().to(self.drawings.device)
-        ratio = _stroke_radius(rebuilt.bitmaps) / _PEN_RADIUS
+        if error > _MAX_REBUILD_ERROR:
+            return False
+        seen = resizing.seen().to(self.drawings.device)
+        ratio = _stroke_radius(bitmaps) / _PEN_RADIUS
         # Rebuilt strokes tell a width only roughly: Omniglot's pen wherever it can be.
         if not _NARROWEST <= ratio <= _WIDEST:
             self._radius = _PEN_RADIUS * max(ratio / _RADIUS_BIAS, _THINNEST)
-        paths = _trace(rebuilt.bitmaps, seen, self._radius)
-        if paths.error > _MAX_PEN_ERROR:
+        points, self._present, wrong_share = _trace(bitmaps, seen, self._radius)
+        if wrong_share > _MAX_PEN_ERROR:
             return False
-        self._seen, self._resizing = seen, rebuilt.resizing
+        self._seen, self._resizing = seen, resizing
         # Only the bitmap's rows and columns that the resize looks at are ever drawn: for
         # plain bilinear and nearest that is a quarter of the pixels or less.
-        if (operator := rebuilt.resizing.operator()) is not None:
+        if (operator := resizing.operator()) is not None:
             self.operator = operator.to(self.drawings)[:, seen].contiguous()
-        self._paths = (paths.points + 0.5) * (2 / _BITMAP_SIZE) - 1
-        self._present = paths.present
+        self._paths = (points + 0.5) * (2 / _BITMAP_SIZE) - 1
         within = self._paths.clamp(-1, 1)  # points that pad are far outside, where no control is
         self._spread = _spline_matrix(within.flatten()).view(*within.shape, _GRID)  # x, then y
         if self._blends:
-            self._maps = _correspondences(rebuilt.bitmaps)
+            self._maps = _correspondences(bitmaps)
         return True
 
     def _symmetric(self, *shape: int) -> _Tensor:
@@ -870,7 +801,7 @@ class _LevelPosterior(_nn.Module):
 
     def __init__(
         self,
-        network: _nn.Module,
+        network: _Any,
         levels: "_GreyLevels",
         label: int,
         recipe: _Recipe,
@@ -879,8 +810,7 @@ class _LevelPosterior(_nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        conv: _Any = network.conv_out
-        self.head = _LevelHead(conv, len(levels.means), recipe.head_hidden, generator)
+        self.head = _LevelHead(network.conv_out, len(levels.means), recipe.head_hidden, generator)
         self.levels = levels
         self.label = label
         self.n_channels_img = network.n_channels_img
@@ -933,10 +863,10 @@ class _LevelPosterior(_nn.Module):
         return loss + self.recipe.level_weight * entropy, loss.detach()
 
 
-def _last_features(network: _nn.Module, x_t: _Tensor, t: _Tensor, c: _Tensor) -> _Tensor:
+def _last_features(network: _Any, x_t: _Tensor, t: _Tensor, c: _Tensor) -> _Tensor:
     """What the network's last convolution is given, (B, C, 28, 28), whatever its forward does."""
     seen: dict[int, _Tensor] = {}  # by thread: another one may be in the same network
-    conv: _Any = network.conv_out
+    conv = network.conv_out
     hook = conv.register_forward_pre_hook(lambda _, inputs: seen.update({_get_ident(): inputs[0]}))
     try:
         network(x_t, t, c)
@@ -959,12 +889,16 @@ class _LevelHead(_nn.Module):
         self, last: _nn.Conv2d, n_levels: int, n_hidden: int, generator: torch.Generator
     ) -> None:
         super().__init__()
-        device = last.weight.device
-        self.direct = _convolution(last.in_channels, n_levels, device)
+        options = {"kernel_size": 3, "padding": 1, "device": last.weight.device}
+        # `skip_init`: torch's own start would draw from the process's random numbers.
+        self.direct = _nn.utils.skip_init(_nn.Conv2d, last.in_channels, n_levels, **options)
         self.n_hidden = n_hidden
         if n_hidden:
-            self.hidden = _convolution(last.in_channels, n_hidden, device)
-            self.outer = _convolution(n_hidden, n_levels, device)
+            self.hidden = _nn.utils.skip_init(_nn.Conv2d, last.in_channels, n_hidden, **options)
+            self.outer = _nn.utils.skip_init(_nn.Conv2d, n_hidden, n_levels, **options)
+        for parameter in self.parameters():
+            _nn.init.zeros_(parameter)
+        if n_hidden:
             # He et al., "Delving Deep into Rectifiers" (2015), section 2.2.
             scale = _math.sqrt(2 / (9 * last.in_channels))
             _nn.init.normal_(self.hidden.weight, 0.0, scale, generator=generator)
@@ -975,16 +909,6 @@ class _LevelHead(_nn.Module):
         if self.n_hidden:
             logits = logits + self.outer(self.hidden(features).relu_())
         return logits
-
-
-def _convolution(n_in: int, n_out: int, device: torch.device) -> _nn.Conv2d:
-    """All zeros, without an initialisation that would draw from the process's random numbers."""
-    convolution: _nn.Conv2d = _nn.utils.skip_init(
-        _nn.Conv2d, n_in, n_out, 3, padding=1, device=device
-    )
-    for parameter in convolution.parameters():
-        _nn.init.zeros_(parameter)
-    return convolution
 
 
 # The grey levels that a pixel can have: what resizing makes of ink and paper.
@@ -1018,7 +942,7 @@ class _GreyLevels(_nn.Module):
 
     def nearest(self, x: _Tensor) -> _Tensor:
         """The likeliest level of each pixel of ``x`` (n, 1, H, W), by itself: (n, H, W) long."""
-        return _nearest(x, self.means, self.variances)
+        return ((x - self.means).square() / self.variances + self.variances.log()).argmin(1)
 
     def posterior(self, x_t: _Tensor, t: _Tensor) -> tuple[_Tensor, _Tensor]:
         """What each pixel of ``x_t`` (B, 1, H, W) at times t (B, 1, 1, 1) itself tells."""
@@ -1042,14 +966,16 @@ def _grey_levels(drawings: _Tensor, samples: _Tensor, operator: _Tensor | None) 
     if means is not None:
         # What the list leaves unexplained, such as a file format's rounding, widens every level.
         floor = means.new_full((1, 1, 1), _LEAST_VARIANCE)
-        label = _nearest(drawings, means, floor)[:, None]
+        label = _GreyLevels(means, floor, floor).nearest(drawings)[:, None]
         explained = means.expand(len(drawings), -1, -1, -1).gather(1, label)
         variances = floor + (drawings - explained).square().mean()
     else:
         means, variances = _binned(pixels.flatten())
-    labels = _nearest(samples, means, variances).flatten()
+    levels = _GreyLevels(means, variances, torch.zeros_like(variances))
+    labels = levels.nearest(samples).flatten()
     shares = labels.bincount(minlength=len(means)) / len(labels)
-    return _GreyLevels(means, variances, torch.log(shares + _LEAST_SHARE)[:, None, None])
+    levels.log_prior = torch.log(shares + _LEAST_SHARE)[:, None, None]
+    return levels
 
 
 def _binned(values: _Tensor) -> tuple[_Tensor, _Tensor]:
@@ -1063,10 +989,6 @@ def _binned(values: _Tensor) -> tuple[_Tensor, _Tensor]:
     squares = torch.zeros_like(counts).index_add(0, bins, (values - means[bins]).square())
     variances = squares / counts.clamp(min=1) + _LEAST_VARIANCE
     return means[:, None, None], variances[:, None, None]
-
-
-def _nearest(x: _Tensor, means: _Tensor, variances: _Tensor) -> _Tensor:
-    return ((x - means).square() / variances + variances.log()).argmin(1)
 
 
 # The posterior mean over augmented drawings, mixed into the network's answer and its targets.
@@ -1112,10 +1034,8 @@ class _ImageBank(_nn.Module):
         r, mean = self.recipe, self._toward_posterior(mean, x_t, t, self.recipe.bank_limit)
         near = ((t > _FROM_T) & (t < _WINDOWS_TO_T)).flatten()
         if r.window_limit and r.window_images and near.any():
-            own, effective = _windowed_mean(
-                self.columns, self.blocks, x_t[near], t[near], r.window_px
-            )
-            mean[near] += r.window_limit * (1 - 1 / effective) * (own - mean[near])
+            own, n = _windowed_mean(self.columns, self.blocks, x_t[near], t[near], r.window_px)
+            mean[near] += r.window_limit * (1 - 1 / n) * (own - mean[near])
         return mean
 
     def target(self, x: _Tensor, x_t: _Tensor, t: _Tensor) -> _Tensor:
@@ -1126,8 +1046,8 @@ class _ImageBank(_nn.Module):
         mean = mean.clone()
         noisy = (t > _FROM_T).flatten()
         if limit and noisy.any():
-            own, effective = _posterior_mean(self.images, x_t[noisy], t[noisy])
-            mean[noisy] += limit * (1 - 1 / effective) ** _SHARPNESS * (own - mean[noisy])
+            own, n = _posterior_mean(self.images, x_t[noisy], t[noisy])
+            mean[noisy] += limit * (1 - 1 / n) ** _SHARPNESS * (own - mean[noisy])
         return mean
 
 
@@ -1167,8 +1087,7 @@ def _window_layouts(images: _Tensor) -> tuple[_Tensor, _Tensor]:
 def _windowed_mean(
     columns: _Tensor, blocks: _Tensor, x_t: _Tensor, t: _Tensor, width_px: float
 ) -> tuple[_Tensor, _Tensor]:
-    """E[x | x_t] of each pixel, by the images' pixels near it, and how many images it rests
-    on."""
+    """E[x | x_t] of each pixel by images near it, and how many of these it rests on."""
     y, t = x_t[:, 0], t[:, 0]
     # A window is the product of a factor for its rows and one for its columns.
     pixels = torch.arange(28, device=y.device, dtype=y.dtype)
@@ -1187,23 +1106,7 @@ def _windowed_mean(
     return means.reshape(x_t.shape), effective.repeat_interleave(_BLOCK, 2)[:, None]
 
 
-# Groups of layers, freezing, and low-rank updates (LoRA) of convolutions.
-
-# The first part of a parameter's name gives its group; vectors are a group of their own.
-_GROUP_OF_PREFIX = {
-    "class_embedding": "embedding",
-    "conv_in": "input",
-    "down_blocks": "down",
-    "middle": "middle",
-    "up_blocks": "up",
-    "conv_out": "output",
-}
-
-
-def _group_of(name: str, parameter: _Tensor) -> str:
-    """The group of a parameter of the U-Net, by its name and shape."""
-    group = _GROUP_OF_PREFIX[name.split(".")[0]]
-    return "norm_bias" if parameter.ndim == 1 else group
+# The row of a new class, groups of layers to freeze, and low-rank updates (LoRA).
 
 
 def _add_class(model: _Any) -> int:
@@ -1213,12 +1116,6 @@ def _add_class(model: _Any) -> int:
     model.class_embedding = _nn.Embedding.from_pretrained(weight, freeze=False)
     model.n_classes = len(weight)
     return len(rows)
-
-
-def _freeze_all_but(model: _nn.Module, groups: tuple[str, ...]) -> None:
-    """Only parameters in ``groups`` train."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(_group_of(name, parameter) in groups)
 
 
 # Group norms that are fast with channels last on a CPU.
@@ -1239,64 +1136,23 @@ def _speed_up_norms(model: _nn.Module) -> None:
 
 
 class _NarrowGroupNorm(_nn.GroupNorm):
-    """GroupNorm by sums over pixels, on a CPU."""
+    """GroupNorm by sums over pixels, on a CPU: one factor and one shift for each channel."""
 
     def forward(self, x: _Tensor) -> _Tensor:
         if x.device.type != "cpu" or x.ndim != 4:
             return super().forward(x)
-        return _group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
+        mean, square = _group_means(x, self.num_groups), _group_means(x * x, self.num_groups)
+        rstd = (square - mean * mean).clamp(min=0).add(self.eps).rsqrt()
+        factor = self.weight.view(self.num_groups, -1) * rstd  # (B, G, C / G), as what follows
+        shift = self.bias.view(self.num_groups, -1) - factor * mean
+        factor, shift = (a.reshape(len(x), -1, 1, 1).to(x.dtype) for a in (factor, shift))
+        return torch.addcmul(shift, x, factor)
 
 
-class _GroupNorm(torch.autograd.Function):
-    """y = a x + s: one factor and one shift for each channel.
-
-    With m and r a group's mean and inverse deviation over its n numbers, and the norm's gain g
-    and offset o: a = g r and s = o - a m.  For d the gradient of y, that of x is (differentiate
-    Wu and He, "Group Normalization" (2018), equations 1 and 2)
-
-        a d + p x + q,   p = -(r^2 / n) sum of g d (x - m) r,   q = -(r / n) sum of g d - p m,
-
-    both sums over the group.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: _Any, x: _Tensor, gain: _Tensor, offset: _Tensor, n_groups: int, eps: float
-    ) -> _Tensor:
-        groups = (len(x), n_groups, -1)  # (B, G, C / G), as everything small here
-        n = x[0].numel() // n_groups
-        mean = _sums(x).view(groups).sum(-1, keepdim=True) / n
-        square = _sums(x * x).view(groups).sum(-1, keepdim=True) / n
-        rstd = (square - mean * mean).clamp(min=0).add(eps).rsqrt()
-        a = gain.view(n_groups, -1) * rstd
-        ctx.save_for_backward(x, gain, mean, rstd)
-        return torch.addcmul(_map(offset.view(n_groups, -1) - a * mean, x), x, _map(a, x))
-
-    @staticmethod
-    def backward(ctx: _Any, d: _Tensor) -> _Any:
-        x, gain, mean, rstd = ctx.saved_tensors
-        gain = gain.view(mean.shape[1], -1)
-        n = x[0].numel() // mean.shape[1]
-        d_sum = _sums(d).view(len(x), *gain.shape)
-        dx_sum = (_sums(d * x).view_as(d_sum) - d_sum * mean) * rstd  # of d times the normed x
-        p = -(rstd * rstd / n) * (gain * dx_sum).sum(-1, keepdim=True)
-        q = -(rstd / n) * (gain * d_sum).sum(-1, keepdim=True) - p * mean
-        d_x = torch.addcmul(_map(q.expand_as(d_sum), x), x, _map(p.expand_as(d_sum), x))
-        d_x.addcmul_(d, _map(gain * rstd, x))
-        return d_x, dx_sum.sum(0).flatten(), d_sum.sum(0).flatten(), None, None
-
-
-_group_norm: _Callable[..., _Tensor] = _GroupNorm.apply
-
-
-def _sums(x: _Tensor) -> _Tensor:
-    """Over the pixels, (B, C, H, W) to (B, C), float32 or better; added up in no less."""
-    return x.sum((2, 3)).to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _map(values: _Tensor, like: _Tensor) -> _Tensor:
-    """A number for each channel, (B, G, C / G), as (B, C, 1, 1) in the type of ``like``."""
-    return values.reshape(len(values), -1, 1, 1).to(like.dtype)
+def _group_means(x: _Tensor, n_groups: int) -> _Tensor:
+    """Over channels and pixels, (B, C, H, W) to (B, G, 1); added up in float32 or better."""
+    sums = x.sum((2, 3)).to(torch.promote_types(x.dtype, torch.float32))
+    return sums.view(len(x), n_groups, -1).sum(-1, keepdim=True) / (x[0].numel() // n_groups)
 
 
 # Rectified flow: straight lines from data (t=0) to noise (t=1).
@@ -1339,17 +1195,13 @@ def _logit_normal_times(n: int, mean: float, std: float, generator: torch.Genera
 
 # One adaptation under way: what its steps learn from, what a step does, and what comes of it.
 
+_LEVEL_SAMPLES = 512  # augmented drawings in which the levels are counted
 # Drawing 256 images takes a CPU hardly longer than drawing 32, and a GPU no longer than 2048.
-_DRAWN_AHEAD, _DRAWN_AHEAD_ON_GPU = 256, 2048
+_DRAWN_AT_ONCE, _DRAWN_AT_ONCE_ON_GPU = 256, 2048
 
-
-class _Batch(_NamedTuple):
-    """Of B images; or of S batches, with one more axis in front."""
-
-    x: _Tensor  # augmented drawings, (B, 1, 28, 28)
-    t: _Tensor  # (B, 1, 1, 1)
-    targets: _Tensor  # (B, ...)
-    e: _Tensor  # noise, as x
+# Augmented drawings x (B, 1, 28, 28), times t (B, 1, 1, 1), targets, and noises e as x; several
+# batches have one more axis in front.
+_Batch = tuple[_Tensor, ...]
 
 
 class _Run:
@@ -1361,81 +1213,66 @@ class _Run:
         pretrained_model: _nn.Module,
         drawings: _Tensor,
         recipe: _Recipe,
-        threads: _Executor | None = None,
+        threads: _ThreadPoolExecutor | None = None,
     ) -> None:
         self.recipe = recipe
         self._threads = threads
         self._n_parts = 2 if device.type == "cpu" else 1  # of a batch, whatever cores there are
         weight = next(pretrained_model.parameters())
         self._home, self._dtype = weight.device, weight.dtype
-        self._model = model = _copy.deepcopy(pretrained_model).train()
+        model = _copy.deepcopy(pretrained_model).train()
         model.to(device, torch.float32, memory_format=torch.channels_last)
         _speed_up_norms(model)
         # Of the call's own stream, so that nothing depends on the global one.
         self._generator = generator = torch.Generator(device).manual_seed(recipe.seed)
         label = _add_class(model)
-        _freeze_all_but(model, recipe.train_groups)
+        model.requires_grad_(True)
         self._augment = _Augmenter(drawings.to(device), recipe, generator)
-        self._learner: _Any  # an annotation with both classes would export both
-        self._learner = _level_posterior(model, self._augment, label, recipe)
-        self._adapted = self._learner
+        self._learner: _Any = _level_posterior(model, self._augment, label, recipe)
         self.weights = _Weights(model, self._learner.head, recipe)
         self._c = torch.full((recipe.batch_size,), label, device=device)
-        self._left = 0  # batches that are drawn and not learnt
-        self._ahead: _Future[_Batch] | None = None  # batches that a thread draws
+        self.batches = self._draw_on()
 
     def draw(self) -> _Batch:
         """The next batches, as many as it pays to draw together."""
         r, g = self.recipe, self._generator
-        at_once = _DRAWN_AHEAD_ON_GPU if g.device.type == "cuda" else _DRAWN_AHEAD
+        at_once = _DRAWN_AT_ONCE_ON_GPU if g.device.type == "cuda" else _DRAWN_AT_ONCE
         s, b = max(1, at_once // r.batch_size), r.batch_size
         t = torch.cat([_logit_normal_times(b, r.logit_mean, r.logit_std, g) for _ in range(s)])
         x = self._augment(s * b, t)
         e = torch.randn(x.shape, generator=g, device=x.device)
         parts = (x, t[:, None, None, None], self._learner.targets(x), e)
-        return _Batch(*(part.unflatten(0, (s, b)) for part in parts))
+        return tuple(part.unflatten(0, (s, b)) for part in parts)
 
-    def next_batch(self) -> _Batch:
-        """One batch; several are drawn at a time."""
-        if not self._left:
-            self._drawn = self._ahead.result() if self._ahead else self.draw()
-            self._ahead = self._threads.submit(self.draw) if self._threads else None
-            self._left = len(self._drawn.x)
-        self._left -= 1
-        return _Batch(*(part[-1 - self._left] for part in self._drawn))
+    def _draw_on(self) -> _Iterator[_Batch]:
+        """Batches without end; a thread draws the next ones while these are learnt."""
+        ahead = None
+        while True:
+            drawn = ahead.result() if ahead else self.draw()
+            ahead = self._threads.submit(self.draw) if self._threads else None
+            yield from zip(*drawn, strict=True)
 
-    def gradients(self, batch: _Batch) -> "tuple[list[_Gradients], _Tensor]":
-        """Gradients of what a step lowers, of each part of the batch, and the batch's flow
-        loss."""
-        columns = (column.chunk(self._n_parts) for column in batch)
-        first, *rest = (_Batch(*part) for part in zip(*columns, strict=True))
-        if self._threads is None:
-            found = [self._part_gradients(part) for part in (first, *rest)]
-        else:
-            others = [self._threads.submit(self._part_gradients, part) for part in rest]
-            found = [self._part_gradients(first), *(other.result() for other in others)]
-        return [gradients for gradients, _ in found], torch.stack([loss for _, loss in found]).sum()
+    def gradients(self, batch: _Batch) -> tuple[list[tuple[_Tensor, ...]], _Tensor]:
+        """Of each part of a batch the gradients of what a step lowers; the batch's flow loss."""
+        parts = zip(*(column.chunk(self._n_parts) for column in batch), strict=True)
+        on_parts = self._threads.map if self._threads else map
+        gradients, losses = zip(*on_parts(self._part_gradients, parts), strict=True)
+        return list(gradients), torch.stack(losses).sum()
 
-    def _part_gradients(self, part: _Batch) -> "tuple[_Gradients, _Tensor]":
+    def _part_gradients(self, part: _Batch) -> tuple[tuple[_Tensor, ...], _Tensor]:
         """The part's share in the gradients and in the flow loss of the whole batch."""
-        share = len(part.x) / len(self._c)
-        objective, flow_loss = self._learner.losses(*part, self._c[: len(part.x)])
-        gradients = torch.autograd.grad(
-            objective * share, self.weights.parameters, allow_unused=True
-        )
+        n = len(part[0])
+        objective, flow_loss = self._learner.losses(*part, self._c[:n])
+        share = n / len(self._c)
+        parameters = self.weights.parameters
+        gradients = torch.autograd.grad(objective * share, parameters, materialize_grads=True)
         return gradients, flow_loss * share
 
     def finished(self) -> _nn.Module:
         """The adapted network, where the pretrained one was, in evaluation mode."""
         self.weights.optimizer.zero_grad()
-        self._adapted.requires_grad_(True)
-        return self._adapted.to(self._home, self._dtype).eval()
-
-
-# What a step lowers: the loss of the network's own output, or of a posterior over levels.
-
-_LEVEL_SAMPLES = 512  # augmented drawings in which the levels are counted
-_DRAWN_AT_ONCE = 256
+        adapted: _nn.Module = self._learner
+        return adapted.requires_grad_(True).to(self._home, self._dtype).eval()
 
 
 def _level_posterior(
@@ -1446,27 +1283,18 @@ def _level_posterior(
     times = torch.arange(_LEVEL_SAMPLES, device=device) / _LEVEL_SAMPLES
     levels = _grey_levels(augment.drawings, augment(_LEVEL_SAMPLES, times), augment.operator)
     # Bank and head have numbers of their own: batches are the same with them and without.
-    bank = _draw_bank(
-        augment.with_generator(torch.Generator(device).manual_seed(recipe.seed + 1)), recipe
-    )
+    of_bank = _copy.copy(augment)
+    of_bank.generator = torch.Generator(device).manual_seed(recipe.seed + 1)
+    bank, n = None, min(recipe.bank_images, recipe.steps * recipe.batch_size)
+    if n:  # no more of them than training draws itself
+        parts = [of_bank(len(part)) for part in torch.arange(n).split(_DRAWN_AT_ONCE)]
+        bank = _ImageBank(torch.cat(parts), recipe)
     start = torch.Generator(device).manual_seed(recipe.seed + 2)
     network.conv_out.requires_grad_(False)  # the head is in its place
     return _LevelPosterior(network, levels, label, recipe, start, bank)
 
 
-def _draw_bank(augment: _Augmenter, recipe: _Recipe) -> _ImageBank | None:
-    """Augmented drawings as for t = 1, no more of them than training draws itself."""
-    n = min(recipe.bank_images, recipe.steps * recipe.batch_size)
-    if not n or not (recipe.bank_limit or recipe.target_limit or recipe.window_limit):
-        return None
-    parts = torch.arange(n).split(_DRAWN_AT_ONCE)
-    return _ImageBank(torch.cat([augment(len(part)) for part in parts]), recipe)
-
-
-# The trained parameters with everything that moves them.
-
-# Of each parameter in turn; none where the loss does not depend on it.
-_Gradients = _Sequence[_Tensor | None]
+# The parameters that train, their optimizer and its learning rates.
 
 
 class _Weights:
@@ -1474,25 +1302,15 @@ class _Weights:
 
     def __init__(self, model: _nn.Module, head: _nn.Module, recipe: _Recipe) -> None:
         self.recipe = recipe
-        # Vectors are not decayed, as is usual, nor the digits' rows, which do not train.
-        matrices: list[_nn.Parameter] = []
-        others: list[_nn.Parameter] = []
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            decays = parameter.ndim > 1 and not name.startswith("class_embedding")
-            (matrices if decays else others).append(parameter)
+        of_network = [p for p in model.parameters() if p.requires_grad]
         of_head = list(head.parameters())
-        self.parameters = [*matrices, *others, *of_head]
-        # Apart: the head's gradient is the larger one, and would slow down the rest.
-        self._clipped = [[*matrices, *others], of_head]
+        self.parameters = [*of_network, *of_head]
         groups = [
-            {"params": matrices, "factor": 1.0, "weight_decay": recipe.weight_decay},
-            {"params": others, "factor": 1.0, "weight_decay": 0.0},
-            {"params": of_head, "factor": recipe.head_lr_factor, "weight_decay": 0.0},
+            {"params": of_network, "factor": 1.0},
+            {"params": of_head, "factor": recipe.head_lr_factor},
         ]
         self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], betas=(0.9, recipe.beta2), fused=True
+            groups, betas=(0.9, recipe.beta2), weight_decay=0.0, fused=True
         )
 
     def set_rates(self, share: float, advance: float) -> None:
@@ -1501,17 +1319,15 @@ class _Weights:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
 
-    def step(self, parts: _Sequence[_Gradients]) -> None:
-        """Move the weights down the sum of these gradients, by the rates that were set."""
-        for parameter, *shares in zip(self.parameters, *parts, strict=True):
+    def step(self, parts: list[tuple[_Tensor, ...]]) -> None:
+        """Move the weights down the sum of the parts' gradients, by the rates that were set."""
+        for parameter, *gradients in zip(self.parameters, *parts, strict=True):
             # Laid out in memory as the parameter is: the fused kernel takes that for granted.
-            parameter.grad = torch.zeros_like(parameter)
-            for share in shares:
-                if share is not None:
-                    parameter.grad.add_(share)
+            parameter.grad = torch.empty_like(parameter).copy_(sum(gradients))
         if self.recipe.clip_norm:
-            for part in self._clipped:
-                _nn.utils.clip_grad_norm_(part, self.recipe.clip_norm)
+            # Apart: the head's gradient is the larger one, and would slow down the rest.
+            for group in self.optimizer.param_groups:
+                _nn.utils.clip_grad_norm_(group["params"], self.recipe.clip_norm)
         self.optimizer.step()
 
 
@@ -1562,8 +1378,8 @@ class _Clock:
         self.step += 1
         # The step after this one must end in time too, or this one is the last.
         usable_s = self._deadline_s - _STEP_MARGIN * self._slowest_step_s
-        grace_s = _CLOCK_GRACE * usable_s
-        by_time = (now - grace_s) / (usable_s - grace_s) if usable_s > 0 else 1.0
+        elapsed = now / usable_s if usable_s > 0 else 1.0
+        by_time = (elapsed - _CLOCK_GRACE) / (1 - _CLOCK_GRACE)
         before = self.share
         self.share = min(1.0, max(self.share, self.step / self._n_steps, by_time))
         return self.share - before
@@ -1598,9 +1414,8 @@ def _on_gpu_or_cpu(model: _nn.Module, train: _Callable[[torch.device], _T]) -> _
 def _is_gpu_failure(error: RuntimeError) -> bool:
     """Whether the GPU, not the run, is at fault: no memory, or a device that torch can't use."""
     signs = ("out of memory", "cuda", "cublas", "cudnn")
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
-        sign in str(error).lower() for sign in signs
-    )
+    is_told = any(sign in str(error).lower() for sign in signs)
+    return is_told or isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 @_contextmanager
@@ -1627,7 +1442,7 @@ def _standard_settings(device: torch.device) -> _Iterator[None]:
         torch.set_deterministic_debug_mode(mode)
 
 
-def _autocast(device: torch.device, precision: str) -> _AbstractContextManager[object]:
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which to compute in ``precision``, "auto", "fp32" or "bf16"."""
     bf16 = _resolve_precision(precision, device) == "bf16"
     # No cache of weights in bf16: inside another autocasting block it would outlive the step, and
@@ -1636,41 +1451,32 @@ def _autocast(device: torch.device, precision: str) -> _AbstractContextManager[o
 
 
 def _resolve_precision(precision: str, device: torch.device) -> str:
-    """ "auto" as "fp32", or as "bf16" where the device has units for it.
-
-    Without them bf16 is several times slower than fp32.
-    """
+    """ "auto" as "bf16" where the device has units for it, and is not slower by it, or "fp32"."""
     if precision != "auto":
         return precision
-    return "bf16" if _has_bf16_units(device.type) else "fp32"
+    if device.type == "cuda":
+        has_units = torch.cuda.get_device_capability()[0] >= 8
+    else:
+        # Not public before torch 2.9, which has it among `torch.cpu.get_capabilities()`.
+        is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        has_units = device.type == "cpu" and is_supported()
+    return "bf16" if has_units else "fp32"
 
 
-@_cache
-def _has_bf16_units(device_type: str) -> bool:
-    if device_type == "cuda":
-        return torch.cuda.get_device_capability()[0] >= 8
-    # Not public before torch 2.9, which has it among `torch.cpu.get_capabilities()`.
-    is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return device_type == "cpu" and is_supported is not None and bool(is_supported())
-
-
-# How a call uses a CPU's cores: two compute half a step each, while a batch is drawn ahead.
+# How a call uses a CPU's cores: two threads compute half a step each, while one draws ahead.
 #
 # A step is some thousand short operations.  Torch's threads would wait for each other after each,
 # by spinning; these meet once a step.  The numbers do not depend on how many cores there are.
 
 
 @_contextmanager
-def _two_threads(device: torch.device) -> _Iterator[_ThreadPoolExecutor | None]:
-    """Two threads beside the caller's, to draw and to compute on a CPU; none on a GPU.
-
-    Each of the three, the caller's too, has one of torch's threads.
-    """
+def _step_threads(device: torch.device) -> _Iterator[_ThreadPoolExecutor | None]:
+    """Three threads to draw and to compute on a CPU, for which torch uses one each; or none."""
     if device.type != "cpu":
         yield None
         return
     n_threads = torch.get_num_threads()
-    with _ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with _ThreadPoolExecutor(3, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             torch.set_num_threads(1)
             yield pool
