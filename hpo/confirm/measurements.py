@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
 
-from ..problem.base import Instance, Problem, Progress, Values, digest_of
+from ..problem.base import Instance, Problem, Progress, Values, digest_of, short_digest
 from ..problem.measure import measure as measure_calls
 from ..study.config import StudyConfig
 from ..study.confirmation import read_confirmed_call, write_confirmed_call
@@ -80,7 +79,7 @@ class Measurements:
         common = [manifest[entry] for entry in ("code", "data", "torch") if entry in manifest]
         common += [config.estimator.model_dump_json(), str(table_seed(config))]
         self._basis = {
-            instance.label: _digest([*common, *problem.identity(instance)])
+            instance.label: short_digest(json.dumps([*common, *problem.identity(instance)]))
             for instance in problem.instances(held_out=True)
         }
 
@@ -105,7 +104,3 @@ class Measurements:
         """Store a call, in the place of an earlier one."""
         based = measured.model_copy(update={"basis": self._basis[label]})
         write_confirmed_call(self._study, digest_of(recipe), label, based)
-
-
-def _digest(parts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

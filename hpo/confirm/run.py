@@ -18,7 +18,7 @@ from ..process.logging import info, warn
 from ..process.signals import raise_if_stopped
 from ..study.config import StudyConfig
 from ..study.confirmation import Confirmation, Left, write_confirmation
-from ..study.manifest import MANIFEST_KEY, check_manifest, make_manifest
+from ..study.manifest import check_manifest, make_manifest, read_manifest
 from ..trial.record import Call, FailedCall
 from .candidates import Candidate, choose_candidates
 from .halving import Contender, block_ends, halve, most_calls
@@ -94,7 +94,7 @@ def _check_same_measure(study: optuna.Study, mine: Mapping[str, str]) -> None:
     Raises:
         UserError: something else differs; says what.
     """
-    theirs = study.user_attrs.get(MANIFEST_KEY, {}).get("code")
+    theirs = read_manifest(study.user_attrs).get("code")
     if theirs is not None and theirs != mine["code"]:
         warn(
             f"the search ran with other code ({theirs}, and this is {mine['code']}): all "

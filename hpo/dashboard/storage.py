@@ -119,7 +119,8 @@ class WatchedStorage(StudyStorage):
         }
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        """The best feasible trial; if none is feasible the best one, which see `without_slow`."""
+        """The best feasible trial; if none is feasible the best one, which
+        `without_infeasible` then hides."""
         complete = self.get_all_trials(study_id, False, (TrialState.COMPLETE,))
         if not complete:
             raise ValueError("no trial is complete")

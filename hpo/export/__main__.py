@@ -158,9 +158,9 @@ def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
     Raises:
         UserError: something differs; says what.
     """
-    from ..study.manifest import MANIFEST_KEY, check_manifest
+    from ..study.manifest import check_manifest, read_manifest
 
-    theirs = study.user_attrs.get(MANIFEST_KEY, {}).get("code")
+    theirs = read_manifest(study.user_attrs).get("code")
     if theirs is not None and theirs != mine["code"]:
         raise UserError(
             f"study {study.study_name} measured with other code ({theirs} there, {mine['code']} "

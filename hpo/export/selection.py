@@ -13,6 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from ..errors import UserError
+from ..formatting import counted
 from ..problem.base import Claim, InvalidValuesError, Method, Values, digest_of
 from ..study.confirmation import CONFIRMED_KEY, Confirmation, read_confirmation
 from ..trial.ranking import best_trial
@@ -192,4 +193,4 @@ def _loss(chosen: Chosen) -> str:
     ended = (
         "" if trial.state.name == "COMPLETE" else f", after which it was {trial.state.name.lower()}"
     )
-    return f"loss {chosen.loss:.4f}{error}, the mean of {n} instance{'' if n == 1 else 's'}{ended}"
+    return f"loss {chosen.loss:.4f}{error}, the mean of {counted(n, 'instance')}{ended}"

@@ -274,8 +274,12 @@ class Problem(Protocol):
 
 
 def digest_of(values: Values) -> str:
-    """Twelve hexadecimal digits that name complete values: equal for equal values alone."""
-    text = json.dumps(dict(values), sort_keys=True)
+    """A short digest that names complete values: equal for equal values alone."""
+    return short_digest(json.dumps(dict(values), sort_keys=True))
+
+
+def short_digest(text: str) -> str:
+    """Twelve hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import io
 import tokenize
 
 from finetune.submission.imports import needed_modules
+
+from .base import short_digest
 
 # Modules of `finetune` that a loss depends on, with all that they import: those of a call, of its
 # data and of the evaluation.
@@ -18,11 +19,6 @@ _WITH_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunction
 def code_digest() -> str:
     """Of the modules that losses depend on, without their comments and docstrings."""
     return short_digest("".join(map(_without_words, needed_modules(*_ENTRIES).values())))
-
-
-def short_digest(text: str) -> str:
-    """Twelve hexadecimal digits."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _without_words(source: str) -> str:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ..formatting import counted
 from .base import Evaluation, Instance, NotFiniteError, ProofError
 from .points import points
 from .settings import Confirm, Estimator, Instances
@@ -144,8 +145,7 @@ class RuneProblem:
     def grade(self, loss: float) -> str | None:
         if not self._asked.has_points:
             return None
-        found = points(loss)
-        return "1 point" if found == 1 else f"{found} points"
+        return counted(points(loss), "point")
 
     def challenge(self, file: Path, runes: int, passes: int) -> Iterator[str]:
         from finetune import challenge
@@ -174,8 +174,8 @@ class RuneProblem:
         loss, error = challenge.mean_loss(scores)
         worth = f"{points(loss)} points, " if with_points else ""
         yield (
-            f"challenge: {worth}loss {loss:.4f} ± {error:.4f} on {len(chosen)} held-out "
-            f"rune{'' if len(chosen) == 1 else 's'}"
+            f"challenge: {worth}loss {loss:.4f} ± {error:.4f} on "
+            f"{counted(len(chosen), 'held-out rune')}"
         )
 
 

@@ -13,7 +13,7 @@ from ..analysis.status import Status, spent_budget, status_of
 from ..storage.recovery import Heartbeat
 from ..study.config import StudyConfig
 from ..study.confirmation import Confirmation, read_confirmation
-from ..study.manifest import MANIFEST_KEY
+from ..study.manifest import read_manifest
 from ..trial.run import Run, best_of
 from ..trial.stored import Remark
 from .document import Picture
@@ -73,8 +73,7 @@ class StudyData:
     @property
     def manifest(self) -> Mapping[str, Any]:
         """What the study's losses depend on."""
-        stored = self.attrs.get(MANIFEST_KEY)
-        return stored if isinstance(stored, Mapping) else {}
+        return read_manifest(self.attrs)
 
     @property
     def has_points(self) -> bool:

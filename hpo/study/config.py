@@ -41,8 +41,8 @@ class Budget(Table):
 class Recovery(Table):
     """How lost workers are noticed and failures are borne."""
 
-    heartbeat_s: PositiveFloat = 15.0  # between a running trial's signs of life
-    grace_s: PositiveFloat = 90.0  # of silence, after which its worker may be called lost
+    heartbeat_s: PositiveFloat = 15.0  # between a running trial's heartbeats
+    grace_s: PositiveFloat = 90.0  # since the last heartbeat, after which its worker may be lost
     retries: Natural = 2  # of a trial whose worker was lost, before it counts as failed
     failures: PositiveInt = 3  # bugs or lacks of memory in a row that end a worker
     patience_s: PositiveFloat = 3600.0  # with a database that is away

@@ -9,12 +9,12 @@ import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 import optuna
 
 from ..errors import UserError
-from ..problem.base import Problem
-from ..problem.fingerprint import short_digest
+from ..problem.base import Problem, short_digest
 from .config import StudyConfig
 
 MANIFEST_KEY = "manifest"
@@ -48,14 +48,20 @@ def make_manifest(config: StudyConfig, problem: Problem) -> dict[str, str]:
     return manifest
 
 
+def read_manifest(attrs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The manifest among a study's user attributes; empty if there is none of this service."""
+    stored = attrs.get(MANIFEST_KEY)
+    return stored if isinstance(stored, Mapping) else {}
+
+
 def check_manifest(study: optuna.Study, mine: Mapping[str, str]) -> None:
     """Compare this worker's manifest with the one that the study was created with.
 
     Raises:
         UserError: this worker would measure something else; says which entry differs.
     """
-    theirs = study.user_attrs.get(MANIFEST_KEY)
-    if theirs is None:
+    theirs = read_manifest(study.user_attrs)
+    if not theirs:
         raise UserError(
             f"study {study.study_name} has no manifest, so what it measures is not known; "
             "give your study another name"

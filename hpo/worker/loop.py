@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import TrialState
 
 from ..errors import UserError
-from ..formatting import with_error
+from ..formatting import counted, with_error
 from ..process.logging import info, warn
 from ..process.signals import acknowledge_stop, raise_if_stopped
 from ..storage.errors import TrialTakenError
@@ -219,6 +219,6 @@ def _tell(trial: optuna.Trial, ending: Ending, seconds: float) -> None:
     if ending.reason:
         parts.append(ending.reason)
     if n := len(record.instances):
-        parts.append(f"{n} call{'' if n == 1 else 's'}")
+        parts.append(counted(n, "call"))
     parts.append(f"{seconds:.1f} s")
     info(", ".join(parts))

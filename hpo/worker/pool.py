@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..arguments import passed_on
 from ..errors import EXIT_BAD_INPUT, UserError
+from ..formatting import counted
 from ..process.devices import choose_device, share_cores
 from ..process.logging import info, start_log, warn
 from ..process.signals import raise_if_stopped
@@ -71,7 +72,7 @@ def run_pool(options: WorkerOptions) -> int:
     # Mistakes are reported here, once; and the tables exist before workers use them.
     storage, study = create(config, url, manifest)
     start_log("pool")
-    info(f"{options.workers} workers of {threads} thread{'' if threads == 1 else 's'} each")
+    info(f"{options.workers} workers of {counted(threads, 'thread')} each")
 
     def start(index: int) -> _Worker:
         alone = replace(options, workers=1, in_pool=True, threads=threads, device=devices[index])

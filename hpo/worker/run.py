@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import EXIT_FAILED
+from ..formatting import counted
 from ..process.devices import choose_device, share_cores
 from ..process.logging import info, start_log, warn
 from .options import WorkerOptions
@@ -64,9 +65,8 @@ def run_worker(options: WorkerOptions) -> int:
     )
     finished = len(study.get_trials(deepcopy=False, states=FINISHED))
     info(
-        f"study {config.name}: {n_instances} instance"
-        f"{'' if n_instances == 1 else 's'}, {finished} trials finished, "
-        f"{threads} thread{'' if threads == 1 else 's'}"
+        f"study {config.name}: {counted(n_instances, 'instance')}, {finished} trials finished, "
+        f"{counted(threads, 'thread')}"
     )
     with Display(config.name, budget.trials, finished) as display:
         loop = Loop(

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from ...analysis.references import searched_places
+from ...formatting import counted
 from ...trial.outcome import NO_OUTCOME, Outcome
 from ...trial.run import Run
 from ..data import StudyData
@@ -77,7 +78,7 @@ def _saved(data: StudyData) -> Iterator[Block]:
             "Trials that were measured on so many instances",
             "; ".join(f"{n}: {count} trials" for n, count in enumerate(left, 1)),
             "trials",
-            [Row(f"{n} instance{'' if n == 1 else 's'}", [Mark("", count, 0.0, count)])
+            [Row(counted(n, "instance"), [Mark("", count, 0.0, count)])
              for n, count in enumerate(left, 1)],
             from_zero=True,
         ),

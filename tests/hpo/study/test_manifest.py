@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,15 @@ import pytest
 import torch
 
 from finetune.data.runes import RuneSource
+from hpo.confirm.run import _check_same_measure as to_confirm
 from hpo.errors import UserError
+from hpo.export.__main__ import _check_same_measure as to_export
 from hpo.problem import fingerprint
 from hpo.problem.runes import RuneProblem
 from hpo.study.config import StudyConfig
-from hpo.study.manifest import MANIFEST_KEY, check_manifest, make_manifest
+from hpo.study.manifest import MANIFEST_KEY, check_manifest, make_manifest, read_manifest
+
+Check = Callable[[optuna.Study, dict[str, str]], None]
 
 BASE: dict[str, Any] = {
     "name": "s",
@@ -154,3 +159,13 @@ def test_words_do_not_count_and_everything_else_does(
         assert old in source
         assert code(source.replace(old, new)) != original
     assert code(source + '"a string that is no docstring"\n') != original
+
+
+@pytest.mark.parametrize("stored", [["code"], "code", 7, True, {}])
+@pytest.mark.parametrize("check", [check_manifest, to_confirm, to_export])
+def test_what_another_program_stored_as_manifest_is_none(check: Check, stored: Any) -> None:
+    study = optuna.create_study(study_name="s")
+    study.set_user_attr(MANIFEST_KEY, stored)
+    assert read_manifest(study.user_attrs) == {}
+    with pytest.raises(UserError, match="has no manifest"):
+        check(study, {"code": "this"})
