@@ -7,7 +7,7 @@ import hashlib
 from importlib import resources
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from .document import Document
 from .sanitize import LONGEST, plain
@@ -31,6 +31,7 @@ def to_html(document: Document) -> str:
     )
     environment.filters["name"] = lambda value: plain(value, _LONGEST_NAME)
     environment.filters["short"] = lambda value: plain(value, LONGEST)
+    environment.filters["whole"] = escape  # a picture that is cut is none
     environment.filters["svg"] = draw
     style = read_style()
     return environment.get_template("report.html.j2").render(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -115,6 +116,12 @@ def test_pictures_are_within_the_page(make_data: Make, checked: Check) -> None:
         "src": picture.uri, "alt": "trial 3: samples.png", "width": "280", "height": "84",
     }  # fmt: skip
     assert "One is out." in page.words()
+
+
+def test_a_large_picture_comes_out_whole(make_data: Make, checked: Check) -> None:
+    uri = "data:image/png;base64," + base64.b64encode(bytes(range(256)) * 700).decode()
+    page = checked(to_html(report_of(make_data([], pictures=[Picture(uri, "noise", 28, 28)]))))
+    assert [img.attrib["src"] for img in page.all("img")] == [uri]
 
 
 def test_where_the_database_is_is_not_told(make_data: Make) -> None:
