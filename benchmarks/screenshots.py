@@ -73,7 +73,7 @@ def _pictures(page: Page, url: str) -> dict[str, bytes]:
     shots = {}
 
     page.goto(f"{home}/trials?numbers={best}")
-    page.get_by_role("heading", name=f"Trial {best} ").wait_for()
+    page.get_by_role("heading", name=f"Trial {best} (").wait_for()
     page.locator("img[src^='/artifacts/']").first.wait_for()
     shots["dashboard-trial"] = _shot(page)
 

@@ -14,11 +14,13 @@ from typing import Any
 from .document import Document, Figures
 from .plots import Axis, Line, Mark, Plot, RowPlot, Series
 from .sanitize import plain
+from .svg.scale import Scale, tick_texts
 
 MOST_POINTS = 200  # of a series; of more, the lowest half and a sample of the others
 _DIGITS = 4
 _SEED = 0
 _COLUMNS = 3  # of small plots
+_LOG_TICKS = 4  # on a logarithmic axis, at most
 _ROW_PX, _AROUND_PX, _SMALL_PX = 26, 160, 320  # heights
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
 _SYMBOLS = ("circle", "circle-open", "diamond", "square-open")
@@ -114,10 +116,13 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def _axis(axis: Axis) -> Json:
-    shown: Json = {"title": {"text": plain(axis.title)}}
+    shown: Json = {"title": {"text": plain(axis.title)}, "zeroline": False}
     if axis.log:
         ends = [_short(math.log10(axis.low)), _short(math.log10(axis.high))]
-        return {**shown, "type": "log", "range": ends, "nticks": 4, "tickangle": 0}
+        # Within a decade Plotly writes so many values that they overlap.
+        ticks = Scale(axis.low, axis.high, 0.0, 1.0, log=True).ticks(_LOG_TICKS)
+        texts = tick_texts(ticks, log=True)
+        return {**shown, "type": "log", "range": ends, "tickvals": ticks, "ticktext": texts}
     shown["range"] = [_short(axis.low), _short(axis.high)]
     if axis.labels:
         places = list(range(len(axis.labels)))
@@ -145,6 +150,7 @@ def _draw_rows(plot: RowPlot) -> Json:
         "yaxis": {
             "autorange": "reversed",
             "automargin": True,
+            "zeroline": False,
             "tickvals": list(range(len(names))),
             "ticktext": names,
         },

@@ -107,3 +107,11 @@ def test_small_plots_stand_in_a_grid_with_axes_of_their_own() -> None:
 def test_what_is_not_finite_is_left_out_of_the_json() -> None:
     shown = draw(plot_of(Series("s", "cloud", [(1.0, float("nan")), (2.0, 0.5)])))
     assert shown["data"][0]["y"] == [None, 0.5]
+
+
+def test_a_logarithmic_axis_has_few_ticks_within_its_range() -> None:
+    for low, high in ((0.0009, 0.003), (1e-4, 1e-2), (2.0, 7.0)):
+        axis = draw(plot_of(x=Axis("lr", low, high, log=True)))["layout"]["xaxis"]
+        assert 2 <= len(axis["tickvals"]) <= 4
+        assert all(low <= value <= high for value in axis["tickvals"])
+        assert [float(text) for text in axis["ticktext"]] == axis["tickvals"]
