@@ -117,6 +117,8 @@ def reading(url: str) -> Iterator[sa.Connection]:
             connection = stack.enter_context(dialect_of(engine).snapshot(engine))
 
         def explain_failure(context: sa.engine.ExceptionContext) -> None:
+            if not isinstance(context.original_exception, Exception):
+                return  # somebody stops this process, in the middle of a statement
             message = explain(context.sqlalchemy_exception or context.original_exception)
             raise UserError(f"can't read {shown(url)}: {hide_passwords(message, url)}")
 

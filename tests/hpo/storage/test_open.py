@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from benchmarks.postgres import PASSWORD, Postgres
 from hpo.errors import UserError
-from hpo.storage.open import open_storage
+from hpo.storage.open import open_storage, reading
 from hpo.storage.tables import STATE_INDEX
 from hpo.storage.url import parse_url, shown
 
@@ -89,7 +89,7 @@ def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path) -> None:
 import sys
 from hpo.errors import UserError
 from hpo.storage.tables import STATE_INDEX
-from hpo.storage.open import open_storage
+from hpo.storage.open import open_storage, reading
 try:
     storage = open_storage(sys.argv[1])
     storage.create_study("s", {"long": "x" * 4_000_000}, [])
@@ -204,3 +204,16 @@ def test_a_user_without_the_right_to_add_an_index_may_work(postgres: Postgres) -
     assert STATE_INDEX not in indexes(url)
     assert storage.create_study("s", {}, [])
     assert isinstance(storage.claim(storage.get_study_id_from_name("s"), 1), int)
+
+
+def test_a_stop_in_the_middle_of_a_read_stays_one(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    open_storage(url)
+    with pytest.raises(KeyboardInterrupt), reading(url) as connection:
+        monkeypatch.setattr(connection.dialect, "do_execute", stop)
+        monkeypatch.setattr(connection.dialect, "do_execute_no_params", stop)
+        connection.exec_driver_sql("SELECT 1")
