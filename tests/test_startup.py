@@ -52,7 +52,7 @@ def test_a_studys_status_needs_no_torch(tmp_path: Path) -> None:
         "from hpo.study.create import create\n"
         "from hpo.status import main\n"
         f"url = 'sqlite:///{tmp_path}/s.db'\n"
-        "create(load_study_file('quickstart'), url, {})\n"
+        "create(load_study_file('quickstart'), url, {'data': 'none'})\n"
         "main(['--study', 'quickstart', '--storage', url])\n"
     )
     packages = imported("-c", make)
