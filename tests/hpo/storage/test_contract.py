@@ -22,6 +22,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from hpo.errors import UserError
+from hpo.storage.calls import CallRow
 from hpo.storage.errors import TrialTakenError
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
@@ -404,7 +405,10 @@ def test_a_released_trial_keeps_its_parameters_and_nothing_else(
     assert seen.params == trial.params
     assert seen.intermediate_values == {}
     assert seen.constraints == {}
-    assert seen.user_attrs == {"attempts": [{"worker": "me", "why": "stopped", "lost": False}]}
+    (attempt,) = seen.user_attrs.pop("attempts")
+    assert seen.user_attrs == {}
+    assert 0 < attempt.pop("seconds") < 60
+    assert attempt == {"worker": "me", "why": "stopped", "lost": False, "calls": 0}
     other = open_storage(url, worker="other")
     again = claim(other, load_study(other, "s", optuna.samplers.RandomSampler(seed=5)))
     assert again.number == 0
@@ -563,6 +567,11 @@ def test_every_operation_is_tried_again(
         "create_study": ("t", {}, []),
         "join": (study_id,),
         "claim": (study_id, None),
+        "keeps_calls": (),
+        "calls_of": ("recipe",),
+        "calls_of_study": (study_id,),
+        "keep_calls": ([CallRow("recipe", "a/0", "basis", study_id, None, "{}", "")],),
+        "count_calls": (study_id,),
         "trials_for_sampling": (study_id,),
         "get_all_trials": (study_id,),
         "get_trial": (trial_id,),
