@@ -106,7 +106,7 @@ def _row(
     cost: float | None,
     calls: Sequence[Call],
 ) -> CandidateResult:
-    loss = halved.loss(candidate.digest)
+    loss, order = halved.loss(candidate.digest), list(halved.units)
     in_search = list(candidate.search_losses.values())
     here, there = _estimate(None), _estimate(None)
     if candidate is not baseline:
@@ -129,7 +129,7 @@ def _row(
         search_difference=there[0],
         search_difference_error=there[1],
         cost=cost,
-        measured=tuple(calls),
+        measured=tuple(sorted(calls, key=lambda call: order.index(call.instance))),
     )
 
 

@@ -74,8 +74,11 @@ def make_table(engine: sa.Engine) -> str | None:
 
 
 def has_table(place: sa.Engine | sa.Connection) -> bool:
-    """Whether the database has the table."""
-    return sa.inspect(place).has_table(CALLS.name)
+    """Whether the database has the table; another program's of that name does not count."""
+    inspector = sa.inspect(place)
+    if not inspector.has_table(CALLS.name):
+        return False
+    return {c.name for c in CALLS.c} <= {c["name"] for c in inspector.get_columns(CALLS.name)}
 
 
 def calls_of(c: sa.Connection, recipe: str) -> list[CallRow]:
@@ -106,9 +109,7 @@ def count_of_study(c: sa.Connection, study_id: int) -> int:
 
 
 def count_of_trial(c: sa.Connection, trial_id: int) -> int:
-    """How many calls a trial's workers have made and kept."""
-    if not has_table(c):
-        return 0
+    """How many calls a trial's workers have made and kept; the table is there."""
     columns = (db.TRIALS.c.study_id, db.TRIALS.c.number)
     trial = c.execute(sa.select(*columns).where(db.TRIALS.c.trial_id == trial_id)).one()
     return _count(c, CALLS.c.study_id == trial.study_id, CALLS.c.trial == trial.number)

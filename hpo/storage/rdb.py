@@ -191,7 +191,7 @@ class StudyStorage(BaseStorage):
     def reclaim(self, lost: Heartbeat, retries: int) -> TrialState | None:
         """Take a trial from a lost worker, not tried again; see `recovery.reclaim`."""
         with self.transaction() as c:
-            return recovery.reclaim(c, lost, retries)
+            return recovery.reclaim(c, lost, retries, self._keeps_calls is True)
 
     def release(self, study_id: int, why: str, limit_s: float) -> list[int]:
         """Queue again what this worker holds; returns the numbers of those trials.
@@ -203,7 +203,7 @@ class StudyStorage(BaseStorage):
 
         def work() -> list[int]:
             with self.transaction() as c:
-                return recovery.release(c, study_id, self.worker, why)
+                return recovery.release(c, study_id, self.worker, why, self._keeps_calls is True)
 
         return Retry(self.name, limit_s).call(work)
 

@@ -71,20 +71,28 @@ def heartbeats(c: sa.Connection, study_id: int) -> list[Heartbeat]:
     ]
 
 
-def release(c: sa.Connection, study_id: int, worker: str, why: str) -> list[int]:
-    """Queue again whatever this worker holds; returns the numbers of those trials."""
+def release(
+    c: sa.Connection, study_id: int, worker: str, why: str, keeps_calls: bool = False
+) -> list[int]:
+    """Queue again whatever this worker holds; returns the numbers of those trials.
+
+    Args:
+        keeps_calls: whether the database has the table of calls, for this worker to read.
+    """
     query = sa.select(db.TRIALS.c.trial_id, db.TRIALS.c.number).where(
         db.TRIALS.c.study_id == study_id, is_held_by(worker)
     )
     held = c.execute(query).all()
     for trial_id, _ in held:
         attempt = {"worker": worker, "why": why, "lost": False}
-        attempt |= _progress(c, trial_id, db.utc_now())
+        attempt |= _progress(c, trial_id, db.utc_now(), keeps_calls)
         _queue_again(c, trial_id, worker, sa.true(), attempt)
     return [number for _, number in held]
 
 
-def reclaim(c: sa.Connection, lost: Heartbeat, retries: int) -> TrialState | None:
+def reclaim(
+    c: sa.Connection, lost: Heartbeat, retries: int, keeps_calls: bool = False
+) -> TrialState | None:
     """Queue a lost worker's trial again, or fail it for good after ``retries`` such losses.
 
     Losses before the latest call that was kept do not count: a trial that goes on is not the reason
@@ -92,12 +100,13 @@ def reclaim(c: sa.Connection, lost: Heartbeat, retries: int) -> TrialState | Non
 
     Args:
         lost: the heartbeat that was too old.
+        keeps_calls: as of `release`.
 
     Returns:
         What became of the trial; None if its worker beat again, or someone else was quicker.
     """
     attempts = _attempts(c, lost.trial_id)
-    progress = _progress(c, lost.trial_id, _aware(lost.at).replace(tzinfo=None))
+    progress = _progress(c, lost.trial_id, _aware(lost.at).replace(tzinfo=None), keeps_calls)
     attempt = {"worker": lost.worker, "why": "lost worker", "lost": True, **progress}
     unchanged = sa.exists().where(
         db.HEARTBEATS.c.trial_id == lost.trial_id, db.HEARTBEATS.c.heartbeat == lost.at
@@ -122,7 +131,9 @@ def reclaim(c: sa.Connection, lost: Heartbeat, retries: int) -> TrialState | Non
     return TrialState.FAIL
 
 
-def _progress(c: sa.Connection, trial_id: int, until: datetime) -> dict[str, Any]:
+def _progress(
+    c: sa.Connection, trial_id: int, until: datetime, keeps_calls: bool
+) -> dict[str, Any]:
     """Calls of a trial that are kept, and the seconds of its attempt that ends now.
 
     Args:
@@ -132,7 +143,8 @@ def _progress(c: sa.Connection, trial_id: int, until: datetime) -> dict[str, Any
         sa.select(db.TRIALS.c.datetime_start).where(db.TRIALS.c.trial_id == trial_id)
     ).scalar()
     seconds = 0.0 if started is None else max(0.0, (until - started).total_seconds())
-    return {"calls": count_of_trial(c, trial_id), "seconds": round(seconds, 3)}
+    calls = count_of_trial(c, trial_id) if keeps_calls else 0
+    return {"calls": calls, "seconds": round(seconds, 3)}
 
 
 def _queue_again(
