@@ -36,6 +36,7 @@ def join(
     """
     storage, study = create(config, url, manifest)
     ordinal = storage.join(study._study_id)
+    storage.keeps_calls()  # makes their table, or says why not, before any trial begins
     storage.worker = f"{socket.gethostname()}:{os.getpid()}#{ordinal}"
     if seed is None:
         entropy = np.random.SeedSequence([config.sampler.seed, ordinal])
@@ -54,7 +55,6 @@ def create(
         UserError: the database can't be used, or the study measures something else.
     """
     storage = open_storage(url, retry_s=config.recovery.patience_s)
-    storage.keeps_calls()  # who makes studies has the right to make the table
     if not _exists(storage, config.name):
         attrs: dict[str, Any] = {MANIFEST_KEY: manifest, MADE_BY_KEY: made_by()}
         if config.about:

@@ -463,6 +463,55 @@ def test_a_lost_trial_is_queued_again_so_many_times_and_then_fails(
     assert len(seen.user_attrs["attempts"]) == 3
 
 
+def test_losses_before_the_latest_call_that_was_kept_do_not_count(
+    url: str, storage: StudyStorage, study: optuna.Study
+) -> None:
+    study_id = study._study_id
+    rescuer = open_storage(url, worker="rescuer")
+    assert rescuer.keeps_calls()
+    for made in (0, 0, 1, 1, 2, 2, 2):
+        trial = start_and_measure(storage, study)
+        rows = [CallRow("recipe", f"r/{i}", "b", study_id, 0, "{}", "") for i in range(made)]
+        with storage.batch(trial._trial_id) as writes:
+            writes.calls.extend(rows)
+        (beat,) = rescuer.heartbeats(study_id)
+        became = rescuer.reclaim(beat, retries=2)
+    assert became == TrialState.FAIL
+    seen = plain(url).trials[0]
+    assert [a["calls"] for a in seen.user_attrs["attempts"]] == [0, 0, 1, 1, 2, 2, 2]
+    assert seen.user_attrs["reason"] == "its worker was lost 3 times without another call"
+
+
+def test_calls_are_kept_with_their_trials_writes_or_not_at_all(
+    url: str, storage: StudyStorage, study: optuna.Study
+) -> None:
+    trial = claim(storage, study)
+    assert storage.keeps_calls()
+    row = CallRow("recipe", "r/0", "b", study._study_id, 0, "{}", "")
+    other = open_storage(url, worker="other")
+    (beat,) = other.heartbeats(study._study_id)
+    assert other.reclaim(beat, retries=2) == TrialState.WAITING
+    with pytest.raises(TrialTakenError), storage.batch(trial._trial_id) as writes:
+        writes.calls.append(row)
+        trial.report(1.0, 1)
+    assert storage.calls_of("recipe") == []
+    again = claim(storage, study)
+    with lost_answer(storage), storage.batch(again._trial_id) as writes:
+        writes.calls.append(row)
+    assert storage.calls_of("recipe") == [row]
+
+
+def test_many_at_once_make_one_table_of_calls(url: str, storage: StudyStorage) -> None:
+    opened = [open_storage(url, worker=str(i)) for i in range(8)]
+    told: list[bool] = []
+    threads = [threading.Thread(target=lambda s=s: told.append(s.keeps_calls())) for s in opened]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told == [True] * 8
+
+
 def test_who_beats_is_not_lost(url: str, storage: StudyStorage, study: optuna.Study) -> None:
     trial = claim(storage, study)
     age_heartbeats(url, 100)

@@ -39,7 +39,7 @@ runes = ["r"]
 seeds = [0, 1]
 [pruner]
 name = "median"
-startup_trials = 1
+startup_trials = 2
 [[start]]
 lr = 1e-2
 square = false
@@ -47,7 +47,7 @@ square = false
 lr = 2e-3
 square = true
 [[start]]
-lr = 5e-2
+lr = 1e-1
 square = false
 [space.lr]
 type = "float"
@@ -57,7 +57,7 @@ log = true
 [space.square]
 type = "switch"
 """
-NEW = OLD.replace('name = "old"', 'name = "new"').replace("startup_trials = 1\n", "")
+NEW = OLD.replace('name = "old"', 'name = "new"').replace("startup_trials = 2\n", "")
 NEW = NEW[: NEW.index("[[start]]")] + '[start_from]\nstudy = "old"\ntrials = "all"\n'
 SPACE = """
 [fixed]
@@ -134,7 +134,7 @@ def test_trials_and_calls_inside_the_new_space_are_taken_and_the_others_counted(
     assert [t.number for t in new.trials] == [0, 1]
     assert [t.params for t in new.trials] == [
         {"lr": 1e-2, "shape": "pen"},
-        {"lr": 5e-2, "shape": "pen"},
+        {"lr": 1e-1, "shape": "pen"},
     ]
     assert [t.user_attrs["taken_from"] for t in new.trials] == ["old/0", "old/2"]
     assert read_trial(first).instances[0].picture is not None
