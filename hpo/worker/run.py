@@ -32,6 +32,7 @@ def run_worker(options: WorkerOptions) -> int:
     from ..storage.tables import FINISHED
     from ..study.create import join
     from ..study.manifest import make_manifest
+    from ..trial.calls import CallKeys, KeptCalls
     from .display import Display
     from .loop import Loop, WorkerFailedError
     from .objective import Objective
@@ -50,6 +51,7 @@ def run_worker(options: WorkerOptions) -> int:
     if options.dry_run:
         print_preview(config, problem.instances(), url, manifest)
         return 0
+    start_log("worker")  # until it has a name in the study
     study, storage = join(config, url, manifest, options.seed)
     start_log(storage.worker)
     if options.in_pool:
@@ -68,11 +70,12 @@ def run_worker(options: WorkerOptions) -> int:
         f"study {config.name}: {counted(n_instances, 'instance')}, {finished} trials finished, "
         f"{counted(threads, 'thread')}"
     )
+    kept = KeptCalls(storage, study._study_id, CallKeys(method, problem, manifest))
     with Display(config.name, budget.trials, finished) as display:
         loop = Loop(
             study=study,
             storage=storage,
-            run=Objective(config, problem, visuals, options.together),
+            run=Objective(config, problem, visuals, options.together, kept),
             budget=budget,
             recovery=config.recovery,
             display=display,
