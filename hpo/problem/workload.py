@@ -12,9 +12,9 @@ from finetune.recipe import Recipe
 
 from .base import Workload
 
-# As in `finetune.augment.mix`, `finetune.train.run`: more drawings do not blend; a CPU draws so
-# many images at once, and so many to count levels.
-_MOST_BLENDED = 20
+# As in `finetune.augment.mix` and `finetune.train.run`: more drawings do not blend, or have no
+# path of a pen; a CPU draws so many images at once, and so many to count levels.
+_MOST_BLENDED, _MOST_TRACED = 20, 60
 _DRAWN_AT_ONCE = 256
 _LEVEL_SAMPLES = 512
 _BANK_IMAGES = 4096  # unit of comparisons with a bank
@@ -42,12 +42,11 @@ def workload_of(recipe: Recipe, n_drawings: int, sizes: Mapping[str, int]) -> Wo
 
 def _startup(recipe: Recipe, n: int) -> dict[str, float]:
     """Before the first step: drawings are prepared, levels counted, the bank is drawn."""
-    by_pen = recipe.render == "pen"
+    by_pen = recipe.render == "pen" and n <= _MOST_TRACED
     blends = by_pen and recipe.blend > 0 and n <= _MOST_BLENDED
     drawn = float(max(_DRAWN_AT_ONCE, recipe.batch_size))  # the first batches
-    windows = 0.0
+    windows, bank = 0, _bank_images(recipe)
     if recipe.output == "levels":
-        bank = min(recipe.bank_images, recipe.steps * recipe.batch_size)
         drawn += _LEVEL_SAMPLES + bank
         windows = min(recipe.window_images, bank)
     return {
@@ -64,7 +63,8 @@ def _startup(recipe: Recipe, n: int) -> dict[str, float]:
 def _step(recipe: Recipe, n: int, sizes: Mapping[str, int]) -> dict[str, float]:
     """Of one step, on all threads: images are drawn, the network runs forward and back."""
     b = float(recipe.batch_size)
-    by_pen, levels = recipe.render == "pen", recipe.output == "levels"
+    by_pen = recipe.render == "pen" and n <= _MOST_TRACED
+    levels = recipe.output == "levels"
     blends = by_pen and recipe.blend > 0 and n <= _MOST_BLENDED
     updated = {g for g in _ORDER if g in recipe.train_groups or g in recipe.lora_groups}
     if levels:
@@ -80,7 +80,7 @@ def _step(recipe: Recipe, n: int, sizes: Mapping[str, int]) -> dict[str, float]:
         "images with a second path": b if levels and recipe.head_hidden else 0.0,
         "images x hidden channels": b * recipe.head_hidden if levels else 0.0,
         "comparisons with the bank": (
-            b * recipe.bank_images / _BANK_IMAGES if levels and recipe.target_limit else 0.0
+            b * _bank_images(recipe) / _BANK_IMAGES if recipe.target_limit else 0.0
         ),
         "gradients of the embedding": b if "embedding" in from_first else 0.0,
         "gradients of norms": b if "norm_bias" in from_first else 0.0,
@@ -98,6 +98,11 @@ def _step(recipe: Recipe, n: int, sizes: Mapping[str, int]) -> dict[str, float]:
         "million weights of low rank x rank": low_rank * recipe.lora_rank,
     }
     return amounts
+
+
+def _bank_images(recipe: Recipe) -> int:
+    asked = min(recipe.bank_images, recipe.steps * recipe.batch_size)
+    return asked if recipe.output == "levels" else 0
 
 
 def _nonzero(amounts: Mapping[str, float]) -> dict[str, float]:
