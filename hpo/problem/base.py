@@ -174,6 +174,7 @@ class Claim:
     loss: float
     standard_error: float
     steps: int
+    steps_wanted: int | None = None  # of a schedule that no clock cuts; None: not known
 
 
 class Method(Protocol):

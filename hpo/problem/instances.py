@@ -35,8 +35,8 @@ class RuneInstance:
     @property
     def label(self) -> str:
         """Its name in attributes and plots; unique among the instances of its kind."""
-        resize = f" {self.resize}" if self.resize else ""
-        return self.place + resize + ("" if self.speed is None else f" at {self.speed:g}")
+        speed = "" if self.speed is None else f"*{self.speed:g}"
+        return self.place + speed + (f" {self.resize}" if self.resize else "")
 
     @property
     def place(self) -> str:
@@ -53,7 +53,9 @@ class RuneInstance:
 
 
 def load_instances(config: Instances, source: RuneSource) -> list[RuneInstance]:
-    """Every rune of every split with every seed; network i goes with rune i, counted round.
+    """Every rune of every split with every seed at every speed; network i goes with rune i.
+
+    Networks are counted round.
 
     Raises:
         UserError: networks are missing, a rune or network is unknown, or a rune has too few
@@ -71,7 +73,9 @@ def load_instances(config: Instances, source: RuneSource) -> list[RuneInstance]:
             seed=seed,
             pretrained=networks[i % len(networks)][1],
             split=source.split(rune, config.resize, split_seed, config.train),
+            speed=speed,
         )
+        for speed in config.speeds or (None,)
         for seed in config.seeds
         for split_seed in config.splits
         for i, rune in enumerate(config.runes or source.runes)
@@ -107,6 +111,7 @@ def load_held_out(study: Instances, asked: Confirm, source: RuneSource) -> list[
         "splits": splits,
         "seeds": seeds,
         "networks": asked.networks or study.networks,
+        "speeds": (),  # a confirmation is at the study's own
     }
     resizes = asked.resizes or (study.resize,)
     loaded = {
