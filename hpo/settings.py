@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 Natural = Annotated[int, Field(ge=0)]
+Speed = Annotated[float, Field(ge=0.001, le=1000)]  # over that of a reference machine
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 

@@ -69,6 +69,8 @@ def _confirm(config: StudyConfig, study: optuna.Study, options: ConfirmOptions) 
             top=options.top,
             recipes=options.recipe,
             rounds=options.rounds,
+            by_wall=options.wall,
+            speeds=options.speeds,
         )
     except NoneFeasibleError as error:
         print(f"failed: {error}", file=sys.stderr)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import optuna
 
+from ..clock.plan import Plan
+from ..errors import UserError
 from ..problem.base import Instance, Problem, Progress, Values, digest_of, short_digest
+from ..problem.measure import HungError
 from ..problem.measure import measure as measure_calls
 from ..storage.rdb import StudyStorage
 from ..study.config import StudyConfig
 from ..study.confirmation import read_confirmed_call, write_confirmed_call
-from ..trial.calls import CallKeys, KeptCalls
+from ..trial.calls import CallKeys, KeptCalls, mark_of
 from ..trial.outcome import ending_of
 from ..trial.record import Call, FailedCall
 from ..trial.stored import finite
@@ -31,11 +34,18 @@ def measure(
     recipe: Values,
     instance: Instance,
     on_step: Callable[[Progress], None],
+    plan: Plan | None = None,
 ) -> Measurement:
     """Make one timed call.
 
+    Args:
+        plan: by which the call is made; None: wall clock rules.
+
     Returns:
         A failed call if it was stopped at the limit, lacked memory or its loss is not finite.
+
+    Raises:
+        UserError: a call by its plan took many times the limit.
     """
     seconds = 0.0
 
@@ -46,7 +56,15 @@ def measure(
 
     try:
         method, limit_s, seed = config.load_method(), config.limit_s, table_seed(config)
-        (called,) = measure_calls(method, problem, recipe, [instance], limit_s, step, seed)
+        steps = None
+        if plan is not None:
+            # At many times the machine's speed a call takes that many times as long here.
+            steps, limit_s = [plan.steps], max(limit_s, plan.full_speed_s)
+        (called,) = measure_calls(
+            method, problem, recipe, [instance], limit_s, step, seed, steps=steps
+        )
+    except HungError as error:
+        raise UserError(str(error)) from error
     except Exception as error:
         ending = ending_of(error)
         if not ending.outcome.is_recipes_fault:
@@ -58,6 +76,7 @@ def measure(
         standard_error=finite(called.evaluation.standard_error),
         seconds=called.seconds,
         steps=called.steps,
+        steps_wanted=called.steps_wanted,
         cost=finite(called.evaluation.cost),
     )
 
@@ -90,30 +109,48 @@ class Measurements:
             for label, instance in self._instances.items()
         }
 
-    def read(self, recipe: Values, label: str) -> Measurement | None:
-        """The call of a recipe on an instance, whoever made it; None: there is none."""
-        return self._known(recipe, [label]).get(label)
+    def read(self, recipe: Values, label: str, plan: Plan | None = None) -> Measurement | None:
+        """The call of a recipe on an instance, whoever made it; None: there is none.
 
-    def count(self, recipes: Sequence[Values]) -> int:
-        """How many calls of these recipes there are."""
-        return sum(len(self._known(recipe, list(self._instances))) for recipe in recipes)
+        Args:
+            plan: of the call; None: wall clock rules.
+        """
+        return self._known(recipe, [label], plan).get(label)
 
-    def _known(self, recipe: Values, labels: Sequence[str]) -> dict[str, Measurement]:
-        kept = self._kept.of(recipe, [self._instances[label] for label in labels])
+    def count(self, asked: Iterable[tuple[Values, str, Plan | None]]) -> int:
+        """How many of these calls there are: of recipes on instances, by plans."""
+        together: dict[tuple[str, str], tuple[Values, Plan | None, list[str]]] = {}
+        for recipe, label, plan in asked:
+            key = digest_of(recipe), mark_of(plan)
+            together.setdefault(key, (recipe, plan, []))[2].append(label)
+        return sum(len(self._known(r, labels, plan)) for r, plan, labels in together.values())
+
+    def _known(
+        self, recipe: Values, labels: Sequence[str], plan: Plan | None
+    ) -> dict[str, Measurement]:
+        instances = [self._instances[label] for label in labels]
+        kept = self._kept.of(recipe, instances, mark_of(plan))
         known = {label: call.outcome for label, call in kept.items()}
         missing = [label for label in labels if label not in known]
         attrs = self._study.user_attrs if missing else {}
         for label in missing:
-            found = read_confirmed_call(attrs, digest_of(recipe), label)
+            found = read_confirmed_call(attrs, digest_of(recipe), _place(label, plan))
             if isinstance(found, Call | FailedCall) and found.basis == self._basis[label]:
                 known[label] = found
         return known
 
-    def write(self, recipe: Values, label: str, measured: Measurement) -> None:
+    def write(
+        self, recipe: Values, label: str, measured: Measurement, plan: Plan | None = None
+    ) -> None:
         """Keep a call, in the place of an earlier one."""
         if self._kept.is_on:
-            instance = self._instances[label]
-            self._kept.keep(self._kept.row(recipe, instance, measured, trial=None))
+            instance, clock = self._instances[label], mark_of(plan)
+            self._kept.keep(self._kept.row(recipe, instance, measured, trial=None, clock=clock))
         else:
             based = measured.model_copy(update={"basis": self._basis[label]})
-            write_confirmed_call(self._study, digest_of(recipe), label, based)
+            write_confirmed_call(self._study, digest_of(recipe), _place(label, plan), based)
+
+
+def _place(label: str, plan: Plan | None) -> str:
+    """The end of an attribute's name, which is the label alone where wall clock rules."""
+    return label if plan is None else f"{label} {plan.mark}"

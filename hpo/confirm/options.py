@@ -16,5 +16,19 @@ class ConfirmOptions(DeviceOptions, DrawingsOptions, StudyOptions):
     recipe: tuple[Path, ...] = option(
         "a recipe in JSON that takes part as well; may be repeated", (), metavar="FILE"
     )
+    wall: bool = option(
+        "end calls by wall clock, as the file that is handed in does, though the study has a "
+        "reference machine; says how far its plan was off",
+        False,
+    )
+    speeds: tuple[float, ...] = option(
+        "measure the winner also at these speeds of the reference machine, such as 0.5 1 2; each "
+        "takes as many calls as there are instances",
+        (),
+        least=0.001,
+        nargs="+",
+        action="extend",
+        metavar="SPEED",
+    )
     rounds: int = option("of halving; 1: none", 3, least=1, metavar="N")
     json: bool = json_option("docs/confirm.md")

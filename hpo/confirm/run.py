@@ -13,7 +13,9 @@ import optuna
 from tqdm import tqdm
 
 from ..analysis.intervals import units_of
-from ..problem.base import Problem, Progress
+from ..clock.plan import Plan
+from ..errors import UserError
+from ..problem.base import Instance, Problem, Progress
 from ..process.logging import info, warn
 from ..process.signals import raise_if_stopped
 from ..study.config import StudyConfig
@@ -21,9 +23,11 @@ from ..study.confirmation import Confirmation, Left, write_confirmation
 from ..study.manifest import check_manifest, make_manifest, read_manifest
 from ..trial.record import Call, FailedCall
 from .candidates import Candidate, choose_candidates
+from .clock import ConfirmClock
 from .halving import Contender, block_ends, halve, most_calls
 from .measurements import Measurement, Measurements, measure, table_seed
 from .result import result_of
+from .speeds import at_speeds
 
 _REFRESH_S = 1.0
 
@@ -40,6 +44,8 @@ def confirm(
     top: int,
     recipes: Sequence[Path],
     rounds: int,
+    by_wall: bool = False,
+    speeds: Sequence[float] = (),
 ) -> Confirmation:
     """Measure the candidates, name the winner and store the result with the study.
 
@@ -48,19 +54,26 @@ def confirm(
         top: so many of the best trials take part.
         recipes: files of recipes that take part as well.
         rounds: of halving.
+        by_wall: calls end by wall clock, though the study has a reference machine.
+        speeds: of the reference machine, at which the winner is measured besides.
 
     Raises:
         NoneFeasibleError: nothing is stored.
         UserError: the study, a recipe, the data or what ``[confirm]`` asks for is not usable.
         StopError: the process was asked to stop; finished calls are stored.
     """
+    clock = ConfirmClock(config, by_wall)
+    if speeds and clock.reference is None:
+        raise UserError(
+            "--speeds are of a reference machine, and the study has none; name one in [clock]"
+        )
     candidates = choose_candidates(config, study, top, recipes)
     problem = config.load_problem(data)
     manifest = make_manifest(config, problem)
     _check_same_measure(study, manifest)
     instances = problem.instances(held_out=True)
     measurements = Measurements(config, study, manifest, problem)
-    with _Calls(config, candidates, problem, measurements, rounds) as calls:
+    with _Calls(config, candidates, problem, measurements, rounds, clock) as calls:
         halved = halve(
             [c.digest for c in candidates],
             candidates[0].digest,
@@ -84,8 +97,13 @@ def confirm(
         estimator={**config.estimator.model_dump(), "seed": table_seed(config)},
         feasible_s=config.feasible_s,
         code=manifest["code"],
-    )
+    ).model_copy(update={"clock": clock.name, "prediction": clock.prediction})
     write_confirmation(study, result)
+    if speeds and clock.reference is not None:
+        winner = next(c for c in candidates if c.digest == result.digest)
+        found = at_speeds(clock, winner, speeds, instances, measurements, calls.call)
+        result = result.model_copy(update={"speeds": found})
+        write_confirmation(study, result)
     return result
 
 
@@ -114,8 +132,10 @@ class _Calls:
         problem: Problem,
         measurements: Measurements,
         rounds: int,
+        clock: ConfirmClock,
     ) -> None:
         self._config, self._measurements, self._rounds = config, measurements, rounds
+        self._clock = clock
         self._candidates = {c.digest: c for c in candidates}
         self._problem = problem
         instances = problem.instances(held_out=True)
@@ -124,7 +144,9 @@ class _Calls:
         self._costs: dict[str, list[float]] = {}
         self._made: dict[str, list[Call]] = {}
         calls = most_calls(len(candidates) - 1, len(instances), rounds)
-        known = measurements.count([c.recipe for c in candidates])
+        known = measurements.count(
+            (c.recipe, i.label, clock.plan(c.recipe, i)) for c in candidates for i in instances
+        )
         info(
             f"{len(candidates)} candidates, {len(instances)} instances: at most {calls} calls"
             + _duration(calls - min(known, calls), candidates)
@@ -142,9 +164,21 @@ class _Calls:
 
     def measure(self, digest: str, label: str) -> tuple[float, float]:
         """The loss (NaN: there is none) and the seconds of a candidate on an instance."""
+        candidate, instance = self._candidates[digest], self._instances[label]
+        plan = self._clock.plan(candidate.recipe, instance)
+        measured = self.call(candidate, instance, plan)
+        self._bar.update()
+        if isinstance(measured, Call):
+            self._clock.add(candidate.recipe, instance, measured)
+        return self._judge(candidate, label, measured, plan)
+
+    def call(self, candidate: Candidate, instance: Instance, plan: Plan | None) -> Measurement:
+        """A candidate's call on an instance, made unless it is stored."""
         raise_if_stopped()
-        candidate = self._candidates[digest]
-        measured = self._measurements.read(candidate.recipe, label)
+        label = instance.label
+        measured = self._measurements.read(candidate.recipe, label, plan)
+        if measured is not None and not self._is_measurement(candidate, instance, measured):
+            measured = None  # a busy machine made it
         if measured is None:
             title = f"{candidate.title}, {label}"
 
@@ -155,26 +189,41 @@ class _Calls:
                     self._shown_at = now
                     self._bar.set_postfix_str(f"{title}: {progress.share:.0%}")
 
-            instance = self._instances[label]
-            measured = measure(self._config, self._problem, candidate.recipe, instance, on_step)
-            self._measurements.write(candidate.recipe, label, measured)
+            measured = measure(
+                self._config, self._problem, candidate.recipe, instance, on_step, plan
+            )
+            if isinstance(measured, Call) and not self._is_measurement(
+                candidate, instance, measured
+            ):
+                raise self._clock.too_few(candidate.recipe, instance, measured)
+            self._measurements.write(candidate.recipe, label, measured, plan)
             if self._bar.disable:
                 info(f"{title}: {_loss(measured)}, {measured.seconds or 0.0:.1f} s")
-        self._bar.update()
-        return self._judge(candidate, label, measured)
+        return measured
+
+    def _is_measurement(
+        self, candidate: Candidate, instance: Instance, measured: Measurement
+    ) -> bool:
+        return isinstance(measured, FailedCall) or self._clock.is_measurement(
+            candidate.recipe, instance, measured
+        )
 
     def _judge(
-        self, candidate: Candidate, label: str, measured: Measurement
+        self, candidate: Candidate, label: str, measured: Measurement, plan: Plan | None
     ) -> tuple[float, float]:
-        """The loss (NaN puts it out of the race) and the seconds; keeps why it is infeasible."""
-        seconds = measured.seconds or 0.0
+        """The loss (NaN puts it out of the race) and the seconds; keeps why it is infeasible.
+
+        The limit is of the predicted seconds where the call was made by its plan.
+        """
+        seconds = measured.seconds or 0.0 if plan is None else plan.seconds
         if isinstance(measured, FailedCall):
             self._reasons[candidate.digest] = f"{label}: {measured.reason}"
             return math.nan, seconds
         self._made.setdefault(candidate.digest, []).append(measured)
         if seconds > self._config.feasible_s:
             allowed = f"{self._config.feasible_s:g} are allowed"
-            self._reasons[candidate.digest] = f"{label}: a call took {seconds:.1f} s; {allowed}"
+            took = "took" if plan is None else "would take, on the reference machine,"
+            self._reasons[candidate.digest] = f"{label}: a call {took} {seconds:.1f} s; {allowed}"
         elif (why := self._cost_reason(candidate, measured)) is not None:
             self._reasons[candidate.digest] = f"{label}: {why}"
             return math.nan, seconds

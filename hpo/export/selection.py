@@ -155,7 +155,7 @@ def read_recipe(path: Path, method: Method) -> Chosen:
 def claims_of(chosen: Chosen) -> list[Claim]:
     """What its trial measured on each instance; empty: it is of no trial."""
     return [
-        Claim(call.instance, call.loss, call.standard_error, call.steps)
+        Claim(call.instance, call.loss, call.standard_error, call.steps, call.steps_wanted)
         for call in (chosen.trial.calls if chosen.trial else ())
         if call.standard_error is not None and call.steps is not None
     ]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import nn
 
 from finetune.canvas import Resize
 from finetune.data.runes import RuneSource, Split
 from finetune.model.checkpoints import list_networks, load_network
+from finetune.model.groups import group_of
+from finetune.recipe import GROUPS
 
 from ..errors import UserError
 from .settings import Confirm, Instances
@@ -27,20 +30,32 @@ class RuneInstance:
     pretrained: nn.Module
     split: Split
     resize: Resize | None = None  # that the drawings went through; None: the study's
+    speed: float | None = None  # of the reference machine in a call; None: the study's
 
     @property
     def label(self) -> str:
         """Its name in attributes and plots; unique among the instances of its kind."""
-        return self.place + (f" {self.resize}" if self.resize else "")
+        speed = "" if self.speed is None else f"*{self.speed:g}"
+        return self.place + speed + (f" {self.resize}" if self.resize else "")
 
     @property
     def place(self) -> str:
-        """The label without the resize, on which the noise of the evaluation does not depend."""
+        """The label without resize and speed, on which the evaluation's noise does not depend."""
         return f"{self.rune}/{self.split_seed}" + (f"/{self.seed}" if self.seed else "")
+
+    @cached_property
+    def group_sizes(self) -> dict[str, int]:
+        """Parameters of the network in each of `finetune.recipe.GROUPS`."""
+        sizes = dict.fromkeys(GROUPS, 0)
+        for name, parameter in self.pretrained.named_parameters():
+            sizes[group_of(name, parameter)] += parameter.numel()
+        return sizes
 
 
 def load_instances(config: Instances, source: RuneSource) -> list[RuneInstance]:
-    """Every rune of every split with every seed; network i goes with rune i, counted round.
+    """Every rune of every split with every seed at every speed; network i goes with rune i.
+
+    Networks are counted round.
 
     Raises:
         UserError: networks are missing, a rune or network is unknown, or a rune has too few
@@ -58,7 +73,9 @@ def load_instances(config: Instances, source: RuneSource) -> list[RuneInstance]:
             seed=seed,
             pretrained=networks[i % len(networks)][1],
             split=source.split(rune, config.resize, split_seed, config.train),
+            speed=speed,
         )
+        for speed in config.speeds or (None,)
         for seed in config.seeds
         for split_seed in config.splits
         for i, rune in enumerate(config.runes or source.runes)
@@ -94,6 +111,7 @@ def load_held_out(study: Instances, asked: Confirm, source: RuneSource) -> list[
         "splits": splits,
         "seeds": seeds,
         "networks": asked.networks or study.networks,
+        "speeds": (),  # a confirmation is at the study's own
     }
     resizes = asked.resizes or (study.resize,)
     loaded = {

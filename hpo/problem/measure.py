@@ -17,6 +17,13 @@ from .base import (
     Values,
 )
 
+# A call by steps takes as long as the machine needs; one that takes so many limits hangs.
+HUNG = 20
+
+
+class HungError(RuntimeError):
+    """A call by steps took many times the limit: the machine's fault, not the values'."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -25,6 +32,7 @@ class Measurement:
     evaluation: Evaluation
     seconds: float  # of the call alone
     steps: int
+    steps_wanted: int | None  # of a schedule that no clock cuts; None: not known
     model: object  # that the call returned
 
 
@@ -36,6 +44,7 @@ def measure(
     limit_s: float,
     on_step: OnStep,
     table_seed: int | None = None,
+    steps: Sequence[int] | None = None,
 ) -> list[Measurement]:
     """Call the method on each instance and evaluate what it returns.
 
@@ -43,28 +52,40 @@ def measure(
         limit_s: seconds after which a call is stopped.
         on_step: as of `Method.call`.
         table_seed: as of `Problem.evaluate`.
+        steps: as of `Method.call`; where they are given, a call is stopped only after many times
+            the limit.
 
     Raises:
         OutOfTimeError: a call was stopped at the limit.
+        HungError: a call by steps was stopped.
         NotFiniteError: a loss is not finite.
     """
     label = " and ".join(instance.label for instance in instances)
 
     def step(index: int, progress: Progress) -> None:
         on_step(index, progress)
-        if progress.elapsed_s > limit_s:
+        if steps is not None:
+            if progress.elapsed_s > HUNG * limit_s:
+                raise HungError(
+                    f"stopped on {label} after {progress.elapsed_s:.0f} s, at step "
+                    f"{progress.step} of {steps[index]}: {HUNG} times the limit of {limit_s:g} s; "
+                    "this machine is too slow or too busy for the study"
+                )
+        elif progress.elapsed_s > limit_s:
             raise OutOfTimeError(
                 f"stopped on {label} after {progress.elapsed_s:.1f} s, at step {progress.step} "
                 f"({progress.share:.0%} of the schedule); the limit is {limit_s:g} s"
             )
 
     try:
-        calls = method.call(values, instances, step)
+        calls = method.call(values, instances, step, steps)
     except NotFiniteError as error:
         raise NotFiniteError(f"{label}: {error}") from error
     measured = []
     for instance, called in zip(instances, calls, strict=True):
         seconds = round(called.seconds, 3)
         evaluation = problem.evaluate(called.model, instance, seconds, table_seed)
-        measured.append(Measurement(evaluation, seconds, called.steps, called.model))
+        measured.append(
+            Measurement(evaluation, seconds, called.steps, called.steps_wanted, called.model)
+        )
     return measured

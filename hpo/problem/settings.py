@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, model_validator
 from finetune.canvas import Resize
 from finetune.data.futhorc import ALPHABET
 
-from ..settings import Natural, Table
+from ..settings import Natural, Speed, Table
 
 _AUTHORS_TRAIN = 10  # drawings of a rune, of twenty
 
@@ -25,6 +25,8 @@ class Instances(Table):
     runes: tuple[str, ...] = ()  # none: all that the source has
     splits: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)  # of the call's randomness
+    # Of the reference machine, in calls on all of these; none: that of the study's clock.
+    speeds: tuple[Speed, ...] = ()
     resize: Resize = "bilinear"
     pretrained: Path | None = None  # directory of networks; none: the embedded ones
     networks: tuple[str, ...] = ()  # names in that directory; none: all

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+from pathlib import Path
 
 from ..errors import UserError
 
@@ -58,3 +60,13 @@ def check_device(device: str | None) -> None:
 
     if device and device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device is {device}, and torch finds no such GPU; write cpu")
+
+
+def describe_processor() -> str:
+    """The processor's name, as the system has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # another system than Linux
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_validator
 
 from ..artifacts.location import check_place, default_place
+from ..clock.plan import Clock
+from ..clock.settings import ClockTable
 from ..errors import UserError
 from ..problem.base import Method, Problem
 from ..problem.registry import RECIPE, RUNES, check_name, load_method, load_problem
@@ -105,6 +107,7 @@ class StudyConfig(Table):
     limit_s: PositiveFloat = 150.0  # a call that takes this long is stopped
     margin_s: Annotated[float, Field(ge=0)] = 30.0  # a call this near it is infeasible
     limits: Limits = Limits()
+    clock: ClockTable = ClockTable()
     method: MethodTable = MethodTable()
     problem: ProblemTable = ProblemTable()
     instances: Instances
@@ -156,8 +159,21 @@ class StudyConfig(Table):
             raise ValueError(
                 f"margin_s is {self.margin_s:g} and limit_s {self.limit_s:g}; write a smaller one"
             )
+        if self.clock.is_wall and self.instances.speeds:
+            raise ValueError(
+                "instances.speeds are of a reference machine, and clock.machine is wall; "
+                "name the profile of a machine"
+            )
         check_space(self.space, self.fixed, self.start, self.load_method())
         return self
+
+    def load_clock(self) -> Clock | None:
+        """Whose time rules the calls of trials; None: that of the machine they run on.
+
+        Raises:
+            UserError: the profile is not there, or not usable.
+        """
+        return self.clock.load(self.method.name)
 
     def load_method(self) -> Method:
         """What is tuned."""

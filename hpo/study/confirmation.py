@@ -87,6 +87,26 @@ class CandidateResult(Identity):
     measured: tuple[Call, ...] = ()  # its calls; older results have none
 
 
+class Prediction(Stored):
+    """Calls by wall clock beside what the study's reference machine would have made of them."""
+
+    calls: Whole
+    steps: Number  # made over planned, the median
+    least_steps: Number
+    most_steps: Number
+    seconds: Number  # taken over predicted, the median
+
+
+class AtSpeed(Stored):
+    """The winner on the same instances at a speed of the reference machine."""
+
+    speed: Number
+    steps: tuple[Whole, Whole]  # of its calls, the fewest and the most
+    loss: Number | None  # None: a call gave none
+    standard_error: Number | None = None
+    reason: str | None = None  # why there is no loss
+
+
 class Confirmation(Identity):
     """The winner, and how it won."""
 
@@ -103,6 +123,9 @@ class Confirmation(Identity):
     estimator: dict[str, Any] = Field(default_factory=dict)
     feasible_s: Number | None = None
     code: str | None = None  # digest
+    clock: str | None = None  # "wall", or a reference machine and its speed; older ones: wall
+    prediction: Prediction | None = None  # of calls by wall clock under a reference machine
+    speeds: tuple[AtSpeed, ...] = ()
 
     def parsed_recipe(self, method: Method) -> dict[str, Any] | None:
         """All values; None: they are of a release with other fields."""

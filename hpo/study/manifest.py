@@ -21,12 +21,13 @@ MANIFEST_KEY = "manifest"
 MADE_BY_KEY = "made_by"
 _LIBRARIES = ("torch", "optuna", "numpy", "scipy", "sqlalchemy")
 # Entries that a manifest has only where the study file sets them, so that older studies stand.
-_OPTIONAL = ("cost",)
+_OPTIONAL = ("cost", "clock")
 _REMEDY = {
     "code": "run the version that made it",
     "data": "name that data by --data, --alphabet, --drawings and --train",
     "networks": "name those networks in instances.pretrained",
     "torch": "install that version",
+    "clock": "write that machine and speed in [clock]",
 }
 
 
@@ -43,6 +44,9 @@ def make_manifest(config: StudyConfig, problem: Problem) -> dict[str, str]:
         "limit": f"{config.limit_s:g} s less {config.margin_s:g} s",
         "space": short_digest(json.dumps([space["space"], space["fixed"]])),
     }
+    clock = config.load_clock()
+    if clock is not None:
+        manifest["clock"] = clock.mark
     if config.limits.cost is not None:
         manifest["cost"] = f"{config.limits.cost:g} of the plain network's"
     return manifest

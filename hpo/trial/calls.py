@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..clock.plan import Plan
 from ..problem.base import Instance, Method, Problem, Values, digest_of, short_digest
 from ..process.logging import warn
 from ..storage.calls import CallRow
@@ -23,6 +24,11 @@ WALL = "wall"  # the clock of calls that end by this machine's own
 # Entries of a manifest that are no part of a call's key: the instance and the clock are in it
 # anyway, and the limits judge a call that was made.
 _NOT_OF_A_CALL = ("clock", "cost", "instances", "limit", "networks", "space")
+
+
+def mark_of(plan: Plan | None) -> str:
+    """The clock of a call: its plan by a reference machine, or None for wall clock."""
+    return WALL if plan is None else plan.mark
 
 
 @dataclass(frozen=True)

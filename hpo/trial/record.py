@@ -49,6 +49,7 @@ class Call(Stored):
     standard_error: Number | None = None
     seconds: Number | None = None
     steps: Whole | None = None
+    steps_wanted: Whole | None = None  # of a schedule that no clock cuts
     curve: Series = ()  # training loss, by share of the schedule
     per_t_bin: Series = ()  # loss by t, of `finetune.scoring.estimators.T_BINS` bins
     picture: str | None = None  # id of the artifact that shows it
@@ -109,6 +110,7 @@ class TrialRecord(Stored):
     instances: tuple[Call, ...] = ()
     standard_error: Number | None = None  # of the mean loss
     longest_call_s: Number | None = None
+    predicted_s: Number | None = None  # of its longest call, on the study's reference machine
     cost: Number | None = None  # the calls' mean
     outcome: str | None = None  # an `Outcome`, or that of another release
     worker: str | None = None
@@ -123,6 +125,11 @@ class TrialRecord(Stored):
     def remarks(self) -> tuple[Remark, ...]:
         """What its reader could not read."""
         return self._remarks
+
+    @property
+    def limited_s(self) -> float | None:
+        """Seconds of its longest call to which a limit applies: predicted ones where there are."""
+        return self.longest_call_s if self.predicted_s is None else self.predicted_s
 
     @property
     def mean_loss(self) -> float | None:

@@ -71,7 +71,8 @@ class Loop:
 
     Args:
         run: the objective: runs a trial and returns its value.
-        feasible_s: a trial whose attribute ``longest_call_s`` is above this is infeasible.
+        feasible_s: a trial with a call that is longer is infeasible; under a reference clock that
+            is decided by the attribute ``predicted_s``, else by ``longest_call_s``.
         feasible_cost: so is one whose attribute ``cost`` is above this; None: no limit.
         plot: makes and keeps the plot of a trial that ends; returns system attributes for it.
     """
@@ -184,8 +185,8 @@ class Loop:
         values = None if value is None or state == TrialState.FAIL else [value]
         constraints = {}
         record = read_trial(trial)
-        if record.longest_call_s is not None:
-            constraints[OVER_LIMIT] = record.longest_call_s - self.feasible_s
+        if record.limited_s is not None:
+            constraints[OVER_LIMIT] = record.limited_s - self.feasible_s
         if record.cost is not None and self.feasible_cost is not None:
             constraints[OVER_COST] = record.cost - self.feasible_cost
         if ending.outcome.is_recipes_fault:

@@ -9,21 +9,27 @@ from dataclasses import dataclass
 import optuna
 
 from ..artifacts.uploads import Artifact, Gallery
+from ..clock.plan import Plan
+from ..clock.profile import NotTimedError
 from ..problem.base import Instance, InvalidValuesError, Problem, Progress, Values
 from ..problem.measure import measure
 from ..pruners.racing import Race, RacingPruner
 from ..storage.calls import CallRow
 from ..study.config import StudyConfig
 from ..study.space import sample_values
-from ..trial.calls import WALL, KeptCall, KeptCalls
+from ..trial.calls import KeptCall, KeptCalls, mark_of
 from ..trial.outcome import Outcome, TrialEndedError
 from ..trial.record import Call, Machine, TrialRecord, mean_loss, write_trial
 from ..trial.stored import finite
 from .learning_curve import LearningCurve
 from .loop import Watch
+from .pace import Pace
 from .visuals import Visuals
 
 _DIGITS = 4  # that are kept of losses by t, whose noise is larger
+
+
+Plans = Mapping[str, Plan]  # of the calls on instances, by their labels; none: wall clock rules
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,9 @@ class Objective:
     """What workers minimise: the mean loss over the instances.
 
     After each instance the mean so far is reported under the number of instances, so that a
-    pruner compares trials on the same ones.  A call over the limit ends the trial.  A call that is
-    kept in the database is read and not made.
+    pruner compares trials on the same ones.  A call over the limit ends the trial; under a
+    reference clock it is the predicted call, before any is made.  A call that is kept in the
+    database is read and not made.
 
     Args:
         problem: whose instances trials are measured on.
@@ -65,6 +72,8 @@ class Objective:
         self._together = together
         self._kept = kept
         self._race = Race()
+        self._clock = config.load_clock()
+        self._pace = Pace()
 
     def __call__(self, trial: optuna.Trial, watch: Watch) -> float:
         """The mean loss of the trial's recipe.
@@ -73,12 +82,13 @@ class Objective:
             TrialEndedError: the trial is over earlier, and how.
             TrialTakenError: somebody else has it now.
         """
-        recipe = self._sample(trial, watch)
-        known = self._kept.of(recipe, self.instances, WALL) if self._kept else {}
+        recipe, plans = self._sample(trial, watch)
+        self._check_predicted(plans)
+        known = self._known(recipe, plans)
         record = TrialRecord()
         while (done := len(record.instances)) < len(self.instances):
             batch = self.instances[done : done + self._together]
-            for measured in self._measure(trial, watch, recipe, batch, known):
+            for measured in self._measure(trial, watch, recipe, plans, batch, known):
                 record = TrialRecord.of_calls([*record.instances, measured.call])
                 self._report(trial, watch, record, measured)
             self._check_limits(record)
@@ -88,7 +98,7 @@ class Objective:
 
     def _check_limits(self, record: TrialRecord) -> None:
         longest_s, feasible_s = record.longest_call_s, self.config.feasible_s
-        if longest_s is not None and longest_s > feasible_s:
+        if self._clock is None and longest_s is not None and longest_s > feasible_s:
             raise TrialEndedError(
                 Outcome.INFEASIBLE, f"a call took {longest_s:.1f} s; {feasible_s:g} are allowed"
             )
@@ -124,31 +134,62 @@ class Objective:
             reason += f": {verdict.ratio:.3f} of the best trial's loss (p = {verdict.p_value:.2g})"
         return TrialEndedError(Outcome.PRUNED, reason, standings.full_loss(losses))
 
-    def _sample(self, trial: optuna.Trial, watch: Watch) -> Values:
+    def _sample(self, trial: optuna.Trial, watch: Watch) -> tuple[Values, Plans]:
+        """The trial's recipe, and under a reference clock the plan of its call on each instance."""
         with watch.storage.batch(trial._trial_id):
             try:
                 space, fixed = self.config.space, self.config.fixed
                 recipe = sample_values(trial, space, fixed, self.method)
-            except InvalidValuesError as error:
+                plans = self._plan(recipe)
+            except (InvalidValuesError, NotTimedError) as error:
                 impossible = error
             else:
                 ran_on = Machine.model_validate(self.method.machine())
-                write_trial(trial, TrialRecord(recipe=recipe, machine=ran_on))
-                return recipe
+                record = TrialRecord(recipe=recipe, machine=ran_on)
+                if plans:
+                    record = record.model_copy(update={"predicted_s": _longest_s(plans)})
+                write_trial(trial, record)
+                return recipe, plans
         raise TrialEndedError(Outcome.PRUNED, f"impossible: {impossible}")
+
+    def _plan(self, recipe: Values) -> Plans:
+        if self._clock is None:
+            return {}
+        return {i.label: self._clock.plan(self.method, recipe, i) for i in self.instances}
+
+    def _check_predicted(self, plans: Plans) -> None:
+        predicted_s, feasible_s = _longest_s(plans), self.config.feasible_s
+        if predicted_s > feasible_s:
+            raise TrialEndedError(
+                Outcome.INFEASIBLE,
+                f"a call would take {predicted_s:.1f} s on the reference machine; "
+                f"{feasible_s:g} are allowed",
+            )
+
+    def _known(self, recipe: Values, plans: Plans) -> dict[str, KeptCall]:
+        """The calls of a recipe that are kept, by their instances."""
+        known: dict[str, KeptCall] = {}
+        if self._kept is not None:
+            of_clock: dict[str, list[Instance]] = {}
+            for instance in self.instances:
+                of_clock.setdefault(mark_of(plans.get(instance.label)), []).append(instance)
+            for clock, instances in of_clock.items():
+                known |= self._kept.of(recipe, instances, clock)
+        return known
 
     def _measure(
         self,
         trial: optuna.Trial,
         watch: Watch,
         recipe: Values,
+        plans: Plans,
         instances: Sequence[Instance],
         known: Mapping[str, KeptCall],
     ) -> Iterator[_Measured]:
         """The calls on these instances, in their order; those that are known are not made."""
         found = {i.label: call for i in instances if (call := self._read(i, known)) is not None}
         missing = [i for i in instances if i.label not in found]
-        made = self._call(trial, watch, recipe, missing) if missing else iter(())
+        made = self._call(trial, watch, recipe, plans, missing) if missing else iter(())
         for instance in instances:
             yield found[instance.label] if instance.label in found else next(made)
 
@@ -163,7 +204,12 @@ class Objective:
         return _Measured(call, self._visuals.of_kept_call(instance, picture_id))
 
     def _call(
-        self, trial: optuna.Trial, watch: Watch, recipe: Values, instances: Sequence[Instance]
+        self,
+        trial: optuna.Trial,
+        watch: Watch,
+        recipe: Values,
+        plans: Plans,
+        instances: Sequence[Instance],
     ) -> Iterator[_Measured]:
         """Make the calls on these instances, side by side."""
         done = 1 + [i.label for i in self.instances].index(instances[-1].label)
@@ -178,8 +224,19 @@ class Objective:
             curves[index].add(progress.share, progress.loss)
 
         watch.display.show_trial(title)
-        limit_s = self.config.limit_s
-        calls = measure(self.method, self.problem, recipe, instances, limit_s, on_step)
+        planned = [plans[i.label] for i in instances] if plans else None
+        calls = measure(
+            self.method,
+            self.problem,
+            recipe,
+            instances,
+            # At many times the machine's speed calls take that many times as long here.
+            max([self.config.limit_s, *(plan.full_speed_s for plan in planned or ())]),
+            on_step,
+            steps=[plan.steps for plan in planned] if planned else None,
+        )
+        if planned and self._clock is not None:
+            self._pace.add(planned, [called.seconds for called in calls], self._clock.name)
         for instance, called, curve in zip(instances, calls, curves, strict=True):
             picture = self._visuals.of_call(instance, called.model)
             found = called.evaluation
@@ -189,6 +246,7 @@ class Objective:
                 standard_error=finite(found.standard_error),
                 seconds=called.seconds,
                 steps=called.steps,
+                steps_wanted=called.steps_wanted,
                 curve=curve.means(),
                 per_t_bin=tuple(_short(loss) for loss in found.by_t),
                 picture=picture.id if picture else None,
@@ -196,8 +254,14 @@ class Objective:
             )
             row = None
             if self._kept is not None and self._kept.is_on:
-                row = self._kept.row(recipe, instance, call, trial.number, WALL)
+                row = self._kept.row(
+                    recipe, instance, call, trial.number, mark_of(plans.get(instance.label))
+                )
             yield _Measured(call, picture, row)
+
+
+def _longest_s(plans: Plans) -> float:
+    return max((plan.seconds for plan in plans.values()), default=0.0)
 
 
 def _short(loss: float) -> float | None:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import optuna
 
-from ..problem.base import Instance
+from ..clock.plan import Clock
+from ..clock.profile import NotTimedError
+from ..problem.base import Instance, Method, Values
 from ..storage.url import shown
 from ..study.config import StudyConfig
 from ..study.space import sample_values
@@ -28,4 +30,17 @@ def print_preview(
     trial = optuna.create_study(sampler=sampler).ask()
     recipe = sample_values(trial, config.space, config.fixed, config.load_method())
     print("a recipe from the space:", json.dumps(recipe, indent=2))
+    clock = config.load_clock()
+    if clock is not None:
+        _print_plan(clock, config.load_method(), recipe, instances[0])
     print("nothing was created")
+
+
+def _print_plan(clock: Clock, method: Method, recipe: Values, instance: Instance) -> None:
+    where = f"on {instance.label}, by the clock of {clock.name}"
+    try:
+        plan = clock.plan(method, recipe, instance)
+    except NotTimedError as error:
+        print(f"its call {where} can't be planned: {error}")
+    else:
+        print(f"its call {where}: {plan.steps} steps, {plan.seconds:.1f} s there")

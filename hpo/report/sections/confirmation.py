@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ...formatting import counted, with_error
 from ...problem.points import points
@@ -13,6 +13,7 @@ from ...study.confirmation import (
     Left,
     describe_difference,
 )
+from ...trial.record import Call
 from ..document import Block, Figure, Section, Table, Text
 from ..plots import Line, Mark, Row, RowPlot
 
@@ -52,11 +53,12 @@ def candidate_blocks(confirmed: Confirmation) -> Iterator[Block]:
     yield Table(
         "The best of the search and the default recipe, measured again on instances that no "
         "trial saw",
-        ("recipe", "loss", "to the default", "in the search", "longest call", "cost", "rounds",
-         "left"),
+        ("recipe", "loss", "to the default", "in the search", "longest call", "steps", "cost",
+         "rounds", "left"),
         [_candidate_row(row) for row in confirmed.table],
-        numbers=(1, 2, 3, 4, 5, 6),
+        numbers=(1, 2, 3, 4, 5, 6, 7),
     )  # fmt: skip
+    yield from _clock_blocks(confirmed)
     for row in confirmed.table:
         if row.reason:
             yield Text(f"{row.title} on {row.reason}.")
@@ -96,10 +98,50 @@ def _candidate_row(row: CandidateResult) -> tuple[str, ...]:
         with_error(row.difference, row.difference_error, "+"),
         with_error(row.search_difference, row.search_difference_error, "+"),
         f"{row.longest_call_s:.1f} s",
+        steps_text(row.measured),
         cost_text(row.cost),
         str(row.rounds),
         "" if row.left == Left.FINALIST else row.left,
     )
+
+
+def _clock_blocks(confirmed: Confirmation) -> Iterator[Block]:
+    """Whose time ruled the calls, how far its plan was off, and the winner at other speeds."""
+    if confirmed.clock not in (None, "wall"):
+        yield Text(
+            f"Calls made as many steps as the machine {confirmed.clock} makes in the deadline; "
+            "the longest call is the predicted one."
+        )
+    off = confirmed.prediction
+    if off is not None:
+        yield Text(
+            f"By wall clock {counted(off.calls, 'call')} made {off.steps:.2f} of the steps that "
+            f"the reference machine would make (median; {off.least_steps:.2f} to "
+            f"{off.most_steps:.2f}), in {off.seconds:.2f} of the predicted seconds."
+        )
+    if confirmed.speeds:
+        yield Table(
+            "The winner at other speeds of the reference machine",
+            ("speed", "steps", "loss"),
+            [
+                (
+                    f"{at.speed:g}",
+                    "{} to {}".format(*at.steps) if at.steps[0] < at.steps[1] else str(at.steps[0]),
+                    at.reason or with_error(at.loss, at.standard_error),
+                )
+                for at in confirmed.speeds
+            ],
+            numbers=(0, 1, 2),
+        )
+
+
+def steps_text(calls: Sequence[Call]) -> str:
+    """Steps made of steps wanted, in the call that made the smallest share; empty: unknown."""
+    known = [(c.steps, c.steps_wanted or c.steps) for c in calls if c.steps]
+    if not known:
+        return ""
+    made, wanted = min(known, key=lambda pair: pair[0] / pair[1])
+    return str(made) if made == wanted else f"{made} of {wanted}"
 
 
 def _difference_mark(row: CandidateResult, difference: float) -> Mark:

@@ -10,6 +10,7 @@ from ...problem.base import Method, changed_values
 from ...trial.ranking import OVER_LIMIT
 from ...trial.run import Run
 from ..document import Block, Picture, Section, Table, Text
+from .confirmation import steps_text
 
 _LINK = "artifacts:"  # of system attributes: Optuna's record of a file that is kept
 
@@ -48,6 +49,13 @@ def _blocks(run: Run, method: Method, address: str | None) -> Iterator[Block]:
 def _feasibility(run: Run) -> str:
     over_s = run.trial.constraints.get(OVER_LIMIT)
     word = "Feasible" if run.feasible else "Not feasible"
+    predicted_s = run.record.predicted_s
+    if predicted_s is not None and over_s is not None:
+        allowed_s = predicted_s - over_s
+        return (
+            f"{word}: the longest call takes {predicted_s:.1f} s on the reference machine; "
+            f"{allowed_s:g} s are allowed."
+        )
     if run.longest_s is not None and over_s is not None:
         allowed_s = run.longest_s - over_s
         return f"{word}: the longest call took {run.longest_s:.1f} s; {allowed_s:g} s are allowed."
@@ -81,7 +89,7 @@ def _losses(run: Run) -> Iterator[Block]:
                     call.instance,
                     with_error(call.loss, call.standard_error),
                     "" if call.seconds is None else f"{call.seconds:.1f}",
-                    "" if call.steps is None else str(call.steps),
+                    steps_text([call]),
                 )
                 for call in run.calls
             ],

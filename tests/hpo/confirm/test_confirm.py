@@ -592,11 +592,11 @@ def test_the_text_is_the_winner_and_a_table_of_candidates() -> None:
     head = next(n for n, line in enumerate(lines) if line.startswith("    recipe "))
     assert lines[head : head + 4] == [
         "    recipe                        loss    to the default     in the search"
-        "  longest call  cost  rounds  left",
+        "  longest call  steps  cost  rounds  left",
         "    best 1 (trial 17)  0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
-        "        79.0 s  1.62       3",
+        "        79.0 s         1.62       3",
         "    default            0.0843 ± 0.0031                                    "
-        "        79.0 s             3",
+        "        79.0 s                    3",
         "    best 2 (trial 3)   0.0812 ± 0.0031  -0.0031 ± 0.0006  -0.0052 ± 0.0009"
-        "        79.0 s  1.62       1  t",
+        "        79.0 s         1.62       1  t",
     ]

@@ -8,7 +8,7 @@ import pytest
 
 from finetune.data.runes import RuneSource
 from hpo.errors import UserError
-from hpo.problem.instances import RuneInstance, load_held_out
+from hpo.problem.instances import RuneInstance, load_held_out, load_instances
 from hpo.study.config import StudyConfig
 
 STUDY = """
@@ -78,3 +78,16 @@ def test_what_a_trial_has_seen_or_nobody_knows_is_refused(
         held_out(asked(STUDY, confirm), drawn)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_every_instance_is_met_at_each_speed_the_first_speed_first(drawn: RuneSource) -> None:
+    """On the same noise; a confirmation is at the study's own speed."""
+    text = STUDY.replace('["thorn"]', '["thorn", "os"]\nsplits = [0, 1]\nspeeds = [0.1, 1.0]')
+    table = tomllib.loads(text) | {"clock": {"machine": "some.toml"}}
+    config = StudyConfig.model_validate(table)
+    found = load_instances(config.instances, drawn)
+    expected = ["thorn/0", "os/0", "thorn/1", "os/1"]
+    assert [i.place for i in found] == 2 * expected
+    assert [i.label for i in found] == [f"{x}*0.1" for x in expected] + [f"{x}*1" for x in expected]
+    assert [i.speed for i in found] == 4 * [0.1] + 4 * [1.0]
+    assert {i.speed for i in held_out(config, drawn)} == {None}

@@ -1,0 +1,55 @@
+"""The table of a study file that says which clock rules its calls."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from ..errors import UserError
+from ..settings import Speed, Table
+from .plan import Clock
+from .profile import load_profile
+
+WALL = "wall"
+
+
+class ClockTable(Table):
+    """Whose time counts in a call: that of the machine it runs on, or of a reference machine."""
+
+    machine: Annotated[str, Field(min_length=1)] = WALL  # or a name in studies/machines, or a path
+    # Of a call's machine over that of the profile.
+    speed: Speed = 1.0
+
+    @property
+    def is_wall(self) -> bool:
+        """Whether wall clock rules."""
+        return self.machine == WALL
+
+    @model_validator(mode="after")
+    def _of_a_machine(self) -> ClockTable:
+        if self.is_wall and self.speed != 1:
+            raise ValueError(
+                f"speed is {self.speed:g} and machine is wall, which has its own; "
+                "name the profile of a machine"
+            )
+        return self
+
+    def load(self, method: str) -> Clock | None:
+        """The clock; None: wall clock rules.
+
+        Args:
+            method: the name of the study's method.
+
+        Raises:
+            UserError: the profile is not there, not usable, or of another method.
+        """
+        if self.is_wall:
+            return None
+        profile = load_profile(self.machine)
+        if profile.method != method:
+            raise UserError(
+                f"clock.machine is {self.machine!r}, which was timed with method "
+                f'{profile.method!r} and not {method!r}; write "wall", or calibrate that method'
+            )
+        return Clock(profile, self.speed, self.machine)
