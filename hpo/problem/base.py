@@ -29,6 +29,10 @@ class NotFiniteError(Exception):
     """A loss is not a finite number."""
 
 
+class CallFailedError(Exception):
+    """A method's own code failed on these values.  Its notes hold what it said."""
+
+
 class ExportError(Exception):
     """The file to hand in can't be made."""
 
@@ -41,11 +45,11 @@ class ProofError(Exception):
 class Field:
     """A value of a method.
 
-    A "choice" is one of ``choices``, a "subset" a list of some of them.
+    A "choice" is one of ``choices``, a "subset" a list of some of them, a "text" any string.
     """
 
     default: Any
-    kind: Literal["float", "int", "bool", "choice", "subset"]
+    kind: Literal["float", "int", "bool", "choice", "subset", "text"]
     meaning: str = ""
     unit: str = ""  # empty: a plain number, or none
     low: float = -math.inf
@@ -59,6 +63,8 @@ class Field:
             raise InvalidValuesError(f"{name} is {value!r}; write {self._allowed(value)}")
 
     def _allows(self, value: Any) -> bool:
+        if self.kind == "text":
+            return isinstance(value, str)
         if self.kind == "choice":
             return value in self.choices
         if self.kind == "subset":
@@ -77,6 +83,8 @@ class Field:
             return f"one of {choices}" if self.kind == "choice" else f"a list of some of {choices}"
         if self.kind == "bool":
             return "true or false"
+        if self.kind == "text":
+            return "a string"
         what = "a whole number" if self.kind == "int" else "a number"
         if not isinstance(value, bool) and self._is_number(value):
             what = "a value"
@@ -112,8 +120,8 @@ class Progress(Protocol):
         """Of the schedule, in [0, 1]."""
 
     @property
-    def loss(self) -> float:
-        """The training loss of this step."""
+    def loss(self) -> float | None:
+        """The training loss of this step; None: it is not told."""
 
     @property
     def elapsed_s(self) -> float:
@@ -130,6 +138,7 @@ class Called:
     model: Any
     steps: int
     seconds: float
+    output: str = ""  # the end of what the method printed
 
 
 @dataclass(frozen=True)
@@ -187,10 +196,12 @@ class Method(Protocol):
         """One call for each instance, side by side where that is quicker.
 
         Args:
-            on_step: called after each step; what it raises ends the calls.
+            on_step: called after each step, and now and then by a method that does not see its
+                steps; what it raises ends the calls.
 
         Raises:
             NotFiniteError: a training loss is not finite.
+            CallFailedError: the method's own code failed.
         """
 
     def fingerprint(self) -> dict[str, str]:

@@ -53,6 +53,7 @@ class Call(Stored):
     picture: str | None = None  # id of the artifact that shows it
     cost: Number | None = None  # CPU time of an answer, over the plain network's
     basis: str | None = None  # digest of what it depends on beside recipe and instance
+    output: str | None = None  # the end of what a person's file printed
 
 
 class FailedCall(Stored):
