@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,13 +21,14 @@ from .base import (
     OutOfTimeError,
     Problem,
     Values,
+    Workload,
 )
 from .user_file.parameters import Style, UserFile, parse_user_file, require_parameters
 
 # Torch takes seconds to import, and who only reads a study file needs none of it.
 if TYPE_CHECKING:
     from .instances import RuneInstance
-    from .user_file.runner import Request
+    from .user_file.runner import Moment, Request
 
 _LOAD_S = 120.0  # that the file may take to be imported
 # Of the machine's memory, that all workers of this machine together leave to calls.
@@ -117,24 +118,32 @@ class FileMethod:
             "torch": torch.__version__,
         }
 
-    def call(self, values: Values, instances: Sequence[Instance], on_step: OnStep) -> list[Called]:
-        whole = self.complete(values)
-        text = self._file.with_values(whole)
-        steps = None if self._steps is None else int(whole[self._steps])
+    def workload(self, values: Values, instance: Instance) -> Workload | None:
+        return None  # nobody knows what a step of the file does
+
+    def call(
+        self,
+        values: Values,
+        instances: Sequence[Instance],
+        on_step: OnStep,
+        steps: Sequence[int] | None = None,
+    ) -> list[Called]:
         # One after another: a call may use all of its worker's threads.
         return [
-            self._call(text, cast("RuneInstance", instance), index, on_step, steps)
+            self._call(values, cast("RuneInstance", instance), partial(on_step, index))
             for index, instance in enumerate(instances)
         ]
 
     def _call(
-        self, text: str, instance: RuneInstance, index: int, on_step: OnStep, steps: int | None
+        self, values: Values, instance: RuneInstance, on_moment: Callable[[Moment], None]
     ) -> Called:
         from .user_file.runner import Call, RemoteNetwork
 
-        call = Call(self._request(text, instance))
+        whole = self.complete(values)
+        wanted = None if self._steps is None else int(whole[self._steps])
+        call = Call(self._request(self._file.with_values(whole), instance))
         try:
-            made, seconds = call.follow(lambda moment: on_step(index, moment), steps)
+            made, seconds = call.follow(on_moment, wanted)
         except OutOfTimeError as error:
             call.note_output(error)
             call.close()
@@ -142,10 +151,10 @@ class FileMethod:
         except BaseException:
             call.close()
             raise
-        return Called(RemoteNetwork(call), made, seconds, call.output)
+        return Called(RemoteNetwork(call), made, seconds, wanted, call.output)
 
     def _request(self, text: str, instance: RuneInstance | None = None) -> Request:
-        from .user_file.runner import Request
+        from .user_file.runner import Moment, Request
 
         share = self._threads / n_cores()
         return Request(
