@@ -47,6 +47,7 @@ class FileMethod:
         style: which of its values are parameters; None: the first kind that it has.
         steps: name of the parameter that counts its steps.
         memory_gb: GiB that a call may use; None: this worker's share of most of the memory.
+        tuned: whether it must have parameters.
 
     Raises:
         UserError: the file has no parameters of that style, or none called ``steps``.
@@ -59,10 +60,12 @@ class FileMethod:
         style: Style | None = None,
         steps: str | None = None,
         memory_gb: float | None = None,
+        tuned: bool = True,
     ) -> None:
         self._file = parse_user_file(path, text, style)
-        require_parameters(self._file, style)
-        self._steps, self._memory_gb = steps, memory_gb
+        if tuned:
+            require_parameters(self._file, style)
+        self._steps, self._memory_gb, self._tuned = steps, memory_gb, tuned
         if steps is not None and (steps not in self.fields or self.fields[steps].kind != "int"):
             whole = [name for name, field in self.fields.items() if field.kind == "int"]
             raise UserError(
@@ -101,7 +104,8 @@ class FileMethod:
         check_device(device)
         torch.set_num_threads(threads)
         self._threads = threads
-        self._check_loads()
+        if self._tuned:  # else it takes part in a race, where it would be out
+            self._check_loads()
 
     def count_gpus(self) -> int:
         import torch
@@ -154,7 +158,7 @@ class FileMethod:
         return Called(RemoteNetwork(call), made, seconds, wanted, call.output)
 
     def _request(self, text: str, instance: RuneInstance | None = None) -> Request:
-        from .user_file.runner import Moment, Request
+        from .user_file.runner import Request
 
         share = self._threads / n_cores()
         return Request(

@@ -24,8 +24,11 @@ def code_digest() -> str:
 
 def file_digest(text: str) -> str:
     """Of a person's file and the modules that measure what it returns, without comments."""
-    modules = needed_modules(*_EVALUATION).values()
-    return short_digest("".join(map(_without_words, [*modules, text])))
+    modules = "".join(map(_without_words, needed_modules(*_EVALUATION).values()))
+    try:
+        return short_digest(modules + _without_words(text))
+    except (SyntaxError, ValueError, tokenize.TokenError):  # it is not Python
+        return short_digest(modules + text)
 
 
 def _without_words(source: str) -> str:

@@ -24,7 +24,7 @@ def run_worker(options: WorkerOptions) -> int:
         options.alphabet, options.drawings, options.train
     )
     if options.sampler is not None:
-        sampler = config.sampler.model_copy(update={"name": options.sampler})
+        sampler = config.sampler.model_copy(update={"name": options.sampler, "options": {}})
         config = config.model_copy(update={"sampler": sampler})
     import optuna
 

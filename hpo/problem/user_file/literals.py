@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def literal(node: ast.expr | None) -> bool | int | float | str | None:
             return -value if isinstance(node.op, ast.USub) else value
         return None
     if isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float, str)):
-        return node.value
+        return node.value if node.value != math.inf else None
     return None
 
 
