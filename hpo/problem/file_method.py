@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .instances import RuneInstance
     from .user_file.runner import Moment, Request
 
+_MOST_OUTPUT = 500  # characters of what a call printed that its record keeps
 _LOAD_S = 120.0  # that the file may take to be imported
 # Of the machine's memory, that all workers of this machine together leave to calls.
 _MEMORY_SHARE = 0.75
@@ -155,7 +156,7 @@ class FileMethod:
         except BaseException:
             call.close()
             raise
-        return Called(RemoteNetwork(call), made, seconds, wanted, call.output)
+        return Called(RemoteNetwork(call), made, seconds, wanted, call.output[-_MOST_OUTPUT:])
 
     def _request(self, text: str, instance: RuneInstance | None = None) -> Request:
         from .user_file.runner import Request
