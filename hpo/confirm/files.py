@@ -28,12 +28,12 @@ from ..problem.registry import file_text_digest, load_submission
 from ..process.logging import info
 from ..process.signals import raise_if_stopped
 from ..study.config import StudyConfig
-from ..study.confirmation import read_confirmed_call, write_confirmed_call
+from ..study.confirmation import Left, read_confirmed_call, write_confirmed_call
 from ..study.manifest import make_manifest
 from ..trial.outcome import ending_of
 from ..trial.record import Call, FailedCall
 from ..trial.stored import finite
-from .halving import Contender, Halved, Left, halve, most_calls
+from .halving import Contender, Halved, halve, most_calls
 from .measurements import table_seed
 
 _REFRESH_S = 1.0

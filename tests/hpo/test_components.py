@@ -31,7 +31,7 @@ def study_file(path: Path, text: str) -> str:
 def test_a_study_runs_with_any_sampler_and_pruner(tmp_path: Path) -> None:
     text = (
         '[sampler]\nname = "optuna.samplers:CmaEsSampler"\n'
-        "options = { n_startup_trials = 2, popsize = 4 }\n"
+        "options = { n_startup_trials = 2, popsize = 4, consider_pruned_trials = true }\n"
         '[pruner]\nname = "optuna.pruners:ThresholdPruner"\noptions = { upper = 1.0 }\n'
     )
     # CMA-ES needs two parameters.
