@@ -1,7 +1,8 @@
 """Full tables of real trials, recipe by instance, as a small file; made from a study.
 
 ``python -m benchmarks.replay_table --storage sqlite:///replay.db --out FILE.csv.gz`` writes the
-complete trials of the study ``replay`` (``studies/replay.toml``: random recipes, nothing pruned).
+recipes of the study ``replay`` (``studies/replay.toml``: random ones, nothing pruned) that were
+measured on every instance, from the calls that its database keeps and from its trials.
 With ``--add`` a table grows by the trials of a second study, with another seed.
 """
 
@@ -12,9 +13,10 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,11 +32,16 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from finetune.errors import UserError, run_command
+from hpo.problem.base import digest_of
+from hpo.storage.calls import CallRow
 from hpo.storage.open import load_study, open_existing
+from hpo.trial.calls import read_row
 from hpo.trial.ranking import is_feasible
+from hpo.trial.record import Call, read_trial
 
 Array = NDArray[np.float64]
 
+_MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
 DEFAULT_FILE = Path(__file__).parent / "results" / "replay.csv.gz"
 
 
@@ -89,36 +96,57 @@ class Table:
         return np.array(axes, dtype=np.float64)
 
 
-def from_trials(trials: Sequence[FrozenTrial]) -> Table:
-    """The table of the complete, feasible trials; they must have the same instances.
+Kept = Mapping[str, Mapping[str, Call]]  # by the recipe's digest and the instance's label
+
+
+def from_trials(trials: Sequence[FrozenTrial], kept: Kept = MappingProxyType({})) -> Table:
+    """The table of the feasible trials whose recipes were measured on every instance.
+
+    Args:
+        kept: calls that the study's database keeps; they are read before those of the trials.
 
     Raises:
-        UserError: there are none, or one lacks an instance.
+        UserError: no trial is complete, or one lacks an instance.
     """
-    whole = [t for t in trials if t.state == TrialState.COMPLETE and is_feasible(t)]
-    if not whole:
+    feasible = [t for t in trials if t.state in _MEASURED and is_feasible(t)]
+    first = next((t for t in feasible if t.state == TrialState.COMPLETE), None)
+    if first is None:
         raise UserError(
             "no trial is complete; let `python -m hpo.worker --study replay` finish some"
         )
-    measured = [t.user_attrs["instances"] for t in whole]
-    names = [m["instance"] for m in measured[0]]
-    for trial, found in zip(whole, measured, strict=True):
-        if [m["instance"] for m in found] != names:
-            raise UserError(
-                f"trial {trial.number} has other instances than trial {whole[0].number}"
-            )
+    names = [call.instance for call in read_trial(first).instances]
+    whole: list[tuple[FrozenTrial, list[Call]]] = []
+    for trial in feasible:
+        record = read_trial(trial)
+        if trial.state == TrialState.COMPLETE and [c.instance for c in record.instances] != names:
+            raise UserError(f"trial {trial.number} has other instances than trial {first.number}")
+        made = {call.instance: call for call in record.instances}
+        if record.recipe is not None:
+            made |= kept.get(digest_of(record.recipe), {})
+        if set(names) <= made.keys():
+            whole.append((trial, [made[name] for name in names]))
 
     def column(key: str) -> Array:
-        return np.array([[m[key] for m in found] for found in measured], dtype=np.float64)
+        found = [[getattr(call, key) for call in calls] for _, calls in whole]
+        return np.array(found, dtype=np.float64)
 
     return Table(
-        params=[t.params for t in whole],
-        distributions=dict(whole[0].distributions),
+        params=[trial.params for trial, _ in whole],
+        distributions=dict(first.distributions),
         instances=names,
         losses=column("loss"),
         seconds=column("seconds"),
         curves=column("curve"),
     )
+
+
+def kept_calls(rows: Sequence[CallRow]) -> Kept:
+    """The calls of a study's database that gave a loss."""
+    found: dict[str, dict[str, Call]] = {}
+    for row in rows:
+        if isinstance(call := read_row(row), Call):
+            found.setdefault(row.recipe, {})[row.instance] = call
+    return found
 
 
 def joined(first: Table, second: Table) -> Table:
@@ -196,8 +224,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--add", action="store_true", help="to what the file holds already")
     arguments = parser.parse_args(argv)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = load_study(open_existing(arguments.storage, arguments.study), arguments.study)
-    table = from_trials(study.get_trials(deepcopy=False))
+    storage = open_existing(arguments.storage, arguments.study)
+    study = load_study(storage, arguments.study)
+    kept = kept_calls(storage.calls_of_study(study._study_id))
+    table = from_trials(study.get_trials(deepcopy=False), kept)
     if arguments.add and arguments.out.exists():
         table = joined(read_table(arguments.out), table)
     write_table(table, arguments.out)

@@ -88,6 +88,7 @@ def init(options: InitOptions) -> str:
     wait_for_server(url, options.wait)
     opened, created = create(config, url, manifest)
     try:
+        opened.keeps_calls()  # workers need no right to make its table
         states = [t.state for t in created.get_trials(deepcopy=False)]
     finally:
         opened.engine.dispose()

@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         trials = study.get_trials(deepcopy=False)
         attrs = study.user_attrs
         beats = storage.retry.call(lambda: storage.heartbeats(study._study_id))
+        kept_calls = storage.count_calls(study._study_id)
     now = datetime.now(UTC)
-    status = status_of(config, url, trials, beats, now, options.best, attrs)
+    status = status_of(config, url, trials, beats, now, options.best, attrs, kept_calls)
     print(to_json(status) if options.json else to_text(status))
     return 0
 
@@ -86,6 +87,8 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
         yield "worker", f"{w.worker}  trial {w.trial}  {state}"
     yield "pace", _pace(status.pace)
     yield "compute", f"{duration(status.compute_s)} in finished trials"
+    if status.kept_calls:
+        yield "calls", f"{status.kept_calls} kept"
     if status.time_left_s is None:
         yield "time left", f"unknown: {status.time_left_unknown}"
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..study.confirmation import read_confirmed_call
+from ..study.confirmation import CandidateResult, read_confirmed_call
 from ..trial.record import Call
 from ..trial.stored import finite
 from .intervals import Interval, interval, unit_means, units_of
@@ -135,24 +135,26 @@ def _network_digests(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def losses_of(
-    attrs: Mapping[str, Any], digest: str, instances: Sequence[str], mean: float | None
+    attrs: Mapping[str, Any], row: CandidateResult, instances: Sequence[str]
 ) -> dict[str, Call]:
     """A candidate's calls in a confirmation, by instance.
 
     Args:
-        attrs: user attributes of the study.
-        digest: the candidate's.
-        mean: its loss in the result.
+        attrs: user attributes of the study: older databases have the calls there.
+        row: the candidate's, of the result.
 
     Returns:
-        None of them if they are not what the mean was made of: a later confirmation has begun.
+        None of them if they are not what the loss in the result was made of: a later confirmation
+        has begun.
     """
-    calls = ((label, read_confirmed_call(attrs, digest, label)) for label in instances)
+    if row.measured:
+        return {call.instance: call for call in row.measured}
+    calls = ((label, read_confirmed_call(attrs, row.digest, label)) for label in instances)
     found = {label: call for label, call in calls if isinstance(call, Call)}
-    if not found or mean is None:
+    if not found or row.loss is None:
         return {}
     again = over_runes({label: call.loss for label, call in found.items()}, instances).mean
-    return found if abs(again - mean) < 1e-9 else {}
+    return found if abs(again - row.loss) < 1e-9 else {}
 
 
 def over_runes(values: Mapping[str, float], instances: Sequence[str]) -> Interval:

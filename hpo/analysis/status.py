@@ -100,6 +100,7 @@ class Status:
     confirmed: Confirmed | None = None  # null: nothing is, or it can't be read
     confirmed_unreadable: str | None = None  # what is wrong with what is stored
     unreadable: tuple[str, ...] = ()  # attributes of trials: what is wrong with them
+    kept_calls: int = 0  # that are not made again, those of unfinished trials included
 
 
 def status_of(
@@ -110,6 +111,7 @@ def status_of(
     now: datetime,
     best: int = 5,
     attrs: Mapping[str, Any] = MappingProxyType({}),
+    kept_calls: int = 0,
 ) -> Status:
     """What is known of a study.
 
@@ -118,6 +120,7 @@ def status_of(
         now: aware, or naive local time as Optuna's trials have it.
         best: at most so many of the best trials.
         attrs: user attributes of the study.
+        kept_calls: that its database keeps.
 
     Raises:
         UserError: the URL is none.
@@ -161,6 +164,7 @@ def status_of(
         confirmed=_confirmed(confirmed) if isinstance(confirmed, Confirmation) else None,
         confirmed_unreadable=confirmed.problem if isinstance(confirmed, Remark) else None,
         unreadable=tuple(f"trial {r.number}: {x}" for r in runs for x in r.record.remarks),
+        kept_calls=kept_calls,
     )
 
 

@@ -27,6 +27,20 @@ class Artifact:
     link: dict[str, str] = field(repr=False)
 
 
+def linked(artifact_id: str, filename: str) -> Artifact:
+    """A file that is kept under this id, as it would be linked with a trial."""
+    from optuna.artifacts import ArtifactMeta  # which imports boto3 where that is installed
+
+    mimetype, encoding = mimetypes.guess_type(filename)
+    meta = ArtifactMeta(
+        artifact_id=artifact_id,
+        filename=filename,
+        mimetype=mimetype or "application/octet-stream",
+        encoding=encoding,
+    )
+    return Artifact(artifact_id, {f"{_LINK}{artifact_id}": json.dumps(asdict(meta))})
+
+
 class Gallery:
     """Keeps files of trials at a place, as far as that goes.
 
@@ -63,16 +77,7 @@ class Gallery:
             self._again_at = time.monotonic() + _REST_S
             self._tell(error)
             return None
-        from optuna.artifacts import ArtifactMeta  # which imports boto3 where that is installed
-
-        mimetype, encoding = mimetypes.guess_type(filename)
-        meta = ArtifactMeta(
-            artifact_id=artifact_id,
-            filename=filename,
-            mimetype=mimetype or "application/octet-stream",
-            encoding=encoding,
-        )
-        return Artifact(artifact_id, {f"{_LINK}{artifact_id}": json.dumps(asdict(meta))})
+        return linked(artifact_id, filename)
 
     def _tell(self, error: Exception) -> None:
         if self._told:

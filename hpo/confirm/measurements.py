@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import optuna
 
 from ..problem.base import Instance, Problem, Progress, Values, digest_of, short_digest
 from ..problem.measure import measure as measure_calls
+from ..storage.rdb import StudyStorage
 from ..study.config import StudyConfig
 from ..study.confirmation import read_confirmed_call, write_confirmed_call
+from ..trial.calls import CallKeys, KeptCalls
 from ..trial.outcome import ending_of
 from ..trial.record import Call, FailedCall
 from ..trial.stored import finite
@@ -62,10 +63,11 @@ def measure(
 
 
 class Measurements:
-    """Calls in a study's attributes.
+    """Calls of confirmations that a study's database keeps.
 
-    Each carries a digest of what it depends on beside the recipe: code, drawings, network, table.
-    Those of another digest are not read.
+    Older databases have them as attributes of the study, each with a digest of what it depends on
+    beside the recipe: code, drawings, network, table. Those of another digest are not read. Where
+    the table of calls can't be made, they still go there.
     """
 
     def __init__(
@@ -75,32 +77,43 @@ class Measurements:
         manifest: Mapping[str, str],
         problem: Problem,
     ) -> None:
+        storage = study._storage
+        assert isinstance(storage, StudyStorage)
         self._study = study
+        keys = CallKeys(config.load_method(), problem, manifest, table_seed(config))
+        self._kept = KeptCalls(storage, study._study_id, keys)
         common = [manifest[entry] for entry in ("code", "data", "torch") if entry in manifest]
         common += [config.estimator.model_dump_json(), str(table_seed(config))]
+        self._instances = {i.label: i for i in problem.instances(held_out=True)}
         self._basis = {
-            instance.label: short_digest(json.dumps([*common, *problem.identity(instance)]))
-            for instance in problem.instances(held_out=True)
+            label: short_digest(json.dumps([*common, *problem.identity(instance)]))
+            for label, instance in self._instances.items()
         }
 
     def read(self, recipe: Values, label: str) -> Measurement | None:
         """The call of a recipe on an instance, whoever made it; None: there is none."""
-        return self._find(self._study.user_attrs, recipe, label)
+        return self._known(recipe, [label]).get(label)
 
     def count(self, recipes: Sequence[Values]) -> int:
         """How many calls of these recipes there are."""
-        attrs = self._study.user_attrs
-        return sum(
-            self._find(attrs, r, label) is not None for r in recipes for label in self._basis
-        )
+        return sum(len(self._known(recipe, list(self._instances))) for recipe in recipes)
 
-    def _find(self, attrs: Mapping[str, Any], recipe: Values, label: str) -> Measurement | None:
-        found = read_confirmed_call(attrs, digest_of(recipe), label)
-        if isinstance(found, Call | FailedCall) and found.basis == self._basis[label]:
-            return found
-        return None  # there is none, or it is to be made again
+    def _known(self, recipe: Values, labels: Sequence[str]) -> dict[str, Measurement]:
+        kept = self._kept.of(recipe, [self._instances[label] for label in labels])
+        known = {label: call.outcome for label, call in kept.items()}
+        missing = [label for label in labels if label not in known]
+        attrs = self._study.user_attrs if missing else {}
+        for label in missing:
+            found = read_confirmed_call(attrs, digest_of(recipe), label)
+            if isinstance(found, Call | FailedCall) and found.basis == self._basis[label]:
+                known[label] = found
+        return known
 
     def write(self, recipe: Values, label: str, measured: Measurement) -> None:
-        """Store a call, in the place of an earlier one."""
-        based = measured.model_copy(update={"basis": self._basis[label]})
-        write_confirmed_call(self._study, digest_of(recipe), label, based)
+        """Keep a call, in the place of an earlier one."""
+        if self._kept.is_on:
+            instance = self._instances[label]
+            self._kept.keep(self._kept.row(recipe, instance, measured, trial=None))
+        else:
+            based = measured.model_copy(update={"basis": self._basis[label]})
+            write_confirmed_call(self._study, digest_of(recipe), label, based)

@@ -12,6 +12,7 @@ from ..study.confirmation import (
     Confirmation,
     Difference,
 )
+from ..trial.record import Call
 from ..trial.stored import finite
 from .candidates import Candidate, search_difference
 from .halving import Contender, Halved
@@ -22,6 +23,7 @@ def result_of(
     candidates: Sequence[Candidate],
     reasons: Mapping[str, str | None],
     costs: Mapping[str, float | None],
+    calls: Mapping[str, Sequence[Call]],
     *,
     rounds: Sequence[int],
     estimator: Mapping[str, Any],
@@ -35,6 +37,7 @@ def result_of(
         candidates: the baseline first.
         reasons: by digest, why a candidate is infeasible.
         costs: by digest, CPU time of an answer over the plain network's.
+        calls: by digest, those that gave a loss.
         rounds: how many instances were done after each round.
         estimator: its settings.
         feasible_s: seconds within which a call must return.
@@ -71,6 +74,7 @@ def result_of(
                 baseline,
                 reasons[contender.candidate],
                 costs.get(contender.candidate),
+                calls.get(contender.candidate, ()),
             )
             for contender in halved.contenders
         ),
@@ -100,8 +104,9 @@ def _row(
     baseline: Candidate,
     reason: str | None,
     cost: float | None,
+    calls: Sequence[Call],
 ) -> CandidateResult:
-    loss = halved.loss(candidate.digest)
+    loss, order = halved.loss(candidate.digest), list(halved.units)
     in_search = list(candidate.search_losses.values())
     here, there = _estimate(None), _estimate(None)
     if candidate is not baseline:
@@ -124,6 +129,7 @@ def _row(
         search_difference=there[0],
         search_difference_error=there[1],
         cost=cost,
+        measured=tuple(sorted(calls, key=lambda call: order.index(call.instance))),
     )
 
 

@@ -79,6 +79,7 @@ def confirm(
         candidates,
         reasons={c.digest: calls.reason(c) for c in candidates},
         costs={c.digest: calls.cost(c) for c in candidates},
+        calls={c.digest: calls.made(c) for c in candidates},
         rounds=block_ends(len(instances), rounds),
         estimator={**config.estimator.model_dump(), "seed": table_seed(config)},
         feasible_s=config.feasible_s,
@@ -121,6 +122,7 @@ class _Calls:
         self._instances = {i.label: i for i in instances}
         self._reasons: dict[str, str] = {}
         self._costs: dict[str, list[float]] = {}
+        self._made: dict[str, list[Call]] = {}
         calls = most_calls(len(candidates) - 1, len(instances), rounds)
         known = measurements.count([c.recipe for c in candidates])
         info(
@@ -169,6 +171,7 @@ class _Calls:
         if isinstance(measured, FailedCall):
             self._reasons[candidate.digest] = f"{label}: {measured.reason}"
             return math.nan, seconds
+        self._made.setdefault(candidate.digest, []).append(measured)
         if seconds > self._config.feasible_s:
             allowed = f"{self._config.feasible_s:g} are allowed"
             self._reasons[candidate.digest] = f"{label}: a call took {seconds:.1f} s; {allowed}"
@@ -190,6 +193,10 @@ class _Calls:
         """CPU time of an answer over the plain network's; None: not known."""
         costs = self._costs.get(candidate.digest)
         return statistics.fmean(costs) if costs else None
+
+    def made(self, candidate: Candidate) -> Sequence[Call]:
+        """A candidate's calls that gave a loss."""
+        return self._made.get(candidate.digest, ())
 
     def reason(self, candidate: Candidate) -> str | None:
         """Why a candidate is infeasible; None: it is not."""

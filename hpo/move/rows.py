@@ -12,13 +12,14 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 
 from ..artifacts.store import Store
 from ..storage import tables as db
+from ..storage.calls import CallRow, calls_of_study, count_of_study, has_table, write_calls
 
 Advance = Callable[[int], object]  # called with the number of trials that were just done
 
@@ -62,6 +63,7 @@ class StudyRows:
         mine = sa.select(db.TRIALS.c.trial_id).where(db.TRIALS.c.study_id == study_id)
         # Queued trials are run in the order of their ids.
         self.ids = list(connection.execute(mine.order_by(db.TRIALS.c.trial_id)).scalars())
+        self._has_calls = has_table(connection)
 
     def parts(self) -> Iterator[_Part]:
         for first in range(0, len(self.ids), _BATCH):
@@ -86,6 +88,14 @@ class StudyRows:
             return [dict(row) for row in rows]
         return [_renamed(row["key"], row["value_json"], names) for row in rows]
 
+    def calls(self) -> Iterator[CallRow]:
+        """The calls that the study keeps, in the order of their keys."""
+        return calls_of_study(self.connection, self.study_id) if self._has_calls else iter(())
+
+    def count_calls(self) -> int:
+        """How many these are."""
+        return count_of_study(self.connection, self.study_id)
+
     def files(self) -> list[str]:
         """Ids of the files of the study and of its trials."""
         keys: set[str] = set()
@@ -97,6 +107,25 @@ class StudyRows:
             )
             keys.update(self.connection.execute(query).scalars())
         return sorted(key.removeprefix(_FILE) for key in keys)
+
+
+def add_calls(of: StudyRows, copy: StudyRows) -> int:
+    """Insert the calls that a study keeps and its copy lacks; returns how many.
+
+    A call's key names all that it depends on, so those that the copy has are left as they are.
+    """
+    there = {call_key(row) for row in copy.calls()}
+    missing = (row for row in of.calls() if call_key(row) not in there)
+    added = 0
+    while batch := list(itertools.islice(missing, _BATCH)):
+        write_calls(copy.connection, [replace(row, study_id=copy.study_id) for row in batch])
+        added += len(batch)
+    return added
+
+
+def call_key(row: CallRow) -> tuple[str, ...]:
+    """What tells a call from the others that a study keeps."""
+    return row.recipe, row.instance, row.basis
 
 
 def insert_study(name: str, of: StudyRows, into: sa.Connection, advance: Advance) -> StudyRows:
@@ -141,6 +170,16 @@ def difference(one: StudyRows, other: StudyRows, advance: Advance) -> str | None
         if part.in_order() != its_copy.in_order():
             return _differing(part, its_copy)
         advance(len(part.ids))
+    return None
+
+
+def differing_call(one: StudyRows, other: StudyRows) -> str | None:
+    """Say which call two studies keep otherwise; None if they keep the same ones."""
+    for ours, theirs in itertools.zip_longest(one.calls(), other.calls()):
+        if ours is None or theirs is None or replace(theirs, study_id=ours.study_id) != ours:
+            row = ours or theirs
+            assert row is not None
+            return f"its call of recipe {row.recipe} on {row.instance}"
     return None
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ..artifacts.location import check_directory
 from ..artifacts.store import Store, open_store
 from ..errors import UserError
+from ..formatting import counted
 from ..storage.dialects import dialect_of
 from ..storage.errors import driver_message
 from ..storage.open import open_storage, reading
@@ -20,7 +21,7 @@ from ..storage.recovery import heartbeats
 from ..storage.tables import STUDIES, TRIALS
 from ..storage.url import IN_MEMORY, parse_url, shown, sqlite_file
 from ..study.config import Recovery, StudyConfig, load_study_file
-from .rows import StudyRows, copy_file, difference, insert_study
+from .rows import StudyRows, add_calls, copy_file, difference, differing_call, insert_study
 
 _PATIENCE_S = 10.0
 
@@ -72,11 +73,12 @@ def move_studies(
             for study in chosen:
                 rows = StudyRows(connection, study.study_id)
                 files = _move_files(rows.files(), stores)
-                if _move(rows, study, storage, source, while_running):
+                is_new, calls = _move(rows, study, storage, source, while_running)
+                if is_new:
                     done = f"{len(rows.ids)} trials copied to {shown(target)}, read back, identical"
                 else:
                     done = f"{shown(target)} has it already, identical ({len(rows.ids)} trials)"
-                yield f"{study.name}: {done}{files}"
+                yield f"{study.name}: {done}{calls}{files}"
         finally:
             storage.engine.dispose()
 
@@ -170,34 +172,51 @@ def _refuse_running(c: sa.Connection, study: Chosen) -> None:
 
 def _move(
     rows: StudyRows, study: Chosen, storage: StudyStorage, source: str, while_running: bool
-) -> bool:
-    """Copy a study in one transaction; false if the target has the same one already."""
-    target = storage.name
+) -> tuple[bool, str]:
+    """Copy a study in one transaction.
 
-    def work(c: sa.Connection) -> bool:
+    Returns:
+        Whether it is new there; else the target had the same one, but maybe for some calls.  And
+        what became of the calls that the study keeps, for the user.
+    """
+    target = storage.name
+    n_calls = rows.count_calls()
+    with_calls = n_calls > 0 and storage.keeps_calls()  # which says why, where it does not
+    left = f"; {counted(n_calls, 'call')} left behind" if n_calls and not with_calls else ""
+
+    def work(c: sa.Connection) -> tuple[bool, str]:
         dialect_of(c).never_idle(c)
         found = c.execute(
             sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == study.name)
         ).scalar()
         if found is not None:
-            if words := _compare(rows, StudyRows(c, found)):
+            copy = StudyRows(c, found)
+            words = _compare(rows, copy)
+            added = add_calls(rows, copy) if with_calls and not words else 0
+            if with_calls:
+                words = words or differing_call(rows, copy)
+            if words:
                 raise UserError(
                     f"{target} has another study {study.name} ({words}); name another database"
                 )
-            return False
+            return False, f"; {counted(added, 'call')} added" if added else left
         with _progress(rows, "copying") as bar:
             copy = insert_study(study.name, rows, c, bar.update)
+        added = add_calls(rows, copy) if with_calls else 0
         if while_running:
             words = _compare(rows, copy)
+            words = words or (differing_call(rows, copy) if with_calls else None)
         else:
             with reading(source) as now:  # as it is now, which may be otherwise than it was
-                words = _compare(StudyRows(now, study.study_id), copy)
+                fresh = StudyRows(now, study.study_id)
+                words = _compare(fresh, copy)
+                words = words or (differing_call(fresh, copy) if with_calls else None)
         if words:
             raise UserError(
                 f"study {study.name} changed while it was copied ({words}), and nothing was kept; "
                 "end whatever writes to it, and run this again"
             )
-        return True
+        return True, f"; {counted(added, 'call')}, too" if added else left
 
     try:
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import UserError
+from ..formatting import counted
 from ..process.devices import check_device, machine_memory_gb, n_cores
 from .base import (
     Called,
@@ -117,11 +118,22 @@ class FileMethod:
         import torch
 
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        threads = torch.get_num_threads()
+        # Sums round differently by instruction set, and by the number of threads.
+        units = f"{torch.backends.cpu.get_cpu_capability()}, {counted(threads, 'thread')}"
         return {
             "device": gpu or "cpu",
-            "threads": torch.get_num_threads(),
+            "units": units,
+            "threads": threads,
             "torch": torch.__version__,
+            "speed": self._speed,
         }
+
+    @cached_property
+    def _speed(self) -> float:
+        from .user_file.speed import steps_per_second
+
+        return steps_per_second()
 
     def workload(self, values: Values, instance: Instance) -> Workload | None:
         return None  # nobody knows what a step of the file does
@@ -196,6 +208,7 @@ class FileMethod:
             "code": file_digest(self._file.source.text),
             "torch": ".".join(version("torch").split(".")[:2]),
             "file": f"{self._file.name}, {self._file.style}",
+            "clock": "wall, which the file may read",
         }
 
     def export(self, values: Values, about: str) -> str:

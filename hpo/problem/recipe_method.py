@@ -60,9 +60,15 @@ class RecipeMethod:
     def machine(self) -> dict[str, object]:
         import torch
 
+        from finetune.machine.device import resolve_precision
+
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        device = torch.device("cpu" if gpu is None else "cuda")
+        # Instruction sets round differently, and so do number formats.
+        units = [torch.backends.cpu.get_cpu_capability(), resolve_precision("auto", device)]
         return {
             "device": gpu or "cpu",
+            "units": " ".join(units),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }

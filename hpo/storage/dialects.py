@@ -23,6 +23,8 @@ IN_MEMORY = Path(":memory:")  # no file: a database of each process's own
 class Dialect:
     """How a kind of database is connected to, locked and asked, and what its errors mean."""
 
+    bytewise: str  # the collation that compares texts byte by byte
+
     def engine_options(self, url: sa.URL) -> dict[str, Any]:
         """Keyword arguments for `sqlalchemy.create_engine`.
 
@@ -73,6 +75,7 @@ class Dialect:
 
 
 class _Sqlite(Dialect):
+    bytewise = "BINARY"
     _BUSY_S = 10
     # Another process holds the file, or was about to start its log.
     _TRANSIENT: ClassVar = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
@@ -144,6 +147,7 @@ def _relax_sync(connection: Any, _record: object) -> None:
 
 
 class _PostgreSQL(Dialect):
+    bytewise = "C"
     _TABLE_LOCK = 0x72756E6573  # the key of an advisory lock
     # A worker's own statements and its heartbeat's; one more when both hold one.
     _POOL: ClassVar = {"pool_size": 2, "max_overflow": 1}

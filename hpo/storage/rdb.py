@@ -14,14 +14,16 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from . import recovery, tables, transactions
+from ..process.logging import warn
+from . import calls, recovery, tables, transactions
 from .cache import TrialCache
+from .calls import CallRow
 from .dialects import dialect_of
 from .optuna_internals import FrozenStudy
 from .recovery import Heartbeat
 from .retry import Retry
 from .statements import set_worker
-from .transactions import NoTrial, Writes
+from .transactions import NoTrial, Taken, Writes
 
 T = TypeVar("T")
 
@@ -51,6 +53,7 @@ class StudyStorage(BaseStorage):
         dialect_of(self.engine).tune(self.engine)
         self._reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._batch: tuple[int, Writes] | None = None
+        self._keeps_calls: bool | None = None  # None: nobody has asked yet
         self._forget()
 
     def _forget(self) -> None:
@@ -117,18 +120,23 @@ class StudyStorage(BaseStorage):
     # -- a worker's operations ---------------------------------------------------------------
 
     def create_study(
-        self, name: str, attrs: Mapping[str, Any], queue: Sequence[Mapping[str, Any]]
+        self,
+        name: str,
+        attrs: Mapping[str, Any],
+        queue: Sequence[Mapping[str, Any]],
+        taken: Taken | None = None,
     ) -> bool:
         """Create a study, its user attributes and its first trials in one transaction.
 
         Args:
             queue: parameters of the trials that run first, in this order.
+            taken: what another study has measured and this one begins with.
 
         Returns:
             Whether it was created; false if there is one of that name.
         """
         try:
-            return self.transact(lambda c: transactions.create_study(c, name, attrs, queue))
+            return self.transact(lambda c: transactions.create_study(c, name, attrs, queue, taken))
         except sa.exc.IntegrityError:  # another process was quicker
             return False
 
@@ -183,7 +191,7 @@ class StudyStorage(BaseStorage):
     def reclaim(self, lost: Heartbeat, retries: int) -> TrialState | None:
         """Take a trial from a lost worker, not tried again; see `recovery.reclaim`."""
         with self.transaction() as c:
-            return recovery.reclaim(c, lost, retries)
+            return recovery.reclaim(c, lost, retries, self._keeps_calls is True)
 
     def release(self, study_id: int, why: str, limit_s: float) -> list[int]:
         """Queue again what this worker holds; returns the numbers of those trials.
@@ -195,9 +203,45 @@ class StudyStorage(BaseStorage):
 
         def work() -> list[int]:
             with self.transaction() as c:
-                return recovery.release(c, study_id, self.worker, why)
+                return recovery.release(c, study_id, self.worker, why, self._keeps_calls is True)
 
         return Retry(self.name, limit_s).call(work)
+
+    def keeps_calls(self) -> bool:
+        """Whether calls can be kept here; the first time their table is made if need be.
+
+        Where it can't be made, the log says so once, and nothing else changes.
+        """
+        if self._keeps_calls is None:
+            why_not = self.retry.call(lambda: calls.make_table(self.engine))
+            self._keeps_calls = why_not is None
+            if why_not is not None:
+                warn(
+                    f"{self.name}: calls are not kept ({why_not}); grant the rights to make and "
+                    f"to use the table {calls.CALLS.name}, or run hpo.init as its owner"
+                )
+        return self._keeps_calls
+
+    def calls_of(self, recipe: str) -> list[CallRow]:
+        """The calls that are kept of a recipe, by its digest, whichever study keeps them."""
+        return self.read(lambda c: calls.calls_of(c, recipe)) if self.keeps_calls() else []
+
+    def calls_of_study(self, study_id: int) -> list[CallRow]:
+        """The calls that a study keeps; it makes no table."""
+
+        def work(c: sa.Connection) -> list[CallRow]:
+            return list(calls.calls_of_study(c, study_id)) if calls.has_table(c) else []
+
+        return self.transact(work)
+
+    def keep_calls(self, rows: Sequence[CallRow]) -> None:
+        """Write calls that are no trial's; `Writes.calls` are those of a trial."""
+        if self.keeps_calls():
+            self.transact(lambda c: calls.write_calls(c, rows))
+
+    def count_calls(self, study_id: int) -> int:
+        """How many calls a study keeps; it makes no table."""
+        return self.read(lambda c: calls.count_of_study(c, study_id))
 
     def trials_for_sampling(self, study_id: int) -> list[FrozenTrial]:
         """See `TrialCache.for_sampling`."""
@@ -317,6 +361,7 @@ class StudyStorage(BaseStorage):
 
     def delete_study(self, study_id: int) -> None:
         self.retry.call(partial(self.rdb.delete_study, study_id))
+        self.transact(lambda c: calls.forget_study(c, study_id))
         self._forget()  # SQLite gives the ids of deleted rows to the next ones
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:

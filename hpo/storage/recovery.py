@@ -1,8 +1,8 @@
 """Heartbeats of running trials, and how a trial is queued again: released, or reclaimed.
 
-A trial is one row from first to last. Whoever releases or loses it leaves its parameters and
-nothing else, and the next worker goes on from there under the same number. Each function is the
-work of one transaction and may run again on top of its own effects.
+A trial is one row from first to last. Whoever releases or loses it leaves its parameters, and in
+the table of calls what it has measured; the next worker goes on from there under the same number.
+Each function is the work of one transaction and may run again on top of its own effects.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from . import tables as db
+from .calls import count_of_trial
 from .dialects import dialect_of
 from .statements import is_held_by, set_attrs
 from .transactions import FIXED_PARAMS_KEY
@@ -70,32 +71,48 @@ def heartbeats(c: sa.Connection, study_id: int) -> list[Heartbeat]:
     ]
 
 
-def release(c: sa.Connection, study_id: int, worker: str, why: str) -> list[int]:
-    """Queue again whatever this worker holds; returns the numbers of those trials."""
+def release(
+    c: sa.Connection, study_id: int, worker: str, why: str, keeps_calls: bool = False
+) -> list[int]:
+    """Queue again whatever this worker holds; returns the numbers of those trials.
+
+    Args:
+        keeps_calls: whether the database has the table of calls, for this worker to read.
+    """
     query = sa.select(db.TRIALS.c.trial_id, db.TRIALS.c.number).where(
         db.TRIALS.c.study_id == study_id, is_held_by(worker)
     )
     held = c.execute(query).all()
     for trial_id, _ in held:
-        _queue_again(c, trial_id, worker, sa.true(), {"worker": worker, "why": why, "lost": False})
+        attempt = {"worker": worker, "why": why, "lost": False}
+        attempt |= _progress(c, trial_id, db.utc_now(), keeps_calls)
+        _queue_again(c, trial_id, worker, sa.true(), attempt)
     return [number for _, number in held]
 
 
-def reclaim(c: sa.Connection, lost: Heartbeat, retries: int) -> TrialState | None:
+def reclaim(
+    c: sa.Connection, lost: Heartbeat, retries: int, keeps_calls: bool = False
+) -> TrialState | None:
     """Queue a lost worker's trial again, or fail it for good after ``retries`` such losses.
+
+    Losses before the latest call that was kept do not count: a trial that goes on is not the reason
+    why its workers vanish.
 
     Args:
         lost: the heartbeat that was too old.
+        keeps_calls: as of `release`.
 
     Returns:
         What became of the trial; None if its worker beat again, or someone else was quicker.
     """
     attempts = _attempts(c, lost.trial_id)
-    attempt = {"worker": lost.worker, "why": "lost worker", "lost": True}
+    progress = _progress(c, lost.trial_id, _aware(lost.at).replace(tzinfo=None), keeps_calls)
+    attempt = {"worker": lost.worker, "why": "lost worker", "lost": True, **progress}
     unchanged = sa.exists().where(
         db.HEARTBEATS.c.trial_id == lost.trial_id, db.HEARTBEATS.c.heartbeat == lost.at
     )
-    if sum(a["lost"] for a in attempts) < retries:
+    vain = [a for a in attempts if a["lost"] and a.get("calls", 0) == progress["calls"]]
+    if len(vain) < retries:
         is_queued = _queue_again(c, lost.trial_id, lost.worker, unchanged, attempt)
         return TrialState.WAITING if is_queued else None
     failed = c.execute(
@@ -106,10 +123,28 @@ def reclaim(c: sa.Connection, lost: Heartbeat, retries: int) -> TrialState | Non
     )
     if failed.rowcount != 1:
         return None
-    reason = f"its worker was lost {len(attempts) + 1} times"
+    reason = f"its worker was lost {len(vain) + 1} times"
+    if progress["calls"]:
+        reason += " without another call"
     attrs = {"outcome": "lost worker", "reason": reason, ATTEMPTS_KEY: [*attempts, attempt]}
     set_attrs(c, db.USER_ATTRS, {"trial_id": lost.trial_id}, attrs)
     return TrialState.FAIL
+
+
+def _progress(
+    c: sa.Connection, trial_id: int, until: datetime, keeps_calls: bool
+) -> dict[str, Any]:
+    """Calls of a trial that are kept, and the seconds of its attempt that ends now.
+
+    Args:
+        until: naive UTC, to which the attempt is known to have run.
+    """
+    started = c.execute(
+        sa.select(db.TRIALS.c.datetime_start).where(db.TRIALS.c.trial_id == trial_id)
+    ).scalar()
+    seconds = 0.0 if started is None else max(0.0, (until - started).total_seconds())
+    calls = count_of_trial(c, trial_id) if keeps_calls else 0
+    return {"calls": calls, "seconds": round(seconds, 3)}
 
 
 def _queue_again(

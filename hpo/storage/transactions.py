@@ -9,7 +9,8 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from . import tables as db
+from .calls import CallRow, write_calls
 from .errors import TrialTakenError
 from .optuna_internals import stored_report, stored_value
 from .statements import (
@@ -49,6 +51,7 @@ class Writes:
     user_attrs: dict[str, Any] = field(default_factory=dict)
     system_attrs: dict[str, Any] = field(default_factory=dict)
     reports: dict[int, float] = field(default_factory=dict)
+    calls: list[CallRow] = field(default_factory=list)  # to keep, where the database has the table
     state: TrialState | None = None  # where the trial goes; None: it keeps running
     values: Sequence[float] | None = None
 
@@ -60,13 +63,35 @@ class Writes:
         self.reports.update(more.reports)
 
 
+@dataclass(frozen=True)
+class TakenTrial:
+    """A finished trial of another study, as it is to be written; its state is ``writes.state``."""
+
+    writes: Writes
+    started: datetime | None  # naive UTC, as the tables hold it
+    ended: datetime | None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Trials in their order, and calls whose ``study_id`` does not count."""
+
+    trials: Sequence[TakenTrial]
+    calls: Sequence[CallRow]
+
+
 def create_study(
-    c: sa.Connection, name: str, attrs: Mapping[str, Any], queue: Sequence[Mapping[str, Any]]
+    c: sa.Connection,
+    name: str,
+    attrs: Mapping[str, Any],
+    queue: Sequence[Mapping[str, Any]],
+    taken: Taken | None = None,
 ) -> bool:
     """Create a study with its attributes and first trials; false if there is one of that name.
 
     Args:
         queue: parameters of the trials that run first, in this order.
+        taken: what another study has measured and this one begins with.
     """
     found = c.execute(sa.select(db.STUDIES.c.study_id).where(db.STUDIES.c.study_name == name))
     if found.first():
@@ -75,7 +100,14 @@ def create_study(
     direction = {"study_id": study_id, "objective": 0, "direction": StudyDirection.MINIMIZE}
     insert(c, db.DIRECTIONS, direction)
     set_attrs(c, db.STUDY_USER_ATTRS, {"study_id": study_id}, attrs)
-    for number, parameters in enumerate(queue):
+    trials = taken.trials if taken else ()
+    for number, trial in enumerate(trials):
+        times = {"datetime_start": trial.started, "datetime_complete": trial.ended}
+        row = {"study_id": study_id, "number": number, "state": trial.writes.state, **times}
+        _write_parts(c, insert(c, db.TRIALS, row), trial.writes)
+    if taken and taken.calls:
+        write_calls(c, [replace(row, study_id=study_id) for row in taken.calls])
+    for number, parameters in enumerate(queue, start=len(trials)):
         row = {"study_id": study_id, "number": number, "state": TrialState.WAITING}
         trial_id = insert(c, db.TRIALS, row)
         set_attrs(c, db.SYSTEM_ATTRS, {"trial_id": trial_id}, {FIXED_PARAMS_KEY: dict(parameters)})
@@ -198,6 +230,12 @@ def write(
         if writes.state is not None:
             changes = {"state": writes.state, "datetime_complete": at}
             c.execute(sa.update(db.TRIALS).where(db.TRIALS.c.trial_id == trial_id).values(changes))
+    _write_parts(c, trial_id, writes)
+    write_calls(c, writes.calls)
+
+
+def _write_parts(c: sa.Connection, trial_id: int, writes: Writes) -> None:
+    """Write a trial's parameters, attributes, reports and values."""
     params = [
         {
             "trial_id": trial_id,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from optuna.trial import FrozenTrial
 
 from ..trial.ranking import best_trials
+from ..trial.record import compute_s
 from .config import Budget
 
 
@@ -44,9 +45,9 @@ def why_stop(
 
 
 def compute_seconds(trials: Sequence[FrozenTrial]) -> float:
-    """Seconds that finished trials took, all together; those of attempts that got lost are not
-    known and not counted."""
-    return sum(t.duration.total_seconds() for t in trials if t.duration is not None)
+    """Seconds that went into finished trials, all together, with the attempts that did not finish
+    them.  What a trial read of kept calls took no time here."""
+    return sum(compute_s(t) for t in trials)
 
 
 def _ended_after(trial: FrozenTrial, best: FrozenTrial) -> bool:

@@ -110,10 +110,12 @@ class ProblemTable(Table):
 
 
 class StartFrom(Table):
-    """A finished study whose best recipes are tried first, as far as they are in this space."""
+    """Another study whose best recipes are tried first, as far as they are in this space."""
 
     study: Annotated[str, Field(min_length=1)]
     best: PositiveInt = 5
+    # Instead of trying recipes: the trials inside this space become this study's, with their calls.
+    trials: Literal["all"] | None = None
     storage: str | None = None  # none: where this study is
 
 

@@ -1,4 +1,4 @@
-"""What `hpo.confirm` stores with a study: its result, and each of its calls."""
+"""What `hpo.confirm` stores with a study: its result, and in older databases each of its calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ..trial.record import Call, FailedCall, read_call
 from ..trial.stored import Number, Remark, Stored, Whole, remarks_of
 
 CONFIRMED_KEY = "confirmed"  # study attribute of the result
-CALLS_PREFIX = "confirm:"  # of study attributes that hold one call of a confirmation each
+# Of study attributes that hold a call of a confirmation each: in older databases, and where the
+# table of calls can't be made.
+CALLS_PREFIX = "confirm:"
 BASELINE = "default"  # the default recipe's name among those that are confirmed
 
 
@@ -82,6 +84,7 @@ class CandidateResult(Identity):
     search_difference: Number | None = None
     search_difference_error: Number | None = None
     cost: Number | None = None  # CPU time of an answer, over the plain network's
+    measured: tuple[Call, ...] = ()  # its calls; older results have none
 
 
 class Confirmation(Identity):

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import optuna
 
 from ..errors import UserError
+from ..process.logging import info
 from ..pruners.registry import make_pruner
 from ..samplers.registry import make_sampler
 from ..storage.open import load_study, open_storage
 from ..storage.rdb import StudyStorage
 from ..storage.url import shown
 from ..trial.ranking import best_trials
-from .config import StudyConfig
-from .manifest import MADE_BY_KEY, MANIFEST_KEY, check_manifest, made_by
+from .config import StartFrom, StudyConfig
+from .manifest import MADE_BY_KEY, MANIFEST_KEY, check_manifest, made_by, read_manifest
+from .takeover import Takeover, take_over
 
 
 def join(
@@ -33,6 +36,7 @@ def join(
     """
     storage, study = create(config, url, manifest)
     ordinal = storage.join(study._study_id)
+    storage.keeps_calls()  # makes their table, or says why not, before any trial begins
     storage.worker = f"{socket.gethostname()}:{os.getpid()}#{ordinal}"
     if seed is None:
         entropy = np.random.SeedSequence([config.sampler.seed, ordinal])
@@ -55,7 +59,11 @@ def create(
         attrs: dict[str, Any] = {MANIFEST_KEY: manifest, MADE_BY_KEY: made_by()}
         if config.about:
             attrs["about"] = config.about
-        storage.create_study(config.name, attrs, first_recipes(config, storage, url))
+        takeover = _taken_over(config, storage, url, manifest)
+        queue = first_recipes(config, storage, url)
+        taken = takeover.taken if takeover else None
+        if storage.create_study(config.name, attrs, queue, taken) and takeover:
+            info(str(takeover))
     study = load_study(storage, config.name)
     check_manifest(study, manifest)
     return storage, study
@@ -78,16 +86,15 @@ def first_recipes(config: StudyConfig, storage: StudyStorage, url: str) -> list[
         UserError: the other study is not there, or has no trial to offer.
     """
     recipes = [dict(parameters) for parameters in config.start]
-    if config.start_from is None:
+    if config.start_from is None or config.start_from.trials == "all":
         return recipes
     wanted = config.start_from
-    if wanted.storage is not None and wanted.storage != url:
-        storage, url = open_storage(wanted.storage), wanted.storage
-    other = load_study(storage, wanted.study)
+    _, other = _other_study(wanted, storage, url)
     best = best_trials(other.get_trials(deepcopy=False), wanted.best)
     if not best:
         raise UserError(
-            f"start_from: study {wanted.study} in {shown(url)} has no complete, feasible trial"
+            f"start_from: study {wanted.study} in {shown(wanted.storage or url)} has no complete, "
+            "feasible trial"
         )
     for trial in best:
         fitting = {
@@ -98,3 +105,30 @@ def first_recipes(config: StudyConfig, storage: StudyStorage, url: str) -> list[
         if fitting and fitting not in recipes:
             recipes.append(fitting)
     return recipes
+
+
+def _taken_over(
+    config: StudyConfig, storage: StudyStorage, url: str, manifest: Mapping[str, str]
+) -> Takeover | None:
+    """What ``start_from`` with ``trials = "all"`` takes over; None: the file does not ask for it.
+
+    Raises:
+        UserError: the other study is not there, or measured something else.
+    """
+    wanted = config.start_from
+    if wanted is None or wanted.trials != "all":
+        return None
+    there, other = _other_study(wanted, storage, url)
+    its_manifest, trials = read_manifest(other.user_attrs), other.get_trials(deepcopy=False)
+    # Where calls can't be kept, only the trials come.
+    calls = there.calls_of_study(other._study_id) if storage.keeps_calls() else []
+    return take_over(config, manifest, wanted.study, its_manifest, trials, calls)
+
+
+def _other_study(
+    wanted: StartFrom, storage: StudyStorage, url: str
+) -> tuple[StudyStorage, optuna.Study]:
+    """The study that ``start_from`` names, and the storage that it is in."""
+    if wanted.storage is not None and wanted.storage != url:
+        storage = open_storage(wanted.storage)
+    return storage, load_study(storage, wanted.study)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -66,16 +66,27 @@ def check_manifest(study: optuna.Study, mine: Mapping[str, str]) -> None:
             f"study {study.study_name} has no manifest, so what it measures is not known; "
             "give your study another name"
         )
-    unset = {entry: None for entry in _OPTIONAL if entry in theirs}
-    for entry, value in {**unset, **mine}.items():
-        if theirs.get(entry) != value:
-            remedy = _REMEDY.get(entry, "undo the change in the study file")
-            raise UserError(
-                f"study {study.study_name} was made with other {entry} "
-                f"({theirs.get(entry)} there, {value} here); {remedy}, "
-                "or give your study another name, with start_from = "
-                f'{{ study = "{study.study_name}" }} for its best recipes'
-            )
+    entry = first_difference(theirs, mine)
+    if entry is not None:
+        remedy = _REMEDY.get(entry, "undo the change in the study file")
+        raise UserError(
+            f"study {study.study_name} was made with other {entry} "
+            f"({theirs.get(entry)} there, {mine.get(entry)} here); {remedy}, "
+            "or give your study another name, with start_from = "
+            f'{{ study = "{study.study_name}" }} for its best recipes'
+        )
+
+
+def first_difference(
+    theirs: Mapping[str, Any], mine: Mapping[str, str], but: Collection[str] = ()
+) -> str | None:
+    """The first entry in which a study's manifest differs from this process's; None: in none.
+
+    Args:
+        but: entries that may differ.
+    """
+    entries = [*(entry for entry in _OPTIONAL if entry in theirs), *mine]
+    return next((e for e in entries if e not in but and theirs.get(e) != mine.get(e)), None)
 
 
 def made_by() -> dict[str, str]:

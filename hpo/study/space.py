@@ -6,6 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..problem.base import InvalidValuesError, Method
@@ -33,6 +39,14 @@ class FloatParameter(_Base):
     def suggest(self, trial: optuna.Trial, name: str) -> Any:
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
+    def distribution(self) -> BaseDistribution:
+        """Optuna's, as `suggest` makes it."""
+        return FloatDistribution(self.low, self.high, log=self.log)
+
+    def parameter(self, value: Any) -> Any:
+        """What to sample for a field to have this value; None: it can't."""
+        return value if self.allows(value) else None
+
     def values(self) -> tuple[Any, ...]:
         """Values whose being allowed means that all are."""
         return (self.low, self.high)
@@ -55,6 +69,12 @@ class IntParameter(_Base):
     def suggest(self, trial: optuna.Trial, name: str) -> Any:
         return trial.suggest_int(name, self.low, self.high, log=self.log)
 
+    def distribution(self) -> BaseDistribution:
+        return IntDistribution(self.low, self.high, log=self.log)
+
+    def parameter(self, value: Any) -> Any:
+        return value if self.allows(value) else None
+
     def values(self) -> tuple[Any, ...]:
         return (self.low, self.high)
 
@@ -72,6 +92,13 @@ class ChoiceParameter(_Base):
         chosen = trial.suggest_categorical(name, list(self.choices))
         return self.choices[chosen] if isinstance(self.choices, dict) else chosen  # type: ignore[index]
 
+    def distribution(self) -> BaseDistribution:
+        return CategoricalDistribution(list(self.choices))
+
+    def parameter(self, value: Any) -> Any:
+        named = self.choices if isinstance(self.choices, dict) else {c: c for c in self.choices}
+        return next((name for name, choice in named.items() if _is_same(choice, value)), None)
+
     def values(self) -> tuple[Any, ...]:
         named = isinstance(self.choices, dict)
         return tuple(self.choices.values()) if named else tuple(self.choices)  # type: ignore[union-attr]
@@ -87,6 +114,12 @@ class SwitchParameter(_Base):
 
     def suggest(self, trial: optuna.Trial, name: str) -> Any:
         return trial.suggest_categorical(name, [False, True])
+
+    def distribution(self) -> BaseDistribution:
+        return CategoricalDistribution([False, True])
+
+    def parameter(self, value: Any) -> Any:
+        return value if self.allows(value) else None
 
     def values(self) -> tuple[Any, ...]:
         return (False, True)
@@ -152,6 +185,11 @@ def sample_values(
             values[name] = parameter.suggest(trial, name)
     chosen = {name: value for name, value in values.items() if name in method.fields}
     return method.complete({**fixed, **chosen})
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    # To Python, true is 1.
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
 def _check_range(low: float, high: float, log: bool) -> None:

@@ -39,8 +39,9 @@ ObjectText = Annotated[
 class Call(Stored):
     """One timed call of a recipe on one instance.
 
-    It is an entry of a trial's attribute ``instances``, or of a confirmation (without
-    ``instance``, ``curve``, ``per_t_bin`` and ``picture``) a study attribute of its own.
+    It is an entry of a trial's attribute ``instances``, and a row of the table of calls. Older
+    databases have those of a confirmation (without ``instance``, ``curve``, ``per_t_bin`` and
+    ``picture``) as study attributes.
     """
 
     instance: str  # its label
@@ -54,6 +55,7 @@ class Call(Stored):
     cost: Number | None = None  # CPU time of an answer, over the plain network's
     basis: str | None = None  # digest of what it depends on beside recipe and instance
     output: str | None = None  # the end of what a person's file printed
+    kept: Flag = False  # it was read, not made: an earlier attempt or another trial had made it
 
 
 class FailedCall(Stored):
@@ -85,8 +87,10 @@ class Machine(Stored):
     model_config = ConfigDict(extra="allow")
 
     device: str | None = None
+    units: str | None = None  # the CPU's instruction set, and the number format of "auto"
     threads: Whole | None = None
     torch: str | None = None
+    speed: Number | None = None  # training steps a second, where wall clock ends a file's calls
 
 
 class Attempt(Stored):
@@ -95,6 +99,8 @@ class Attempt(Stored):
     worker: str
     why: str = ""
     lost: Flag  # whether it vanished; else it gave the trial back
+    calls: Whole = 0  # of the trial that are kept, those of earlier attempts included
+    seconds: Number | None = None  # that it ran; None: an earlier release did not store it
 
 
 class TrialRecord(Stored):
@@ -111,6 +117,7 @@ class TrialRecord(Stored):
     reason: str = ""
     traceback: str | None = None
     attempts: tuple[Attempt, ...] = ()
+    taken_from: str | None = None  # STUDY/NUMBER: this study took it over from there
 
     _remarks: tuple[Remark, ...] = PrivateAttr(default=())
 
@@ -153,6 +160,18 @@ class TrialRecord(Stored):
 def mean_loss(calls: Sequence[Call]) -> float:
     """The mean of the calls' losses; of one call at least."""
     return sum(c.loss for c in calls) / len(calls)
+
+
+def compute_s(trial: FrozenTrial) -> float:
+    """Seconds that workers ran a trial, those of attempts that did not finish it included.
+
+    Without the attempt at hand while it runs.
+    """
+    duration = trial.duration
+    seconds = 0.0 if duration is None else duration.total_seconds()
+    if "attempts" not in trial.user_attrs:  # most trials: it saves reading the whole record
+        return seconds
+    return seconds + sum(a.seconds or 0.0 for a in read_trial(trial).attempts)
 
 
 def read_trial(trial: FrozenTrial | optuna.Trial) -> TrialRecord:

@@ -14,7 +14,7 @@ from ..problem.base import InvalidValuesError, Method, Values
 from .outcome import NO_OUTCOME
 from .ranking import is_feasible
 from .recipe import recipe_of
-from .record import Call, TrialRecord, read_trial
+from .record import Call, TrialRecord, compute_s, read_trial
 from .stored import finite
 
 
@@ -82,10 +82,9 @@ class Run:
         return self.trial.distributions
 
     @property
-    def duration_s(self) -> float:
-        """0 until it is finished."""
-        duration = self.trial.duration
-        return 0.0 if duration is None else duration.total_seconds()
+    def compute_s(self) -> float:
+        """Seconds that workers ran it, without an attempt that still runs."""
+        return compute_s(self.trial)
 
     @property
     def ended_s(self) -> float | None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import optuna
 
 from ..artifacts.uploads import Artifact, Gallery
-from ..problem.base import InvalidValuesError, Problem, Progress, Values
+from ..problem.base import Instance, InvalidValuesError, Problem, Progress, Values
 from ..problem.measure import measure
 from ..pruners.racing import Race, RacingPruner
+from ..storage.calls import CallRow
 from ..study.config import StudyConfig
 from ..study.space import sample_values
+from ..trial.calls import WALL, KeptCall, KeptCalls
 from ..trial.outcome import Outcome, TrialEndedError
 from ..trial.record import Call, Machine, TrialRecord, mean_loss, write_trial
 from ..trial.stored import finite
@@ -23,16 +26,27 @@ from .visuals import Visuals
 _DIGITS = 4  # that are kept of losses by t, whose noise is larger
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """A call of a trial."""
+
+    call: Call
+    picture: Artifact | None
+    row: CallRow | None = None  # to keep; None: the call was read, or none are kept
+
+
 class Objective:
     """What workers minimise: the mean loss over the instances.
 
     After each instance the mean so far is reported under the number of instances, so that a
-    pruner compares trials on the same ones.  A call over the limit ends the trial.
+    pruner compares trials on the same ones.  A call over the limit ends the trial.  A call that is
+    kept in the database is read and not made.
 
     Args:
         problem: whose instances trials are measured on.
         visuals: makes each call's picture; none by default.
         together: instances whose calls go side by side.
+        kept: calls that were made already, and where those made here are kept; None: nowhere.
     """
 
     def __init__(
@@ -41,6 +55,7 @@ class Objective:
         problem: Problem,
         visuals: Visuals | None = None,
         together: int = 1,
+        kept: KeptCalls | None = None,
     ) -> None:
         self.config = config
         self.method = config.load_method()
@@ -48,6 +63,7 @@ class Objective:
         self.instances = problem.instances()
         self._visuals = visuals or Visuals(Gallery(), problem)
         self._together = together
+        self._kept = kept
         self._race = Race()
 
     def __call__(self, trial: optuna.Trial, watch: Watch) -> float:
@@ -58,11 +74,13 @@ class Objective:
             TrialTakenError: somebody else has it now.
         """
         recipe = self._sample(trial, watch)
+        known = self._kept.of(recipe, self.instances, WALL) if self._kept else {}
         record = TrialRecord()
-        while len(record.instances) < len(self.instances):
-            for call, picture in self._measure(trial, watch, recipe, len(record.instances)):
-                record = TrialRecord.of_calls([*record.instances, call])
-                self._report(trial, watch, record, picture)
+        while (done := len(record.instances)) < len(self.instances):
+            batch = self.instances[done : done + self._together]
+            for measured in self._measure(trial, watch, recipe, batch, known):
+                record = TrialRecord.of_calls([*record.instances, measured.call])
+                self._report(trial, watch, record, measured)
             self._check_limits(record)
             if len(record.instances) < len(self.instances) and trial.should_prune():
                 raise self._weak(trial, [c.loss for c in record.instances])
@@ -82,13 +100,15 @@ class Objective:
             )
 
     def _report(
-        self, trial: optuna.Trial, watch: Watch, record: TrialRecord, picture: Artifact | None
+        self, trial: optuna.Trial, watch: Watch, record: TrialRecord, last: _Measured
     ) -> None:
-        """Store what is measured so far; ``picture`` shows the last call."""
+        """Store what is measured so far; ``last`` is its last call."""
         # In one batch, so that a worker that is lost here leaves nothing half written.
         with watch.storage.batch(trial._trial_id) as writes:
-            if picture is not None:
-                writes.system_attrs.update(picture.link)
+            if last.picture is not None:
+                writes.system_attrs.update(last.picture.link)
+            if last.row is not None:
+                writes.calls.append(last.row)
             trial.report(mean_loss(record.instances), len(record.instances))
             write_trial(trial, record)
 
@@ -118,11 +138,35 @@ class Objective:
         raise TrialEndedError(Outcome.PRUNED, f"impossible: {impossible}")
 
     def _measure(
-        self, trial: optuna.Trial, watch: Watch, recipe: Values, first: int
-    ) -> Iterator[tuple[Call, Artifact | None]]:
-        """The next calls, from instance ``first`` on, and their pictures."""
-        instances = self.instances[first : first + self._together]
-        done = first + len(instances)
+        self,
+        trial: optuna.Trial,
+        watch: Watch,
+        recipe: Values,
+        instances: Sequence[Instance],
+        known: Mapping[str, KeptCall],
+    ) -> Iterator[_Measured]:
+        """The calls on these instances, in their order; those that are known are not made."""
+        found = {i.label: call for i in instances if (call := self._read(i, known)) is not None}
+        missing = [i for i in instances if i.label not in found]
+        made = self._call(trial, watch, recipe, missing) if missing else iter(())
+        for instance in instances:
+            yield found[instance.label] if instance.label in found else next(made)
+
+    def _read(self, instance: Instance, known: Mapping[str, KeptCall]) -> _Measured | None:
+        """A call that somebody has made; None if it is to be made."""
+        kept = known.get(instance.label)
+        if kept is None or not isinstance(kept.outcome, Call):
+            return None
+        # Another study's picture may be at a place that is not this one's.
+        picture_id = kept.outcome.picture if kept.is_own else None
+        call = kept.outcome.model_copy(update={"picture": picture_id, "kept": True})
+        return _Measured(call, self._visuals.of_kept_call(instance, picture_id))
+
+    def _call(
+        self, trial: optuna.Trial, watch: Watch, recipe: Values, instances: Sequence[Instance]
+    ) -> Iterator[_Measured]:
+        """Make the calls on these instances, side by side."""
+        done = 1 + [i.label for i in self.instances].index(instances[-1].label)
         more = f" + {len(instances) - 1} more" if len(instances) > 1 else ""
         which = f"{instances[0].label}{more} ({done}/{len(self.instances)})"
         title = f"trial {trial.number}, {which}"
@@ -140,21 +184,22 @@ class Objective:
         for instance, called, curve in zip(instances, calls, curves, strict=True):
             picture = self._visuals.of_call(instance, called.model)
             found = called.evaluation
-            yield (
-                Call(
-                    instance=instance.label,
-                    loss=found.loss,
-                    standard_error=finite(found.standard_error),
-                    seconds=called.seconds,
-                    steps=called.steps,
-                    curve=curve.means(),
-                    per_t_bin=tuple(_short(loss) for loss in found.by_t),
-                    picture=picture.id if picture else None,
-                    cost=finite(found.cost),
-                    **({"output": called.output} if called.output else {}),
-                ),
-                picture,
+            call = Call(
+                instance=instance.label,
+                loss=found.loss,
+                standard_error=finite(found.standard_error),
+                seconds=called.seconds,
+                steps=called.steps,
+                curve=curve.means(),
+                per_t_bin=tuple(_short(loss) for loss in found.by_t),
+                picture=picture.id if picture else None,
+                cost=finite(found.cost),
+                **({"output": called.output} if called.output else {}),
             )
+            row = None
+            if self._kept is not None and self._kept.is_on:
+                row = self._kept.row(recipe, instance, call, trial.number, WALL)
+            yield _Measured(call, picture, row)
 
 
 def _short(loss: float) -> float | None:

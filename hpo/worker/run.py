@@ -32,10 +32,14 @@ def run_worker(options: WorkerOptions) -> int:
     from ..storage.tables import FINISHED
     from ..study.create import join
     from ..study.manifest import make_manifest
+    from ..trial.calls import CallKeys, KeptCalls
+    from ..trial.record import Machine
+    from ..trial.run import runs_of
     from .display import Display
     from .loop import Loop, WorkerFailedError
     from .objective import Objective
     from .preview import print_preview
+    from .speeds import other_speed
     from .summary import print_summary
     from .visuals import Visuals
 
@@ -50,6 +54,7 @@ def run_worker(options: WorkerOptions) -> int:
     if options.dry_run:
         print_preview(config, problem.instances(), url, manifest)
         return 0
+    start_log("worker")  # until it has a name in the study
     study, storage = join(config, url, manifest, options.seed)
     start_log(storage.worker)
     if options.in_pool:
@@ -68,11 +73,16 @@ def run_worker(options: WorkerOptions) -> int:
         f"study {config.name}: {counted(n_instances, 'instance')}, {finished} trials finished, "
         f"{counted(threads, 'thread')}"
     )
+    runs = runs_of(study.get_trials(deepcopy=False))
+    machine = Machine.model_validate(method.machine())
+    if (sentence := other_speed(runs, machine.speed)) is not None:
+        warn(sentence)
+    kept = KeptCalls(storage, study._study_id, CallKeys(method, problem, manifest))
     with Display(config.name, budget.trials, finished) as display:
         loop = Loop(
             study=study,
             storage=storage,
-            run=Objective(config, problem, visuals, options.together),
+            run=Objective(config, problem, visuals, options.together, kept),
             budget=budget,
             recovery=config.recovery,
             display=display,

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 
 from ..artifacts.trial_plot import plot_trial
-from ..artifacts.uploads import Artifact, Gallery
+from ..artifacts.uploads import Artifact, Gallery, linked
 from ..problem.base import Instance, Problem
 from ..trial.record import read_trial
 
@@ -29,11 +29,18 @@ class Visuals:
 
     def of_call(self, instance: Instance, model: Any) -> Artifact | None:
         """The picture of one call; None if there is none."""
-        name = f"{instance.label.replace('/', '-')}.png"
-        return self._gallery.keep(name, lambda: self._problem.picture(instance, model))
+        return self._gallery.keep(_name(instance), lambda: self._problem.picture(instance, model))
+
+    def of_kept_call(self, instance: Instance, picture: str | None) -> Artifact | None:
+        """The picture that was made with a call, by its id; None if there was none."""
+        return None if picture is None else linked(picture, _name(instance))
 
     def of_trial(self, trial: optuna.Trial) -> Mapping[str, str]:
         """The plot of a trial that ends now, as the system attributes that link it."""
         calls = read_trial(trial).instances
         plot = self._gallery.keep(_PLOT, lambda: plot_trial(calls)) if calls else None
         return plot.link if plot else {}
+
+
+def _name(instance: Instance) -> str:
+    return f"{instance.label.replace('/', '-')}.png"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +30,18 @@ from benchmarks.replay import (
     strategies,
     suggest_order,
 )
-from benchmarks.replay_table import Table, from_trials, joined, read_table, write_table
+from benchmarks.replay_table import (
+    Table,
+    from_trials,
+    joined,
+    kept_calls,
+    read_table,
+    write_table,
+)
 from finetune.errors import UserError
+from hpo.problem.base import digest_of
+from hpo.trial.calls import CallKey, row_of
+from hpo.trial.record import Call
 
 K = 4
 
@@ -115,6 +126,30 @@ def test_a_table_is_made_of_complete_trials_with_the_same_instances() -> None:
         from_trials([pruned])
     with pytest.raises(UserError, match="other instances"):
         from_trials([whole, trial(TrialState.COMPLETE, ["r"])])
+
+
+def test_a_table_has_the_recipes_whose_missing_calls_are_kept() -> None:
+    def trial(state: TrialState, a: float, labels: list[str]) -> optuna.trial.FrozenTrial:
+        calls = [{"instance": r, "loss": 0.1, "seconds": 1.0, "curve": [0.2]} for r in labels]
+        return create_trial(
+            state=state,
+            value=0.1,
+            params={"a": a},
+            distributions={"a": FloatDistribution(0, 1)},
+            user_attrs={"instances": calls, "recipe": json.dumps({"a": a})},
+        )
+
+    whole = trial(TrialState.COMPLETE, 0.5, ["r", "s"])
+    pruned, other = (trial(TrialState.PRUNED, a, ["r"]) for a in (0.6, 0.7))
+    call = Call(instance="s", loss=0.3, seconds=2.0, curve=(0.4,))
+    rows = [row_of(CallKey(digest_of({"a": 0.6}), "s", "basis"), 1, 3, call)]
+    rows.append(
+        replace(row_of(CallKey(digest_of({"a": 0.7}), "s", "basis"), 1, 4, call), value_json="{")
+    )
+    found = from_trials([whole, pruned, other], kept_calls(rows))
+    assert [p["a"] for p in found.params] == [0.5, 0.6]
+    assert found.losses.tolist() == [[0.1, 0.1], [0.1, 0.3]]
+    assert found.seconds.tolist() == [[1.0, 1.0], [1.0, 2.0]]
 
 
 def test_distances_are_in_units_of_the_space() -> None:

@@ -104,6 +104,8 @@ def test_a_pace_without_workers_is_one_for_later_and_a_spent_budget_is_told() ->
     text = to_text(replace(STATUS, workers=(), spent="trial 11 reached 0.0090"))
     assert "time left   2.0 h at this pace, once a worker runs" in text
     assert "budget      trials 30, target 0.01; spent: trial 11 reached 0.0090" in text
+    assert "calls" not in text
+    assert "calls       12 kept" in to_text(replace(STATUS, kept_calls=12)).splitlines()
 
 
 @pytest.mark.parametrize(

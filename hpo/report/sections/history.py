@@ -40,7 +40,7 @@ def _by_compute(finished: Sequence[Run]) -> Iterator[tuple[float, Run]]:
     """Finished trials in the order of their ends, with the hours of all trials until then."""
     total_s = 0.0
     for run in sorted(finished, key=lambda r: (r.ended_s or 0.0, r.number)):
-        total_s += run.duration_s
+        total_s += run.compute_s
         yield total_s / 3600, run
 
 

@@ -34,7 +34,7 @@ def _confirmed(data: StudyData) -> Iterator[Block]:
     losses: Losses = {}
     for row in confirmed.table:
         if row.digest == confirmed.digest or row.name == BASELINE:
-            found = losses_of(data.attrs, row.digest, confirmed.instances, row.loss)
+            found = losses_of(data.attrs, row, confirmed.instances)
             if found:
                 name = "default" if row.name == BASELINE else row.title
                 losses[name] = found

@@ -38,7 +38,7 @@ def lead(data: StudyData) -> Iterator[str]:
     else:
         yield "No trial has finished yet, so there is nothing to compare."
     running = sum(r.state.name == "RUNNING" for r in data.runs)
-    n, compute_s = len(data.finished), sum(r.duration_s for r in data.finished)
+    n, compute_s = len(data.finished), sum(r.compute_s for r in data.finished)
     yield (
         f"{counted(n, 'trial')} finished, {duration(compute_s)} of compute; "
         f"{running or 'none'} running when this was written."
@@ -69,7 +69,8 @@ def winner_section(data: StudyData) -> Section:
 def _confirmed_blocks(data: StudyData, confirmed: Confirmation) -> Iterator[Block]:
     yield from candidate_blocks(confirmed)
     places = confirmed_places(data.manifest, confirmed.instances)
-    own = losses_of(data.attrs, confirmed.digest, confirmed.instances, confirmed.loss)
+    row = next((r for r in confirmed.table if r.digest == confirmed.digest), None)
+    own = losses_of(data.attrs, row, confirmed.instances) if row else {}
     default = next((r for r in confirmed.table if r.name == BASELINE), None)
     means = {confirmed.title: confirmed.loss}
     if default and default.loss is not None and not confirmed.is_default:

@@ -24,7 +24,9 @@ from hpo.problem.base import Evaluation, NotFiniteError
 from hpo.report.contents import confirmation_of
 from hpo.report.markdown import to_terminal
 from hpo.status import main as status
+from hpo.storage.calls import forget_study
 from hpo.storage.open import load_study, open_storage
+from hpo.storage.rdb import StudyStorage
 from hpo.study.config import StudyConfig, load_study_file
 from hpo.study.confirmation import (
     CALLS_PREFIX,
@@ -166,8 +168,31 @@ def confirmed() -> dict[str, Any]:
     return found
 
 
-def kept(study: optuna.Study) -> dict[str, Any]:
-    return {k: v for k, v in study.user_attrs.items() if k.startswith(CALLS_PREFIX)}
+def kept(study: optuna.Study) -> dict[tuple[str, str], Any]:
+    """The calls that the database keeps, by recipe and instance."""
+    storage = study._storage
+    assert isinstance(storage, StudyStorage)
+    rows = storage.calls_of_study(study._study_id)
+    return {(row.recipe, row.instance): json.loads(row.value_json) for row in rows}
+
+
+def as_older_releases(study: optuna.Study, **changed: Any) -> None:
+    """Put the calls among the study's attributes, where they were before there was a table.
+
+    Args:
+        changed: what they say instead; None: they don't say it.
+    """
+    config = load_study_file("tiny.toml")
+    older = Measurements(config, study, manifest_of(config), config.load_problem(None))
+    for (recipe, label), call in kept(study).items():
+        call = {**call, "basis": older._basis[label], **changed}
+        call.pop("instance")
+        attr = {key: value for key, value in call.items() if value is not None}
+        study.set_user_attr(f"{CALLS_PREFIX}{recipe}:{label}", attr)
+    storage = study._storage
+    assert isinstance(storage, StudyStorage)
+    with storage.engine.begin() as c:
+        forget_study(c, study._study_id)
 
 
 # The command
@@ -190,8 +215,9 @@ def test_real_calls_end_to_end(
     assert {r["name"]: r["trial"] for r in found["table"]} == {"default": 2, "best 1": 1}
     assert len(kept(study)) == 2 * 6
     assert all(0 < m["loss"] < 10 and m["steps"] == 3 for m in kept(study).values())
-    mean = sum(m["loss"] for k, m in kept(study).items() if found["digest"] in k) / 6
-    assert found["loss"] == pytest.approx(mean)
+    calls = {label: m for (recipe, label), m in kept(study).items() if recipe == found["digest"]}
+    assert found["loss"] == pytest.approx(sum(m["loss"] for m in calls.values()) / 6)
+    assert {m["instance"]: m for m in found["table"][0]["measured"]} == calls
     json.dumps(found, allow_nan=False)
 
 
@@ -259,8 +285,7 @@ def test_calls_that_were_stored_without_their_cost_are_used(
 ) -> None:
     made = calls(lambda _: 1.5)
     assert run("--top", "1") == 0
-    for key, measured in kept(load_study(open_storage("sqlite:///tiny.db"), "tiny")).items():
-        study.set_user_attr(key, {k: v for k, v in measured.items() if k != "cost"})
+    as_older_releases(study, cost=None)
     made.clear()
     capsys.readouterr()
     assert run("--top", "1") == 0
@@ -413,8 +438,7 @@ def test_what_other_code_measured_is_measured_again(
 ) -> None:
     calls(lambda _: 1.5)
     assert run("--rounds", "1") == 0
-    for key, measured in kept(study).items():
-        study.set_user_attr(key, {**measured, "basis": "of other code"})
+    as_older_releases(study, basis="of other code")
     study.set_user_attr(MANIFEST_KEY, {**study.user_attrs[MANIFEST_KEY], "code": "0" * 12})
     capsys.readouterr()
     made = calls(lambda _: 1.5)

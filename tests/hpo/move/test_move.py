@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from copy import copy
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ from hpo.storage.rdb import StudyStorage
 from hpo.storage.tables import HEARTBEATS, STUDIES, STUDY_SYSTEM_ATTRS, TRIALS, utc_now
 from hpo.storage.url import parse_url
 from hpo.study.config import load_study_file
+from hpo.trial.calls import CallKey, row_of
+from hpo.trial.record import Call, FailedCall
 
 if TYPE_CHECKING:
     from tests.conftest import Forked, Nursery, Process
@@ -230,6 +233,64 @@ def test_a_negative_zero_arrives_as_a_zero(
     (found,) = plain(target).trials
     assert (found.value, found.params, found.intermediate_values) == (0.0, {"x": 0.0}, {1: 0.0})
     assert math.copysign(1.0, found.user_attrs["zero"]) == -1.0
+
+
+@pytest.mark.parametrize(("here", "there"), [KINDS, KINDS[::-1]])
+def test_calls_go_with_their_study_and_those_that_are_missing_are_added(
+    new_database: NewDatabase, here: str, there: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = new_database(here), new_database(there)
+    make_study(target, [], {}, "first")  # ids are others there
+    storage = make_study(source, [optuna.trial.create_trial(value=1.0)], {})
+    make_study(storage, [], {}, "t")
+    mine, others = (storage.get_study_id_from_name(name) for name in ("s", "t"))
+    labels = ["ᚠ/0", "a/0", "B/1", "a/0 bilinear", "z_/0"]  # that collations sort otherwise
+    key = CallKey("0f0e", "", "b")
+    made = [replace(key, instance=label) for label in labels]
+    loss = Call(instance="", loss=0.1, per_t_bin=(0.5, None))
+    failed = FailedCall(loss=None, seconds=1.0, reason="not finite")
+    rows_of_s = [row_of(k, mine, 0, loss) for k in made[:-1]] + [
+        row_of(made[-1], mine, None, failed)
+    ]
+    storage.keep_calls([*rows_of_s[:2], row_of(made[4], others, 0, loss)])
+    move(source, target)
+    assert "1 trials copied" in (said := capsys.readouterr().out)
+    assert "identical; 2 calls, too" in said
+    storage.keep_calls(rows_of_s)
+    move(source, target)
+    assert "has it already, identical (1 trials); 3 calls added" in capsys.readouterr().out
+    moved = open_storage(target)
+    copy_id = moved.get_study_id_from_name("s")
+    assert copy_id != mine
+    expected = [replace(row, study_id=copy_id) for row in rows_of_s]
+    assert sorted(moved.calls_of_study(copy_id), key=repr) == sorted(expected, key=repr)
+    assert moved.count_calls(moved.get_study_id_from_name("first")) == 0
+    move(source, target)
+    assert capsys.readouterr().out.endswith("identical (1 trials)\n")
+    changed = replace(rows_of_s[1], study_id=copy_id, value_json="{}")
+    moved.keep_calls([changed])
+    with pytest.raises(UserError, match=r"another study s \(its call of recipe 0f0e on a/0\)"):
+        move(source, target)
+    moved.delete_study(copy_id)
+    assert moved.calls_of_study(copy_id) == []
+
+
+def test_where_calls_can_not_be_kept_they_are_left_behind(
+    postgres: Postgres, new_database: NewDatabase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = new_database("sqlite")
+    storage = make_study(source, [optuna.trial.create_trial(value=1.0)], {})
+    study_id = storage.get_study_id_from_name("s")
+    storage.keep_calls([row_of(CallKey("r", "a/0", "b"), study_id, 0, Call(instance="", loss=1.0))])
+    target = postgres.create("no_calls")
+    open_storage(target)
+    postgres.sql("CREATE ROLE writer LOGIN PASSWORD 'writer'")
+    postgres.sql(
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO writer", "no_calls"
+    )
+    postgres.sql("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO writer", "no_calls")
+    move(source, f"postgresql://writer:writer@127.0.0.1:{postgres.port}/no_calls")
+    assert capsys.readouterr().out.endswith("identical; 1 call left behind\n")
 
 
 def test_every_table_of_optuna_is_copied_or_known_to_be_none_of_a_study() -> None:

@@ -132,7 +132,7 @@ def make_trials(config: StudyConfig, count: int, seed: int = 0) -> list[FrozenTr
 
 
 def confirmation(config: StudyConfig, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
-    """Attributes of a study, as `hpo.confirm` leaves them."""
+    """Attributes of a study, as `hpo.confirm` left them before a result had its calls."""
     study = optuna.create_study(study_name=config.name)
     study.add_trials(trials)
     candidates = choose_candidates(config, study, 4, ())
@@ -152,7 +152,7 @@ def confirmation(config: StudyConfig, trials: Sequence[FrozenTrial]) -> dict[str
     halved = halve(list(by_digest), candidates[0].digest, units, measure)
     costs = dict.fromkeys(by_digest, 1.625)
     result = result_of(
-        halved, candidates, dict.fromkeys(by_digest), costs,
+        halved, candidates, dict.fromkeys(by_digest), costs, {},
         rounds=block_ends(len(labels), 3), estimator=config.estimator.model_dump(),
         feasible_s=config.feasible_s, code="0f0f0f0f0f0f",
     )  # fmt: skip

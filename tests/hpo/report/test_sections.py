@@ -23,7 +23,13 @@ from hpo.report.document import Code, Document, Pair, Section, Table, Text
 from hpo.report.sections.history import loss_limit, pareto
 from hpo.report.sections.recipe import to_toml
 from hpo.study.config import StudyConfig
-from hpo.study.confirmation import CALLS_PREFIX, CONFIRMED_KEY, Confirmation, read_confirmation
+from hpo.study.confirmation import (
+    CALLS_PREFIX,
+    CONFIRMED_KEY,
+    CandidateResult,
+    Confirmation,
+    read_confirmation,
+)
 from hpo.study.manifest import MANIFEST_KEY
 from hpo.trial.run import Run, best_of, runs_of
 from hpo.trial.stored import finite
@@ -263,10 +269,27 @@ def test_calls_of_a_later_confirmation_are_not_mixed_in(
     result = confirmed[CONFIRMED_KEY]
     changed = {k: {**v, "loss": v["loss"] + 0.01} if k.startswith(CALLS_PREFIX) else v
                for k, v in confirmed.items()}  # fmt: skip
-    assert losses_of(confirmed, result["digest"], result["instances"], result["loss"])
-    assert not losses_of(changed, result["digest"], result["instances"], result["loss"])
+    row = CandidateResult.model_validate(result["table"][0])
+    assert row.digest == result["digest"]
+    assert losses_of(confirmed, row, result["instances"])
+    assert not losses_of(changed, row, result["instances"])
     document = report_of(make_data(trials, changed))
     assert "A later confirmation has begun" in texts(section(document, "instances"))
+
+
+def test_a_result_has_its_own_calls(
+    make_data: Make, trials: list[FrozenTrial], confirmed: Attrs
+) -> None:
+    result = confirmed[CONFIRMED_KEY]
+    stored = {k.removeprefix(CALLS_PREFIX): v for k, v in confirmed.items() if CALLS_PREFIX in k}
+    rows = []
+    for row in result["table"]:
+        calls = {label: stored.get(f"{row['digest']}:{label}") for label in result["instances"]}
+        measured = [{**call, "instance": label} for label, call in calls.items() if call]
+        rows.append({**row, "measured": measured})
+    told = make_data(trials, {CONFIRMED_KEY: {**result, "table": rows}})
+    before = make_data(trials, confirmed)
+    assert section(report_of(told), "instances") == section(report_of(before), "instances")
 
 
 # History

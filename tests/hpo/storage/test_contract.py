@@ -22,6 +22,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from hpo.errors import UserError
+from hpo.storage.calls import CallRow
 from hpo.storage.errors import TrialTakenError
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
@@ -404,7 +405,10 @@ def test_a_released_trial_keeps_its_parameters_and_nothing_else(
     assert seen.params == trial.params
     assert seen.intermediate_values == {}
     assert seen.constraints == {}
-    assert seen.user_attrs == {"attempts": [{"worker": "me", "why": "stopped", "lost": False}]}
+    (attempt,) = seen.user_attrs.pop("attempts")
+    assert seen.user_attrs == {}
+    assert 0 < attempt.pop("seconds") < 60
+    assert attempt == {"worker": "me", "why": "stopped", "lost": False, "calls": 0}
     other = open_storage(url, worker="other")
     again = claim(other, load_study(other, "s", optuna.samplers.RandomSampler(seed=5)))
     assert again.number == 0
@@ -457,6 +461,55 @@ def test_a_lost_trial_is_queued_again_so_many_times_and_then_fails(
     assert seen.state == TrialState.FAIL
     assert seen.user_attrs["outcome"] == "lost worker"
     assert len(seen.user_attrs["attempts"]) == 3
+
+
+def test_losses_before_the_latest_call_that_was_kept_do_not_count(
+    url: str, storage: StudyStorage, study: optuna.Study
+) -> None:
+    study_id = study._study_id
+    rescuer = open_storage(url, worker="rescuer")
+    assert rescuer.keeps_calls()
+    for made in (0, 0, 1, 1, 2, 2, 2):
+        trial = start_and_measure(storage, study)
+        rows = [CallRow("recipe", f"r/{i}", "b", study_id, 0, "{}", "") for i in range(made)]
+        with storage.batch(trial._trial_id) as writes:
+            writes.calls.extend(rows)
+        (beat,) = rescuer.heartbeats(study_id)
+        became = rescuer.reclaim(beat, retries=2)
+    assert became == TrialState.FAIL
+    seen = plain(url).trials[0]
+    assert [a["calls"] for a in seen.user_attrs["attempts"]] == [0, 0, 1, 1, 2, 2, 2]
+    assert seen.user_attrs["reason"] == "its worker was lost 3 times without another call"
+
+
+def test_calls_are_kept_with_their_trials_writes_or_not_at_all(
+    url: str, storage: StudyStorage, study: optuna.Study
+) -> None:
+    trial = claim(storage, study)
+    assert storage.keeps_calls()
+    row = CallRow("recipe", "r/0", "b", study._study_id, 0, "{}", "")
+    other = open_storage(url, worker="other")
+    (beat,) = other.heartbeats(study._study_id)
+    assert other.reclaim(beat, retries=2) == TrialState.WAITING
+    with pytest.raises(TrialTakenError), storage.batch(trial._trial_id) as writes:
+        writes.calls.append(row)
+        trial.report(1.0, 1)
+    assert storage.calls_of("recipe") == []
+    again = claim(storage, study)
+    with lost_answer(storage), storage.batch(again._trial_id) as writes:
+        writes.calls.append(row)
+    assert storage.calls_of("recipe") == [row]
+
+
+def test_many_at_once_make_one_table_of_calls(url: str, storage: StudyStorage) -> None:
+    opened = [open_storage(url, worker=str(i)) for i in range(8)]
+    told: list[bool] = []
+    threads = [threading.Thread(target=lambda s=s: told.append(s.keeps_calls())) for s in opened]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told == [True] * 8
 
 
 def test_who_beats_is_not_lost(url: str, storage: StudyStorage, study: optuna.Study) -> None:
@@ -563,6 +616,11 @@ def test_every_operation_is_tried_again(
         "create_study": ("t", {}, []),
         "join": (study_id,),
         "claim": (study_id, None),
+        "keeps_calls": (),
+        "calls_of": ("recipe",),
+        "calls_of_study": (study_id,),
+        "keep_calls": ([CallRow("recipe", "a/0", "basis", study_id, None, "{}", "")],),
+        "count_calls": (study_id,),
         "trials_for_sampling": (study_id,),
         "get_all_trials": (study_id,),
         "get_trial": (trial_id,),

@@ -75,3 +75,18 @@ def test_without_a_feasible_trial_there_is_no_target_and_no_stagnation() -> None
 def test_trials_that_run_have_no_seconds_yet() -> None:
     running = create_trial(state=TrialState.RUNNING)
     assert compute_seconds([TRIALS[0], running]) == 10.0
+
+
+def test_attempts_that_did_not_finish_a_trial_are_paid_for_once_and_kept_calls_not_again() -> None:
+    resumed = trial(6, 0.3, 70, seconds=4.0)
+    call = {"instance": "r/0", "loss": 0.3, "seconds": 90.0, "kept": True}
+    attempt = {"worker": "a:1#0", "why": "stopped", "lost": False}
+    resumed.user_attrs = {
+        "instances": [call],
+        "attempts": [
+            {**attempt, "calls": 1, "seconds": 91.5},
+            {**attempt, "calls": 1, "seconds": 2.5, "lost": True},
+            attempt,  # an earlier release did not store its seconds
+        ],
+    }
+    assert compute_seconds([TRIALS[0], resumed]) == 10.0 + 4.0 + 91.5 + 2.5

@@ -1,0 +1,126 @@
+"""The table of calls: what each measured, under a key that names all that it depends on.
+
+Optuna has no place for calls outside of trials, and a trial that is queued again loses its
+attributes. So this is a table of this service's own, ``hpo_calls``, beside Optuna's. Each function
+is the work of one transaction and may run again on top of its own effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from . import tables as db
+from .dialects import dialect_of
+from .errors import driver_message, is_transient
+from .statements import upsert
+
+# No foreign key: Optuna, which deletes studies, knows nothing of these rows.
+CALLS = sa.Table(
+    "hpo_calls",
+    sa.MetaData(),
+    sa.Column("recipe", sa.Text, primary_key=True),
+    sa.Column("instance", sa.Text, primary_key=True),
+    sa.Column("basis", sa.Text, primary_key=True),
+    sa.Column("study_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("trial", sa.Integer),
+    sa.Column("value_json", sa.Text, nullable=False),
+    sa.Column("checksum", sa.Text, nullable=False),
+)
+_KEY = ("recipe", "instance", "basis", "study_id")
+_READ_AT_ONCE = 500  # rows; each is some thousand characters
+
+
+@dataclass(frozen=True)
+class CallRow:
+    """A call as the table holds it."""
+
+    recipe: str  # digest of the complete values
+    instance: str  # its label
+    basis: str  # digest of what else the call depends on
+    study_id: int  # that keeps it; others may read it
+    trial: int | None  # number of the trial that made it; None: a confirmation did
+    value_json: str
+    checksum: str  # of all of the above but for study and trial
+
+
+def make_table(engine: sa.Engine) -> str | None:
+    """Make the table, unless it is there; None if calls can be read and written now.
+
+    Returns:
+        Why they can't: there is no right to make or to use the table, say.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database is away for a while.
+    """
+    try:
+        if not has_table(engine):
+            with engine.begin() as c, dialect_of(c).table_lock(c):
+                c.execute(sa.schema.CreateTable(CALLS, if_not_exists=True))
+        with engine.begin() as c:
+            # They change nothing, and fail where the rights or the columns are not there.
+            c.execute(sa.select(CALLS).limit(0))
+            nothing = sa.select(*CALLS.c).where(sa.false())
+            c.execute(sa.insert(CALLS).from_select([column.name for column in CALLS.c], nothing))
+            c.execute(sa.update(CALLS).where(sa.false()).values(checksum=""))
+    except sa.exc.DBAPIError as error:
+        if is_transient(error):
+            raise
+        return driver_message(error)
+    return None
+
+
+def has_table(place: sa.Engine | sa.Connection) -> bool:
+    """Whether the database has the table; another program's of that name does not count."""
+    inspector = sa.inspect(place)
+    if not inspector.has_table(CALLS.name):
+        return False
+    return {c.name for c in CALLS.c} <= {c["name"] for c in inspector.get_columns(CALLS.name)}
+
+
+def calls_of(c: sa.Connection, recipe: str) -> list[CallRow]:
+    """All calls of a recipe, whichever study keeps them."""
+    return [CallRow(*row) for row in c.execute(sa.select(CALLS).where(CALLS.c.recipe == recipe))]
+
+
+def calls_of_study(c: sa.Connection, study_id: int) -> Iterator[CallRow]:
+    """The calls that a study keeps, in the order of their keys; the table is there."""
+    # The order of bytes, which both kinds of databases have.
+    order = [sa.collate(CALLS.c[name], dialect_of(c).bytewise) for name in _KEY[:3]]
+    query = sa.select(CALLS).where(CALLS.c.study_id == study_id).order_by(*order)
+    found = c.execute(query.execution_options(yield_per=_READ_AT_ONCE))
+    return (CallRow(*row) for row in found)
+
+
+def write_calls(c: sa.Connection, rows: Sequence[CallRow]) -> None:
+    """Write calls, each in the place of what the study has kept under its key."""
+    names = [column.name for column in CALLS.c]
+    upsert(c, CALLS, _KEY, [dict(zip(names, astuple(row), strict=True)) for row in rows])
+
+
+def count_of_study(c: sa.Connection, study_id: int) -> int:
+    """How many calls a study keeps."""
+    if not has_table(c):
+        return 0
+    return _count(c, CALLS.c.study_id == study_id)
+
+
+def count_of_trial(c: sa.Connection, trial_id: int) -> int:
+    """How many calls a trial's workers have made and kept; the table is there."""
+    columns = (db.TRIALS.c.study_id, db.TRIALS.c.number)
+    trial = c.execute(sa.select(*columns).where(db.TRIALS.c.trial_id == trial_id)).one()
+    return _count(c, CALLS.c.study_id == trial.study_id, CALLS.c.trial == trial.number)
+
+
+def _count(c: sa.Connection, *conditions: sa.ColumnElement[bool]) -> int:
+    query: Any = sa.select(sa.func.count()).select_from(CALLS).where(*conditions)
+    return int(c.execute(query).scalar_one())
+
+
+def forget_study(c: sa.Connection, study_id: int) -> None:
+    """Delete the calls that a study keeps."""
+    if has_table(c):
+        c.execute(sa.delete(CALLS).where(CALLS.c.study_id == study_id))

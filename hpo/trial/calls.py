@@ -1,0 +1,174 @@
+"""Calls that are kept: under which key, how they are written, and how they are read again.
+
+A call is made once. Its key names all that its outcome depends on, so whoever needs the same call
+reads it: the next worker of a trial that was interrupted, another trial of the same recipe, another
+study on the same instances.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..problem.base import Instance, Method, Problem, Values, digest_of, short_digest
+from ..process.logging import warn
+from ..storage.calls import CallRow
+from ..storage.rdb import StudyStorage
+from .record import Call, FailedCall, read_call
+from .stored import Remark
+
+WALL = "wall"  # the clock of calls that end by this machine's own
+# Entries of a manifest that are no part of a call's key: the instance and the clock are in it
+# anyway, and the limits judge a call that was made.
+_NOT_OF_A_CALL = ("clock", "cost", "instances", "limit", "networks", "space")
+
+
+@dataclass(frozen=True)
+class CallKey:
+    """What a call depends on."""
+
+    recipe: str  # digest of the complete values
+    instance: str  # its label
+    basis: str  # digest of everything else
+
+
+class CallKeys:
+    """Makes the keys of the calls that a process makes for one study.
+
+    Args:
+        manifest: the study's. Code, drawings and estimator enter the keys, as does each entry that
+            this module does not know.
+        table_seed: of the noise on which losses are measured; None: the study's.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        problem: Problem,
+        manifest: Mapping[str, str],
+        table_seed: int | None = None,
+    ) -> None:
+        self._problem = problem
+        common = {k: v for k, v in manifest.items() if k not in _NOT_OF_A_CALL}
+        self._common = [common, table_seed, numerics_of(method.machine())]
+        self._identities: dict[str, list[str]] = {}  # by label: a digest of a network takes a while
+
+    def key(self, values: Values, instance: Instance, clock: str = WALL) -> CallKey:
+        """The key of a call with these complete values.
+
+        Args:
+            clock: what ends the call: `WALL`, or a machine's profile and the steps it would make.
+        """
+        label = instance.label
+        if label not in self._identities:
+            self._identities[label] = self._problem.identity(instance)
+        basis = [*self._common, self._identities[label], clock]
+        digest = short_digest(json.dumps(basis, sort_keys=True))
+        return CallKey(digest_of(values), label, digest)
+
+
+def numerics_of(machine: Mapping[str, object]) -> dict[str, object]:
+    """What changes the bits of a loss: a machine without its number of threads and its speed.
+
+    A call computes each half of a step on one thread, however many there are.
+    """
+    return {name: value for name, value in machine.items() if name not in ("threads", "speed")}
+
+
+@dataclass(frozen=True)
+class KeptCall:
+    """A call that somebody has made."""
+
+    outcome: Call | FailedCall
+    is_own: bool  # this study made it, so its picture is among this study's files
+
+
+class KeptCalls:
+    """The calls in a database, as a study reads and keeps them.
+
+    Args:
+        keys: of the study's calls.
+    """
+
+    def __init__(self, storage: StudyStorage, study_id: int, keys: CallKeys) -> None:
+        self._storage, self._study_id, self._keys = storage, study_id, keys
+        self._remarked: set[str] = set()
+
+    def of(
+        self, values: Values, instances: Sequence[Instance], clock: str = WALL
+    ) -> dict[str, KeptCall]:
+        """The calls of complete values on these instances that were made, by their labels.
+
+        Rows that can't be read count as calls that were not made, with a line in the log.
+        """
+        wanted = {
+            (k.instance, k.basis) for k in (self._keys.key(values, i, clock) for i in instances)
+        }
+        rows = [
+            row
+            for row in self._storage.calls_of(digest_of(values))
+            if (row.instance, row.basis) in wanted
+        ]
+        found: dict[str, KeptCall] = {}
+        remarks: dict[str, Remark] = {}
+        # This study's last, so that they are those that stay.
+        for row in sorted(rows, key=lambda row: row.study_id == self._study_id):
+            outcome = read_row(row)
+            if isinstance(outcome, Remark):
+                remarks[row.instance] = outcome
+            else:
+                found[row.instance] = KeptCall(outcome, row.study_id == self._study_id)
+        for label, remark in remarks.items():
+            if label not in found and str(remark) not in self._remarked:
+                self._remarked.add(str(remark))
+                warn(f"{remark}; the call is made again")
+        return found
+
+    def row(
+        self,
+        values: Values,
+        instance: Instance,
+        outcome: Call | FailedCall,
+        trial: int | None,
+        clock: str = WALL,
+    ) -> CallRow:
+        """What to keep of a call that was just made.
+
+        Args:
+            trial: number of the trial that made it; None: no trial did.
+        """
+        return row_of(self._keys.key(values, instance, clock), self._study_id, trial, outcome)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the database keeps calls; false where its table can't be made or used."""
+        return self._storage.keeps_calls()
+
+    def keep(self, row: CallRow) -> None:
+        """Write a call that is no trial's; a trial's goes with the trial's report."""
+        self._storage.keep_calls([row])
+
+
+def row_of(key: CallKey, study_id: int, trial: int | None, outcome: Call | FailedCall) -> CallRow:
+    """A call as the table holds it."""
+    value_json = json.dumps({**outcome.to_json(), "instance": key.instance})
+    checksum = _checksum(key.recipe, key.instance, key.basis, value_json)
+    return CallRow(key.recipe, key.instance, key.basis, study_id, trial, value_json, checksum)
+
+
+def read_row(row: CallRow) -> Call | FailedCall | Remark:
+    """The call of a row; a remark if another program wrote it, or something has damaged it."""
+    place = f"hpo_calls: {row.instance} of recipe {row.recipe}"
+    if _checksum(row.recipe, row.instance, row.basis, row.value_json) != row.checksum:
+        return Remark(place, "is damaged: its checksum is another one")
+    try:
+        value = json.loads(row.value_json)
+    except (ValueError, RecursionError):
+        return Remark(place, "is no JSON")
+    return read_call(value, row.instance, place)
+
+
+def _checksum(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
