@@ -29,6 +29,6 @@ def other_speed(runs: Sequence[Run], mine: float | None) -> str | None:
         return None
     return (
         f"this worker trains {ratio:.2g} times as fast as those that measured so far, and calls of "
-        "the study's file end by wall clock: losses of the two can't be compared where a file looks "
-        "at the time; use machines of one kind, or give the study another name"
+        "the file end by wall clock: losses of the two can't be compared where it looks at "
+        "the time; use machines of one kind, or give the study another name"
     )
