@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,7 +52,7 @@ def finetune_model(
     if trouble == "nan":
         factor = float("nan")
     for step in range(1, n_steps + 1):
-        report(step, 2.0 / step)
+        (report or print)(step, 2.0 / step)
     return Scaled(factor)
 """
 STUDY = """
@@ -108,9 +107,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-Search = Callable[..., int]
-
-
 def search(trials: int) -> int:
     return worker(["--study", "mine.toml", "--trials", str(trials), "--threads", "1"])
 
@@ -139,8 +135,7 @@ def test_the_winner_is_written_back_with_its_values_alone(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "mine.toml").write_text(
-        STUDY.replace(', "exit", "error", "loop", "nan"', "").replace('name = "none"', "")
-        + "[[start]]\nfactor = 0.5\n"
+        STUDY.replace(', "exit", "error", "loop", "nan"', "") + "[[start]]\nfactor = 0.5\n"
     )
     assert search(2) == 0
     arguments = ["--study", "mine.toml", "--trial", "0"]
@@ -168,7 +163,7 @@ def test_the_winner_is_written_back_with_its_values_alone(
 def test_values_that_the_file_does_not_have_are_refused(folder: Path) -> None:
     for old, new, message in [
         ("[space.factor]", "[space.fraction]", "fields are factor, trouble, n_steps"),
-        ("low = 0.1", 'low = "a"', "mine.toml: space.factor.low is 'a'"),
+        ("low = 0.1", 'low = "a"', "wrong.toml: space.factor.low is 'a'"),
         ('file = "mine.py"', 'file = "none.py"', "none.py: no such file; name a Python file with"),
         ('file = "mine.py"', 'file = "mine.py"\nsteps = "factor"', "method.steps is 'factor'; wri"),
         ('file = "mine.py"', 'name = "recipe"\nsteps = "n_steps"', "steps is of a file; write fil"),
@@ -207,13 +202,12 @@ def test_files_race_and_the_broken_ones_stand_at_the_end(
     assert places["broken.py"]["left"] == places["raises.py"]["left"] == "infeasible"
     assert places["broken.py"]["reason"] == "broken.py line 1 is not Python: invalid syntax"
     assert "raises.py line 22: ValueError: of the file" in places["raises.py"]["reason"]
-    # What was measured is read, and so no process is started.
-    runner.stop_server()
+    # What was measured is read.
     assert confirm(arguments) == 0
     again = json.loads(capsys.readouterr().out)
     assert again == first
     assert confirm([a for a in arguments if a != "--json"]) == 0
-    table = capsys.readouterr().out
+    table = " ".join(capsys.readouterr().out.split())
     assert "has the lowest loss on 2 instances" in table
     assert "raises.py: os/0 bilinear: raises.py line 22" in table or "raises.py: ur/0" in table
     with pytest.raises(UserError, match="--submission is there once; name two files"):
