@@ -146,10 +146,14 @@ class FileMethod:
         steps: Sequence[int] | None = None,
     ) -> list[Called]:
         # One after another: a call may use all of its worker's threads.
-        return [
-            self._call(values, cast("RuneInstance", instance), partial(on_step, index))
-            for index, instance in enumerate(instances)
-        ]
+        called = []
+        for index, instance in enumerate(instances):
+            asked = dict(values)
+            if steps is not None and self._steps is not None:
+                asked[self._steps] = steps[index]
+            rune = cast("RuneInstance", instance)
+            called.append(self._call(asked, rune, partial(on_step, index)))
+        return called
 
     def _call(
         self, values: Values, instance: RuneInstance, on_moment: Callable[[Moment], None]

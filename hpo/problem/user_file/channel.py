@@ -32,9 +32,15 @@ class ChannelClosedError(Exception):
 
 
 class Channel:
-    """One side of a pair of sockets."""
+    """One side of a pair of sockets.
 
-    def __init__(self, end: socket.socket) -> None:
+    Args:
+        send_s: seconds after which the other side, which takes no message, counts as gone; None:
+            it is waited for.
+    """
+
+    def __init__(self, end: socket.socket, send_s: float | None = None) -> None:
+        end.settimeout(send_s)
         self._socket = end
         self._buffer = bytearray()
 
@@ -54,7 +60,6 @@ class Channel:
         described = [[str(t.dtype).removeprefix("torch."), list(t.shape)] for t in tensors]
         header = json.dumps({**message, "tensors": described}).encode()
         try:
-            self._socket.setblocking(True)
             self._socket.sendall(_LENGTH.pack(len(header)) + header)
             for tensor in tensors:
                 self._socket.sendall(_bytes_of(tensor))

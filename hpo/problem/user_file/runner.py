@@ -25,6 +25,7 @@ from .channel import Channel, ChannelClosedError
 _START_S = 120.0  # that the server may take to import torch, on a busy machine
 _POLL_S = 0.2  # between looks whether to go on
 _ANSWER_S = 300.0  # for one evaluation of the returned network
+_SEND_S = 60.0  # for a process to take a question
 _GONE_S = 10.0  # for a supervisor to say how its process ended
 _ROOT = Path(__file__).parents[3]
 _PRIVATE = "RUNES_"  # a database's URL may hold a password
@@ -108,7 +109,7 @@ class Server:
             finally:
                 child.close()
                 supervisor.close()
-            return Channel(data), Channel(control)
+            return Channel(data, _SEND_S), Channel(control, _SEND_S)
 
     def close(self) -> None:
         self._socket.close()

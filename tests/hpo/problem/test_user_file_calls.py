@@ -253,6 +253,14 @@ def test_reported_losses_are_the_learning_curve(run: Run, steps: str | None) -> 
     assert [p.loss for p in told] == pytest.approx([1 / step for step in range(1, 41)])
 
 
+def test_a_call_can_be_asked_for_a_number_of_steps(instance: RuneInstance) -> None:
+    method = FileMethod(Path("mine.py"), REPORTING, steps="n_steps")
+    values = method.complete({})
+    (called,) = method.call(values, [instance], lambda *_: None, steps=[7])
+    assert (called.steps, called.steps_wanted) == (7, 7)
+    assert values["n_steps"] == 40
+
+
 def test_a_reported_loss_that_is_no_number_ends_the_call(run: Run) -> None:
     with pytest.raises(NotFiniteError, match="the reported loss is nan at step 1"):
         run(REPORTING.replace("1.0 / step", "float('nan')"))
