@@ -405,6 +405,24 @@ def test_after_an_interruption_nothing_is_measured_twice(
     assert confirmed() == before
 
 
+def test_where_the_table_can_not_be_made_calls_are_kept_as_attributes(
+    study: optuna.Study, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StudyStorage, "keeps_calls", lambda self: False)
+    made = calls(lambda _: 1.5)
+    assert run("--rounds", "1") == 0
+    assert len(made) == 4 * 6
+    before = confirmed()
+    assert sum(key.startswith(CALLS_PREFIX) for key in study.user_attrs) == 4 * 6
+    made.clear()
+    assert run("--rounds", "1") == 0
+    assert made == []
+    assert confirmed()["loss"] == before["loss"]
+    monkeypatch.undo()
+    monkeypatch.chdir(Path(study._storage.engine.url.database).parent)  # type: ignore[attr-defined]
+    assert kept(study) == {}
+
+
 def test_what_another_process_has_measured_is_used(study: optuna.Study, calls: Calls) -> None:
     config = load_study_file("tiny.toml")
     problem = config.load_problem(None)

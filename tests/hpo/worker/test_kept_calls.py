@@ -5,11 +5,14 @@ Workers are real processes, and databases are real ones.
 
 from __future__ import annotations
 
+import gzip
 import os
 import random
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +23,7 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.postgres import Postgres
+from hpo.status import main as status
 from hpo.storage.calls import CALLS, CallRow
 from hpo.storage.open import load_study, open_storage
 from hpo.study.budget import compute_seconds
@@ -208,8 +212,12 @@ def test_another_study_reads_what_this_one_has_made(start: Start, url: str, log:
     assert len(calls_in(log)) == 3 * N_CALLS
 
 
-def test_start_from_and_a_trial_of_a_known_recipe_make_no_call(
-    start: Start, new_database: Callable[[str], str], log: Path
+def test_start_from_reads_what_was_made_and_a_published_file_shows_it(
+    start: Start,
+    new_database: Callable[[str], str],
+    log: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     url = new_database("sqlite")
     ends_well(start(url, study(), 2))
@@ -217,6 +225,14 @@ def test_start_from_and_a_trial_of_a_known_recipe_make_no_call(
     ends_well(start(url, more, 2))
     assert len(calls_in(log)) == 2 * N_CALLS
     assert {t.value for t in trials_of(url, "more")} == {t.value for t in trials_of(url)}
+
+    (tmp_path / "s.toml").write_text(study())
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as c:
+        c.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    packed = tmp_path / "s.db.gz"
+    packed.write_bytes(gzip.compress(Path(url.removeprefix("sqlite:///")).read_bytes()))
+    assert status(["--study", str(tmp_path / "s.toml"), "--storage", str(packed)]) == 0
+    assert f"calls       {2 * N_CALLS} kept" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(
