@@ -32,7 +32,7 @@ _SHARES = {"warmup", "dropout", "prob", "probability", "p", "share", "frac", "fr
 _SIZES = {"deg": 15.0, "degrees": 15.0, "angle": 15.0, "rotation": 15.0, "px": 3.0, "shift": 3.0}
 _LEFT_ALONE = {
     *("seed", "workers", "verbose", "every", "device", "deadline", "seconds", "limit", "budget"),
-    *("time", "timeout", "path", "dir"),
+    *("s", "timeout", "path", "dir"),  # a name that ends in _s is of seconds
 }
 
 

@@ -205,7 +205,10 @@ def test_files_race_and_the_broken_ones_stand_at_the_end(
     # What was measured is read.
     assert confirm(arguments) == 0
     again = json.loads(capsys.readouterr().out)
-    assert again == first
+    # Which of its instances put a file out first is a matter of chance.
+    measured = [[p for p in board["places"] if p["loss"] is not None] for board in (first, again)]
+    assert measured[0] == measured[1]
+    assert len(measured[0]) == 3
     assert confirm([a for a in arguments if a != "--json"]) == 0
     table = " ".join(capsys.readouterr().out.split())
     assert "has the lowest loss on 2 instances" in table
