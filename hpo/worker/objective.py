@@ -221,7 +221,8 @@ class Objective:
         def on_step(index: int, progress: Progress) -> None:
             watch.check()
             watch.display.show_trial(title, progress.share, progress.loss)
-            curves[index].add(progress.share, progress.loss)
+            if progress.loss is not None:
+                curves[index].add(progress.share, progress.loss)
 
         watch.display.show_trial(title)
         planned = [plans[i.label] for i in instances] if plans else None
@@ -252,6 +253,8 @@ class Objective:
                 picture=picture.id if picture else None,
                 cost=finite(found.cost),
             )
+            if called.output:  # a field that is set is stored
+                call = call.model_copy(update={"output": called.output})
             row = None
             if self._kept is not None and self._kept.is_on:
                 row = self._kept.row(
