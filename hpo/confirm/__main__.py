@@ -51,6 +51,7 @@ def _run(options: ConfirmOptions) -> int:
         # It may be away for a while, and hours of measuring shall not be lost to that.
         storage.retry.limit_s = config.recovery.patience_s
         study = load_study(storage, config.name)
+        storage.identify(study._study_id)
         return _confirm(config, study, options)
     finally:
         storage.engine.dispose()

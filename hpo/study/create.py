@@ -58,6 +58,7 @@ def create(
         storage.create_study(config.name, attrs, first_recipes(config, storage, url))
     study = load_study(storage, config.name)
     check_manifest(study, manifest)
+    storage.identify(study._study_id)
     return storage, study
 
 

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..formatting import counted, with_error
 from ..process.logging import info, warn
 from ..process.signals import acknowledge_stop, raise_if_stopped
-from ..storage.errors import TrialTakenError
+from ..storage.errors import StudyGoneError, TrialTakenError
 from ..storage.rdb import StudyStorage
 from ..storage.tables import FINISHED
 from ..storage.transactions import NoTrial
@@ -97,7 +97,7 @@ class Loop:
 
         Raises:
             WorkerFailedError: `Recovery.failures` trials in a row failed.
-            UserError: the database does not work any more.
+            UserError: the database does not work any more, or the study was deleted.
         """
         started = time.monotonic()
         failures = 0
@@ -123,6 +123,8 @@ class Loop:
                             f"{failures} trials in a row failed, the last of {outcome}; "
                             "their attributes hold the reasons"
                         )
+            except StudyGoneError:
+                raise  # nothing is left to release
             except BaseException as error:
                 acknowledge_stop()
                 heartbeat.follow(None)
