@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..arguments import parse
-from ..errors import EXIT_FAILED, run_command
+from ..errors import EXIT_FAILED, printable, run_command
 from ..process.devices import choose_device, n_cores
 from ..process.logging import info, start_log
 from ..process.signals import StopError, acknowledge_stop, raise_on_signals
@@ -39,6 +39,7 @@ def _run(options: ConfirmOptions) -> int:
     import optuna
 
     from ..storage.open import load_study, open_existing
+    from ..storage.url import study_argument
     from ..study.config import load_study_file
 
     config = load_study_file(options.study).on_drawings(
@@ -46,7 +47,11 @@ def _run(options: ConfirmOptions) -> int:
     )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     config.load_method().prepare(options.device, options.threads or n_cores())
-    storage = open_existing(config.storage_url(options.storage), options.study)
+    storage = open_existing(
+        config.storage_url(options.storage),
+        study_argument(options.study, options.storage),
+        to_write=True,
+    )
     try:
         # It may be away for a while, and hours of measuring shall not be lost to that.
         storage.retry.limit_s = config.recovery.patience_s
@@ -72,10 +77,10 @@ def _confirm(config: StudyConfig, study: optuna.Study, options: ConfirmOptions) 
             rounds=options.rounds,
         )
     except NoneFeasibleError as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(printable(f"failed: {error}"), file=sys.stderr)
         return EXIT_FAILED
     if options.json:
-        print(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
+        print(json.dumps(result.to_json(), indent=2))
     else:
         print(to_terminal(confirmation_of(config, result)))
     return 0

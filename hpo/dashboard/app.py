@@ -17,7 +17,7 @@ from werkzeug.utils import redirect
 
 from ..artifacts.store import Store
 from ..errors import UserError
-from ..storage.open import open_storage
+from ..storage.open import has_studies, open_storage, open_to_read
 from ..storage.url import IN_MEMORY, shown, sqlite_file
 from ..study.config import StudyConfig
 from .middleware.responses import Request, application, page
@@ -122,7 +122,9 @@ class LiveDashboard:
                 self._open()
 
     def _open(self) -> None:
-        opened = open_storage(self._url, retry_s=_OPENING_S)
+        # A database that is not there yet is made, so that the page can wait for its first study.
+        open_it = open_to_read if has_studies(self._url) else open_storage
+        opened = open_it(self._url, retry_s=_OPENING_S)
         # This connection stays open, so no other file can get the inode number.
         opened.get_all_studies()
         self.storage = WatchedStorage(opened)

@@ -64,7 +64,7 @@ def serve(options: DashboardOptions) -> int:
         import waitress
 
         from ..storage.compressed import is_published, unpacked
-        from ..storage.url import shown
+        from ..storage.url import shown, study_argument
         from ..study.config import load_study_file
         from .app import LiveDashboard
 
@@ -72,10 +72,11 @@ def serve(options: DashboardOptions) -> int:
         url = config.storage_url(options.storage)
         if options.allow_writes and is_published(url):
             raise UserError(f"--allow-writes: {url} is compressed, and only a copy of it is shown")
-        start = f"python -m hpo.worker --study {options.study}"
+        named = study_argument(options.study, options.storage)
+        start = f"python -m hpo.worker --study {named}"
         artifacts = open_store(config.artifacts_place(options.storage, options.artifacts))
         shown_url = opened.enter_context(unpacked(url))
-        live = LiveDashboard(shown_url, config.name, start, artifacts, config, options.study)
+        live = LiveDashboard(shown_url, config.name, start, artifacts, config, named)
         try:
             app = guard(
                 live,

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..storage.rdb import StudyStorage
 from ..storage.retry import Retry
 from ..storage.tables import states_of, trials_of
-from ..trial.ranking import is_feasible
+from ..trial.ranking import constraints_of, is_feasible, loss_of
 from .attrs import NOTE_TEXT, NOTE_VERSION, PLOT
 
 T = TypeVar("T")
@@ -126,13 +126,22 @@ class WatchedStorage(StudyStorage):
             raise ValueError("no trial is complete")
         (direction,) = self.get_study_directions(study_id)
         sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-        return min(complete, key=lambda t: (not is_feasible(t), sign * (t.value or 0.0), t.number))
+
+        def rank(trial: FrozenTrial) -> tuple[bool, float, int]:
+            loss = loss_of(trial)
+            is_good = loss is not None and is_feasible(trial)
+            return not is_good, sign * (loss or 0.0), trial.number
+
+        return min(complete, key=rank)
 
 
 def _show_constraints(trial: FrozenTrial) -> None:
     # The dashboard reads only the older form, which other programs need not write.
-    if trial.constraints:
-        trial.system_attrs.setdefault("constraints", list(trial.constraints.values()))
+    constraints = constraints_of(trial)
+    if constraints is None:  # the page would stumble over what it is instead
+        trial.system_attrs.pop("constraints", None)
+    elif constraints:
+        trial.system_attrs.setdefault("constraints", list(constraints.values()))
 
 
 class _Answering(Retry):

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 import optuna
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from ..settings import Table
+from ..settings import Count, Table
 
 
 class Pruner(Table):
@@ -19,7 +19,7 @@ class Pruner(Table):
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.4
     # Percentile and median, of Optuna:
     percentile: Annotated[float, Field(gt=0, lt=100)] = 40.0  # of known trials that may go on
-    startup_trials: PositiveInt = 5  # complete trials before any is pruned
+    startup_trials: Count = 5  # complete trials before any is pruned
 
 
 def make_pruner(table: Pruner) -> optuna.pruners.BasePruner:

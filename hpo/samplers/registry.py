@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 import optuna
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from ..settings import Natural, Table
+from ..settings import LARGEST_COUNT, Count, Seed, Table
 from .bounded import BoundedSampler
 
 
@@ -17,10 +17,10 @@ class Sampler(Table):
     """Which of Optuna's samplers proposes values."""
 
     name: Literal["tpe", "gp", "random"] = "tpe"
-    seed: Natural = 0
-    startup_trials: PositiveInt = 10  # drawn at random before the sampler has something to learn
+    seed: Seed = 0
+    startup_trials: Count = 10  # drawn at random before the sampler has something to learn
     # Finished trials that inform TPE and GP; of more, the best and a random sample of the others.
-    history: Annotated[int, Field(ge=50)] = 300
+    history: Annotated[int, Field(ge=50, le=LARGEST_COUNT)] = 300
 
 
 def make_sampler(table: Sampler, seed: int) -> optuna.samplers.BaseSampler:

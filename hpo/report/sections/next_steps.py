@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterator
 
 from optuna.distributions import CategoricalDistribution
@@ -27,7 +26,7 @@ def next_section(data: StudyData) -> Section:
 
 
 def _commands(data: StudyData) -> Iterator[Block]:
-    study = shlex.quote(data.study_argument)
+    study = data.study_argument
     confirm = f"python -m hpo.confirm --study {study}"
     if data.spent is None:
         yield Code(
