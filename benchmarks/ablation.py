@@ -47,7 +47,8 @@ class PosteriorMean(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """As networks are called; labels are not looked at."""
         t = t.clamp(min=1e-6)
-        return (x_t - posterior_mean(self.drawings, x_t, t)[0]) / t
+        squares = self.drawings.square().sum(1)
+        return (x_t - posterior_mean(self.drawings, squares, x_t, t)[0]) / t
 
 
 def _recipes(base: dict[str, Any], texts: list[str]) -> dict[str, Recipe]:

@@ -52,9 +52,11 @@ def posterior_mean_losses(augment: Augmenter, samples: int, test: Tensor, seed: 
     losses = []
     for t in TIMES:
         times = torch.full((_BATCH,), t)
-        augmented = torch.cat([augment(_BATCH, times) for _ in range(math.ceil(samples / _BATCH))])
+        drawn = [augment(_BATCH, times) for _ in range(math.ceil(samples / _BATCH))]
+        augmented = torch.cat(drawn).flatten(1)
         x_t = (1 - t) * x + t * torch.randn(x.shape, generator=generator)
-        mean, _ = posterior_mean(augmented.flatten(1), x_t, torch.full((len(x), 1, 1, 1), t))
+        t_of_each, squares = torch.full((len(x), 1, 1, 1), t), augmented.square().sum(1)
+        mean, _ = posterior_mean(augmented, squares, x_t, t_of_each)
         losses.append(((mean - x).square().mean() / t**2).item())
     return losses
 

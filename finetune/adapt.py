@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .data.drawings import read_drawings
 from .machine.device import on_gpu_or_cpu, standard_settings
 from .machine.threads import step_threads
+from .model.groups import course_network
 from .recipe import Recipe
 from .train.run import Run
 from .train.schedule import Clock
@@ -29,36 +30,34 @@ def finetune_model(
     """A copy of the network that has learnt the dataset's class under the next label, 10.
 
     Trains where the network is, or on a GPU when there is one, and returns it to where it is.
-    The process's own settings are neither used nor changed.
+    The process's own settings are neither used nor changed.  Other labels get worse: keep the
+    pretrained network for them.
 
     Args:
         pretrained_model: the course's network or ours; it is left as it was.
         train_dataset: pairs (image, label) or bare images, each 1x28x28 in [0, 1].
 
     Raises:
-        ValueError: the dataset is empty, or an image is of another kind.
+        ValueError: the network is not the course's, or the dataset is empty or of another kind.
         AdaptationError: the loss is not finite.
     """
     start = time.perf_counter()
-    drawings, chosen = read_drawings(train_dataset), recipe or Recipe()
+    network, drawings = course_network(pretrained_model), read_drawings(train_dataset)
+    chosen = recipe or Recipe()
 
     def train(device: torch.device) -> nn.Module:
         with standard_settings(device), step_threads(device) as threads:
-            run = Run(device, pretrained_model, drawings, chosen, threads)
+            run = Run(device, network, drawings, chosen, threads)
             clock = Clock(start, chosen.steps, chosen.deadline_s)
             while not clock.is_over:
                 take_step(run, clock)
             return run.finished()
 
-    return on_gpu_or_cpu(pretrained_model, train)
+    return on_gpu_or_cpu(network, train)
 
 
 def take_step(run: Run, clock: Clock) -> float:
     """One training step: batch, loss, gradients, weights; returns the batch's flow loss.
-
-    The schedule follows max(step / steps, elapsed / deadline): a slow machine makes fewer steps,
-    but always ends its schedule, in time.  When the deadline is far, the result depends on the
-    recipe, the drawings and the machine alone.
 
     Raises:
         AdaptationError: the loss is not finite.
@@ -76,10 +75,7 @@ def take_step(run: Run, clock: Clock) -> float:
 def check_finite(loss: float, step: int, recipe: Recipe) -> None:
     """Raises AdaptationError where ``loss`` is no number to go on with."""
     if not math.isfinite(loss):
-        raise AdaptationError(
-            f"loss is {loss} at step {step} of {recipe.steps}; "
-            f"lower the learning rate ({recipe.lr:g}) or clip the gradient"
-        )
+        raise AdaptationError(f"loss is {loss} at step {step}; lower lr ({recipe.lr:g})")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,6 @@
 """Rectified flow: straight lines from data (t=0) to noise (t=1).
 
-Liu, Gong and Liu, "Flow Straight and Fast" (2022), equation 1; here with time running
-from data to noise, as the course has it:
-
-    x_t = (1 - t) x + t e,   dx_t/dt = e - x,   loss = mean (v(x_t, t, c) - (e - x))^2
+Liu, Gong and Liu, "Flow Straight and Fast" (2022), equation 1, with time as the course has it.
 """
 
 from __future__ import annotations
@@ -44,11 +41,7 @@ def image_losses(model: VelocityModel, x: Tensor, e: Tensor, t: Tensor, c: Tenso
 
 
 def stratified_times(n: int, generator: torch.Generator) -> Tensor:
-    """``n`` times in [0, 1), one uniform in each of ``n`` equal bins, in random order, (n,).
-
-    Each time alone is uniform, so a mean over them is unbiased; its variance is that
-    within the bins only.
-    """
+    """``n`` times in [0, 1), one uniform in each of ``n`` equal bins, in random order, (n,)."""
     u = torch.rand(n, generator=generator, device=generator.device)
     order = torch.randperm(n, generator=generator, device=generator.device)
     # float32 can round (n - 1 + u) / n up to 1; the network is defined below it.

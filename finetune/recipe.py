@@ -36,8 +36,7 @@ def _subset(default: tuple[str, ...], choices: tuple[str, ...], meaning: str) ->
 class Recipe:
     """How to adapt a pretrained network to ten drawings.
 
-    Times within a run are shares of it ("share"), not steps, so that a run that the
-    deadline shortens still goes through its whole schedule.  Pixels are those of the
+    Times within a run are shares of it, whenever the deadline ends it.  Pixels are those of the
     28x28 image.  Ranges of the augmentation are half-widths of uniform distributions.
 
     Raises:
@@ -124,7 +123,7 @@ class Recipe:
         0.0,
         2.0,
         "1",
-        "at t = 1: how far a drawing may turn into others (not if rendered directly)",
+        "how far a drawing drawn by pen turns into others at t = 1",
     )
     blend_from_t: float = _number(
         0.2, 0.0, 0.99, "1", "t from which drawings blend, in proportion to what t is above it"

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Adapt a pretrained rectified-flow network to a new class from ten drawings.
 
-From trial 0 of study runes: loss 0.0714 ± 0.0002, the mean of 8 instances.  The recipe's digest
+From trial 0 of study runes: loss 0.0716 ± 0.0002, the mean of 8 instances.  The recipe's digest
 is f40f8e75f7da.
 
-Made from runes 0.1.0, code 854dd0aecfe0, by joining the modules that trials run; branches that
-this recipe does not take are left out.  It needs Python 3.10 and torch 2.4 or newer, no file and
-no network; it uses a GPU where there is one.  To make it again:
+Made from runes 0.1.0, code 1add856fc9cd: the modules that trials run, without branches that this
+recipe does not take.  It needs Python 3.10 and torch 2.4 or newer.  To make it again:
 
-    python -m hpo.export --study runes --trial 0 --out finetune.py
+    python -m hpo.export --study runes --trial 0 --out s11_finetune.py
 """
 
 import copy as _copy
@@ -19,7 +18,6 @@ from collections.abc import Iterator as _Iterator
 from concurrent.futures import ThreadPoolExecutor as _ThreadPoolExecutor
 from contextlib import contextmanager as _contextmanager
 from contextlib import nullcontext as _nullcontext
-from contextlib import suppress as _suppress
 from threading import get_ident as _get_ident
 from typing import Any as _Any
 from typing import NamedTuple as _NamedTuple
@@ -30,8 +28,7 @@ import torch.nn.functional as _F
 from torch import Tensor as _Tensor
 from torch import nn as _nn
 
-##############################################################################
-# The recipe
+# ========================================== The recipe ==========================================
 
 # Every value that can be tuned: change one here, and it has its effect.
 
@@ -39,8 +36,7 @@ from torch import nn as _nn
 class _Recipe(_NamedTuple):
     """How to adapt a pretrained network to ten drawings.
 
-    Times within a run are shares of it ("share"), not steps, so that a run that the
-    deadline shortens still goes through its whole schedule.  Pixels are those of the
+    Times within a run are shares of it, whenever the deadline ends it.  Pixels are those of the
     28x28 image.  Ranges of the augmentation are half-widths of uniform distributions.
     """
 
@@ -84,8 +80,7 @@ class _Recipe(_NamedTuple):
     shift_px: float = 1.5  # shift along each axis (px)
     elastic_px: float = 0.4  # deviation of smooth random displacements (px)
     vertical: float = 1.5  # shifts and elastic offsets along y over those along x
-    # at t = 1: how far a drawing may turn into others (not if rendered directly)
-    blend: float = 0.8
+    blend: float = 0.8  # how far a drawing drawn by pen turns into others at t = 1
     blend_from_t: float = 0.2  # t from which drawings blend, in proportion to what t is above it
     blend_spread: float = 1.0  # variety of what it turns into, over that of the drawings
 
@@ -95,8 +90,7 @@ class _Recipe(_NamedTuple):
     deadline_s: float = 117.0  # wall clock after which the call returns (s)
 
 
-##############################################################################
-# The call and its loop
+# ==================================== The call and its loop =====================================
 
 # `finetune_model`: adapt a pretrained network to a new class from a few drawings.
 
@@ -111,37 +105,34 @@ def finetune_model(
     """A copy of the network that has learnt the dataset's class under the next label, 10.
 
     Trains where the network is, or on a GPU when there is one, and returns it to where it is.
-    The process's own settings are neither used nor changed.
+    The process's own settings are neither used nor changed.  Other labels get worse: keep the
+    pretrained network for them.
 
     Args:
         pretrained_model: the course's network or ours; it is left as it was.
         train_dataset: pairs (image, label) or bare images, each 1x28x28 in [0, 1].
 
     Raises:
-        ValueError: the dataset is empty, or an image is of another kind.
+        ValueError: the network is not the course's, or the dataset is empty or of another kind.
         _AdaptationError: the loss is not finite.
     """
     start = _time.perf_counter()
-    drawings, chosen = _read_drawings(train_dataset), recipe or _Recipe()
+    network, drawings = _course_network(pretrained_model), _read_drawings(train_dataset)
+    chosen = recipe or _Recipe()
 
     def train(device: torch.device) -> _nn.Module:
         with _standard_settings(device), _step_threads(device) as threads:
-            run = _Run(device, pretrained_model, drawings, chosen, threads)
+            run = _Run(device, network, drawings, chosen, threads)
             clock = _Clock(start, chosen.steps, chosen.deadline_s)
             while not clock.is_over:
                 _take_step(run, clock)
             return run.finished()
 
-    return _on_gpu_or_cpu(pretrained_model, train)
+    return _on_gpu_or_cpu(network, train)
 
 
 def _take_step(run: "_Run", clock: "_Clock") -> float:
-    """One training step: batch, loss, gradients, weights; returns the batch's flow loss.
-
-    The schedule follows max(step / steps, elapsed / deadline): a slow machine makes fewer steps,
-    but always ends its schedule, in time.  When the deadline is far, the result depends on the
-    recipe, the drawings and the machine alone.
-    """
+    """One training step: batch, loss, gradients, weights; returns the batch's flow loss."""
     batch = next(run.batches)  # augmented drawings x, times t, targets, noises e
     share, advance = clock.share, clock.tick()
     run.weights.set_rates(share, advance)
@@ -155,19 +146,14 @@ def _take_step(run: "_Run", clock: "_Clock") -> float:
 def _check_finite(loss: float, step: int, recipe: _Recipe) -> None:
     """Raises AdaptationError where ``loss`` is no number to go on with."""
     if not _math.isfinite(loss):
-        raise _AdaptationError(
-            f"loss is {loss} at step {step} of {recipe.steps}; "
-            f"lower the learning rate ({recipe.lr:g}) or clip the gradient"
-        )
+        raise _AdaptationError(f"loss is {loss} at step {step}; lower lr ({recipe.lr:g})")
 
 
-##############################################################################
-# Drawings
+# =========================================== Drawings ===========================================
 
 # What `finetune_model` is given, as one tensor of white strokes on black in [0, 1].
 #
-# Another range or polarity is put right where it is beyond doubt, and refused elsewhere: a network
-# that learns it is silently useless.
+# Another range or polarity is put right where it is beyond doubt, and refused elsewhere.
 
 _OVERSHOOT = 0.3  # resizing with negative lobes leaves [0, 1] by less
 # Paper and ink in other ranges: bytes; mean and deviation of a half; centred; MNIST's own.
@@ -179,11 +165,7 @@ _GIVE = "give images of 1x28x28 in [0, 1], white strokes on black"
 
 
 def _read_drawings(dataset: _Any) -> _Tensor:
-    """The images of a dataset, (n, 1, 28, 28) float32 in [0, 1], white on black.
-
-    Bytes, [-1, 1], [-0.5, 0.5] and MNIST's normalisation become [0, 1], and black on white is
-    inverted, where there is no doubt.
-    """
+    """The images of a dataset, (n, 1, 28, 28) float32 in [0, 1], white on black."""
     # By length and index: a dataset need not end an iteration over it properly.
     by_index = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if isinstance(dataset, (dict, str)) or not (by_index or hasattr(dataset, "__iter__")):
@@ -233,8 +215,7 @@ def _white_on_black(images: _Tensor) -> _Tensor:
 
 # From 28x28 grey drawings back to the 105x105 one-bit bitmaps they were resized from.
 #
-# Of a family of resizes (`resizing`), the one is kept under which smooth strokes of the pen's width
-# explain the drawings best.  Strokes can then be drawn anew and resized as the drawings were.
+# Of the family of resizes, the one under which smooth strokes of the pen's width explain them best.
 
 _GREY = 0.02  # values further than this from 0 and 1 are grey
 _BORDERS = (0, 2, 4)  # pixels; MNIST has four
@@ -263,14 +244,10 @@ def _find_resizing(images: _Tensor) -> "_Resizing":
     steps = images * 255
     in_8_bits = not two_valued and bool(((steps - steps.round()).abs() < 1e-3).all())
     clips = bool(((images >= 0) & (images <= 1)).all())
-    candidates = []
-    for border in _BORDERS:
-        outside = images.abs() - _F.pad(_F.pad(images.abs(), (-border,) * 4), (border,) * 4)
-        if outside.max() > _GREY:
-            break
-        for kernel in _KERNELS:
-            if (kernel in _TWO_VALUED) == two_valued:
-                candidates.append(_Resizing(kernel, border, in_8_bits, clips))
+    inside = {b: _F.pad(_F.pad(images, (-b,) * 4), (b,) * 4) for b in _BORDERS}
+    borders = [b for b in _BORDERS if (images - inside[b]).abs().max() <= _GREY]
+    kernels = [kernel for kernel in _KERNELS if (kernel in _TWO_VALUED) == two_valued]
+    candidates = [_Resizing(k, b, in_8_bits, clips) for b in borders for k in kernels]
     if not two_valued:
         exact = [candidate for candidate in candidates if _lists(candidate, images)]
         candidates = exact or candidates
@@ -308,10 +285,7 @@ def _badness(images: _Tensor, candidate: "_Resizing") -> float:
 
 
 def _fit(images: _Tensor, resizing: "_Resizing", n_steps: int) -> tuple[_Tensor, float]:
-    """Binary bitmaps of smooth strokes that are resized to nearly ``images``, and the error.
-
-    Adam on the logits of every pixel, seen through a Gaussian: an analysis by synthesis.
-    """
+    """Binary bitmaps of smooth strokes that are resized to nearly ``images``, and the error."""
     operator = resizing.operator()
     operator = None if operator is None else operator.to(images)
     smooth = _gaussian_matrix(_BITMAP_SIZE, _SMOOTH_PX).to(images)
@@ -331,8 +305,7 @@ def _fit(images: _Tensor, resizing: "_Resizing", n_steps: int) -> tuple[_Tensor,
 
 # The family of resizes by which a bitmap of 105x105 may have become an image of 28x28.
 #
-# A member is a kernel, a size that may leave a border, and what became of values afterwards.  All
-# but the largest value of each cell are linear along each axis: ``image = D bitmap D^T``.
+# All but the largest value of each cell are linear along each axis: ``image = D bitmap D^T``.
 
 # How torch is asked for a kernel along each axis; phases are half pixels but for the corners'.
 _TORCH_KERNELS: dict[str, dict[str, object]] = {
@@ -368,9 +341,7 @@ class _Resizing(_NamedTuple):
     def seen(self) -> _Tensor:
         """The rows and columns of a bitmap that it looks at, (105,) bool."""
         operator = self.operator()
-        if operator is None:
-            return torch.ones(_BITMAP_SIZE, dtype=torch.bool)
-        return operator.abs().sum(0) > 0
+        return torch.ones(_BITMAP_SIZE) > 0 if operator is None else operator.abs().sum(0) > 0
 
     def apply(self, bitmaps: _Tensor, operator: _Tensor | None) -> _Tensor:
         """Bitmaps (n, k, k) of what is seen to images (n, 28, 28)."""
@@ -382,8 +353,7 @@ class _Resizing(_NamedTuple):
         return self._stored(operator @ (self._stored(rows) if self.in_8_bits else rows))
 
     def _stored(self, images: _Tensor) -> _Tensor:
-        if self.clips:  # what cubic kernels overshoot
-            images = images.clamp(0, 1)
+        images = images.clamp(0, 1) if self.clips else images  # what cubic kernels overshoot
         if not self.in_8_bits:
             return images
         rounded = (images * 255).round() / 255
@@ -415,34 +385,34 @@ def _kernel_matrix(kernel: str, n_in: int, n_out: int) -> _Tensor:
     return rows[:, 0, 0, :].T.contiguous()
 
 
-# Drawings as what they are: the path of a round pen.
+# The path of the round pen behind a bitmap, and bitmaps drawn along such a path.
 #
 # Omniglot's canvas made ink of every pixel whose centre lies within 2.5 pixels of the pen's path.
-# Strokes drawn along a path that is bent keep that width.
 
 _TRACE_STEPS = 40
 _FIRST_LR, _LAST_LR = 0.15, 0.03  # pixels
 _FIRST_EDGE, _LAST_EDGE = 0.6, 0.2  # softness of the stroke's edge while fitting, pixels
-_STRAIGHT_WEIGHT = 0.4
-_NEAR = 5  # pixels from the ink within which bits are looked at
+_STRAIGHT_WEIGHT = 0.9
+_LINKED = 1.5  # pixels of the skeleton within this distance are neighbours
 _OUTSIDE = -50.0  # where points stand that pad shorter paths
 
 
 def _trace(bitmaps: _Tensor, seen: _Tensor, radius: float) -> tuple[_Tensor, _Tensor, float]:
     """The paths along which a pen draws ``bitmaps`` (n, H, H), 1 is ink.
 
-    Starts from the skeleton and moves its points by gradient descent until discs around them
-    cover the ink and nothing else.  Gives the points (n, P, 2), x and y in pixels whose centres
-    are whole numbers; which of them there are (n, P), for some only pad; and wrong bits over ink
-    bits, of the drawing where that is most.
+    Gradient descent moves the skeleton's points until discs around them cover the ink alone.
+    Gives the points (n, P, 2), x and y in pixels whose centres are whole numbers; which of them
+    are no pad (n, P); and wrong bits over ink bits, of the drawing where that is most.
     """
     paths = [line.nonzero().flip(1).float() for line in _skeletons(bitmaps > 0.5)]
     points = _nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=_OUTSIDE)
     points = _F.pad(points, (0, 0, 0, 1), value=_OUTSIDE)  # blank drawings have no other
     present = points[..., 0] != _OUTSIDE
-    links = _links(points, present)
-    n_links = links.sum(-1, keepdim=True)
-    places, bits = _bits_near_ink(bitmaps, seen)
+    linked = (torch.cdist(points, points) < _LINKED).float()  # to itself, too
+    n_linked = linked.sum(-1, keepdim=True)
+    i = torch.arange(len(seen), device=seen.device)[seen].float()
+    places = torch.stack(torch.meshgrid(i, i, indexing="xy"), -1).view(1, -1, 2)
+    bits = bitmaps[:, seen][:, :, seen].flatten(1)
 
     def loss(points: _Tensor, share: float) -> _Tensor:
         edge = _FIRST_EDGE + share * (_LAST_EDGE - _FIRST_EDGE)
@@ -450,9 +420,9 @@ def _trace(bitmaps: _Tensor, seen: _Tensor, radius: float) -> tuple[_Tensor, _Te
         index = torch.cdist(places, points.detach()).argmin(2)[..., None].expand(-1, -1, 2)
         distance = ((places - points.gather(1, index)).square().sum(-1) + 1e-6).sqrt()
         wrong = (torch.sigmoid((radius - distance) / edge) - bits).square().sum()
-        # Inside a stroke a point lies halfway between its neighbours.
-        bend = (links @ points / n_links.clamp(min=1) - points).square().sum(-1)
-        return wrong + _STRAIGHT_WEIGHT * (bend * (n_links[..., 0] == 2)).sum()
+        # Inside a stroke a point lies in the middle of its neighbours; at an end it has but one.
+        bend = (linked @ points / n_linked - points).square().sum(-1)
+        return wrong + _STRAIGHT_WEIGHT * (bend * (n_linked[..., 0] > 2)).sum()
 
     points = _descend(loss, points, _TRACE_STEPS, (_FIRST_LR, _LAST_LR))
     ink = torch.cdist(places, points).amin(2) <= radius
@@ -509,34 +479,9 @@ def _skeletons(ink: _Tensor) -> _Tensor:
     return ink[:, 1:-1, 1:-1]
 
 
-def _links(points: _Tensor, present: _Tensor) -> _Tensor:
-    """Neighbours on the skeletons as (n, P, P) of 0 and 1.
-
-    Points beside each other are neighbours, and diagonal ones that no third one joins.
-    """
-    far = (points[:, :, None] - points[:, None]).abs()  # (n, P, P, 2)
-    pairs = present[:, :, None] & present[:, None]
-    beside = ((far.sum(-1) == 1) & pairs).float()
-    diagonal = (far.amin(-1) == 1) & (far.amax(-1) == 1) & pairs
-    return beside + (diagonal & (beside @ beside == 0))
-
-
-def _bits_near_ink(bitmaps: _Tensor, seen: _Tensor) -> tuple[_Tensor, _Tensor]:
-    """Places (n, Q, 2) as x, y and bits (n, Q) of the pixels seen in and around the ink."""
-    i = torch.arange(len(seen), dtype=torch.float32, device=seen.device)[seen]
-    places = torch.stack(torch.meshgrid(i, i, indexing="xy"), -1).flatten(0, 1)
-    near = _F.max_pool2d(bitmaps[:, None], 2 * _NEAR + 1, 1, _NEAR)[:, 0] > 0.5
-    near, bits = (a[:, seen][:, :, seen].flatten(1) for a in (near, bitmaps))
-    most = int(near.sum(1).max().clamp(min=1))
-    nearest = near.int().argsort(dim=1, descending=True, stable=True)[:, :most]
-    return places[nearest], bits.gather(1, nearest)
-
-
-# Where the strokes of one drawing lie in another: smooth maps between all pairs of drawings.
+# Registration: smooth maps between all pairs of drawings, from coarse to fine.
 #
-# Ten people drew one rune, and the maps between their drawings say how runes of a kind differ.
-# Each map is a field of displacements on a coarse grid, spread by cubic B-splines (Rueckert et al.,
-# "Nonrigid registration using free-form deformations" (1999)), found from coarse to fine.
+# Rueckert et al., "Nonrigid registration using free-form deformations" (1999).
 
 _SIZE = 48  # of the images that are compared, pixels along each axis
 _BLURS_PX = (4.0, 2.0, 1.2)
@@ -549,8 +494,7 @@ def _correspondences(bitmaps: _Tensor) -> _Tensor:
     """Maps between all pairs of ``bitmaps`` (n, 105, 105), 1 is ink: (n, n, 2, GRID, GRID).
 
     Entry (i, j) holds control displacements, x then y, on a canvas that spans [-1, 1]: what
-    lies at p in drawing j lies at p plus the displacement there in drawing i.  Draws no random
-    numbers.  About a second and a half for ten drawings on one core.
+    lies at p in drawing j lies at p plus the displacement there in drawing i.
     """
     n = len(bitmaps)
     images = _F.interpolate(bitmaps[:, None], size=(_SIZE, _SIZE), mode="area")
@@ -580,10 +524,8 @@ def _correspondences(bitmaps: _Tensor) -> _Tensor:
 
 def _bending(maps: _Tensor) -> _Tensor:
     """Mean squared second differences of each map, (pairs,)."""
-    along_x = maps[..., 2:] - 2 * maps[..., 1:-1] + maps[..., :-2]
-    along_y = maps[..., 2:, :] - 2 * maps[..., 1:-1, :] + maps[..., :-2, :]
-    across = maps[..., 1:, 1:] - maps[..., 1:, :-1] - maps[..., :-1, 1:] + maps[..., :-1, :-1]
-    parts = (along_x, along_y, across, across)
+    across = maps.diff(dim=-1).diff(dim=-2)
+    parts = (maps.diff(2, dim=-1), maps.diff(2, dim=-2), across, across)
     return torch.stack([part.square().flatten(1).mean(1) for part in parts]).sum(0)
 
 
@@ -636,26 +578,21 @@ _BITMAP_SIZE = 105  # pixels a side, as drawn
 _PEN_RADIUS = 2.5  # pixels of the bitmap, whoever draws
 
 
-##############################################################################
-# Augmentation
+# ========================================= Augmentation =========================================
 
 # The augmentation mix: endless drawings from ten, batched on the device.
 #
-# Affine and elastic maps of the canvas move the points of a pen's path, or are looked up for each
-# pixel of a picture.  There are no flips: runes are chiral.
+# Affine and elastic maps move a pen's path, or a picture's pixels.  No flips: runes are chiral.
 
-# Above this the drawings are no resized strokes (they may be photographs or already
-# grey); they are then warped as they are.  Real drawings rebuild to 1e-4 or better.
+# Above this the drawings are no resized strokes, and are warped as they are.  Real ones: 1e-4.
 _MAX_REBUILD_ERROR = 5e-3
-# Another pen made the drawings where strokes are narrower or wider than this, over Omniglot's,
-# and none where more bits of one are wrong.  Real ones: 0.86 to 1.26 (little is known of strokes
-# that were resized to the nearest pixel) and up to 0.2, mostly under 0.05.
+# Narrower or wider strokes, over Omniglot's, are of another pen.  Real ones: 0.86 to 1.26.
 _NARROWEST, _WIDEST = 0.8, 1.32
 _RADIUS_BIAS = 1.04  # of area over edge, for strokes have ends
 _THINNEST = 0.2  # over Omniglot's pen: a pixel wide
-_MAX_PEN_ERROR = 0.2
+_MAX_PEN_ERROR = 0.2  # wrong bits over ink; real drawings: mostly under 0.05
 _FIELD_DEVIATION = 0.48  # of a field whose control points have unit deviation, on average
-_MOST_BLENDED = 20  # drawings: six seconds on one core
+_MOST_BLENDED, _MOST_TRACED = 20, 60  # drawings: six seconds on one core, each
 
 
 class _Augmenter:
@@ -673,7 +610,7 @@ class _Augmenter:
         # A pixel along x and y, on a canvas that spans [-1, 1]; shifts are larger along y.
         root = _math.sqrt(recipe.vertical)
         self._px = drawings.new_tensor([1 / root, root]) * (2 / drawings.shape[-1])
-        if recipe.render == "pen":
+        if recipe.render == "pen" and len(drawings) <= _MOST_TRACED:
             self.by_pen = self._prepare(*_rebuild(drawings[:, 0]))
 
     def __call__(self, n: int, times: _Tensor | None = None) -> _Tensor:
@@ -722,11 +659,10 @@ class _Augmenter:
         shift = self._symmetric(n, 2) * self._px * r.shift_px
         cos, sin = torch.cos(angle), torch.sin(angle)
         rotation = torch.stack([cos, -sin, sin, cos], -1).view(n, 2, 2)
-        zero, one = torch.zeros_like(shear), torch.ones_like(shear)
-        sheared = torch.stack([one, shear, zero, one], -1).view(n, 2, 2)
-        sloped = torch.stack([one, zero, slope, one], -1).view(n, 2, 2)
+        one = torch.ones_like(shear)
+        slanted = torch.stack([one, shear, slope, 1 + slope * shear], -1).view(n, 2, 2)
         size = torch.stack([scale * stretch, scale / stretch], -1)  # (n, 2)
-        return rotation @ sloped @ sheared * size[:, None, :], shift
+        return rotation @ slanted * size[:, None, :], shift
 
     def _draw_offsets(self, n: int) -> _Tensor:
         """Elastic displacements of the control points, (n, 2, GRID, GRID) on the canvas."""
@@ -736,11 +672,9 @@ class _Augmenter:
     def _mixed(self, maps: _Tensor, times: _Tensor | None) -> _Tensor:
         """Control displacements (n, 2, GRID, GRID) that turn drawings toward new ones.
 
-        Toward a draw from the normal distribution that has the mean and the covariance of all
-        the drawings' ``maps`` (n, kinds, 2, GRID, GRID), by a random part of the way: the further
-        the noisier the drawing will be.  What shows through much noise is which drawings there
-        could be, and there the more variety the better; with little noise it is the shape of
-        strokes, which maps that are not quite right spoil.
+        Each leads a random part of the way to a draw from the normal distribution with the mean
+        and the covariance of ``maps`` (n, kinds, 2, GRID, GRID).  The way is longer at more
+        noise: variety shows there, and the strokes that inexact maps spoil do not.
         """
         r, (n, kinds) = self.recipe, maps.shape[:2]
         variety = self._normal(n, kinds) * (r.blend_spread / _math.sqrt(max(kinds - 1, 1)))
@@ -763,8 +697,7 @@ class _Augmenter:
         if wrong_share > _MAX_PEN_ERROR:
             return False
         self._seen, self._resizing = seen, resizing
-        # Only the bitmap's rows and columns that the resize looks at are ever drawn: for
-        # plain bilinear and nearest that is a quarter of the pixels or less.
+        # Only rows and columns that the resize looks at are drawn: a quarter of the bits, if plain.
         if (operator := resizing.operator()) is not None:
             self.operator = operator.to(self.drawings)[:, seen].contiguous()
         self._paths = (points + 0.5) * (2 / _BITMAP_SIZE) - 1
@@ -781,19 +714,15 @@ class _Augmenter:
         return torch.randn(shape, generator=self.generator, device=self.drawings.device)
 
 
-##############################################################################
-# Prediction
+# ========================================== Prediction ==========================================
 
 # A velocity network that answers with a posterior over each pixel's grey level.
 #
 # With x_t = (1 - t) x + t e the velocity of least error is (x_t - E[x | x_t]) / t.  The network
-# says how probable each level of a pixel is, given all the others; what the pixel itself tells is
-# Bayes' rule, exact at any t.
+# gives each level a logit; Bayes' rule adds what the pixel itself tells, exactly.
 
-# Below this t an error of the drawing would be multiplied out of all proportion in training;
-# at t = 0 itself the noise can't be seen, and its mean, 0, is the best guess.
-_LEAST_T_IN_TRAINING = 0.01
-_LEAST_T = 1e-6
+_LEAST_T_IN_TRAINING = 0.01  # a loss divides by the square of t
+_LEAST_T = 1e-6  # at t = 0 the noise can't be seen, and its mean, 0, is the best guess
 
 
 class _LevelPosterior(_nn.Module):
@@ -824,7 +753,7 @@ class _LevelPosterior(_nn.Module):
         if not learnt.any():
             velocity: _Tensor = self.network(x_t, t, c)
             return velocity
-        t = t.to(x_t)
+        t = t.to(x_t).reshape(-1, 1, 1, 1)
         log_probability, means = self.levels.posterior(x_t, t)
         p = (self.logits(x_t, t, c) + log_probability).softmax(1)
         x = (p * means).sum(1, keepdim=True)
@@ -837,7 +766,8 @@ class _LevelPosterior(_nn.Module):
 
     def logits(self, x_t: _Tensor, t: _Tensor, c: _Tensor) -> _Tensor:
         """What the network thinks of each level, (B, K, 28, 28) in the type of ``x_t``."""
-        with _autocast(x_t.device, self.recipe.precision):
+        half = x_t.dtype in (torch.float16, torch.bfloat16)  # then all is computed so
+        with _autocast(x_t.device, "fp32" if half else self.recipe.precision):
             logits: _Tensor = self.head(_last_features(self.network, x_t, t, c))
         # NCHW: sums over levels are faster than channels_last here.
         return logits.to(x_t.dtype).contiguous()
@@ -850,10 +780,11 @@ class _LevelPosterior(_nn.Module):
         self, x: _Tensor, t: _Tensor, levels: _Tensor, e: _Tensor, c: _Tensor
     ) -> tuple[_Tensor, _Tensor]:
         """What training lowers, for images x (B, 1, 28, 28) with noises e, times t, labels c."""
-        x_t = _interpolate(x, e, t)
+        x_t = (1 - t) * x + t * e
         with torch.no_grad():
             log_probability, means = self.levels.posterior(x_t, t)
-            target = x if self.bank is None else self.bank.target(x, x_t, t)
+            limit = self.recipe.target_limit
+            target = x if self.bank is None else self.bank.toward_posterior(x, x_t, t, limit)
         log_p = (self.logits(x_t, t, c) + log_probability).log_softmax(1)
         mean = (log_p.exp() * means).sum(1, keepdim=True)
         # velocity - (e - x) is minus this error, exactly.
@@ -881,8 +812,8 @@ def _last_features(network: _Any, x_t: _Tensor, t: _Tensor, c: _Tensor) -> _Tens
 class _LevelHead(_nn.Module):
     """A 3x3 convolution and, beside it, two with a ReLU between; all logits start at zero.
 
-    Which level a pixel has is a question about the shape of an edge around it, more than a sum
-    over features can answer; at little noise the second path tells it better.
+    A pixel's level depends on the shape of the edge around it, which a sum of features can't
+    tell.
     """
 
     def __init__(
@@ -913,8 +844,7 @@ class _LevelHead(_nn.Module):
 
 # The grey levels that a pixel can have: what resizing makes of ink and paper.
 #
-# A pixel of a plainly resized bitmap looks at up to 2x2 bits, so it has one of 16 values, which
-# depend on where it lies; after other resizes it is ink, paper or something between.
+# After a plain resize they are the 16 values of 2x2 bits; else paper, ink and steps between.
 
 _N_BINS = 16  # of values that can't be listed: paper, ink and equal steps between
 _EDGE = 1e-3  # values this near to 0 and 1 are paper and ink
@@ -982,25 +912,19 @@ def _binned(values: _Tensor) -> tuple[_Tensor, _Tensor]:
     """Means and variances, (K, 1, 1), of ``values`` in bins: paper, equal steps, ink."""
     steps = torch.linspace(_EDGE, 1 - _EDGE, _N_BINS - 1, device=values.device)
     bins = torch.bucketize(values, steps)
-    centres = torch.cat([values.new_zeros(1), (steps[1:] + steps[:-1]) / 2, values.new_ones(1)])
     counts = bins.bincount(minlength=_N_BINS).to(values)
     means = torch.zeros_like(counts).index_add(0, bins, values) / counts.clamp(min=1)
-    means = torch.where(counts > 0, means, centres)
     squares = torch.zeros_like(counts).index_add(0, bins, (values - means[bins]).square())
     variances = squares / counts.clamp(min=1) + _LEAST_VARIANCE
     return means[:, None, None], variances[:, None, None]
 
 
-# The posterior mean over augmented drawings, mixed into the network's answer and its targets.
-#
-# If the images a_i were all there are, the image behind x_t = (1 - t) x + t e would be
+# The posterior mean over augmented drawings a_i, mixed into the answer and into its targets:
 #
 #     E[x | x_t] = sum_i w_i a_i,   w = softmax_i( -|x_t - (1 - t) a_i|^2 / (2 t^2) ).
 #
-# A network makes other errors than that, so a mean of both is better than either where several
-# images share the weight.  As a target of training it has the drawing's expectation and less
-# variance (Xu, Tong and Jaakkola, "Stable target field for reduced variance score estimation in
-# diffusion models" (2023)).
+# Xu, Tong and Jaakkola, "Stable target field for reduced variance score estimation in diffusion
+# models" (2023).
 
 # Below this t one image has nearly all the weight.
 _FROM_T = 0.3
@@ -1014,6 +938,7 @@ class _ImageBank(_nn.Module):
     """Augmented drawings, and how far an answer or a target moves toward their posterior mean."""
 
     images: _Tensor  # (n, 784)
+    squares: _Tensor  # (n,), their squared norms
     columns: _Tensor  # of some of them, as `_window_layouts` has them
     blocks: _Tensor
 
@@ -1021,6 +946,7 @@ class _ImageBank(_nn.Module):
         super().__init__()
         self.recipe = recipe
         self.register_buffer("images", images.flatten(1))
+        self.register_buffer("squares", self.images.square().sum(1))
         columns, blocks = _window_layouts(self.images[: recipe.window_images])
         self.register_buffer("columns", columns)
         self.register_buffer("blocks", blocks)
@@ -1031,48 +957,44 @@ class _ImageBank(_nn.Module):
         return torch.cat([self._mixed(*part) for part in parts])
 
     def _mixed(self, mean: _Tensor, x_t: _Tensor, t: _Tensor) -> _Tensor:
-        r, mean = self.recipe, self._toward_posterior(mean, x_t, t, self.recipe.bank_limit)
+        r, mean = self.recipe, self.toward_posterior(mean, x_t, t, self.recipe.bank_limit)
         near = ((t > _FROM_T) & (t < _WINDOWS_TO_T)).flatten()
         if r.window_limit and r.window_images and near.any():
             own, n = _windowed_mean(self.columns, self.blocks, x_t[near], t[near], r.window_px)
             mean[near] += r.window_limit * (1 - 1 / n) * (own - mean[near])
         return mean
 
-    def target(self, x: _Tensor, x_t: _Tensor, t: _Tensor) -> _Tensor:
-        """What training at ``x_t`` (B, 1, 28, 28) aims at, for the drawing ``x`` behind it."""
-        return self._toward_posterior(x, x_t, t, self.recipe.target_limit)
-
-    def _toward_posterior(self, mean: _Tensor, x_t: _Tensor, t: _Tensor, limit: float) -> _Tensor:
+    def toward_posterior(self, mean: _Tensor, x_t: _Tensor, t: _Tensor, limit: float) -> _Tensor:
+        """``mean`` moved toward the images' own, where there is much noise by nearly
+        ``limit``."""
         mean = mean.clone()
         noisy = (t > _FROM_T).flatten()
         if limit and noisy.any():
-            own, n = _posterior_mean(self.images, x_t[noisy], t[noisy])
+            own, n = _posterior_mean(self.images, self.squares, x_t[noisy], t[noisy])
             mean[noisy] += limit * (1 - 1 / n) ** _SHARPNESS * (own - mean[noisy])
         return mean
 
 
-def _posterior_mean(images: _Tensor, x_t: _Tensor, t: _Tensor) -> tuple[_Tensor, _Tensor]:
+def _posterior_mean(
+    images: _Tensor, squares: _Tensor, x_t: _Tensor, t: _Tensor
+) -> tuple[_Tensor, _Tensor]:
     """E[x | x_t] over ``images`` (n, 784), and how many of them it rests on."""
     # |x_t|^2 is the same for all images and falls out of the softmax.
     y, times = x_t.flatten(1), t.flatten()
     factor = (1 - times) / times.square()
     exponent = (factor[:, None] * y) @ images.T
-    exponent.addr_(factor * (1 - times), images.norm(dim=1).square(), alpha=-0.5)
+    exponent.addr_(factor * (1 - times), squares, alpha=-0.5)
     weights = exponent.softmax(1)
     effective = 1 / weights.norm(dim=1).square()
     return (weights @ images).view_as(x_t), effective[:, None, None, None]
 
 
-# The posterior mean over augmented drawings, place by place.
+# The posterior mean over augmented drawings, place by place p:
 #
-# Where there is little noise no image of thousands is like the noisy one, but near any one place
-# many are.  So each place p weighs the images by a window around it,
+#     w_i(p) = softmax_i( -sum_q g(q - p) (x_t - (1 - t) a_i)_q^2 / (2 t^2) ),
 #
-#     w_i(p) = softmax_i( -sum_q g(q - p) (x_t - (1 - t) a_i)_q^2 / (2 t^2) ),   g Gaussian,
-#
-# of deviation ``width_px`` t / (1 - t), and E[x | x_t] at p is the mean of the images by these
-# weights (compare Kamb and Ganguli, "An analytic theory of creativity in convolutional diffusion
-# models" (2024)).
+# with a Gaussian g of deviation ``width_px`` t / (1 - t).  At less noise no image is like x_t as a
+# whole, but many are near any one place.
 
 _BLOCK = 4  # pixels along each axis that share their weights
 
@@ -1093,8 +1015,7 @@ def _windowed_mean(
     pixels = torch.arange(28, device=y.device, dtype=y.dtype)
     middles = pixels[::_BLOCK, None] + (_BLOCK - 1) / 2
     gauss = (-0.5 * ((middles - pixels) * (1 - t) / (t * width_px)).square()).exp()  # (B, k, 28)
-    # |x_t|^2 is the same for all images and falls out of the softmax.  What is left of a column
-    # of pixels is one product with the images' values and squares.
+    # Without |x_t|^2, which falls out of the softmax: one product with images' values and squares.
     of_values = gauss * y.permute(2, 0, 1)[:, :, None]  # (28, B, k, 28)
     of_squares = (gauss * ((t - 1) / 2)).expand_as(of_values)
     factors = torch.cat([of_values, of_squares], -1) * ((1 - t) / t.square())
@@ -1108,6 +1029,24 @@ def _windowed_mean(
 
 # The row of a new class, groups of layers to freeze, and low-rank updates (LoRA).
 
+_N_DIGITS = 10  # that a pretrained network knows
+
+
+def _course_network(model: _Any) -> _nn.Module:
+    """A pretrained network, out of what torch may have wrapped around it."""
+    for wrapper in ("_orig_mod", "module"):  # of `torch.compile`, of `_nn.DataParallel`
+        model = getattr(model, wrapper, model)
+    give = "give the course's network as it was pretrained, on ten digits"
+    if not (hasattr(model, "class_embedding") and hasattr(model, "conv_out")):
+        raise ValueError(f"the network is a {type(model).__name__}; {give}")
+    if (n := len(model.class_embedding.weight)) > _N_DIGITS:
+        raise ValueError(f"the network has {n} classes; {give}")
+    for name, parameter in model.named_parameters():
+        if not parameter.detach().isfinite().all():
+            raise ValueError(f"the network's {name} is not finite; {give}")
+    network: _nn.Module = model
+    return network
+
 
 def _add_class(model: _Any) -> int:
     """Append the mean row (16,) to the class embedding; returns the new class's label."""
@@ -1118,13 +1057,9 @@ def _add_class(model: _Any) -> int:
     return len(rows)
 
 
-# Group norms that are fast with channels last on a CPU.
-#
-# Convolutions are fastest with channels last, but torch's own GroupNorm is slow there when groups
-# are narrow, as they are at the larger resolutions.
+# Group norms that are fast with channels last on a CPU, where torch's own is slow.
 
-# With more channels in a group, torch's own norm is as fast.
-_NARROW_GROUP = 16
+_NARROW_GROUP = 16  # with as many channels, torch's own norm is as fast
 
 
 def _speed_up_norms(model: _nn.Module) -> None:
@@ -1139,7 +1074,7 @@ class _NarrowGroupNorm(_nn.GroupNorm):
     """GroupNorm by sums over pixels, on a CPU: one factor and one shift for each channel."""
 
     def forward(self, x: _Tensor) -> _Tensor:
-        if x.device.type != "cpu" or x.ndim != 4:
+        if x.device.type != "cpu" or x.ndim != 4 or not len(x):
             return super().forward(x)
         mean, square = _group_means(x, self.num_groups), _group_means(x * x, self.num_groups)
         rstd = (square - mean * mean).clamp(min=0).add(self.eps).rsqrt()
@@ -1157,23 +1092,11 @@ def _group_means(x: _Tensor, n_groups: int) -> _Tensor:
 
 # Rectified flow: straight lines from data (t=0) to noise (t=1).
 #
-# Liu, Gong and Liu, "Flow Straight and Fast" (2022), equation 1; here with time running
-# from data to noise, as the course has it:
-#
-#     x_t = (1 - t) x + t e,   dx_t/dt = e - x,   loss = mean (v(x_t, t, c) - (e - x))^2
-
-
-def _interpolate(x: _Tensor, e: _Tensor, t: _Tensor) -> _Tensor:
-    """The point at time ``t`` (B, 1, 1, 1) on the line from ``x`` to ``e``, both (B, C, H, W)."""
-    return (1 - t) * x + t * e
+# Liu, Gong and Liu, "Flow Straight and Fast" (2022), equation 1, with time as the course has it.
 
 
 def _stratified_times(n: int, generator: torch.Generator) -> _Tensor:
-    """``n`` times in [0, 1), one uniform in each of ``n`` equal bins, in random order, (n,).
-
-    Each time alone is uniform, so a mean over them is unbiased; its variance is that
-    within the bins only.
-    """
+    """``n`` times in [0, 1), one uniform in each of ``n`` equal bins, in random order, (n,)."""
     u = torch.rand(n, generator=generator, device=generator.device)
     order = torch.randperm(n, generator=generator, device=generator.device)
     # float32 can round (n - 1 + u) / n up to 1; the network is defined below it.
@@ -1190,8 +1113,7 @@ def _logit_normal_times(n: int, mean: float, std: float, generator: torch.Genera
     return torch.sigmoid(mean + std * normal).clamp(max=1 - 2**-24)
 
 
-##############################################################################
-# Training: batches, optimizer and schedule
+# ========================== Training: batches, optimizer and schedule ===========================
 
 # One adaptation under way: what its steps learn from, what a step does, and what comes of it.
 
@@ -1271,8 +1193,8 @@ class _Run:
     def finished(self) -> _nn.Module:
         """The adapted network, where the pretrained one was, in evaluation mode."""
         self.weights.optimizer.zero_grad()
-        adapted: _nn.Module = self._learner
-        return adapted.requires_grad_(True).to(self._home, self._dtype).eval()
+        network: _nn.Module = self._learner
+        return network.requires_grad_(True).to(self._home, self._dtype).eval()
 
 
 def _level_posterior(
@@ -1321,9 +1243,11 @@ class _Weights:
 
     def step(self, parts: list[tuple[_Tensor, ...]]) -> None:
         """Move the weights down the sum of the parts' gradients, by the rates that were set."""
-        for parameter, *gradients in zip(self.parameters, *parts, strict=True):
+        for parameter, first, *others in zip(self.parameters, *parts, strict=True):
             # Laid out in memory as the parameter is: the fused kernel takes that for granted.
-            parameter.grad = torch.empty_like(parameter).copy_(sum(gradients))
+            parameter.grad = torch.empty_like(parameter).copy_(first)
+            for gradient in others:
+                parameter.grad += gradient
         if self.recipe.clip_norm:
             # Apart: the head's gradient is the larger one, and would slow down the rest.
             for group in self.optimizer.param_groups:
@@ -1342,8 +1266,7 @@ def _lr_factor(recipe: _Recipe, share: float, advance: float = 0.0) -> float:
 
 # How far a run's schedule has come, by steps or by time.
 
-# The clock has a say in the schedule only after this share of the deadline.  Without it
-# the slow first steps of every run would, and two runs of one seed would differ.
+# Until this share of the deadline steps alone count: the slow first ones would say too much.
 _CLOCK_GRACE = 0.1
 # A step may take this much longer than the slowest so far without passing the deadline.
 _STEP_MARGIN = 1.5
@@ -1385,8 +1308,7 @@ class _Clock:
         return self.share - before
 
 
-##############################################################################
-# The machine
+# ========================================= The machine ==========================================
 
 # The machine at hand: on which device to train, in which number format, in whose settings.
 
@@ -1406,25 +1328,18 @@ def _on_gpu_or_cpu(model: _nn.Module, train: _Callable[[torch.device], _T]) -> _
     except RuntimeError as error:
         if device.type == "cpu" or not _is_gpu_failure(error):
             raise
-    with _suppress(RuntimeError):  # of a device that is out of order
-        torch.cuda.empty_cache()
     return train(torch.device("cpu"))
 
 
 def _is_gpu_failure(error: RuntimeError) -> bool:
     """Whether the GPU, not the run, is at fault: no memory, or a device that torch can't use."""
-    signs = ("out of memory", "cuda", "cublas", "cudnn")
-    is_told = any(sign in str(error).lower() for sign in signs)
+    is_told = any(s in str(error).lower() for s in ("out of memory", "cuda", "cublas", "cudnn"))
     return is_told or isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 @_contextmanager
 def _standard_settings(device: torch.device) -> _Iterator[None]:
-    """Run with torch's own settings, whatever the process has; they are put back at the end.
-
-    New tensors are float32 and on the CPU unless told otherwise, gradients are recorded, no
-    automatic casting is done on ``device``, and operations need not be deterministic.
-    """
+    """Run with torch's own settings, whatever the process has; they are put back at the end."""
     dtype, mode = torch.get_default_dtype(), torch.get_deterministic_debug_mode()
     on_cpu = torch.empty(0).device.type == "cpu"  # entered, a device slows every operation down
     try:
@@ -1445,8 +1360,7 @@ def _standard_settings(device: torch.device) -> _Iterator[None]:
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which to compute in ``precision``, "auto", "fp32" or "bf16"."""
     bf16 = _resolve_precision(precision, device) == "bf16"
-    # No cache of weights in bf16: inside another autocasting block it would outlive the step, and
-    # all steps would run on the first weights.
+    # Inside another autocasting block a cache of weights in bf16 would outlive the step.
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
 
@@ -1455,18 +1369,16 @@ def _resolve_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        has_units = torch.cuda.get_device_capability()[0] >= 8
-    else:
-        # Not public before torch 2.9, which has it among `torch.cpu.get_capabilities()`.
-        is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        has_units = device.type == "cpu" and is_supported()
-    return "bf16" if has_units else "fp32"
+        return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp32"
+    # Not public before torch 2.9, which has it among `torch.cpu.get_capabilities()`.
+    is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bf16" if device.type == "cpu" and is_supported() else "fp32"
 
 
-# How a call uses a CPU's cores: two threads compute half a step each, while one draws ahead.
+# A CPU's cores: two threads compute half a step each, while one draws ahead.
 #
-# A step is some thousand short operations.  Torch's threads would wait for each other after each,
-# by spinning; these meet once a step.  The numbers do not depend on how many cores there are.
+# Torch's own threads would wait for each other after each of a step's thousand operations; these
+# meet once a step.  The numbers do not depend on how many cores there are.
 
 
 @_contextmanager

@@ -1,7 +1,6 @@
 """From 28x28 grey drawings back to the 105x105 one-bit bitmaps they were resized from.
 
-Of a family of resizes (`resizing`), the one is kept under which smooth strokes of the pen's width
-explain the drawings best.  Strokes can then be drawn anew and resized as the drawings were.
+Of the family of resizes, the one under which smooth strokes of the pen's width explain them best.
 """
 
 from __future__ import annotations
@@ -43,14 +42,10 @@ def find_resizing(images: Tensor) -> Resizing:
     steps = images * 255
     in_8_bits = not two_valued and bool(((steps - steps.round()).abs() < 1e-3).all())
     clips = bool(((images >= 0) & (images <= 1)).all())
-    candidates = []
-    for border in _BORDERS:
-        outside = images.abs() - F.pad(F.pad(images.abs(), (-border,) * 4), (border,) * 4)
-        if outside.max() > _GREY:
-            break
-        for kernel in KERNELS:
-            if (kernel in TWO_VALUED) == two_valued:
-                candidates.append(Resizing(kernel, border, in_8_bits, clips))
+    inside = {b: F.pad(F.pad(images, (-b,) * 4), (b,) * 4) for b in _BORDERS}
+    borders = [b for b in _BORDERS if (images - inside[b]).abs().max() <= _GREY]
+    kernels = [kernel for kernel in KERNELS if (kernel in TWO_VALUED) == two_valued]
+    candidates = [Resizing(k, b, in_8_bits, clips) for b in borders for k in kernels]
     if not two_valued:
         exact = [candidate for candidate in candidates if _lists(candidate, images)]
         candidates = exact or candidates
@@ -88,10 +83,7 @@ def _badness(images: Tensor, candidate: Resizing) -> float:
 
 
 def _fit(images: Tensor, resizing: Resizing, n_steps: int) -> tuple[Tensor, float]:
-    """Binary bitmaps of smooth strokes that are resized to nearly ``images``, and the error.
-
-    Adam on the logits of every pixel, seen through a Gaussian: an analysis by synthesis.
-    """
+    """Binary bitmaps of smooth strokes that are resized to nearly ``images``, and the error."""
     operator = resizing.operator()
     operator = None if operator is None else operator.to(images)
     smooth = gaussian_matrix(BITMAP_SIZE, _SMOOTH_PX).to(images)

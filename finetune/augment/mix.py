@@ -1,7 +1,6 @@
 """The augmentation mix: endless drawings from ten, batched on the device.
 
-Affine and elastic maps of the canvas move the points of a pen's path, or are looked up for each
-pixel of a picture.  There are no flips: runes are chiral.
+Affine and elastic maps move a pen's path, or a picture's pixels.  No flips: runes are chiral.
 """
 
 from __future__ import annotations
@@ -20,18 +19,15 @@ from .registration import correspondences
 from .resizing import Resizing
 from .spline import GRID, spline_matrix
 
-# Above this the drawings are no resized strokes (they may be photographs or already
-# grey); they are then warped as they are.  Real drawings rebuild to 1e-4 or better.
+# Above this the drawings are no resized strokes, and are warped as they are.  Real ones: 1e-4.
 _MAX_REBUILD_ERROR = 5e-3
-# Another pen made the drawings where strokes are narrower or wider than this, over Omniglot's,
-# and none where more bits of one are wrong.  Real ones: 0.86 to 1.26 (little is known of strokes
-# that were resized to the nearest pixel) and up to 0.2, mostly under 0.05.
+# Narrower or wider strokes, over Omniglot's, are of another pen.  Real ones: 0.86 to 1.26.
 _NARROWEST, _WIDEST = 0.8, 1.32
 _RADIUS_BIAS = 1.04  # of area over edge, for strokes have ends
 _THINNEST = 0.2  # over Omniglot's pen: a pixel wide
-_MAX_PEN_ERROR = 0.2
+_MAX_PEN_ERROR = 0.2  # wrong bits over ink; real drawings: mostly under 0.05
 _FIELD_DEVIATION = 0.48  # of a field whose control points have unit deviation, on average
-_MOST_BLENDED = 20  # drawings: six seconds on one core
+_MOST_BLENDED, _MOST_TRACED = 20, 60  # drawings: six seconds on one core, each
 
 
 class Augmenter:
@@ -55,7 +51,7 @@ class Augmenter:
         # A pixel along x and y, on a canvas that spans [-1, 1]; shifts are larger along y.
         root = math.sqrt(recipe.vertical)
         self._px = drawings.new_tensor([1 / root, root]) * (2 / drawings.shape[-1])
-        if recipe.render == "pen":
+        if recipe.render == "pen" and len(drawings) <= _MOST_TRACED:
             self.by_pen = self._prepare(*rebuild(drawings[:, 0]))
 
     def __call__(self, n: int, times: Tensor | None = None) -> Tensor:
@@ -113,11 +109,10 @@ class Augmenter:
         shift = self._symmetric(n, 2) * self._px * r.shift_px
         cos, sin = torch.cos(angle), torch.sin(angle)
         rotation = torch.stack([cos, -sin, sin, cos], -1).view(n, 2, 2)
-        zero, one = torch.zeros_like(shear), torch.ones_like(shear)
-        sheared = torch.stack([one, shear, zero, one], -1).view(n, 2, 2)
-        sloped = torch.stack([one, zero, slope, one], -1).view(n, 2, 2)
+        one = torch.ones_like(shear)
+        slanted = torch.stack([one, shear, slope, 1 + slope * shear], -1).view(n, 2, 2)
         size = torch.stack([scale * stretch, scale / stretch], -1)  # (n, 2)
-        return rotation @ sloped @ sheared * size[:, None, :], shift
+        return rotation @ slanted * size[:, None, :], shift
 
     def _draw_offsets(self, n: int) -> Tensor:
         """Elastic displacements of the control points, (n, 2, GRID, GRID) on the canvas."""
@@ -127,11 +122,9 @@ class Augmenter:
     def _mixed(self, maps: Tensor, times: Tensor | None) -> Tensor:
         """Control displacements (n, 2, GRID, GRID) that turn drawings toward new ones.
 
-        Toward a draw from the normal distribution that has the mean and the covariance of all
-        the drawings' ``maps`` (n, kinds, 2, GRID, GRID), by a random part of the way: the further
-        the noisier the drawing will be.  What shows through much noise is which drawings there
-        could be, and there the more variety the better; with little noise it is the shape of
-        strokes, which maps that are not quite right spoil.
+        Each leads a random part of the way to a draw from the normal distribution with the mean
+        and the covariance of ``maps`` (n, kinds, 2, GRID, GRID).  The way is longer at more noise:
+        variety shows there, and the strokes that inexact maps spoil do not.
         """
         r, (n, kinds) = self.recipe, maps.shape[:2]
         variety = self._normal(n, kinds) * (r.blend_spread / math.sqrt(max(kinds - 1, 1)))
@@ -154,8 +147,7 @@ class Augmenter:
         if wrong_share > _MAX_PEN_ERROR:
             return False
         self._seen, self._resizing = seen, resizing
-        # Only the bitmap's rows and columns that the resize looks at are ever drawn: for
-        # plain bilinear and nearest that is a quarter of the pixels or less.
+        # Only rows and columns that the resize looks at are drawn: a quarter of the bits, if plain.
         if (operator := resizing.operator()) is not None:
             self.operator = operator.to(self.drawings)[:, seen].contiguous()
         self._paths = (points + 0.5) * (2 / BITMAP_SIZE) - 1

@@ -1,7 +1,6 @@
-"""Drawings as what they are: the path of a round pen.
+"""The path of the round pen behind a bitmap, and bitmaps drawn along such a path.
 
-Omniglot's canvas made ink of every pixel whose centre lies within 2.5 pixels of the pen's path
-(``python -m benchmarks.pen``).  Strokes drawn along a path that is bent keep that width.
+Omniglot's canvas made ink of every pixel whose centre lies within 2.5 pixels of the pen's path.
 """
 
 from __future__ import annotations
@@ -15,18 +14,17 @@ from .descent import descend
 _TRACE_STEPS = 40
 _FIRST_LR, _LAST_LR = 0.15, 0.03  # pixels
 _FIRST_EDGE, _LAST_EDGE = 0.6, 0.2  # softness of the stroke's edge while fitting, pixels
-_STRAIGHT_WEIGHT = 0.4
-_NEAR = 5  # pixels from the ink within which bits are looked at
+_STRAIGHT_WEIGHT = 0.9
+_LINKED = 1.5  # pixels of the skeleton within this distance are neighbours
 _OUTSIDE = -50.0  # where points stand that pad shorter paths
 
 
 def trace(bitmaps: Tensor, seen: Tensor, radius: float) -> tuple[Tensor, Tensor, float]:
     """The paths along which a pen draws ``bitmaps`` (n, H, H), 1 is ink.
 
-    Starts from the skeleton and moves its points by gradient descent until discs around them
-    cover the ink and nothing else.  Gives the points (n, P, 2), x and y in pixels whose centres
-    are whole numbers; which of them there are (n, P), for some only pad; and wrong bits over ink
-    bits, of the drawing where that is most.
+    Gradient descent moves the skeleton's points until discs around them cover the ink alone.  Gives
+    the points (n, P, 2), x and y in pixels whose centres are whole numbers; which of them are no
+    pad (n, P); and wrong bits over ink bits, of the drawing where that is most.
 
     Args:
         seen: rows and columns (H,) whose bits are known; only these count.
@@ -36,9 +34,11 @@ def trace(bitmaps: Tensor, seen: Tensor, radius: float) -> tuple[Tensor, Tensor,
     points = nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=_OUTSIDE)
     points = F.pad(points, (0, 0, 0, 1), value=_OUTSIDE)  # blank drawings have no other
     present = points[..., 0] != _OUTSIDE
-    links = _links(points, present)
-    n_links = links.sum(-1, keepdim=True)
-    places, bits = _bits_near_ink(bitmaps, seen)
+    linked = (torch.cdist(points, points) < _LINKED).float()  # to itself, too
+    n_linked = linked.sum(-1, keepdim=True)
+    i = torch.arange(len(seen), device=seen.device)[seen].float()
+    places = torch.stack(torch.meshgrid(i, i, indexing="xy"), -1).view(1, -1, 2)
+    bits = bitmaps[:, seen][:, :, seen].flatten(1)
 
     def loss(points: Tensor, share: float) -> Tensor:
         edge = _FIRST_EDGE + share * (_LAST_EDGE - _FIRST_EDGE)
@@ -46,9 +46,9 @@ def trace(bitmaps: Tensor, seen: Tensor, radius: float) -> tuple[Tensor, Tensor,
         index = torch.cdist(places, points.detach()).argmin(2)[..., None].expand(-1, -1, 2)
         distance = ((places - points.gather(1, index)).square().sum(-1) + 1e-6).sqrt()
         wrong = (torch.sigmoid((radius - distance) / edge) - bits).square().sum()
-        # Inside a stroke a point lies halfway between its neighbours.
-        bend = (links @ points / n_links.clamp(min=1) - points).square().sum(-1)
-        return wrong + _STRAIGHT_WEIGHT * (bend * (n_links[..., 0] == 2)).sum()
+        # Inside a stroke a point lies in the middle of its neighbours; at an end it has but one.
+        bend = (linked @ points / n_linked - points).square().sum(-1)
+        return wrong + _STRAIGHT_WEIGHT * (bend * (n_linked[..., 0] > 2)).sum()
 
     points = descend(loss, points, _TRACE_STEPS, (_FIRST_LR, _LAST_LR))
     ink = torch.cdist(places, points).amin(2) <= radius
@@ -110,26 +110,3 @@ def skeletons(ink: Tensor) -> Tensor:
             near_left = F.max_pool2d(left.float(), 3, 1, 1) > 0
             ink = left | (ink & ~near_left)  # what would vanish stays: blocks of 2 x 2
     return ink[:, 1:-1, 1:-1]
-
-
-def _links(points: Tensor, present: Tensor) -> Tensor:
-    """Neighbours on the skeletons as (n, P, P) of 0 and 1.
-
-    Points beside each other are neighbours, and diagonal ones that no third one joins.
-    """
-    far = (points[:, :, None] - points[:, None]).abs()  # (n, P, P, 2)
-    pairs = present[:, :, None] & present[:, None]
-    beside = ((far.sum(-1) == 1) & pairs).float()
-    diagonal = (far.amin(-1) == 1) & (far.amax(-1) == 1) & pairs
-    return beside + (diagonal & (beside @ beside == 0))
-
-
-def _bits_near_ink(bitmaps: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Places (n, Q, 2) as x, y and bits (n, Q) of the pixels seen in and around the ink."""
-    i = torch.arange(len(seen), dtype=torch.float32, device=seen.device)[seen]
-    places = torch.stack(torch.meshgrid(i, i, indexing="xy"), -1).flatten(0, 1)
-    near = F.max_pool2d(bitmaps[:, None], 2 * _NEAR + 1, 1, _NEAR)[:, 0] > 0.5
-    near, bits = (a[:, seen][:, :, seen].flatten(1) for a in (near, bitmaps))
-    most = int(near.sum(1).max().clamp(min=1))
-    nearest = near.int().argsort(dim=1, descending=True, stable=True)[:, :most]
-    return places[nearest], bits.gather(1, nearest)

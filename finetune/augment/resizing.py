@@ -1,7 +1,6 @@
 """The family of resizes by which a bitmap of 105x105 may have become an image of 28x28.
 
-A member is a kernel, a size that may leave a border, and what became of values afterwards.  All
-but the largest value of each cell are linear along each axis: ``image = D bitmap D^T``.
+All but the largest value of each cell are linear along each axis: ``image = D bitmap D^T``.
 """
 
 from __future__ import annotations
@@ -48,9 +47,7 @@ class Resizing(NamedTuple):
     def seen(self) -> Tensor:
         """The rows and columns of a bitmap that it looks at, (105,) bool."""
         operator = self.operator()
-        if operator is None:
-            return torch.ones(BITMAP_SIZE, dtype=torch.bool)
-        return operator.abs().sum(0) > 0
+        return torch.ones(BITMAP_SIZE) > 0 if operator is None else operator.abs().sum(0) > 0
 
     def apply(self, bitmaps: Tensor, operator: Tensor | None) -> Tensor:
         """Bitmaps (n, k, k) of what is seen to images (n, 28, 28).
@@ -66,8 +63,7 @@ class Resizing(NamedTuple):
         return self._stored(operator @ (self._stored(rows) if self.in_8_bits else rows))
 
     def _stored(self, images: Tensor) -> Tensor:
-        if self.clips:  # what cubic kernels overshoot
-            images = images.clamp(0, 1)
+        images = images.clamp(0, 1) if self.clips else images  # what cubic kernels overshoot
         if not self.in_8_bits:
             return images
         rounded = (images * 255).round() / 255

@@ -1,7 +1,6 @@
 """What `finetune_model` is given, as one tensor of white strokes on black in [0, 1].
 
-Another range or polarity is put right where it is beyond doubt, and refused elsewhere: a network
-that learns it is silently useless.
+Another range or polarity is put right where it is beyond doubt, and refused elsewhere.
 """
 
 from __future__ import annotations
@@ -23,9 +22,6 @@ _GIVE = "give images of 1x28x28 in [0, 1], white strokes on black"
 
 def read_drawings(dataset: Any) -> Tensor:
     """The images of a dataset, (n, 1, 28, 28) float32 in [0, 1], white on black.
-
-    Bytes, [-1, 1], [-0.5, 0.5] and MNIST's normalisation become [0, 1], and black on white is
-    inverted, where there is no doubt.
 
     Args:
         dataset: pairs (image, label) or bare images, by length and index or as they come.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -26,25 +26,18 @@ def on_gpu_or_cpu(model: nn.Module, train: Callable[[torch.device], T]) -> T:
     except RuntimeError as error:
         if device.type == "cpu" or not is_gpu_failure(error):
             raise
-    with suppress(RuntimeError):  # of a device that is out of order
-        torch.cuda.empty_cache()
     return train(torch.device("cpu"))
 
 
 def is_gpu_failure(error: RuntimeError) -> bool:
     """Whether the GPU, not the run, is at fault: no memory, or a device that torch can't use."""
-    signs = ("out of memory", "cuda", "cublas", "cudnn")
-    is_told = any(sign in str(error).lower() for sign in signs)
+    is_told = any(s in str(error).lower() for s in ("out of memory", "cuda", "cublas", "cudnn"))
     return is_told or isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 @contextmanager
 def standard_settings(device: torch.device) -> Iterator[None]:
-    """Run with torch's own settings, whatever the process has; they are put back at the end.
-
-    New tensors are float32 and on the CPU unless told otherwise, gradients are recorded, no
-    automatic casting is done on ``device``, and operations need not be deterministic.
-    """
+    """Run with torch's own settings, whatever the process has; they are put back at the end."""
     dtype, mode = torch.get_default_dtype(), torch.get_deterministic_debug_mode()
     on_cpu = torch.empty(0).device.type == "cpu"  # entered, a device slows every operation down
     try:
@@ -72,8 +65,7 @@ def channels_last(model: M, device: torch.device) -> M:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which to compute in ``precision``, "auto", "fp32" or "bf16"."""
     bf16 = resolve_precision(precision, device) == "bf16"
-    # No cache of weights in bf16: inside another autocasting block it would outlive the step, and
-    # all steps would run on the first weights.
+    # Inside another autocasting block a cache of weights in bf16 would outlive the step.
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
 
@@ -82,9 +74,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        has_units = torch.cuda.get_device_capability()[0] >= 8
-    else:
-        # Not public before torch 2.9, which has it among `torch.cpu.get_capabilities()`.
-        is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        has_units = device.type == "cpu" and is_supported()
-    return "bf16" if has_units else "fp32"
+        return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp32"
+    # Not public before torch 2.9, which has it among `torch.cpu.get_capabilities()`.
+    is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bf16" if device.type == "cpu" and is_supported() else "fp32"

@@ -1,7 +1,7 @@
-"""How a call uses a CPU's cores: two threads compute half a step each, while one draws ahead.
+"""A CPU's cores: two threads compute half a step each, while one draws ahead.
 
-A step is some thousand short operations.  Torch's threads would wait for each other after each, by
-spinning; these meet once a step.  The numbers do not depend on how many cores there are.
+Torch's own threads would wait for each other after each of a step's thousand operations; these meet
+once a step.  The numbers do not depend on how many cores there are.
 """
 
 from __future__ import annotations

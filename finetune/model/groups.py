@@ -18,6 +18,7 @@ _GROUP_OF_PREFIX = {
     "up_blocks": "up",
     "conv_out": "output",
 }
+_N_DIGITS = 10  # that a pretrained network knows
 
 
 def group_of(name: str, parameter: Tensor) -> str:
@@ -31,6 +32,26 @@ def embedding_of(model: nn.Module) -> nn.Embedding:
     embedding = model.class_embedding
     assert isinstance(embedding, nn.Embedding)
     return embedding
+
+
+def course_network(model: Any) -> nn.Module:
+    """A pretrained network, out of what torch may have wrapped around it.
+
+    Raises:
+        ValueError: it is no network of the course, was adapted before, or is not finite.
+    """
+    for wrapper in ("_orig_mod", "module"):  # of `torch.compile`, of `nn.DataParallel`
+        model = getattr(model, wrapper, model)
+    give = "give the course's network as it was pretrained, on ten digits"
+    if not (hasattr(model, "class_embedding") and hasattr(model, "conv_out")):
+        raise ValueError(f"the network is a {type(model).__name__}; {give}")
+    if (n := len(model.class_embedding.weight)) > _N_DIGITS:
+        raise ValueError(f"the network has {n} classes; {give}")
+    for name, parameter in model.named_parameters():
+        if not parameter.detach().isfinite().all():
+            raise ValueError(f"the network's {name} is not finite; {give}")
+    network: nn.Module = model
+    return network
 
 
 def add_class(model: Any) -> int:

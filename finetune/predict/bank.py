@@ -1,13 +1,9 @@
-"""The posterior mean over augmented drawings, mixed into the network's answer and its targets.
-
-If the images a_i were all there are, the image behind x_t = (1 - t) x + t e would be
+"""The posterior mean over augmented drawings a_i, mixed into the answer and into its targets:
 
     E[x | x_t] = sum_i w_i a_i,   w = softmax_i( -|x_t - (1 - t) a_i|^2 / (2 t^2) ).
 
-A network makes other errors than that, so a mean of both is better than either where several
-images share the weight.  As a target of training it has the drawing's expectation and less
-variance (Xu, Tong and Jaakkola, "Stable target field for reduced variance score estimation in
-diffusion models" (2023)).
+Xu, Tong and Jaakkola, "Stable target field for reduced variance score estimation in diffusion
+models" (2023).
 """
 
 from __future__ import annotations
@@ -36,6 +32,7 @@ class ImageBank(nn.Module):
     """
 
     images: Tensor  # (n, 784)
+    squares: Tensor  # (n,), their squared norms
     columns: Tensor  # of some of them, as `window_layouts` has them
     blocks: Tensor
 
@@ -43,6 +40,7 @@ class ImageBank(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.register_buffer("images", images.flatten(1))
+        self.register_buffer("squares", self.images.square().sum(1))
         columns, blocks = window_layouts(self.images[: recipe.window_images])
         self.register_buffer("columns", columns)
         self.register_buffer("blocks", blocks)
@@ -53,30 +51,30 @@ class ImageBank(nn.Module):
         return torch.cat([self._mixed(*part) for part in parts])
 
     def _mixed(self, mean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        r, mean = self.recipe, self._toward_posterior(mean, x_t, t, self.recipe.bank_limit)
+        r, mean = self.recipe, self.toward_posterior(mean, x_t, t, self.recipe.bank_limit)
         near = ((t > _FROM_T) & (t < _WINDOWS_TO_T)).flatten()
         if r.window_limit and r.window_images and near.any():
             own, n = windowed_mean(self.columns, self.blocks, x_t[near], t[near], r.window_px)
             mean[near] += r.window_limit * (1 - 1 / n) * (own - mean[near])
         return mean
 
-    def target(self, x: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """What training at ``x_t`` (B, 1, 28, 28) aims at, for the drawing ``x`` behind it."""
-        return self._toward_posterior(x, x_t, t, self.recipe.target_limit)
-
-    def _toward_posterior(self, mean: Tensor, x_t: Tensor, t: Tensor, limit: float) -> Tensor:
+    def toward_posterior(self, mean: Tensor, x_t: Tensor, t: Tensor, limit: float) -> Tensor:
+        """``mean`` moved toward the images' own, where there is much noise by nearly ``limit``."""
         mean = mean.clone()
         noisy = (t > _FROM_T).flatten()
         if limit and noisy.any():
-            own, n = posterior_mean(self.images, x_t[noisy], t[noisy])
+            own, n = posterior_mean(self.images, self.squares, x_t[noisy], t[noisy])
             mean[noisy] += limit * (1 - 1 / n) ** _SHARPNESS * (own - mean[noisy])
         return mean
 
 
-def posterior_mean(images: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def posterior_mean(
+    images: Tensor, squares: Tensor, x_t: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor]:
     """E[x | x_t] over ``images`` (n, 784), and how many of them it rests on.
 
     Args:
+        squares: squared norms of the images, (n,).
         x_t: (B, 1, 28, 28).
         t: (B, 1, 1, 1), above 0.
 
@@ -88,7 +86,7 @@ def posterior_mean(images: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tens
     y, times = x_t.flatten(1), t.flatten()
     factor = (1 - times) / times.square()
     exponent = (factor[:, None] * y) @ images.T
-    exponent.addr_(factor * (1 - times), images.norm(dim=1).square(), alpha=-0.5)
+    exponent.addr_(factor * (1 - times), squares, alpha=-0.5)
     weights = exponent.softmax(1)
     effective = 1 / weights.norm(dim=1).square()
     return (weights @ images).view_as(x_t), effective[:, None, None, None]

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 class LevelHead(nn.Module):
     """A 3x3 convolution and, beside it, two with a ReLU between; all logits start at zero.
 
-    Which level a pixel has is a question about the shape of an edge around it, more than a sum
-    over features can answer; at little noise the second path tells it better.
+    A pixel's level depends on the shape of the edge around it, which a sum of features can't tell.
 
     Args:
         last: the convolution in whose place it is.

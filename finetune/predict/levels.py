@@ -1,7 +1,6 @@
 """The grey levels that a pixel can have: what resizing makes of ink and paper.
 
-A pixel of a plainly resized bitmap looks at up to 2x2 bits, so it has one of 16 values, which
-depend on where it lies; after other resizes it is ink, paper or something between.
+After a plain resize they are the 16 values of 2x2 bits; else paper, ink and steps between.
 """
 
 from __future__ import annotations
@@ -89,10 +88,8 @@ def _binned(values: Tensor) -> tuple[Tensor, Tensor]:
     """Means and variances, (K, 1, 1), of ``values`` in bins: paper, equal steps, ink."""
     steps = torch.linspace(_EDGE, 1 - _EDGE, _N_BINS - 1, device=values.device)
     bins = torch.bucketize(values, steps)
-    centres = torch.cat([values.new_zeros(1), (steps[1:] + steps[:-1]) / 2, values.new_ones(1)])
     counts = bins.bincount(minlength=_N_BINS).to(values)
     means = torch.zeros_like(counts).index_add(0, bins, values) / counts.clamp(min=1)
-    means = torch.where(counts > 0, means, centres)
     squares = torch.zeros_like(counts).index_add(0, bins, (values - means[bins]).square())
     variances = squares / counts.clamp(min=1) + _LEAST_VARIANCE
     return means[:, None, None], variances[:, None, None]

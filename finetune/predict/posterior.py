@@ -1,8 +1,7 @@
 """A velocity network that answers with a posterior over each pixel's grey level.
 
-With x_t = (1 - t) x + t e the velocity of least error is (x_t - E[x | x_t]) / t.  The network says
-how probable each level of a pixel is, given all the others; what the pixel itself tells is Bayes'
-rule, exact at any t.
+With x_t = (1 - t) x + t e the velocity of least error is (x_t - E[x | x_t]) / t.  The network gives
+each level a logit; Bayes' rule adds what the pixel itself tells, exactly.
 """
 
 from __future__ import annotations
@@ -13,17 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..flow import interpolate
 from ..machine.device import autocast
 from ..recipe import Recipe
 from .bank import ImageBank
 from .head import LevelHead
 from .levels import GreyLevels
 
-# Below this t an error of the drawing would be multiplied out of all proportion in training;
-# at t = 0 itself the noise can't be seen, and its mean, 0, is the best guess.
-_LEAST_T_IN_TRAINING = 0.01
-_LEAST_T = 1e-6
+_LEAST_T_IN_TRAINING = 0.01  # a loss divides by the square of t
+_LEAST_T = 1e-6  # at t = 0 the noise can't be seen, and its mean, 0, is the best guess
 
 
 class LevelPosterior(nn.Module):
@@ -63,7 +59,7 @@ class LevelPosterior(nn.Module):
         if not learnt.any():
             velocity: Tensor = self.network(x_t, t, c)
             return velocity
-        t = t.to(x_t)
+        t = t.to(x_t).reshape(-1, 1, 1, 1)
         log_probability, means = self.levels.posterior(x_t, t)
         p = (self.logits(x_t, t, c) + log_probability).softmax(1)
         x = (p * means).sum(1, keepdim=True)
@@ -76,7 +72,8 @@ class LevelPosterior(nn.Module):
 
     def logits(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """What the network thinks of each level, (B, K, 28, 28) in the type of ``x_t``."""
-        with autocast(x_t.device, self.recipe.precision):
+        half = x_t.dtype in (torch.float16, torch.bfloat16)  # then all is computed so
+        with autocast(x_t.device, "fp32" if half else self.recipe.precision):
             logits: Tensor = self.head(last_features(self.network, x_t, t, c))
         # NCHW: sums over levels are faster than channels_last here.
         return logits.to(x_t.dtype).contiguous()
@@ -94,10 +91,11 @@ class LevelPosterior(nn.Module):
             The flow loss, with less weight where t is nearly 0, plus the weighted cross entropy
             of the pixels' ``levels``; and the flow loss alone.  Both are means over the batch.
         """
-        x_t = interpolate(x, e, t)
+        x_t = (1 - t) * x + t * e
         with torch.no_grad():
             log_probability, means = self.levels.posterior(x_t, t)
-            target = x if self.bank is None else self.bank.target(x, x_t, t)
+            limit = self.recipe.target_limit
+            target = x if self.bank is None else self.bank.toward_posterior(x, x_t, t, limit)
         log_p = (self.logits(x_t, t, c) + log_probability).log_softmax(1)
         mean = (log_p.exp() * means).sum(1, keepdim=True)
         # velocity - (e - x) is minus this error, exactly.

@@ -1,13 +1,9 @@
-"""The posterior mean over augmented drawings, place by place.
+"""The posterior mean over augmented drawings, place by place p:
 
-Where there is little noise no image of thousands is like the noisy one, but near any one place
-many are.  So each place p weighs the images by a window around it,
+    w_i(p) = softmax_i( -sum_q g(q - p) (x_t - (1 - t) a_i)_q^2 / (2 t^2) ),
 
-    w_i(p) = softmax_i( -sum_q g(q - p) (x_t - (1 - t) a_i)_q^2 / (2 t^2) ),   g Gaussian,
-
-of deviation ``width_px`` t / (1 - t), and E[x | x_t] at p is the mean of the images by these
-weights (compare Kamb and Ganguli, "An analytic theory of creativity in convolutional diffusion
-models" (2024)).
+with a Gaussian g of deviation ``width_px`` t / (1 - t).  At less noise no image is like x_t as a
+whole, but many are near any one place.
 """
 
 from __future__ import annotations
@@ -49,8 +45,7 @@ def windowed_mean(
     pixels = torch.arange(28, device=y.device, dtype=y.dtype)
     middles = pixels[::_BLOCK, None] + (_BLOCK - 1) / 2
     gauss = (-0.5 * ((middles - pixels) * (1 - t) / (t * width_px)).square()).exp()  # (B, k, 28)
-    # |x_t|^2 is the same for all images and falls out of the softmax.  What is left of a column
-    # of pixels is one product with the images' values and squares.
+    # Without |x_t|^2, which falls out of the softmax: one product with images' values and squares.
     of_values = gauss * y.permute(2, 0, 1)[:, :, None]  # (28, B, k, 28)
     of_squares = (gauss * ((t - 1) / 2)).expand_as(of_values)
     factors = torch.cat([of_values, of_squares], -1) * ((1 - t) / t.square())

@@ -86,7 +86,7 @@ def join(sources: Mapping[str, str], entry: tuple[str, str], sections: Sequence[
     titles = {name: s.title for s in sections for name in s.modules}
     for definition, home in order:
         if home != module:
-            heading = f"{'#' * 78}\n# {titles[home]}\n\n" if titles[home] != section else ""
+            heading = f"# {f' {titles[home]} ':=^96}\n\n" if titles[home] != section else ""
             docstring = writer.reworded(program.modules[home].docstring, home)
             heading += "".join(f"# {line}".rstrip() + "\n" for line in docstring.splitlines())
             parts += ["\n\n\n" if previous else "\n\n", heading, "\n"]

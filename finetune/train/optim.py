@@ -34,9 +34,11 @@ class Weights:
 
     def step(self, parts: list[tuple[Tensor, ...]]) -> None:
         """Move the weights down the sum of the parts' gradients, by the rates that were set."""
-        for parameter, *gradients in zip(self.parameters, *parts, strict=True):
+        for parameter, first, *others in zip(self.parameters, *parts, strict=True):
             # Laid out in memory as the parameter is: the fused kernel takes that for granted.
-            parameter.grad = torch.empty_like(parameter).copy_(sum(gradients))
+            parameter.grad = torch.empty_like(parameter).copy_(first)
+            for gradient in others:
+                parameter.grad += gradient
         if self.recipe.clip_norm:
             # Apart: the head's gradient is the larger one, and would slow down the rest.
             for group in self.optimizer.param_groups:

@@ -112,10 +112,10 @@ class Run:
         self.weights.optimizer.zero_grad()
         if self.recipe.lora_rank:
             merge_lora(self._learner.network)
-        adapted: nn.Module = self._learner
-        if self.recipe.output == "velocity":
-            adapted = self._learner.network
-        return adapted.requires_grad_(True).to(self._home, self._dtype).eval()
+        network: nn.Module = (
+            self._learner.network if self.recipe.output == "velocity" else self._learner
+        )
+        return network.requires_grad_(True).to(self._home, self._dtype).eval()
 
 
 def _level_posterior(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-# The clock has a say in the schedule only after this share of the deadline.  Without it
-# the slow first steps of every run would, and two runs of one seed would differ.
+# Until this share of the deadline steps alone count: the slow first ones would say too much.
 _CLOCK_GRACE = 0.1
 # A step may take this much longer than the slowest so far without passing the deadline.
 _STEP_MARGIN = 1.5

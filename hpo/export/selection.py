@@ -180,9 +180,9 @@ def describe_origin(chosen: Chosen, study: str, code: str, file: str) -> str:
         which = "--confirmed" if chosen.trial is None else f"--trial {chosen.trial.number}"
         came = f"From {chosen.name}: {_loss(chosen)}.  The recipe's digest is {digest}."
     made = (
-        f"Made from runes {version('runes')}, code {code}, by joining the modules that trials run; "
-        "branches that this recipe does not take are left out.  It needs Python 3.10 and torch 2.4 "
-        "or newer, no file and no network; it uses a GPU where there is one.  To make it again:"
+        f"Made from runes {version('runes')}, code {code}: the modules that trials run, without "
+        "branches that this recipe does not take.  It needs Python 3.10 and torch 2.4 or newer.  "
+        "To make it again:"
     )
     command = f"    python -m hpo.export --study {study} {which} --out {file}"
     return "\n\n".join([*(textwrap.fill(t, _WIDTH) for t in (came, made)), command])

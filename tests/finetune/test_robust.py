@@ -1,16 +1,20 @@
-"""What the machine at hand may do to a run: an older torch, a GPU that fails."""
+"""What a machine or a caller may do to a run: a GPU that fails, another network, many drawings."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from finetune.adapt import adapt
+from finetune.adapt import adapt, finetune_model
+from finetune.augment.mix import Augmenter
 from finetune.data.runes import DrawingDataset, open_drawn, resize_bitmaps, split_drawings
 from finetune.data.synthetic import draw_rune
 from finetune.machine.device import is_gpu_failure, training_device
 from finetune.model.checkpoints import list_networks, load_network
+from finetune.model.groups import with_mean_class
 from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.recipe import Recipe
 
@@ -69,3 +73,49 @@ def test_bf16_steps_use_the_weights_of_their_own_step(outside: bool) -> None:
 
     fp32, bf16 = change("fp32"), change("bf16")
     assert (bf16 - fp32).norm() < 0.4 * fp32.norm()  # with old weights: 0.5
+
+
+class Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = tiny()
+
+
+def not_finite() -> nn.Module:
+    network = tiny()
+    nn.init.constant_(network.middle[0][0].bias, float("nan"))  # type: ignore[index, arg-type]
+    return network
+
+
+@pytest.mark.parametrize(
+    ("network", "told"),
+    [
+        (lambda: with_mean_class(tiny()), "has 11 classes"),
+        (not_finite, r"middle\.0\.0\.bias is not finite"),
+        (Wrapped, "is a Wrapped"),
+        (lambda: nn.Linear(2, 2), "is a Linear"),
+        (lambda: None, "is a NoneType"),
+        (lambda: tiny().state_dict(), "is a OrderedDict"),
+        (lambda: finetune_model(tiny(), DRAWINGS, RECIPE), "is a LevelPosterior"),
+    ],
+)
+def test_another_network_than_the_pretrained_one_is_refused(network: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=f"^the network.*({told}).*; give the course's network"):
+        finetune_model(network(), DRAWINGS, RECIPE)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_what_torch_wraps_around_a_network_is_taken_off(wrap: Any) -> None:
+    plain, wrapped = (finetune_model(n, DRAWINGS, RECIPE) for n in (tiny(), wrap(tiny())))
+    assert type(wrapped) is type(plain)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, wrapped.state_dict()[name])
+
+
+def test_of_many_drawings_the_pictures_are_warped_so_that_the_deadline_holds() -> None:
+    few = torch.cat([image[None] for image, _ in DRAWINGS])
+    for n, by_pen in ((4, True), (400, False)):
+        drawings = few.repeat(n // 4, 1, 1, 1)
+        augment = Augmenter(drawings, Recipe(blend=0.0), torch.Generator().manual_seed(0))
+        assert augment.by_pen == by_pen
+        assert augment(8).isfinite().all()

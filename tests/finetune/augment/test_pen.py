@@ -244,7 +244,7 @@ STROKES = {
     "two": torch.cat([polyline((20.3, 20), (20.3, 80)), polyline((60, 30), (75, 70))]),
 }
 # Where fewer pixels are seen, the path is less certain.
-NEAR_PX = {"antialiased": 0.6, "bilinear": 1.3, "nearest": 1.9}
+NEAR_PX = {"antialiased": 0.75, "bilinear": 1.3, "nearest": 1.9}
 
 
 def path(traced: PenPaths, i: int = 0) -> Tensor:

@@ -45,7 +45,9 @@ def test_two_images_follow_bayes_rule(t: float, seed: int) -> None:
     )
     errors = [(x_t - (1 - t) * one).square().sum().item() for one in a]
     share = 1 / (1 + math.exp((errors[0] - errors[1]) / (2 * t * t)))  # of the first
-    mean, effective = posterior_mean(a.flatten(1), x_t, at(t, 1).double())
+    mean, effective = posterior_mean(
+        a.flatten(1), a.flatten(1).square().sum(1), x_t, at(t, 1).double()
+    )
     torch.testing.assert_close(mean[0], share * a[0] + (1 - share) * a[1])
     assert effective.item() == pytest.approx(1 / (share**2 + (1 - share) ** 2))
 
@@ -54,7 +56,7 @@ def test_it_is_the_nearest_image_at_little_noise_and_the_average_at_much() -> No
     a = images(5)
     for t, expected, effective in ((0.02, a, 1.0), (0.9999, a.mean(0).expand_as(a), 5.0)):
         x_t = (1 - t) * a
-        mean, count = posterior_mean(a.flatten(1), x_t, at(t, 5))
+        mean, count = posterior_mean(a.flatten(1), a.flatten(1).square().sum(1), x_t, at(t, 5))
         torch.testing.assert_close(mean, expected, rtol=0, atol=1e-4)
         torch.testing.assert_close(count, torch.full_like(count, effective), rtol=1e-4, atol=0)
 
@@ -63,12 +65,12 @@ def test_equal_images_share_the_weight() -> None:
     """n equal images are n with a say: the share of their mean is known."""
     one, mean, x_t = images(1), images(1, 1), images(1, 2)
     for n, limit in ((1, 0.5), (2, 0.5), (10, 0.5), (10, 1.0)):
-        bank = ImageBank(one.repeat(n, 1, 1, 1), Recipe(bank_limit=limit, target_limit=0.3))
+        bank = ImageBank(one.repeat(n, 1, 1, 1), Recipe(bank_limit=limit))
         share = limit * (1 - 1 / n) ** 10
         expected = mean + share * (one - mean)
         torch.testing.assert_close(bank(mean, x_t, at(0.8, 1)), expected)
         expected = mean + 0.3 * (1 - 1 / n) ** 10 * (one - mean)
-        torch.testing.assert_close(bank.target(mean, x_t, at(0.8, 1)), expected)
+        torch.testing.assert_close(bank.toward_posterior(mean, x_t, at(0.8, 1), 0.3), expected)
 
 
 def test_it_has_no_say_at_little_noise_and_leaves_its_input_alone() -> None:
@@ -118,7 +120,7 @@ def test_whatever_changes_the_images_changes_what_windows_see() -> None:
     assert torch.equal(one(mean, x_t, t), expected)
     found = one.double()(mean.double(), x_t.double(), t.double())
     torch.testing.assert_close(found, expected.double(), rtol=0, atol=1e-5)
-    assert list(one.state_dict()) == ["images", "columns", "blocks"]
+    assert list(one.state_dict()) == ["images", "squares", "columns", "blocks"]
 
 
 def test_windows_can_be_asked_first_where_no_gradients_are() -> None:
@@ -136,11 +138,11 @@ def test_windows_can_be_asked_first_where_no_gradients_are() -> None:
 @settings(max_examples=10)
 def test_targets_have_the_drawings_mean_and_less_variance(t: float, seed: int) -> None:
     """Over drawings of the bank that are noisy at t: the posterior mean is exact for these."""
-    bank = ImageBank(images(40) * 0.1, Recipe(target_limit=1.0))
+    bank = ImageBank(images(40) * 0.1, Recipe())
     g = torch.Generator().manual_seed(seed)
     x = bank.images[torch.randint(40, (4000,), generator=g)].view(-1, 1, 28, 28)
     x_t = (1 - t) * x + t * torch.randn(x.shape, generator=g)
-    target = bank.target(x, x_t, at(t, 4000))
+    target = bank.toward_posterior(x, x_t, at(t, 4000), 1.0)
     error = (target - x).mean(0)
     spread = (target - x).std(0) / 4000**0.5
     assert (error.abs() <= 5 * spread + 1e-6).all()

@@ -189,6 +189,29 @@ def test_estimators_take_it_and_agree(adapted: nn.Module) -> None:
     assert abs(plain.mean - ours.mean) > 20 * error
 
 
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1), (-1, 1, 1, 1)])
+def test_times_come_in_the_shapes_that_the_plain_network_takes(
+    adapted: nn.Module, shape: tuple[int, ...]
+) -> None:
+    x_t, t, c = torch.randn(28, 1, 28, 28), torch.rand(28), torch.full((28,), NEW)
+    expected = adapted(x_t, t[:, None, None, None], c)
+    assert torch.equal(adapted(x_t, t.view(shape), c), expected)
+
+
+def test_no_image_gives_no_answer(adapted: nn.Module) -> None:
+    nothing = torch.zeros(0, 1, 28, 28)
+    t, c = torch.zeros(0, 1, 1, 1), torch.zeros(0, dtype=torch.long)
+    assert adapted(nothing, t, c).shape == nothing.shape
+
+
+def test_a_network_in_half_precision_answers_nearly_the_same(adapted: nn.Module) -> None:
+    x_t, t, c = torch.randn(4, 1, 28, 28), torch.full((4, 1, 1, 1), 0.7), torch.full((4,), NEW)
+    half = copy.deepcopy(adapted).half()
+    answer = half(x_t.half(), t.half(), c)
+    assert answer.dtype == torch.float16
+    torch.testing.assert_close(answer.float(), adapted(x_t, t, c), rtol=0, atol=0.1)
+
+
 def test_it_moves_between_types_and_through_files(adapted: nn.Module) -> None:
     *_, times, c, x_t = noisy(0.4)
     expected = adapted(x_t, times, c)

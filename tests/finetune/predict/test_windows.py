@@ -50,7 +50,7 @@ def test_wide_windows_see_the_whole_image() -> None:
     a, t = images(300) * 0.1, at(0.3, 0.6, 0.9)
     x_t = t * noise(3)
     mean, effective = windowed(a, x_t, t, 1e6)
-    whole, count = posterior_mean(a, x_t, t)
+    whole, count = posterior_mean(a, a.square().sum(1), x_t, t)
     torch.testing.assert_close(mean, whole)
     torch.testing.assert_close(effective, count.expand_as(effective))
 
@@ -72,7 +72,7 @@ def test_a_drawing_of_two_images_halves_is_both() -> None:
     x_t = ((1 - 0.25) * x + 0.25 * noise(1)[0, 0])[None, None]
     both = torch.stack([left, right]).flatten(1)
     near = windowed(both, x_t, at(0.25), 5.5)[0][0, 0]
-    whole = posterior_mean(both, x_t, at(0.25))[0][0, 0]
+    whole = posterior_mean(both, both.square().sum(1), x_t, at(0.25))[0][0, 0]
     far_from_the_seam = torch.cat([torch.arange(8), torch.arange(20, 28)])
     torch.testing.assert_close(
         near[:, far_from_the_seam], x[:, far_from_the_seam], rtol=0, atol=0.1

@@ -228,7 +228,7 @@ def test_it_is_read_from_top_to_bottom() -> None:
     text = one_file(VARIETY["default"], "About.")
     assert text.startswith('# SPDX-License-Identifier: MIT\n"""')
     assert "\n\nAbout.\n" in text
-    titles = [f"\n{'#' * 78}\n# {section.title}\n" for section in SECTIONS]
+    titles = [f"= {section.title} =" for section in SECTIONS]
     words = ["\nimport ", titles[0], "class _Recipe", titles[1], "def finetune_model", *titles[2:]]
     places = [text.index(word) for word in words]
     assert places == sorted(places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import Any
 
@@ -213,7 +214,9 @@ B = '''
 '''
 
 
-RULE = "#" * 78
+def with_headings(text: str) -> str:
+    """Lines ``RULE A`` as the headings of sections A."""
+    return re.sub(r"^RULE (\w+)$", lambda m: f"# {f' {m[1]} ':=^96}", text, flags=re.M)
 
 
 def test_what_is_reachable_is_kept_as_text_and_in_order() -> None:
@@ -221,8 +224,7 @@ def test_what_is_reachable_is_kept_as_text_and_in_order() -> None:
         import math as _math
         from os import path as _path
 
-        RULE
-        # A
+        RULE A
 
         # The call.
 
@@ -234,8 +236,7 @@ def test_what_is_reachable_is_kept_as_text_and_in_order() -> None:
             return _helper(_N) + _math.floor(1.5)
 
 
-        RULE
-        # B
+        RULE B
 
         # Parts.
         #
@@ -259,7 +260,7 @@ def test_what_is_reachable_is_kept_as_text_and_in_order() -> None:
             def _g(self, n):
                 return _math.ceil(n)
     '''
-    assert joined({"a": A, "b": B}) == source(text).replace("RULE", RULE)
+    assert joined({"a": A, "b": B}) == with_headings(source(text))
 
 
 def test_methods_that_a_base_class_may_call_are_kept() -> None:
@@ -329,9 +330,11 @@ def test_the_order_is_the_tables_and_modules_that_are_not_needed_are_passed_over
         "d": "X = 1\n",
     }
     text = joined(sources, "d", "a", "c", "b")
-    places = [text.index(part) for part in ("# D", "_X = 1", "# A", "def main", "# B", "def _f")]
+    places = [
+        text.index(part) for part in ("= D =", "_X = 1", "= A =", "def main", "= B =", "def _f")
+    ]
     assert places == sorted(places)
-    assert "# C" not in text
+    assert "= C =" not in text
 
 
 def runs(sources: dict[str, str], *modules: str) -> Any:
@@ -469,8 +472,7 @@ def test_names_are_changed_where_they_mean_the_modules_alone() -> None:
         from torch import Tensor as _Tensor
         from torch import nn as _nn
 
-        RULE
-        # A
+        RULE A
 
 
         _scale = 2
@@ -502,8 +504,7 @@ def test_names_are_changed_where_they_mean_the_modules_alone() -> None:
         class _MyError(Exception): ...
 
 
-        RULE
-        # B
+        RULE B
 
 
         def _make(box):
@@ -513,7 +514,7 @@ def test_names_are_changed_where_they_mean_the_modules_alone() -> None:
         def _copy(x):
             return x
     """
-    expected = source(text).replace("RULE", RULE).replace("NOTE", "by `_scale`, not math")
+    expected = with_headings(source(text)).replace("NOTE", "by `_scale`, not math")
     assert joined(NAMES) == expected
 
 
