@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
 import time
 from collections.abc import Callable, Collection, Container
@@ -28,6 +29,7 @@ _RETRY_S = 3.0  # someone waits for the page
 # In between, what runs and what is new is read.
 _REST = 40.0
 _DASHBOARDS = "dashboard:"
+_ARTIFACT = "artifacts:"
 _OF_STUDY = (NOTE_VERSION, NOTE_TEXT, PLOT)
 
 
@@ -81,7 +83,7 @@ class WatchedStorage(StudyStorage):
             fresh = self._read_trials(study_id, running, highest)
             before = known.by_id
         for trial in fresh:
-            _show_constraints(trial)
+            _make_fit(trial)
             trial_id = trial._trial_id
             if before.get(trial_id) != trial:
                 known.by_id[trial_id] = trial
@@ -135,13 +137,27 @@ class WatchedStorage(StudyStorage):
         return min(complete, key=rank)
 
 
-def _show_constraints(trial: FrozenTrial) -> None:
+def _make_fit(trial: FrozenTrial) -> None:
+    """Let the dashboard's page find what it reads, in the form that it reads."""
+    if not isinstance(trial.system_attrs.get("fixed_params", {}), dict):
+        del trial.system_attrs["fixed_params"]
+    for key in [key for key in trial.system_attrs if key.startswith(_ARTIFACT)]:
+        if not _is_object(trial.system_attrs[key]):
+            del trial.system_attrs[key]
     # The dashboard reads only the older form, which other programs need not write.
     constraints = constraints_of(trial)
     if constraints is None:  # the page would stumble over what it is instead
         trial.system_attrs.pop("constraints", None)
     elif constraints:
         trial.system_attrs.setdefault("constraints", list(constraints.values()))
+
+
+def _is_object(text: object) -> bool:
+    """Whether a value is the text of a JSON object."""
+    try:
+        return isinstance(text, str) and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 class _Answering(Retry):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..arguments import ArtifactsOptions, StudyOptions, option, parse
 from ..artifacts.location import check_directory
 from ..artifacts.store import open_store
-from ..errors import check_out, run_command, write_whole
+from ..errors import UserError, check_out, run_command, write_whole
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(options: ReportOptions) -> None:
     check_directory(options.artifacts)
     check_out(options.out)
+    if not options.out.parent.is_dir():  # a name that was misspelt, where nobody looks for a page
+        raise UserError(f"--out: {options.out.parent} is no directory; make it first")
 
 
 def _read(options: ReportOptions) -> StudyData:

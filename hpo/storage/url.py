@@ -71,13 +71,16 @@ def study_argument(study: str, storage: str | None) -> str:
 
     Args:
         study: as the person named it.
-        storage: what ``--storage`` was; None: it was not given.
+        storage: what ``--storage`` was; None: it was not given. A compressed file is left out:
+            most commands take none.
 
     Raises:
         UserError: the storage is no database URL.
     """
     named = shlex.quote(study)
-    return f"{named} --storage {shlex.quote(shown(storage))}" if storage else named
+    if storage is None or is_published(storage):
+        return named
+    return f"{named} --storage {shlex.quote(shown(storage))}"
 
 
 def hide_passwords(message: str, url: str) -> str:

@@ -47,7 +47,7 @@ def _commands(data: StudyData) -> Iterator[Block]:
         yield Code("Measure the best few again, on runes that no trial saw.", confirm)
         yield Code(
             "Write the best trial as the one file that is handed in.",
-            f"python -m hpo.export --study {study} --out finetune.py",
+            f"python -m hpo.export --study {study} --out submission/finetune.py",
         )
         return
     best = data.best[0]
@@ -64,7 +64,7 @@ def _commands(data: StudyData) -> Iterator[Block]:
         )
     yield Code(
         "Write the confirmed recipe as the one file that is handed in, proved against its trial.",
-        f"python -m hpo.export --study {study} --confirmed --out finetune.py",
+        f"python -m hpo.export --study {study} --confirmed --out submission/finetune.py",
     )
 
 
