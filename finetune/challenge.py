@@ -13,20 +13,25 @@ import copy
 import importlib.util
 import json
 import math
+import os
 import random
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from .arguments import LARGEST_SEED, Parser, whole
 from .canvas import RESIZES, Resize
 from .data.options import add_drawings_options, open_asked
 from .errors import UserError, run_command
+from .outputs import check_out
 
 # Torch takes seconds to import, and `--help` needs none of it.
 if TYPE_CHECKING:
@@ -114,14 +119,26 @@ def run_call(
     start = time.perf_counter()
     try:
         model = finetune(pretrained, DrawingDataset(train))
-    except Exception as error:
-        raise ChallengeFailure(f"finetune_model raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # who leaves early has returned no network
+        raise ChallengeFailure(f"finetune_model raised {_told(error)}") from error
     seconds = time.perf_counter() - start
     if seconds > limit_s:
         raise ChallengeFailure(f"the call took {seconds:.1f} s; the limit is {limit_s:g} s")
     if not isinstance(model, nn.Module):
         raise ChallengeFailure(f"finetune_model returned {type(model).__name__}; a model is wanted")
     return model, seconds
+
+
+def _told(error: BaseException) -> str:
+    """The error in one line, with the place in a file where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    # Not of torch or of the standard library, where there is another: the submission's own line.
+    own = [f for f in frames if not f.filename.startswith((sys.prefix, sys.base_prefix, "<frozen"))]
+    ours = f"{Path(__file__).parent}{os.sep}"
+    theirs = [f for f in own if not f.filename.startswith(ours)]
+    where = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}{f': {words}' if words else ''}{where}"
 
 
 def score_call(model: nn.Module, test: Tensor, t_samples: int) -> tuple[float, float]:
@@ -135,10 +152,8 @@ def score_call(model: nn.Module, test: Tensor, t_samples: int) -> tuple[float, f
 
     try:
         estimate = author_estimate(model.eval(), test, NEW_LABEL, passes=t_samples)
-    except Exception as error:
-        raise ChallengeFailure(
-            f"the returned model can't be scored: {type(error).__name__}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise ChallengeFailure(f"the returned model can't be scored: {_told(error)}") from error
     if not math.isfinite(estimate.mean):
         raise ChallengeFailure(f"the returned model's loss is {estimate.mean}")
     return estimate.mean, estimate.standard_error
@@ -200,7 +215,10 @@ def run_challenge(
             rows += [draw_samples(m, NEW_LABEL, len(split.test), seed=0) for m in (before, model)]
         del model  # its bank of images takes memory that the next call needs
     if picture is not None:
-        save_sheet(rows, picture)
+        try:
+            save_sheet(rows, picture)
+        except OSError as error:  # the scores took minutes, and count for more
+            print(f"{picture} can't be written: {error.strerror}", file=sys.stderr)
     return scores
 
 
@@ -272,8 +290,8 @@ def load_submission(path: Path) -> FinetuneModel:
     sys.modules["submission"] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path} does not import: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{path} does not import: {_told(error)}") from error
     finetune: FinetuneModel | None = getattr(module, "finetune_model", None)
     if not callable(finetune):
         raise UserError(f"{path} defines no finetune_model(pretrained_model, train_dataset)")
@@ -288,22 +306,38 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pretrained", type=Path, help="directory of networks (default: embedded)")
     parser.add_argument("--resize", choices=RESIZES, default="bilinear")
-    parser.add_argument("--split-seed", type=int, default=0, help="which drawings train")
+    parser.add_argument(
+        "--split-seed", type=whole(0, LARGEST_SEED), default=0, help="which drawings train"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m finetune.challenge", description=__doc__)
+    parser = Parser(prog="python -m finetune.challenge", description=__doc__)
     parser.add_argument(
         "--submission", type=Path, help="file with finetune_model (default: the default recipe)"
     )
     add_data_options(parser)
     parser.add_argument("--runes", nargs="+", metavar="RUNE", help="default: five, spread evenly")
-    parser.add_argument("--t-samples", type=int, default=1000, help="passes of the estimator")
+    parser.add_argument(
+        "--t-samples", type=whole(2, 10**6), default=1000, help="passes of the estimator"
+    )
     parser.add_argument("--picture", type=Path, help="PNG: real, before and after, for each rune")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     arguments = parser.parse_args(argv)
-    if arguments.t_samples < 2:
-        raise UserError(f"--t-samples is {arguments.t_samples}; write 2 or more")
+    if arguments.picture is not None:
+        check_out(arguments.picture, "--picture")
+    # What a submission prints goes to standard error: the result alone is on standard output.
+    with redirect_stdout(sys.stderr):
+        source, scores = _score(arguments)
+    if isinstance(scores, ChallengeFailure):
+        print(f"failed: {scores}", file=sys.stderr)
+        return EXIT_FAILED
+    _print_result(source, scores, arguments)
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> tuple[RuneSource, list[CallScore] | ChallengeFailure]:
+    """The drawings that were asked for, and how the submission does on them."""
     from .adapt import finetune_model
     from .data.runes import choose_runes
     from .model.checkpoints import list_networks
@@ -323,8 +357,13 @@ def main(argv: list[str] | None = None) -> int:
             picture=arguments.picture,
         )
     except ChallengeFailure as failure:
-        print(f"failed: {failure}", file=sys.stderr)
-        return EXIT_FAILED
+        return source, failure
+    return source, scores
+
+
+def _print_result(
+    source: RuneSource, scores: Sequence[CallScore], arguments: argparse.Namespace
+) -> None:
     with_points = earns_points(source, scores)
     if arguments.json:
         mean, standard_error = mean_loss(scores)
@@ -342,7 +381,6 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(report, indent=2))
     else:
         print(table(scores, with_points=with_points))
-    return 0
 
 
 if __name__ == "__main__":

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable
 
+from .terminal import printable
+
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_NO_READER = 141
 
 
 class UserError(Exception):
@@ -14,14 +19,33 @@ class UserError(Exception):
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run a command's ``main`` and exit: 0, 2 for bad input, 130 when interrupted."""
+    """Run a command's ``main`` and exit: 0, 2 for bad input, 130 when interrupted.
+
+    What the output's encoding has no character for is written as a question mark. When nobody
+    reads the output any more, the command ends quietly, with the code of programs that SIGPIPE
+    ends.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
-        code = main() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        try:
+            code = main() or 0
+        except UserError as error:
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            code = EXIT_BAD_INPUT
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            code = EXIT_INTERRUPTED
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = EXIT_NO_READER
+    except OSError as error:
+        if error.filename is None:
+            raise
+        reason = f"{printable(str(error.filename))}: {error.strerror}"
+        print(f"error: {reason}", file=sys.stderr)
         code = EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = EXIT_INTERRUPTED
-    sys.stdout.flush()
     sys.exit(code)

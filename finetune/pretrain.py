@@ -7,22 +7,24 @@ ends with the weights that an unbroken run would have had.
 
 from __future__ import annotations
 
-import argparse
 import signal
 from pathlib import Path
 
+from .arguments import Parser, whole
 from .errors import run_command
+from .outputs import check_out_directory
+
+_LARGEST_SEED = 2**31 - 1  # a hundred thousand times it still fits into torch's seeds
+_MOST_EPOCHS = 10_000
+_MOST_IMAGES = 60_000  # MNIST's: a larger batch leaves no step in an epoch
 
 
 def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}; write whole numbers, like 1,2,3") from None
+    return [whole(0, _LARGEST_SEED)(part) for part in text.split(",")]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m finetune.pretrain", description=__doc__)
+    parser = Parser(prog="python -m finetune.pretrain", description=__doc__)
     parser.add_argument(
         "--data",
         type=Path,
@@ -30,10 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="where the networks go")
     parser.add_argument("--seeds", type=_seeds, default=[1], help="for example 1,2,3")
-    parser.add_argument("--epochs", type=int, help="default: 10")
-    parser.add_argument("--batch-size", type=int, help="default: 64")
+    parser.add_argument("--epochs", type=whole(1, _MOST_EPOCHS), help="default: 10")
+    parser.add_argument("--batch-size", type=whole(1, _MOST_IMAGES), help="default: 64")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     arguments = parser.parse_args(argv)
+    check_out_directory(arguments.out)
     # After the options: torch takes seconds to import.
     import torch
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 PREFIX = "RUNES_"
+_SHOWN = 40  # characters of a number that somebody wrote
+# Those of `hpo.settings`, whose import would take `--help` a second.
+LARGEST_COUNT, LARGEST_NUMBER = 2**31 - 1, 1e9
 
 T = TypeVar("T", bound="DataclassInstance")
 
@@ -41,6 +44,7 @@ class _Option:
     variable: bool
     least: float | None
     above: float | None
+    most: float | None
     choices: Sequence[str]
     excludes: str
     extra: Mapping[str, Any]
@@ -85,14 +89,23 @@ class _Option:
             value = convert(text)
         except ValueError as error:
             kind = "a whole number" if convert is int else "a number"
-            raise UserError(f"{where} is {text!r}; write {kind}") from error
-        if self.above is not None and not value > self.above:
-            raise UserError(f"{where} is {value:g}; write more than {self.above:g}")
-        if self.least is not None and not self.least <= value < float("inf"):
-            raise UserError(f"{where} is {value:g}; write {self.least:g} or more")
+            raise UserError(f"{where} is {_short(text)!r}; write {kind}") from error
+        if convert in (int, float):
+            self._check_bounds(value, f"{where} is {_short(text)}")
         if self.choices and value not in self.choices:
             raise UserError(f"{where} is {value!r}; write one of {', '.join(self.choices)}")
         return value
+
+    def _check_bounds(self, value: float, found: str) -> None:
+        most = self.most
+        if most is None:
+            most = LARGEST_COUNT if self.hint is int else LARGEST_NUMBER
+        if self.above is not None and not value > self.above:
+            raise UserError(f"{found}; write more than {self.above:g}")
+        if self.least is not None and not value >= self.least:
+            raise UserError(f"{found}; write {self.least:g} or more")
+        if not -most <= value <= most:
+            raise UserError(f"{found}; write {most:.10g} or less")
 
 
 def option(
@@ -103,6 +116,7 @@ def option(
     variable: bool = False,
     least: float | None = None,
     above: float | None = None,
+    most: float | None = None,
     choices: Sequence[str] = (),
     excludes: str = "",
     **extra: Any,
@@ -117,11 +131,12 @@ def option(
         default: without one the option must be given.
         flag: by default the field's name with hyphens.
         variable: whether ``RUNES_<FLAG>`` in the environment sets it as well.
-        least, above: bounds of a number, inclusive and exclusive.
+        least, above: lower bounds of a number, inclusive and exclusive.
+        most: its upper bound; None: the largest that `hpo.settings` names for its kind.
         excludes: options that name the same group exclude each other.
         extra: further arguments of `argparse.ArgumentParser.add_argument`.
     """
-    declared = _Option(text, default, flag, variable, least, above, choices, excludes, extra)
+    declared = _Option(text, default, flag, variable, least, above, most, choices, excludes, extra)
     return field(default=default, metadata={"option": declared})
 
 
@@ -234,6 +249,11 @@ def passed_on(
         else:
             arguments += [one.flag] if value is True else [one.flag, str(value)]
     return arguments, variables
+
+
+def _short(text: str) -> str:
+    """What somebody wrote, as a message shows it."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 class _Parser(argparse.ArgumentParser):

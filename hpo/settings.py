@@ -6,9 +6,16 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Natural = Annotated[int, Field(ge=0)]
+LARGEST_SEED = 2**32 - 1  # numpy's generators take no larger one
+LARGEST_COUNT = 2**31 - 1  # databases' whole numbers are no larger
+LARGEST_NUMBER = 1e9  # of seconds, some 30 years; no clock waits much longer
+
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Natural = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+Count = Annotated[int, Field(gt=0, le=LARGEST_COUNT)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST_NUMBER)]
 Speed = Annotated[float, Field(ge=0.001, le=1000)]  # over that of a reference machine
-PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class Table(BaseModel):

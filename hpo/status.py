@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from .arguments import StudyOptions, json_option, option, parse
-from .errors import run_command
+from .errors import printable, run_command
 from .formatting import cost_of_answer, duration, setting
 
 # Optuna takes half a second to import, and `--help` needs none of it.
@@ -38,12 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from .analysis.status import status_of
     from .storage.open import load_study, looked_at
+    from .storage.url import study_argument
     from .study.config import load_study_file
 
     config = load_study_file(options.study)
     url = config.storage_url(options.storage)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with looked_at(url, options.study) as storage:
+    with looked_at(url, study_argument(options.study, options.storage)) as storage:
         study = load_study(storage, config.name)
         trials = study.get_trials(deepcopy=False)
         attrs = study.user_attrs
@@ -51,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept_calls = storage.count_calls(study._study_id)
     now = datetime.now(UTC)
     status = status_of(config, url, trials, beats, now, options.best, attrs, kept_calls)
-    print(to_json(status) if options.json else to_text(status))
+    print(to_json(status) if options.json else printable(to_text(status)))
     return 0
 
 
 def to_json(status: Status) -> str:
     """One JSON object; its keys are the fields of `Status`.  Null: not known, or not finite."""
-    return json.dumps(_plain(asdict(status)), indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(_plain(asdict(status)), indent=2, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

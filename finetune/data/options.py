@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..arguments import whole
 from .futhorc import ALPHABET
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `--help` needs none of it
@@ -25,7 +26,7 @@ def add_drawings_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--train",
-        type=int,
+        type=whole(1, 2**31 - 1),
         metavar="N",
         help="drawings of each rune that a call learns from (default: half)",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -20,6 +21,10 @@ from .unet import ConditionalDiffusionUNet
 SUFFIXES = (".safetensors", ".pt", ".pth")
 # Where a training loop may have nested the weights in its own checkpoint.
 _NESTED_KEYS = ("state_dict", "model_state_dict", "model")
+# What wrappers put before the names of a network's weights: DataParallel and AveragedModel,
+# torch.compile, training loops. AveragedModel counts its updates as well.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
+_COUNTER = "n_averaged"
 
 
 def embedded_dir() -> Path:
@@ -36,7 +41,8 @@ def list_networks(directory: Path | None = None) -> list[Path]:
     directory = directory or embedded_dir()
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; name one that holds unet_1.pt, ...")
-    paths = [p for p in directory.iterdir() if p.suffix in SUFFIXES]
+    # Other systems leave hidden files beside copies, such as ._unet_1.pt.
+    paths = [p for p in directory.iterdir() if p.suffix in SUFFIXES and p.name[0] != "."]
     if not paths:
         raise UserError(f"{directory} holds no network; expected unet_1{SUFFIXES[0]} or unet_1.pt")
     return sorted(paths, key=lambda p: ([int(n) for n in re.findall(r"\d+", p.stem)], p.name))
@@ -63,7 +69,7 @@ def load_network(path: Path) -> ConditionalDiffusionUNet:
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _without_prefixes(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
@@ -79,7 +85,19 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
             state = state[key]
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}; a state dict is wanted")
+    return _without_prefixes(state)
+
+
+def _without_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same weights under the names that the network gives them."""
+    state = {name: value for name, value in state.items() if name != _COUNTER}
+    while state and (prefix := next(filter(_is_prefix_of(state), _PREFIXES), None)):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+def _is_prefix_of(state: dict[str, torch.Tensor]) -> Callable[[str], bool]:
+    return lambda prefix: all(str(name).startswith(prefix) for name in state)
 
 
 def save_network(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from ..storage.url import shown
 from ..study.budget import compute_seconds, why_stop
 from ..study.config import Budget, StudyConfig
 from ..study.confirmation import BASELINE, Confirmation, read_confirmation
-from ..trial.ranking import best_trials
+from ..trial.ranking import best_trials, why_passed_over
 from ..trial.run import Run, run_of, runs_of
 from ..trial.stored import Remark
 from .importance import Importance, ImportanceError, importances
@@ -163,9 +163,16 @@ def status_of(
         importances_unknown=why_not,
         confirmed=_confirmed(confirmed) if isinstance(confirmed, Confirmation) else None,
         confirmed_unreadable=confirmed.problem if isinstance(confirmed, Remark) else None,
-        unreadable=tuple(f"trial {r.number}: {x}" for r in runs for x in r.record.remarks),
+        unreadable=tuple(_remarks(runs)),
         kept_calls=kept_calls,
     )
+
+
+def _remarks(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs:
+        odd = why_passed_over(run.trial) if run.state.is_finished() else None
+        for remark in (*run.record.remarks, *([odd] if odd else [])):
+            yield f"trial {run.number}: {remark}"
 
 
 def pace_of(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..arguments import parse
-from ..errors import EXIT_FAILED, run_command
+from ..errors import EXIT_FAILED, printable, run_command
 from ..process.devices import choose_device, n_cores
 from ..process.logging import info, start_log
 from ..process.signals import StopError, acknowledge_stop, raise_on_signals
@@ -40,6 +40,7 @@ def _run(options: ConfirmOptions) -> int:
     import optuna
 
     from ..storage.open import load_study, open_existing
+    from ..storage.url import study_argument
     from ..study.config import load_study_file
     from .files import read_submissions
 
@@ -51,11 +52,16 @@ def _run(options: ConfirmOptions) -> int:
     methods = [s.method for s in submissions if s.method] or [config.load_method()]
     for method in methods:
         method.prepare(options.device, options.threads or n_cores())
-    storage = open_existing(config.storage_url(options.storage), options.study)
+    storage = open_existing(
+        config.storage_url(options.storage),
+        study_argument(options.study, options.storage),
+        to_write=True,
+    )
     try:
         # It may be away for a while, and hours of measuring shall not be lost to that.
         storage.retry.limit_s = config.recovery.patience_s
         study = load_study(storage, config.name)
+        storage.identify(study._study_id)
         if submissions:
             return _race(config, study, submissions, options)
         return _confirm(config, study, options)
@@ -99,10 +105,10 @@ def _confirm(config: StudyConfig, study: optuna.Study, options: ConfirmOptions) 
             speeds=options.speeds,
         )
     except NoneFeasibleError as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(printable(f"failed: {error}"), file=sys.stderr)
         return EXIT_FAILED
     if options.json:
-        print(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
+        print(json.dumps(result.to_json(), indent=2))
     else:
         print(to_terminal(confirmation_of(config, result)))
     return 0

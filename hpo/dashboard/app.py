@@ -5,19 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from importlib.util import find_spec
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import bottle
 import optuna_dashboard
 from markupsafe import Markup
 from werkzeug import Response
-from werkzeug.exceptions import ServiceUnavailable, abort
+from werkzeug.exceptions import BadRequest, NotFound, ServiceUnavailable, abort
 from werkzeug.test import Client
 from werkzeug.utils import redirect
 
 from ..artifacts.store import Store
 from ..errors import UserError
-from ..storage.open import open_storage
+from ..storage.open import has_studies, open_storage, open_to_read
 from ..storage.url import IN_MEMORY, shown, sqlite_file
 from ..study.config import StudyConfig
 from .middleware.responses import Request, application, page
@@ -28,6 +29,8 @@ from .storage import WatchedStorage
 
 _START = "/dashboard"
 _OPENING_S = 10.0
+_PLOT = "/plot/"
+_MOST_DIGITS = 18  # of an id: databases have none larger
 _REFRESH = '<meta http-equiv="refresh" content="5">'
 _WAITING = Markup(
     "<p>There is no study {study} in {url} yet. This page waits for its first worker:</p>"
@@ -96,6 +99,7 @@ class LiveDashboard:
 
     def _view(self, request: Request) -> WSGIApplication:
         try:
+            _check(request)
             self._follow()
             return self._home() if request.path == "/" and request.is_reading else self.app
         except UserError as error:
@@ -122,7 +126,9 @@ class LiveDashboard:
                 self._open()
 
     def _open(self) -> None:
-        opened = open_storage(self._url, retry_s=_OPENING_S)
+        # A database that is not there yet is made, so that the page can wait for its first study.
+        open_it = open_to_read if has_studies(self._url) else open_storage
+        opened = open_it(self._url, retry_s=_OPENING_S)
         # This connection stays open, so no other file can get the inode number.
         opened.get_all_studies()
         self.storage = WatchedStorage(opened)
@@ -135,6 +141,24 @@ class LiveDashboard:
         self._notes = Notes(self.storage, self._config, self._argument, has_pictures)
         app.install(self._notes)
         self.app: WSGIApplication = app
+
+
+def _check(request: Request) -> None:
+    """Refuse what the dashboard would stumble over.
+
+    Raises:
+        NotFound: an id in the path is larger than any of a database.
+        BadRequest: ``after`` is no whole number.
+        NotImplemented: a plot that the server would make needs Plotly, which is not installed.
+    """
+    if _PLOT in request.path and find_spec("plotly") is None:
+        abort(501, "Plotly is not installed on this server; the page draws its own plots.")
+    for part in request.path.split("/"):
+        if part.isdecimal() and len(part) > _MOST_DIGITS:
+            raise NotFound("There is nothing of that number.")
+    after = request.args.get("after", "0")
+    if not after.removeprefix("-").isdecimal() or len(after) > _MOST_DIGITS:
+        raise BadRequest("after should be a whole number.")
 
 
 def _identity(url: str) -> object:

@@ -18,7 +18,7 @@ class DashboardOptions(ArtifactsOptions, StudyOptions):
     """Where the dashboard listens, and for whom."""
 
     host: str = option("listen there", "127.0.0.1")
-    port: int = option("0: a free one", 8080)
+    port: int = option("0: a free one", 8080, least=0, most=65535)
     open: bool = option("open a browser", False)
     allow_writes: bool = option("let the dashboard change and delete studies", False)
     token_file: Path | None = option(

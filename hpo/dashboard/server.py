@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import logging
 import os
+import resource
 import socket
 import threading
 import webbrowser
@@ -20,6 +21,8 @@ from ..errors import UserError
 from .options import TOKEN_VARIABLE, DashboardOptions
 
 _THREADS = 4
+_CONNECTIONS, _OWN_HANDLES = 4000, 100
+_IDLE_S = 20  # after which a connection that says nothing is closed
 _LARGEST_BODY = 128 * 2**20  # of an artifact that is uploaded
 _LARGEST_FORM = 2**16
 
@@ -64,7 +67,7 @@ def serve(options: DashboardOptions) -> int:
         import waitress
 
         from ..storage.compressed import is_published, unpacked
-        from ..storage.url import shown
+        from ..storage.url import shown, study_argument
         from ..study.config import load_study_file
         from .app import LiveDashboard
 
@@ -72,10 +75,11 @@ def serve(options: DashboardOptions) -> int:
         url = config.storage_url(options.storage)
         if options.allow_writes and is_published(url):
             raise UserError(f"--allow-writes: {url} is compressed, and only a copy of it is shown")
-        start = f"python -m hpo.worker --study {options.study}"
+        named = study_argument(options.study, options.storage)
+        start = f"python -m hpo.worker --study {named}"
         artifacts = open_store(config.artifacts_place(options.storage, options.artifacts))
         shown_url = opened.enter_context(unpacked(url))
-        live = LiveDashboard(shown_url, config.name, start, artifacts, config, options.study)
+        live = LiveDashboard(shown_url, config.name, start, artifacts, config, named)
         try:
             app = guard(
                 live,
@@ -90,6 +94,11 @@ def serve(options: DashboardOptions) -> int:
                 sockets=[listener],
                 threads=_THREADS,
                 ident=None,
+                # Whoever connects and says nothing takes a place, token or not.
+                connection_limit=_most_connections(),
+                channel_timeout=_IDLE_S,
+                cleanup_interval=_IDLE_S,
+                asyncore_use_poll=True,  # select knows no handle above 1023
                 max_request_body_size=_LARGEST_BODY if options.allow_writes else _LARGEST_FORM,
                 **_trust(options.proxy),
             )
@@ -107,6 +116,12 @@ def serve(options: DashboardOptions) -> int:
         finally:
             live.close()
     return 0
+
+
+def _most_connections() -> int:
+    """Connections at once: as many as the limit of open files leaves, within reason."""
+    handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(100, min(_CONNECTIONS, handles - _OWN_HANDLES))
 
 
 def guard(

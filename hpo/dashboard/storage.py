@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
 import time
 from collections.abc import Callable, Collection, Container
@@ -18,7 +19,7 @@ from ..errors import UserError
 from ..storage.rdb import StudyStorage
 from ..storage.retry import Retry
 from ..storage.tables import states_of, trials_of
-from ..trial.ranking import is_feasible
+from ..trial.ranking import constraints_of, is_feasible, loss_of
 from .attrs import NOTE_TEXT, NOTE_VERSION, PLOT
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ _RETRY_S = 3.0  # someone waits for the page
 # In between, what runs and what is new is read.
 _REST = 40.0
 _DASHBOARDS = "dashboard:"
+_ARTIFACT = "artifacts:"
 _OF_STUDY = (NOTE_VERSION, NOTE_TEXT, PLOT)
 
 
@@ -81,7 +83,7 @@ class WatchedStorage(StudyStorage):
             fresh = self._read_trials(study_id, running, highest)
             before = known.by_id
         for trial in fresh:
-            _show_constraints(trial)
+            _make_fit(trial)
             trial_id = trial._trial_id
             if before.get(trial_id) != trial:
                 known.by_id[trial_id] = trial
@@ -126,13 +128,36 @@ class WatchedStorage(StudyStorage):
             raise ValueError("no trial is complete")
         (direction,) = self.get_study_directions(study_id)
         sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-        return min(complete, key=lambda t: (not is_feasible(t), sign * (t.value or 0.0), t.number))
+
+        def rank(trial: FrozenTrial) -> tuple[bool, float, int]:
+            loss = loss_of(trial)
+            is_good = loss is not None and is_feasible(trial)
+            return not is_good, sign * (loss or 0.0), trial.number
+
+        return min(complete, key=rank)
 
 
-def _show_constraints(trial: FrozenTrial) -> None:
+def _make_fit(trial: FrozenTrial) -> None:
+    """Let the dashboard's page find what it reads, in the form that it reads."""
+    if not isinstance(trial.system_attrs.get("fixed_params", {}), dict):
+        del trial.system_attrs["fixed_params"]
+    for key in [key for key in trial.system_attrs if key.startswith(_ARTIFACT)]:
+        if not _is_object(trial.system_attrs[key]):
+            del trial.system_attrs[key]
     # The dashboard reads only the older form, which other programs need not write.
-    if trial.constraints:
-        trial.system_attrs.setdefault("constraints", list(trial.constraints.values()))
+    constraints = constraints_of(trial)
+    if constraints is None:  # the page would stumble over what it is instead
+        trial.system_attrs.pop("constraints", None)
+    elif constraints:
+        trial.system_attrs.setdefault("constraints", list(constraints.values()))
+
+
+def _is_object(text: object) -> bool:
+    """Whether a value is the text of a JSON object."""
+    try:
+        return isinstance(text, str) and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 class _Answering(Retry):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arguments import DeviceOptions, DrawingsOptions, StudyOptions, option, parse
-from ..errors import EXIT_FAILED, UserError, run_command
+from ..errors import EXIT_FAILED, UserError, check_out, printable, run_command, write_whole
 from ..process.devices import choose_device, n_cores
 
 # Torch takes seconds to import, and `--help` and `--format json` need none of it; `--help` needs
@@ -69,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     choose_device(options.device)
     import optuna
 
+    from ..storage.url import study_argument
     from ..study.config import load_study_file
     from ..study.confirmation import CONFIRMED_KEY
     from .selection import choose, read_recipe
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.confirmed and CONFIRMED_KEY not in study.user_attrs:
             raise UserError(
                 f"study {config.name} has no confirmed result; measure its best trials again by "
-                f"python -m hpo.confirm --study {options.study}"
+                f"python -m hpo.confirm --study {study_argument(options.study, options.storage)}"
             )
         chosen = choose(study, options.trial, method)
     if options.diff:
@@ -117,16 +117,17 @@ def _text(method: Method, values: Values, about: str) -> str:
 
 
 def _check_free(path: Path, force: bool) -> None:
-    if path.is_dir():
-        raise UserError(f"{path} is a directory; write a file's name")
+    check_out(path)
     if path.exists() and not force:
         raise UserError(f"{path} is there already; write --force to replace it")
 
 
 def _open_study(config: StudyConfig, options: ExportOptions) -> optuna.Study:
     from ..storage.open import load_study, open_existing
+    from ..storage.url import study_argument
 
-    storage = open_existing(config.storage_url(options.storage), options.study)
+    named = study_argument(options.study, options.storage)
+    storage = open_existing(config.storage_url(options.storage), named)
     try:
         study = load_study(storage, config.name)
         study.get_trials(deepcopy=False)
@@ -159,12 +160,12 @@ def _export(
         try:
             claims = claims_of(chosen)
             for line in method.prove(file, chosen.recipe, problem, config.limit_s, claims):
-                print(line)
+                print(printable(line))
             if not options.no_challenge:
                 for line in problem.challenge(file, options.held_out, options.t_samples):
                     print(line)
         except ProofError as failure:
-            print(f"failed: {failure}; {out} is not written", file=sys.stderr)
+            print(printable(f"failed: {failure}; {out} is not written"), file=sys.stderr)
             return EXIT_FAILED
     _write(out, text, options.force)
     print(f"wrote {out}: {chosen.name}, {len(text.splitlines())} lines")
@@ -197,7 +198,7 @@ def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
 
 
 def _write(path: Path | None, text: str, force: bool) -> None:
-    """Write beside the file and rename, or print where there is no name.
+    """Write the file, or print where there is no name.
 
     Raises:
         UserError: it is there already, or can't be written.
@@ -206,14 +207,7 @@ def _write(path: Path | None, text: str, force: bool) -> None:
         print(text, end="")
         return
     _check_free(path, force)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(text.encode())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(f"{path} can't be written: {error.strerror}") from error
+    write_whole(path, text.encode())
 
 
 if __name__ == "__main__":

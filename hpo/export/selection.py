@@ -15,8 +15,9 @@ from optuna.trial import FrozenTrial
 from ..errors import UserError
 from ..formatting import counted
 from ..problem.base import Claim, InvalidValuesError, Method, Values, digest_of
+from ..process.logging import warn
 from ..study.confirmation import CONFIRMED_KEY, Confirmation, read_confirmation
-from ..trial.ranking import best_trial
+from ..trial.ranking import best_trials, was_measured
 from ..trial.recipe import recipe_of
 from ..trial.record import mean_loss
 from ..trial.run import Run, run_of
@@ -75,13 +76,14 @@ def choose(study: optuna.Study, number: int | None, method: Method) -> Chosen:
 
 
 def _best(study: optuna.Study) -> FrozenTrial:
-    trial = best_trial(study)
-    if trial is None:
-        raise UserError(
-            f"study {study.study_name} has no complete, feasible trial; run more, or name "
-            "a recipe by --recipe"
-        )
-    return trial
+    for trial in best_trials(study.get_trials(deepcopy=False)):
+        if was_measured(trial):
+            return trial
+        warn(f"trial {trial.number} was not measured here; it is passed over")
+    raise UserError(
+        f"study {study.study_name} has no complete, feasible trial; run more, or name "
+        "a recipe by --recipe"
+    )
 
 
 def _numbered(study: optuna.Study, number: int | None) -> FrozenTrial:
@@ -147,6 +149,8 @@ def read_recipe(path: Path, method: Method) -> Chosen:
         raise UserError(f"{path} can't be read: {reason}") from error
     except InvalidValuesError as error:
         raise UserError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: recipe is JSON in JSON without end; write an object") from error
     except ValueError as error:  # JSONDecodeError, or an integer of too many digits
         raise UserError(f"{path}: recipe is not JSON: {error}") from error
     return Chosen(recipe, path.name)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+_SHOWN = 100  # characters of a value in a message
 Values = Mapping[str, Any]  # of a method's fields, as JSON has them
 
 
@@ -60,7 +61,9 @@ class Field:
     def check(self, name: str, value: Any) -> None:
         """Raises InvalidValuesError unless the field called ``name`` may have this value."""
         if not self._allows(value):
-            raise InvalidValuesError(f"{name} is {value!r}; write {self._allowed(value)}")
+            found = repr(value)
+            found = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}..."
+            raise InvalidValuesError(f"{name} is {found}; write {self._allowed(value)}")
 
     def _allows(self, value: Any) -> bool:
         if self.kind == "text":

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from finetune.canvas import Resize
 from finetune.data.futhorc import ALPHABET
 
-from ..settings import Natural, Speed, Table
+from ..settings import Count, Seed, Speed, Table
 
 _AUTHORS_TRAIN = 10  # drawings of a rune, of twenty
+_MOST_BINS = 10_000  # a table of so many times for each drawing fills no memory
 
 
 class Instances(Table):
@@ -21,10 +23,10 @@ class Instances(Table):
     source: Literal["omniglot", "drawn", "drawings"]
     alphabet: Annotated[str, Field(min_length=1)] | None = None  # of Omniglot; none: the Futhorc
     drawings: Path | None = None  # folder of a person's own, from where the command is started
-    train: PositiveInt | None = None  # drawings of each rune that a call learns from; none: half
+    train: Count | None = None  # drawings of each rune that a call learns from; none: half
     runes: tuple[str, ...] = ()  # none: all that the source has
-    splits: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
-    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)  # of the call's randomness
+    splits: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)  # of the call's randomness
     # Of the reference machine, in calls on all of these; none: that of the study's clock.
     speeds: tuple[Speed, ...] = ()
     resize: Resize = "bilinear"
@@ -38,6 +40,11 @@ class Instances(Table):
         if isinstance(table, dict) and "drawings" in table:
             return {"source": "drawings", **table}
         return table
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Instances:
+        _check_distinct(self, ("runes", "splits", "seeds", "networks"))
+        return self
 
     @model_validator(mode="after")
     def _of_one_source(self) -> Instances:
@@ -68,24 +75,28 @@ class Confirm(Table):
 
     runes: tuple[str, ...] = ()  # none: those of the source that are not the study's
     # None: the study's own with other runes; with its own runes, numbers that it did not use.
-    splits: tuple[Natural, ...] = ()
-    seeds: tuple[Natural, ...] = ()
+    splits: tuple[Seed, ...] = ()
+    seeds: tuple[Seed, ...] = ()
     networks: tuple[str, ...] = ()  # none: the study's
     resizes: tuple[Resize, ...] = ()  # none: the study's
 
     @model_validator(mode="after")
     def _distinct(self) -> Confirm:
-        for key in type(self).model_fields:
-            values = getattr(self, key)
-            for value in values:
-                if values.count(value) > 1:
-                    raise ValueError(f"{key} names {value!r} twice; write each once")
+        _check_distinct(self, type(self).model_fields)
         return self
+
+
+def _check_distinct(table: Table, keys: Iterable[str]) -> None:
+    for key in keys:
+        values = getattr(table, key)
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(f"{key} names {value!r} twice; write each once")
 
 
 class Estimator(Table):
     """The table of times and noises that all trials share."""
 
-    strata: PositiveInt = 25
-    replicates: Annotated[int, Field(ge=2)] = 8
-    seed: Natural = 0
+    strata: Annotated[int, Field(gt=0, le=_MOST_BINS)] = 25
+    replicates: Annotated[int, Field(ge=2, le=_MOST_BINS)] = 8
+    seed: Seed = 0

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 from pathlib import Path
 
 from ..errors import UserError
+
+_WORKER_BYTES = 300 * 2**20  # of one that has imported torch, at the least
+_WORKER_HANDLES = 3  # of a pool, for each of its workers
+_OWN_HANDLES = 64
 
 
 def n_cores() -> int:
@@ -29,6 +34,27 @@ def machine_memory_gb() -> float:
 def share_cores(workers: int) -> int:
     """Threads for each of ``workers`` processes: an equal share of the cores, at least one."""
     return max(1, n_cores() // workers)
+
+
+def check_room(workers: int) -> None:
+    """Check that the machine can hold so many workers.
+
+    Raises:
+        UserError: their memory, or the handles that a pool needs for them, are more than there is.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    of_memory, of_handles = memory // _WORKER_BYTES, (handles - _OWN_HANDLES) // _WORKER_HANDLES
+    if workers > of_memory:
+        raise UserError(
+            f"--workers is {workers}; this machine's {memory / 2**30:.0f} GiB hold {of_memory} of "
+            f"{_WORKER_BYTES / 2**30:.1g} GiB each: write at most that many"
+        )
+    if workers > of_handles:
+        raise UserError(
+            f"--workers is {workers}; the limit of {handles} open files allows {of_handles}: "
+            "raise it by ulimit -n, or write fewer"
+        )
 
 
 def choose_device(device: str | None) -> None:

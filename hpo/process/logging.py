@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 
 from tqdm import tqdm
+
+from ..errors import printable
 
 _LOGGER = logging.getLogger("hpo")
 
@@ -14,7 +17,14 @@ class _BesideBars(logging.Handler):
     """Writes a line above progress bars instead of into them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        write_line(self.format(record))
+
+
+def write_line(line: str) -> None:
+    """Write a line to standard error, above progress bars; without a reader it gets lost."""
+    # A closed terminal or a reader that ended must not end the work.
+    with suppress(OSError):
+        tqdm.write(printable(line), file=sys.stderr)
         sys.stderr.flush()
 
 

@@ -1,8 +1,9 @@
-"""Signals that stop a process cleanly: the first SIGTERM, SIGINT or SIGUSR1 raises `StopError`.
+"""Signals that stop a process cleanly: the first one raises `StopError`.
 
-A second SIGTERM or SIGINT ends the process at once.  SIGUSR1, which batch systems send before they
-take a machine away, never does.  A parent that passes a signal on to children which may have
-received it as well therefore sends SIGUSR1.
+They are SIGTERM, SIGINT, SIGUSR1, and SIGHUP, which a terminal sends that is closed, unless nohup
+lets the process ignore it.  A second SIGTERM or SIGINT ends the process at once.  SIGUSR1, which
+batch systems send before they take a machine away, never does.  A parent that passes a signal on
+to children which may have received it as well therefore sends SIGUSR1.
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ class StopError(KeyboardInterrupt):
 
 
 def raise_on_signals() -> None:
-    """Turn the first SIGTERM, SIGINT or SIGUSR1 into a `StopError` in the main thread."""
+    """Turn the first of the signals into a `StopError` in the main thread."""
     stopping, next_ends = False, False
 
     def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal stopping, next_ends
         global _pending
-        if next_ends and number != signal.SIGUSR1:
+        only_asks = number in (signal.SIGUSR1, signal.SIGHUP)
+        if next_ends and not only_asks:
             os._exit(128 + number)
-        next_ends = next_ends or number != signal.SIGUSR1
+        next_ends = next_ends or not only_asks
         if not stopping:
             stopping = True
             _pending = StopError(number)
@@ -50,8 +52,9 @@ def raise_on_signals() -> None:
             sys.__unraisablehook__(unraisable)
 
     sys.unraisablehook = report
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, handle)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handle)
 
 
 def raise_if_stopped() -> None:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import optuna
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from ..components import check_component, make_component
 from ..errors import UserError
-from ..settings import Table
+from ..settings import Count, Table
 
 
 class Pruner(Table):
@@ -23,7 +23,7 @@ class Pruner(Table):
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.4
     # Percentile and median, of Optuna:
     percentile: Annotated[float, Field(gt=0, lt=100)] = 40.0  # of known trials that may go on
-    startup_trials: PositiveInt = 5  # complete trials before any is pruned
+    startup_trials: Count = 5  # complete trials before any is pruned
 
     @model_validator(mode="after")
     def _known(self) -> Pruner:

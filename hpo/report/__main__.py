@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..arguments import ArtifactsOptions, StudyOptions, option, parse
 from ..artifacts.location import check_directory
 from ..artifacts.store import open_store
-from ..errors import UserError, run_command
+from ..errors import UserError, check_out, run_command, write_whole
 
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:
@@ -43,25 +41,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     page = to_html(report_of(_read(options))).encode("utf-8")
-    _write(options.out, page)
+    write_whole(options.out, page)
     print(f"{options.out}: {len(page) / 1000:.0f} kB")
     return 0
 
 
 def _check(options: ReportOptions) -> None:
     check_directory(options.artifacts)
-    try:
-        if not options.out.parent.is_dir():
-            raise UserError(f"--out: {options.out.parent} is no directory; make it first")
-        if options.out.exists() and not options.out.is_file():
-            raise UserError(f"--out: {options.out} is no file; write the name of one")
-    except OSError as error:
-        raise UserError(f"--out: {options.out} can't be written: {error.strerror}") from error
+    check_out(options.out)
+    if not options.out.parent.is_dir():  # a name that was misspelt, where nobody looks for a page
+        raise UserError(f"--out: {options.out.parent} is no directory; make it first")
 
 
 def _read(options: ReportOptions) -> StudyData:
     from ..analysis.references import read_references
     from ..storage.open import load_study, looked_at
+    from ..storage.url import study_argument
     from ..study.config import load_study_file
     from ..trial.run import runs_of
     from .data import StudyData
@@ -71,13 +66,14 @@ def _read(options: ReportOptions) -> StudyData:
     references = read_references(options.references)
     url = config.storage_url(options.storage)
     artifacts = open_store(config.artifacts_place(options.storage, options.artifacts))
-    with looked_at(url, options.study) as storage:
+    named = study_argument(options.study, options.storage)
+    with looked_at(url, named) as storage:
         study = load_study(storage, config.name)
         trials = study.get_trials(deepcopy=False)
         found = read_pictures(study, trials, artifacts)
         return StudyData(
             config=config,
-            study_argument=options.study,
+            study_argument=named,
             url=url,
             attrs=study.user_attrs,
             runs=runs_of(trials),
@@ -87,23 +83,6 @@ def _read(options: ReportOptions) -> StudyData:
             pictures=found.pictures,
             picture_remarks=found.remarks,
         )
-
-
-def _write(path: Path, page: bytes) -> None:
-    """Beside it first, so that nobody ever reads half a page.
-
-    Raises:
-        UserError: it can't be written there.
-    """
-    there = path.resolve()  # a link stays one
-    beside = there.with_name(f".{there.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(page)
-        beside.replace(there)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise UserError(f"--out: {path} can't be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":

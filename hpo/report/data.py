@@ -24,7 +24,7 @@ class StudyData:
     """A study at one moment, and what it is compared with."""
 
     config: StudyConfig
-    study_argument: str  # what a person writes after --study, for the commands in the text
+    study_argument: str  # what a person writes after --study, as `storage.url.study_argument` says
     url: str  # of the database
     attrs: Mapping[str, Any]  # user attributes of the study
     runs: Sequence[Run]

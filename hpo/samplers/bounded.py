@@ -12,7 +12,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from ..trial.ranking import is_feasible
+from ..trial.ranking import is_feasible, why_passed_over
 
 _BEST_SHARE = 0.25  # of the history that is the best trials, the rest being drawn from the others
 
@@ -85,6 +85,7 @@ class History:
         self._size = size
         self._seed = seed
         self._shown: dict[int, FrozenTrial] = {}  # by number
+        self._passed_over: set[int] = set()  # numbers of trials that would mislead a sampler
         self._by_rank: list[tuple[tuple[bool, float], int, FrozenTrial]] = []
         self._by_draw: list[tuple[int, int, FrozenTrial]] = []
         # One sample asks some ten times, with Optuna's same list.
@@ -101,10 +102,11 @@ class History:
         for trial in trials:
             if not trial.state.is_finished():
                 unfinished.append(trial)
-            elif trial.number not in self._shown:
+            elif trial.number not in self._shown and trial.number not in self._passed_over:
                 self._add(trial)
         if len(self._by_rank) <= self._size:
-            return [self._shown.get(trial.number, trial) for trial in trials]
+            seen = (trial for trial in trials if trial.number not in self._passed_over)
+            return [self._shown.get(trial.number, trial) for trial in seen]
         n_best = round(_BEST_SHARE * self._size)
         chosen = {number: trial for _, number, trial in self._by_rank[:n_best]}
         for _, number, trial in self._by_draw:
@@ -114,6 +116,9 @@ class History:
         return sorted([*chosen.values(), *unfinished], key=lambda t: t.number)
 
     def _add(self, trial: FrozenTrial) -> None:
+        if why_passed_over(trial) is not None:
+            self._passed_over.add(trial.number)
+            return
         trial = _as_measured(trial)
         self._shown[trial.number] = trial
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):  # failed ones say nothing

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import optuna
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from ..components import check_component, make_component
 from ..errors import UserError
-from ..settings import Natural, Table
+from ..settings import LARGEST_COUNT, Count, Seed, Table
 from .bounded import BoundedSampler
 
 
@@ -20,10 +20,10 @@ class Sampler(Table):
 
     name: str = "tpe"  # or "gp", "random", or a class; see `hpo.components`
     options: dict[str, Any] = Field(default_factory=dict)  # of a class
-    seed: Natural = 0
-    startup_trials: PositiveInt = 10  # drawn at random before the sampler has something to learn
+    seed: Seed = 0
+    startup_trials: Count = 10  # drawn at random before the sampler has something to learn
     # Finished trials that inform TPE and GP; of more, the best and a random sample of the others.
-    history: Annotated[int, Field(ge=50)] = 300
+    history: Annotated[int, Field(ge=50, le=LARGEST_COUNT)] = 300
 
     @model_validator(mode="after")
     def _known(self) -> Sampler:

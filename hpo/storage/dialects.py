@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from filelock import FileLock
@@ -36,6 +37,10 @@ class Dialect:
     def file(self, url: sa.URL) -> Path | None:
         """The file that holds the database; None if it is on a server."""
         return None
+
+    def to_read(self, url: sa.URL) -> sa.URL:
+        """The URL by which the database can be read with no right to write."""
+        return url
 
     def prepare(self, connection: sa.Connection) -> None:
         """Set up the database itself; may run again at any time."""
@@ -91,7 +96,18 @@ class _Sqlite(Dialect):
         return {"connect_args": {"timeout": self._BUSY_S}}
 
     def file(self, url: sa.URL) -> Path:
-        return Path(url.database.removeprefix("file:")) if url.database else IN_MEMORY
+        if not url.database or url.query.get("mode") == "memory":
+            return IN_MEMORY
+        return Path(url.database.removeprefix("file:"))
+
+    def to_read(self, url: sa.URL) -> sa.URL:
+        file = self.file(url)
+        if file == IN_MEMORY or Path(f"{file}-wal").exists() or os.access(file.parent, os.W_OK):
+            return url
+        # SQLite reads a database with a write-ahead log only where it can write beside it, unless
+        # it is told that nobody changes the file.
+        database = f"file:{quote(str(file))}"
+        return url.set(database=database).update_query_dict({"immutable": "1", "uri": "true"})
 
     def prepare(self, connection: sa.Connection) -> None:
         # With a write-ahead log, readers and a writer do not wait for each other.
@@ -146,6 +162,9 @@ def _relax_sync(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
+_UTC = "-c timezone=UTC"  # heartbeats are compared with now() of whichever connection asks
+
+
 class _PostgreSQL(Dialect):
     bytewise = "C"
     _TABLE_LOCK = 0x72756E6573  # the key of an advisory lock
@@ -153,8 +172,6 @@ class _PostgreSQL(Dialect):
     _POOL: ClassVar = {"pool_size": 2, "max_overflow": 1}
     _CONNECT_S = 10
     _SESSION: ClassVar = {
-        # Heartbeats are compared with now() of whichever connection asks.
-        "timezone": "UTC",
         # The server releases the locks of a machine that vanished, or of a process that was
         # halted, in the middle of a transaction. By its own defaults it keeps them for two hours,
         # or for ever.
@@ -199,7 +216,11 @@ class _PostgreSQL(Dialect):
     }
 
     def engine_options(self, url: sa.URL) -> dict[str, Any]:
-        session = " ".join(f"-c {name}={value}" for name, value in self._SESSION.items())
+        # As libpq does: what the URL says counts, else the environment. A later option of a name
+        # beats an earlier one, and that all moments are in UTC is not to be chosen.
+        own = [f"-c {name}={value}" for name, value in self._SESSION.items()]
+        given = url.query.get("options", os.environ.get("PGOPTIONS", ""))
+        session = " ".join([*own, *([given] if isinstance(given, str) else given), _UTC])
         return {
             "pool_pre_ping": True,
             **self._POOL,

@@ -5,11 +5,16 @@ from __future__ import annotations
 import optuna
 import sqlalchemy.exc
 
+from ..errors import UserError
 from .dialects import dialect_of_error
 
 
 class TrialTakenError(optuna.exceptions.UpdateFinishedTrialError):
     """The trial does not belong to this worker any more: it was ended, or given to another."""
+
+
+class StudyGoneError(UserError):
+    """The study that this process works on was deleted, or its database's file is another."""
 
 
 def is_database_error(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import optuna
 import sqlalchemy as sa
@@ -20,8 +21,8 @@ from .errors import explain
 from .optuna_internals import open_rdb
 from .rdb import StudyStorage
 from .retry import Retry
-from .tables import STUDIES, add_state_index
-from .url import hide_passwords, parse_url, shown, sqlite_file
+from .tables import add_state_index
+from .url import IN_MEMORY, hide_passwords, parse_url, shown, sqlite_file
 
 RETRY_S = 3600.0
 _BRIEF_RETRY_S = 10.0
@@ -37,12 +38,46 @@ def open_storage(url: str, worker: str | None = None, retry_s: float = RETRY_S) 
     Raises:
         UserError: the URL is malformed or the database can't be opened; no password is shown.
     """
+    if sqlite_file(url) == IN_MEMORY:
+        raise UserError(
+            f"{shown(url)} is a database in memory, which no other process sees; "
+            "write sqlite:///FILE.db"
+        )
     with _explained(url), _one_makes_tables(url):
-        rdb = _open(url)
+        rdb = _open(parse_url(url))
         add_state_index(rdb.engine)
     if worker is None:
         worker = f"{socket.gethostname()}:{os.getpid()}"
     return StudyStorage(rdb, worker, Retry(shown(url), retry_s))
+
+
+def open_to_read(url: str, retry_s: float = _BRIEF_RETRY_S) -> StudyStorage:
+    """A database whose tables are there, for a look: rights to read are enough.
+
+    Nothing in it is changed, not even SQLite's journal mode. Writes are tried where somebody asks
+    for them.
+
+    Raises:
+        UserError: the URL is malformed or the database can't be opened; no password is shown.
+    """
+    with _explained(url):
+        parsed = parse_url(url)
+        rdb = _open(dialect_of(parsed).to_read(parsed))
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    return StudyStorage(rdb, worker, Retry(shown(url), retry_s))
+
+
+def has_studies(url: str) -> bool:
+    """Whether the database is there, with the tables for studies in it.
+
+    Raises:
+        UserError: the URL is malformed or the database can't be opened; no password is shown.
+    """
+    file = sqlite_file(url)
+    if file is not None and not file.is_file():
+        return False
+    with _explained(url), _engine(url, to_read=True) as engine, engine.connect() as connection:
+        return _has_tables(connection)
 
 
 def wait_for_server(url: str, limit_s: float) -> None:
@@ -57,22 +92,21 @@ def wait_for_server(url: str, limit_s: float) -> None:
         Retry(shown(url), limit_s).call(lambda: engine.connect().close())
 
 
-def open_existing(url: str, study: str) -> StudyStorage:
-    """A database that is there already, for a look: nothing is made, and it is waited for briefly.
+def open_existing(url: str, study: str, *, to_write: bool = False) -> StudyStorage:
+    """A database that is there already: nothing is made, and it is waited for briefly.
 
     Args:
         study: as the person named it, for the advice.
+        to_write: whether more than a look at it is wanted.
 
     Raises:
         UserError: there is no such database, no study was ever made in it, or it can't be opened.
     """
     advice = f"start a worker first: python -m hpo.worker --study {study}"
     _check_file(url, advice)
-    with _explained(url), _engine(url) as engine:
-        has_studies = sa.inspect(engine).has_table(STUDIES.name)
-    if not has_studies:
+    if not has_studies(url):
         raise UserError(f"{shown(url)} has no studies; {advice}")
-    return open_storage(url, retry_s=_BRIEF_RETRY_S)
+    return open_storage(url, retry_s=_BRIEF_RETRY_S) if to_write else open_to_read(url)
 
 
 @contextmanager
@@ -109,11 +143,11 @@ def reading(url: str) -> Iterator[sa.Connection]:
     _check_file(url, "write the URL of a database that is there")
     with ExitStack() as stack:
         with _explained(url):
-            engine = stack.enter_context(_engine(url))
+            engine = stack.enter_context(_engine(url, to_read=True))
             with engine.connect() as connection:
                 if not _has_tables(connection):
                     raise UserError(f"{shown(url)} has no studies; write another database's URL")
-            _open(url).engine.dispose()  # it checks the tables' release
+            _open(engine.url).engine.dispose()  # it checks the tables' release
             connection = stack.enter_context(dialect_of(engine).snapshot(engine))
 
         def explain_failure(context: sa.engine.ExceptionContext) -> None:
@@ -156,8 +190,7 @@ def _explained(url: str) -> Iterator[None]:
         raise UserError(f"can't open {shown(url)}: {_release_advice(str(error))}") from error
 
 
-def _open(url: str) -> RDBStorage:
-    parsed = parse_url(url)
+def _open(parsed: sa.URL) -> RDBStorage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         plain = parsed.render_as_string(hide_password=False)
@@ -165,9 +198,11 @@ def _open(url: str) -> RDBStorage:
 
 
 @contextmanager
-def _engine(url: str) -> Iterator[sa.Engine]:
+def _engine(url: str, to_read: bool = False) -> Iterator[sa.Engine]:
     """An engine of one connection, closed afterwards."""
     parsed = parse_url(url)
+    if to_read:
+        parsed = dialect_of(parsed).to_read(parsed)
     options = dialect_of(parsed).engine_options(parsed)
     engine = sa.create_engine(parsed, **{**options, "pool_size": 1})
     try:
@@ -180,7 +215,12 @@ def _check_file(url: str, advice: str) -> None:
     """Raises UserError if this is SQLite and there is no such file, which opening would make."""
     file = sqlite_file(url)
     if file is not None and not file.is_file():
-        raise UserError(f"{shown(url)}: no such database; {advice}")
+        raise UserError(f"{shown(url)}{_where(file)}: no such database; {advice}")
+
+
+def _where(file: Path) -> str:
+    """Where a file would be that a URL names from somewhere else."""
+    return "" if file == IN_MEMORY or file.is_absolute() else f" ({file.absolute()})"
 
 
 @contextmanager

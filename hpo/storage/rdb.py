@@ -20,6 +20,7 @@ from .cache import TrialCache
 from .calls import CallRow
 from .dialects import dialect_of
 from .optuna_internals import FrozenStudy
+from .presence import Presence
 from .recovery import Heartbeat
 from .retry import Retry
 from .statements import set_worker
@@ -51,6 +52,7 @@ class StudyStorage(BaseStorage):
         self.worker = worker
         self.retry = retry
         dialect_of(self.engine).tune(self.engine)
+        self._presence = Presence(self.engine, retry.name)
         self._reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._batch: tuple[int, Writes] | None = None
         self._keeps_calls: bool | None = None  # None: nobody has asked yet
@@ -90,7 +92,12 @@ class StudyStorage(BaseStorage):
         return self.retry.call(once)
 
     def transaction(self) -> AbstractContextManager[sa.Connection]:
-        """One transaction that is not tried again."""
+        """One transaction that is not tried again.
+
+        Raises:
+            StudyGoneError: the database's file is not the one that `identify` saw.
+        """
+        self._presence.check_file()
         return self.engine.begin()
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
@@ -101,6 +108,7 @@ class StudyStorage(BaseStorage):
         """
 
         def once() -> T:
+            self._presence.check_file()
             with self._reading.connect() as connection:
                 return work(connection)
 
@@ -140,9 +148,27 @@ class StudyStorage(BaseStorage):
         except sa.exc.IntegrityError:  # another process was quicker
             return False
 
+    def identify(self, study_id: int) -> None:
+        """From now on work on this study alone, and on no other that gets its id.
+
+        Claims, attributes of the study and looks at its trials raise StudyGoneError once it was
+        deleted; all operations do once the file of the database was removed or replaced.
+        """
+        found = self.transact(lambda c: transactions.identify(c, study_id))
+        self._presence.keep(study_id, found)
+
+    @contextmanager
+    def _of_study(self, study_id: int) -> Iterator[str | None]:
+        """Gives the study's token; that it is not there is told as it is meant."""
+        try:
+            yield self._presence.token(study_id)
+        except KeyError as error:
+            raise (self._presence.gone(study_id) or error) from error
+
     def join(self, study_id: int) -> int:
         """This worker's ordinal in the study, from 0: nobody else's, now or later."""
-        return self.transact(lambda c: transactions.join(c, study_id))
+        with self._of_study(study_id) as token:
+            return self.transact(lambda c: transactions.join(c, study_id, token))
 
     def claim(self, study_id: int, budget: int | None) -> int | NoTrial:
         """A trial for this worker to run: a queued one, else a new one.
@@ -152,10 +178,14 @@ class StudyStorage(BaseStorage):
 
         Returns:
             The trial's id, or why there is none.
+
+        Raises:
+            StudyGoneError: the study that `identify` saw was deleted.
         """
-        claimed = self._transact_counted(
-            lambda c, again: transactions.claim(c, study_id, self.worker, budget, again)
-        )
+        with self._of_study(study_id) as token:
+            claimed = self._transact_counted(
+                lambda c, again: transactions.claim(c, study_id, self.worker, budget, again, token)
+            )
         if isinstance(claimed, int):
             self._study_of[claimed] = study_id
             self._claimed.add(claimed)
@@ -245,7 +275,8 @@ class StudyStorage(BaseStorage):
 
     def trials_for_sampling(self, study_id: int) -> list[FrozenTrial]:
         """See `TrialCache.for_sampling`."""
-        return self._cache(study_id).for_sampling()
+        with self._of_study(study_id):
+            return self._cache(study_id).for_sampling()
 
     # -- Optuna's interface: trials ----------------------------------------------------------
 
@@ -255,9 +286,9 @@ class StudyStorage(BaseStorage):
         deepcopy: bool = True,
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
-        trials = self._cache(study_id).trials(
-            [s for s in TrialState if states is None or s in states]
-        )
+        wanted = [s for s in TrialState if states is None or s in states]
+        with self._of_study(study_id):
+            trials = self._cache(study_id).trials(wanted)
         return copy.deepcopy(trials) if deepcopy else trials
 
     def _cache(self, study_id: int) -> TrialCache:
@@ -365,7 +396,10 @@ class StudyStorage(BaseStorage):
         self._forget()  # SQLite gives the ids of deleted rows to the next ones
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        self.retry.call(partial(self.rdb.set_study_user_attr, study_id, key, value))
+        with self._of_study(study_id) as token:
+            self.transact(
+                lambda c: transactions.set_study_user_attr(c, study_id, key, value, token)
+            )
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         self.retry.call(partial(self.rdb.set_study_system_attr, study_id, key, value))

@@ -14,17 +14,28 @@ from . import tables as db
 from .dialects import Dialect, dialect_of
 
 
-def lock_study(c: sa.Connection, study_id: int) -> None:
+def lock_study(c: sa.Connection, study_id: int, token: str | None = None) -> None:
     """Make other transactions that lock the study wait until this one ends.
+
+    Args:
+        token: the study's own, which `transactions.identify` returned; None: any study will do.
 
     Raises:
         KeyError: there is no such study.
     """
     # A write that changes nothing: PostgreSQL locks the row, SQLite the file.
     name = db.STUDIES.c.study_name
-    locked = c.execute(
-        sa.update(db.STUDIES).where(db.STUDIES.c.study_id == study_id).values({name: name})
-    )
+    update = sa.update(db.STUDIES).where(db.STUDIES.c.study_id == study_id).values({name: name})
+    if token is not None:
+        attrs = db.STUDY_SYSTEM_ATTRS
+        update = update.where(
+            sa.exists().where(
+                attrs.c.study_id == study_id,
+                attrs.c.key == db.IDENTITY_KEY,
+                attrs.c.value_json == json.dumps(token),
+            )
+        )
+    locked = c.execute(update)
     if locked.rowcount != 1:
         raise KeyError(f"no study has the id {study_id}")
 

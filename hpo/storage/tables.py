@@ -35,6 +35,8 @@ HEARTBEATS = table("trial_heartbeats")
 # The system attribute that names a trial's worker. It is this service's own bookkeeping: readers
 # of a trial do not see it.
 WORKER_KEY = "hpo:worker"
+# The system attribute that tells a study from any other, whose id and name may be the same.
+IDENTITY_KEY = "hpo:identity"
 STATE_INDEX = "ix_hpo_trials_study_id_state"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 _READ_AT_ONCE = 2000  # ids in a statement; SQLite takes 32,766 variables

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -22,6 +23,7 @@ from . import tables as db
 from .calls import CallRow, write_calls
 from .errors import TrialTakenError
 from .optuna_internals import stored_report, stored_value
+from .presence import Identity
 from .statements import (
     insert,
     is_held_by,
@@ -114,24 +116,63 @@ def create_study(
     return True
 
 
-def join(c: sa.Connection, study_id: int) -> int:
-    """This worker's ordinal in the study, from 0: nobody else's, now or later.
+def identify(c: sa.Connection, study_id: int) -> Identity:
+    """The study's identity, which it gets here if it has none.
 
     Raises:
         KeyError: there is no such study.
     """
     lock_study(c, study_id)
-    attrs = db.STUDY_SYSTEM_ATTRS
-    query = sa.select(attrs.c.value_json).where(
-        attrs.c.study_id == study_id, attrs.c.key == WORKERS_KEY
-    )
-    ordinal = int(json.loads(c.execute(query).scalar() or "0"))
-    set_attrs(c, attrs, {"study_id": study_id}, {WORKERS_KEY: ordinal + 1})
+    name = c.execute(
+        sa.select(db.STUDIES.c.study_name).where(db.STUDIES.c.study_id == study_id)
+    ).scalar_one()
+    token = _study_attr(c, study_id, db.IDENTITY_KEY)
+    if token is None:
+        token = uuid.uuid4().hex
+        set_attrs(c, db.STUDY_SYSTEM_ATTRS, {"study_id": study_id}, {db.IDENTITY_KEY: token})
+    return Identity(name, str(token))
+
+
+def join(c: sa.Connection, study_id: int, token: str | None = None) -> int:
+    """This worker's ordinal in the study, from 0: nobody else's, now or later.
+
+    Raises:
+        KeyError: there is no such study.
+    """
+    lock_study(c, study_id, token)
+    ordinal = int(_study_attr(c, study_id, WORKERS_KEY) or 0)
+    attrs = {WORKERS_KEY: ordinal + 1}
+    set_attrs(c, db.STUDY_SYSTEM_ATTRS, {"study_id": study_id}, attrs)
     return ordinal
 
 
+def set_study_user_attr(
+    c: sa.Connection, study_id: int, key: str, value: Any, token: str | None = None
+) -> None:
+    """Set a user attribute of a study.
+
+    Raises:
+        KeyError: there is no such study.
+    """
+    lock_study(c, study_id, token)
+    set_attrs(c, db.STUDY_USER_ATTRS, {"study_id": study_id}, {key: value})
+
+
+def _study_attr(c: sa.Connection, study_id: int, key: str) -> Any:
+    """A study's system attribute; None if it has none of that name."""
+    attrs = db.STUDY_SYSTEM_ATTRS
+    query = sa.select(attrs.c.value_json).where(attrs.c.study_id == study_id, attrs.c.key == key)
+    text = c.execute(query).scalar()
+    return None if text is None else json.loads(text)
+
+
 def claim(
-    c: sa.Connection, study_id: int, worker: str, budget: int | None, again: bool = False
+    c: sa.Connection,
+    study_id: int,
+    worker: str,
+    budget: int | None,
+    again: bool = False,
+    token: str | None = None,
 ) -> int | NoTrial:
     """The id of a trial that is now this worker's: a queued one, else a new one.
 
@@ -141,11 +182,12 @@ def claim(
 
     Args:
         again: an earlier attempt of this claim may have succeeded.
+        token: the study's own, as in `lock_study`.
 
     Raises:
         KeyError: there is no such study.
     """
-    lock_study(c, study_id)
+    lock_study(c, study_id, token)
     if again:
         mine = sa.select(db.TRIALS.c.trial_id).where(
             db.TRIALS.c.study_id == study_id, is_held_by(worker)
@@ -211,8 +253,8 @@ def write(
         again: an earlier attempt of this write may have succeeded.
 
     Raises:
-        KeyError: there is no such trial.
-        TrialTakenError: the trial is finished, or not this worker's; nothing is written.
+        KeyError: there is no such trial, and the worker never held it.
+        TrialTakenError: the trial is finished, deleted, or not this worker's; nothing is written.
     """
     ids = {"of_trial": trial_id, "of_worker": json.dumps(worker)}
     at = db.utc_now() if writes.state is not None and writes.state.is_finished() else None
@@ -221,7 +263,12 @@ def write(
     else:
         held = c.execute(_END, {**ids, "end": writes.state, "at": at})
     if held.rowcount != 1:
-        state, owner = _lock_trial(c, trial_id)
+        try:
+            state, owner = _lock_trial(c, trial_id)
+        except KeyError as error:
+            if not was_claimed:
+                raise
+            raise TrialTakenError("the trial was deleted, or its whole study") from error
         if again and writes.state == state and owner == (worker or owner):
             return
         is_free = not worker or (owner is None and not was_claimed)

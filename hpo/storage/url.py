@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -11,7 +12,7 @@ from ..errors import UserError
 from .compressed import is_published
 from .dialects import IN_MEMORY, dialect_of
 
-__all__ = ["IN_MEMORY", "hide_passwords", "parse_url", "shown", "sqlite_file"]
+__all__ = ["IN_MEMORY", "hide_passwords", "parse_url", "shown", "sqlite_file", "study_argument"]
 
 
 def shown(url: str) -> str:
@@ -63,6 +64,23 @@ def sqlite_file(url: str) -> Path | None:
     """
     parsed = parse_url(url)
     return dialect_of(parsed).file(parsed)
+
+
+def study_argument(study: str, storage: str | None) -> str:
+    """What to write after ``--study`` in a command, to name the same study in the same database.
+
+    Args:
+        study: as the person named it.
+        storage: what ``--storage`` was; None: it was not given. A compressed file is left out:
+            most commands take none.
+
+    Raises:
+        UserError: the storage is no database URL.
+    """
+    named = shlex.quote(study)
+    if storage is None or is_published(storage):
+        return named
+    return f"{named} --storage {shlex.quote(shown(storage))}"
 
 
 def hide_passwords(message: str, url: str) -> str:

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from ..artifacts.location import check_place, default_place
 from ..clock.plan import Clock
@@ -24,27 +24,28 @@ from ..problem.registry import (
 from ..problem.settings import Confirm, Estimator, Instances
 from ..pruners.registry import Pruner
 from ..samplers.registry import Sampler
-from ..settings import Natural, PositiveFloat, Table
+from ..settings import LARGEST_NUMBER, Count, Finite, Natural, PositiveFloat, Table
 from .space import Parameter, check_space
 
 STUDIES_DIR = Path("studies")
+_SHOWN = 100  # characters of a study's name in a message
 
 
 class Limits(Table):
     """What else makes a recipe infeasible, beside the seconds of its calls."""
 
     # CPU time of an answer of the returned network, over the plain network's.  None: no limit.
-    cost: Annotated[float, Field(ge=1)] | None = None
+    cost: Annotated[float, Field(ge=1, le=LARGEST_NUMBER)] | None = None
 
 
 class Budget(Table):
     """When workers stop; whichever is reached first.  Nothing set: never."""
 
-    trials: PositiveInt | None = None  # finished in the study, by all workers; met exactly
+    trials: Count | None = None  # finished in the study, by all workers; met exactly
     seconds: PositiveFloat | None = None  # of one worker's wall clock
     compute_seconds: PositiveFloat | None = None  # of all workers' trials together
-    target: float | None = None  # a feasible trial has a loss this low
-    stagnation: PositiveInt | None = None  # finished trials since the best
+    target: Finite | None = None  # a feasible trial has a loss this low
+    stagnation: Count | None = None  # finished trials since the best
 
 
 class Recovery(Table):
@@ -53,7 +54,7 @@ class Recovery(Table):
     heartbeat_s: PositiveFloat = 15.0  # between a running trial's heartbeats
     grace_s: PositiveFloat = 90.0  # since the last heartbeat, after which its worker may be lost
     retries: Natural = 2  # of a trial whose worker was lost, before it counts as failed
-    failures: PositiveInt = 3  # bugs or lacks of memory in a row that end a worker
+    failures: Count = 3  # bugs or lacks of memory in a row that end a worker
     patience_s: PositiveFloat = 3600.0  # with a database that is away
 
     @model_validator(mode="after")
@@ -115,7 +116,7 @@ class StartFrom(Table):
     """Another study whose best recipes are tried first, as far as they are in this space."""
 
     study: Annotated[str, Field(min_length=1)]
-    best: PositiveInt = 5
+    best: Count = 5
     # Instead of trying recipes: the trials inside this space become this study's, with their calls.
     trials: Literal["all"] | None = None
     storage: str | None = None  # none: where this study is
@@ -135,7 +136,8 @@ class StudyConfig(Table):
     # Of pictures: a directory, s3://BUCKET or "none".  No part of the manifest.
     artifacts: Annotated[str, AfterValidator(_place)] | None = None  # none: beside the database
     limit_s: PositiveFloat = 150.0  # a call that takes this long is stopped
-    margin_s: Annotated[float, Field(ge=0)] = 30.0  # a call this near it is infeasible
+    # A call this near it is infeasible.
+    margin_s: Annotated[float, Field(ge=0, le=LARGEST_NUMBER)] = 30.0
     limits: Limits = Limits()
     clock: ClockTable = ClockTable()
     method: MethodTable = MethodTable()
@@ -238,6 +240,14 @@ def find_study(study: str) -> Path:
     Raises:
         UserError: there is none; the message lists those there are.
     """
+    try:
+        return _find(study)
+    except OSError as error:  # a name that is too long, a directory that can't be entered
+        shown = study if len(study) <= _SHOWN else f"{study[:_SHOWN]}..."
+        raise UserError(f"study {shown}: {error.strerror}; write a name or a path") from error
+
+
+def _find(study: str) -> Path:
     if study.endswith(".toml") or "/" in study:
         path = Path(study)
         if not path.is_file():
@@ -264,24 +274,61 @@ def load_study_file(study: str) -> StudyConfig:
     path = find_study(study)
     try:
         return StudyConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from error
     except ValidationError as error:
         raise UserError(f"{path}: {_first_problem(error)}") from error
+    except ValueError as error:  # of TOML, of UTF-8, or a number of thousands of digits
+        raise UserError(f"{path} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} has tables in tables without end; write a study file") from error
 
 
 def _first_problem(error: ValidationError) -> str:
     """The first thing to mend, in one line: the key, what is allowed, what was found."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"] if part not in _TAGS) or "study"
-    message = problem["msg"].removeprefix("Value error, ")
+    kind, message = problem["type"], problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"unknown key {where}; remove it, or see docs/studies.md for those there are"
     if problem["type"] == "missing":
         return f"{where} is missing"
     if problem["type"] == "value_error":
         return message if where == "study" else f"{where}: {message}"
-    return f"{where} is {problem['input']!r}: {message}"
+    if kind == "union_tag_not_found":
+        return f"{where} has no type; write type = {_TYPES}"
+    if kind == "union_tag_invalid":
+        return f"{where}.type is {problem['ctx']['tag']!r}; write {_TYPES}"
+    allowed = _ALLOWED.get(kind) or message.removeprefix("Input should be ")
+    bounds = {name: _number(bound) for name, bound in problem.get("ctx", {}).items()}
+    found = repr(problem["input"])
+    found = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}..."
+    return f"{where} is {found}; write {allowed.format(**bounds)}"
 
 
+def _number(bound: Any) -> Any:
+    return f"{bound:.10g}" if isinstance(bound, (int, float)) else bound
+
+
+# What pydantic's kinds of problems mean for who writes a study file; others in its own words.
+_ALLOWED = {
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "finite_number": "a finite number",
+    **dict.fromkeys(
+        ("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"
+    ),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "literal_error": "{expected}",
+    "string_type": "text in quotes",
+    "string_too_short": "at least one character",
+    "string_too_long": "at most {max_length} characters",
+    "too_short": "at least {min_length}",
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a table"),
+    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
+}
+_TYPES = '"float", "int", "choice" or "switch"'
 _TAGS = ("float", "int", "choice", "switch")  # pydantic names the kind of a parameter in the path

@@ -66,6 +66,7 @@ def create(
             info(str(takeover))
     study = load_study(storage, config.name)
     check_manifest(study, manifest)
+    storage.identify(study._study_id)
     return storage, study
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 import optuna
@@ -15,8 +16,11 @@ from optuna.distributions import (
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..problem.base import InvalidValuesError, Method
+from ..settings import Finite
 
 Scalar = str | int | float | bool
+# Optuna stores parameters as floats, which tell whole numbers up to here apart.
+_Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
 
 class _Base(BaseModel):
@@ -27,8 +31,8 @@ class _Base(BaseModel):
 
 class FloatParameter(_Base):
     type: Literal["float"]
-    low: float
-    high: float
+    low: Finite
+    high: Finite
     log: bool = False
 
     @model_validator(mode="after")
@@ -57,8 +61,8 @@ class FloatParameter(_Base):
 
 class IntParameter(_Base):
     type: Literal["int"]
-    low: int
-    high: int
+    low: _Whole
+    high: _Whole
     log: bool = False
 
     @model_validator(mode="after")
@@ -203,8 +207,10 @@ def _check_parameter(where: str, name: str, parameter: Parameter, method: Method
     field = method.fields.get(name)
     if field is None:
         if not isinstance(parameter, SwitchParameter):
-            known = ", ".join(n for n, f in method.fields.items() if not f.set_by)
-            raise ValueError(f"{where} is no field of the method; fields are {known}")
+            known = [n for n, f in method.fields.items() if not f.set_by]
+            near = get_close_matches(name, known, n=1)
+            meant = f"; did you mean {near[0]}?" if near else f"; fields are {', '.join(known)}"
+            raise ValueError(f"{where} is no field of the method{meant}")
         return
     if isinstance(parameter, SwitchParameter) and field.kind != "bool":
         raise ValueError(f'{where} is a switch, and {name} is a field; write another "type"')

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ..formatting import with_error
 from .record import read_trial
+from .stored import finite
 
 # Keys of Optuna's constraints; a trial is feasible when none is above zero.
 OVER_LIMIT = "seconds over the limit"
@@ -16,21 +17,48 @@ OVER_COST = "cost of an answer over the limit"
 FAILED = "failed"
 
 
+def constraints_of(trial: FrozenTrial) -> Mapping[str, float] | None:
+    """The trial's constraints; None if another program stored something else in their place."""
+    try:
+        found = trial.constraints
+    except TypeError:
+        return None
+    numbers = all(type(value) in (int, float) for value in found.values())
+    return found if numbers else None
+
+
+def loss_of(trial: FrozenTrial) -> float | None:
+    """The trial's loss, of one that was pruned an estimate; None: it has none, or no finite one."""
+    return finite(trial.values[0]) if trial.values else None
+
+
 def is_feasible(trial: FrozenTrial) -> bool:
     """Whether all limits were kept and no failure was the recipe's."""
-    return all(value <= 0 for value in trial.constraints.values())
+    constraints = constraints_of(trial)
+    return constraints is not None and all(value <= 0 for value in constraints.values())
+
+
+def why_passed_over(trial: FrozenTrial) -> str | None:
+    """What is odd about a finished trial that no worker stores so; None: nothing is."""
+    if constraints_of(trial) is None:
+        return "constraints should be numbers; the trial is passed over"
+    if trial.state == TrialState.COMPLETE and loss_of(trial) is None:
+        value = trial.values[0] if trial.values else None
+        return f"its loss is {value}; the trial is passed over"
+    return None
+
+
+def was_measured(trial: FrozenTrial) -> bool:
+    """Whether a worker of this service ran it; another program may add what it likes."""
+    record = read_trial(trial)
+    return record.recipe is not None and bool(record.instances)
 
 
 def best_trials(trials: Iterable[FrozenTrial], count: int | None = None) -> list[FrozenTrial]:
     """The complete, feasible trials, lowest loss first; at most ``count`` of them."""
-    good = [t for t in trials if t.state == TrialState.COMPLETE and is_feasible(t)]
-    return sorted(good, key=lambda t: (t.value, t.number))[:count]
-
-
-def best_trial(study: optuna.Study) -> FrozenTrial | None:
-    """The complete, feasible trial of lowest loss; None if there is none yet."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return next(iter(best_trials(complete, 1)), None)
+    complete = [(loss_of(t), t) for t in trials if t.state == TrialState.COMPLETE]
+    good = [(loss, t) for loss, t in complete if loss is not None and is_feasible(t)]
+    return [t for _, t in sorted(good, key=lambda pair: (pair[0], pair[1].number))][:count]
 
 
 class NewlyComplete:

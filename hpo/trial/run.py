@@ -12,10 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..problem.base import InvalidValuesError, Method, Values
 from .outcome import NO_OUTCOME
-from .ranking import is_feasible
+from .ranking import is_feasible, loss_of
 from .recipe import recipe_of
 from .record import Call, TrialRecord, compute_s, read_trial
-from .stored import finite
 
 
 @dataclass(frozen=True)
@@ -115,8 +114,7 @@ class Run:
 
 def run_of(trial: FrozenTrial) -> Run:
     """A trial with what is stored in it."""
-    loss = finite(trial.values[0]) if trial.values else None
-    return Run(trial, read_trial(trial), loss)
+    return Run(trial, read_trial(trial), loss_of(trial))
 
 
 def runs_of(trials: Sequence[FrozenTrial]) -> list[Run]:

@@ -15,7 +15,8 @@ from ..errors import UserError
 from ..formatting import counted, with_error
 from ..process.logging import info, warn
 from ..process.signals import acknowledge_stop, raise_if_stopped
-from ..storage.errors import TrialTakenError
+from ..storage.errors import StudyGoneError, TrialTakenError
+from ..storage.optuna_internals import id_of
 from ..storage.rdb import StudyStorage
 from ..storage.tables import FINISHED
 from ..storage.transactions import NoTrial
@@ -98,7 +99,7 @@ class Loop:
 
         Raises:
             WorkerFailedError: `Recovery.failures` trials in a row failed.
-            UserError: the database does not work any more.
+            UserError: the database does not work any more, or the study was deleted.
         """
         started = time.monotonic()
         failures = 0
@@ -124,6 +125,8 @@ class Loop:
                             f"{failures} trials in a row failed, the last of {outcome}; "
                             "their attributes hold the reasons"
                         )
+            except StudyGoneError:
+                raise  # nothing is left to release
             except BaseException as error:
                 acknowledge_stop()
                 heartbeat.follow(None)
@@ -140,7 +143,7 @@ class Loop:
             self._poll_s = _FIRST_POLL_S
             return claimed
         if self._poll_s == _FIRST_POLL_S:
-            info("waiting: the trials that run will spend the budget, unless one is lost")
+            self._say_what_runs()
         # Seldom, and not all in the same instant.
         pause_s = self._poll_s * random.uniform(0.7, 1.0)
         if self.budget.seconds is not None:
@@ -149,6 +152,22 @@ class Loop:
         time.sleep(pause_s)
         self._poll_s = min(1.5 * self._poll_s, _LONGEST_POLL_S)
         return None
+
+    def _say_what_runs(self) -> None:
+        """Name the trials that this worker waits for, and those that it may wait for in vain."""
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        beating = {
+            b.trial_id for b in self.storage.retry.call(lambda: self.storage.heartbeats(self._id))
+        }
+        numbers = ", ".join(str(t.number) for t in running)
+        info(f"waiting: the trials that run ({numbers}) will spend the budget, unless one is lost")
+        for trial in running:
+            if id_of(trial) not in beating:
+                warn(
+                    f"trial {trial.number} has no heartbeat: another program runs it, or left it "
+                    f"so; if that is gone, end it by study.tell({trial.number}, "
+                    "state=optuna.trial.TrialState.FAIL)"
+                )
 
     def _run_one(self, trial_id: int, watch: Watch) -> Outcome | None:
         """Run a trial and store its end; None if somebody else has ended it."""

@@ -38,6 +38,7 @@ class WorkerOptions(DeviceOptions, ArtifactsOptions, DrawingsOptions, StudyOptio
         None,
         variable=True,
         least=0,
+        most=2**32 - 1,
     )
     dry_run: bool = option("show the study and a sampled recipe, create nothing", False)
     # Set for the workers that --workers starts.

@@ -1,4 +1,9 @@
-"""``--workers N``: a pool of worker processes on one machine, watched and stopped as one."""
+"""``--workers N``: a pool of worker processes on one machine, watched and stopped as one.
+
+A worker that dies of a signal is replaced, at first at once, then after pauses that double up to a
+minute. The pool gives up when every worker that is left died three times in a row before it joined
+the study: then the machine or the installation is at fault.
+"""
 
 from __future__ import annotations
 
@@ -8,45 +13,69 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-
-from tqdm import tqdm
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ..arguments import passed_on
-from ..errors import EXIT_BAD_INPUT, UserError
+from ..errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
 from ..formatting import counted
-from ..process.devices import choose_device, share_cores
-from ..process.logging import info, start_log, warn
+from ..process.devices import check_room, choose_device, share_cores
+from ..process.logging import info, start_log, warn, write_line
 from ..process.signals import raise_if_stopped
 from ..storage.tables import FINISHED
 from .options import WorkerOptions
 
 _POLL_S = 0.5
 _DISPLAY_S = 3.0
-_RESTART_S = 60.0  # a worker that died sooner after its start is not started again
+_PAUSES_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # before a worker is started again
+_LONG_S = 60.0  # a worker that lived for so long is replaced at once
+_FALSE_STARTS = 3  # in a row, of every worker, end the pool
 _STOP_S = 20.0  # for all workers to release their trials
 
 
 @dataclass
 class _Worker:
-    """A worker's process and what it was started with."""
+    """A worker's process."""
+
+    process: subprocess.Popen[str]
+    printer: threading.Thread
+    joined: threading.Event  # set once it is in the study
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class _Place:
+    """The place of one worker, which is filled again when the worker dies."""
 
     index: int
-    process: subprocess.Popen[str]
-    started: float
-    printer: threading.Thread
+    worker: _Worker | None = None  # the latest
+    deaths: int = 0  # in a row, each within `_LONG_S` of a start
+    false_starts: int = 0  # in a row, each before the worker was in the study
+    start_at: float | None = 0.0  # when to start one; None: one runs
+
+    def replace(self, dead: _Worker) -> None:
+        """Its worker died: say so, and when there will be another."""
+        now = time.monotonic()
+        self.false_starts = 0 if dead.joined.is_set() else self.false_starts + 1
+        self.deaths = 0 if now - dead.started > _LONG_S else self.deaths + 1
+        pause_s = _PAUSES_S[min(max(self.deaths - 1, 0), len(_PAUSES_S) - 1)]
+        self.start_at = now + pause_s
+        when = f" in {pause_s:g} s" if pause_s else ""
+        died = f"worker {self.index} died of signal {-dead.process.returncode}"
+        warn(f"{died}; starting another{when}")
 
 
 def run_pool(options: WorkerOptions) -> int:
     """Run ``options.workers`` workers until all are done; returns the exit code.
 
     Raises:
-        UserError: no worker could start, for a reason that all of them share.
+        UserError: no worker could start, for a reason that all of them share, or the machine has
+            no room for so many.
         StopError: the pool was asked to stop; every worker has released its trial.
     """
     if options.seed is not None:
         raise UserError("--seed is one worker's; leave it out, or leave out --workers")
+    check_room(options.workers)
     # Before `choose_device`: workers choose again, from all devices that this process sees.
     environment = dict(os.environ)
     choose_device(options.device)
@@ -57,6 +86,7 @@ def run_pool(options: WorkerOptions) -> int:
     )
     import optuna
 
+    from ..storage.url import study_argument
     from ..study.create import create
     from ..study.manifest import make_manifest
     from .display import Display
@@ -76,38 +106,59 @@ def run_pool(options: WorkerOptions) -> int:
 
     def start(index: int) -> _Worker:
         alone = replace(options, workers=1, in_pool=True, threads=threads, device=devices[index])
-        return _start(index, *passed_on(alone, environment))
+        return _start(config.name, *passed_on(alone, environment))
 
-    workers = [start(i) for i in range(options.workers)]
-    codes: list[int] = []
-    trials = options.trials or config.budget.trials
-    try:
-        with Display(config.name, trials, 0) as display:
-            shown_at = 0.0
-            while workers:
-                for worker in [w for w in workers if w.process.poll() is not None]:
-                    workers.remove(worker)
-                    worker.printer.join(timeout=5)
-                    code = worker.process.returncode
-                    if code < 0 and time.monotonic() - worker.started > _RESTART_S:
-                        warn(f"worker {worker.index} died of signal {-code}; starting another")
-                        workers.append(start(worker.index))
-                        continue
-                    if code < 0:
-                        warn(f"worker {worker.index} died of signal {-code}")
-                    codes.append(code)
-                if display.is_on and time.monotonic() - shown_at > _DISPLAY_S:
-                    shown_at = time.monotonic()
-                    display.show_study(study.get_trials(deepcopy=False, states=FINISHED))
-                raise_if_stopped()
-                time.sleep(_POLL_S)
-    finally:
-        _stop(workers)
-    storage.remove_session()
-    print_summary(study, config, options.study, url)
+    with Display(config.name, options.trials or config.budget.trials, 0) as display:
+        shown_at = 0.0
+
+        def show() -> None:
+            nonlocal shown_at
+            if display.is_on and time.monotonic() - shown_at > _DISPLAY_S:
+                shown_at = time.monotonic()
+                display.show_study(study.get_trials(deepcopy=False, states=FINISHED))
+
+        codes = _watch([_Place(i) for i in range(options.workers)], start, show)
     if EXIT_BAD_INPUT in codes:
         return EXIT_BAD_INPUT
+    storage.remove_session()
+    print_summary(study, config, study_argument(options.study, options.storage), url)
     return int(any(codes))
+
+
+def _watch(
+    places: list[_Place], start: Callable[[int], _Worker], show: Callable[[], None]
+) -> list[int]:
+    """Start a worker for each place and replace those that die; returns the others' exit codes.
+
+    Args:
+        start: starts the worker of a place.
+        show: called several times a second.
+    """
+    codes: list[int] = []
+    try:
+        while places:
+            now = time.monotonic()
+            for place in list(places):
+                worker = place.worker
+                if place.start_at is not None:
+                    if now >= place.start_at:
+                        place.worker, place.start_at = start(place.index), None
+                elif worker is not None and (code := worker.process.poll()) is not None:
+                    worker.printer.join(timeout=5)
+                    if code < 0:
+                        place.replace(worker)
+                    else:
+                        codes.append(code)
+                        places.remove(place)
+            if places and all(p.false_starts >= _FALSE_STARTS for p in places):
+                warn(f"every worker died at its start, {_FALSE_STARTS} times in a row; giving up")
+                return codes or [EXIT_FAILED]
+            show()
+            raise_if_stopped()
+            time.sleep(_POLL_S)
+    finally:
+        _stop([place.worker for place in places if place.worker is not None])
+    return codes
 
 
 def _devices(options: WorkerOptions, n_gpus: int) -> list[str | None]:
@@ -117,7 +168,8 @@ def _devices(options: WorkerOptions, n_gpus: int) -> list[str | None]:
     return [f"cuda:{i % n_gpus}" for i in range(options.workers)]
 
 
-def _start(index: int, arguments: Sequence[str], environment: Mapping[str, str]) -> _Worker:
+def _start(study: str, arguments: Sequence[str], environment: Mapping[str, str]) -> _Worker:
+    joined = threading.Event()
     process = subprocess.Popen(
         [sys.executable, "-m", "hpo.worker", *arguments],
         stdin=subprocess.PIPE,  # closed when this process ends, however it ends
@@ -131,11 +183,13 @@ def _start(index: int, arguments: Sequence[str], environment: Mapping[str, str])
     def show() -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            tqdm.write(line.rstrip("\n"), file=sys.stderr)
+            if f" study {study}: " in line:  # what a worker says first
+                joined.set()
+            write_line(line.rstrip("\n"))
 
     printer = threading.Thread(target=show, daemon=True)
     printer.start()
-    return _Worker(index, process, time.monotonic(), printer)
+    return _Worker(process, printer, joined)
 
 
 def _stop(workers: Sequence[_Worker]) -> None:

@@ -30,6 +30,7 @@ def run_worker(options: WorkerOptions) -> int:
 
     from ..artifacts.uploads import Gallery
     from ..storage.tables import FINISHED
+    from ..storage.url import study_argument
     from ..study.create import join
     from ..study.manifest import make_manifest
     from ..trial.calls import CallKeys, KeptCalls
@@ -96,5 +97,5 @@ def run_worker(options: WorkerOptions) -> int:
             warn(str(error))
             return EXIT_FAILED
     if not options.in_pool:
-        print_summary(study, config, options.study, url)
+        print_summary(study, config, study_argument(options.study, options.storage), url)
     return 0

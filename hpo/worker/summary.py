@@ -13,16 +13,16 @@ from ..study.config import StudyConfig
 from ..trial.run import runs_of
 
 
-def print_summary(study: optuna.Study, config: StudyConfig, study_argument: str, url: str) -> None:
+def print_summary(study: optuna.Study, config: StudyConfig, named: str, url: str) -> None:
     """Print the result, its recipe and what to do next.
 
     Args:
-        study_argument: the study as the person named it.
+        named: the study as the person named it, by `study_argument`.
         url: of its database.
     """
     data = StudyData(
         config=config,
-        study_argument=study_argument,
+        study_argument=named,
         url=url,
         attrs=study.user_attrs,
         runs=runs_of(study.get_trials(deepcopy=False)),

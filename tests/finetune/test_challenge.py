@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from finetune.challenge import (
     CallScore,
     ChallengeFailure,
     earns_points,
     grader_seconds,
+    load_submission,
     main,
     points,
     run_call,
@@ -233,7 +234,7 @@ def test_the_command_scores_a_folder_of_drawings(
     [
         (["--drawings", "{}/none"], ["{}/none: no such folder", "--drawings"]),
         (["--drawings", "{}", "--train", "3"], ["moon: train is 3, ", "of 3 drawings", "1 to 2"]),
-        (["--drawings", "{}", "--train", "0"], ["moon: train is 0", "write 1 to 2"]),
+        (["--drawings", "{}", "--train", "0"], ["argument --train: 0 is not in 1 to"]),
         (["--drawings", "{}", "--alphabet", "Greek"], ["--alphabet and --drawings"]),
         (["--drawings", "{}", "--source", "drawn"], ["--source drawn and --drawings"]),
         (["--source", "drawn", "--alphabet", "Greek"], ["--source drawn and --alphabet"]),
@@ -261,10 +262,75 @@ def test_a_failing_submission_is_a_verdict_and_not_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     submission = tmp_path / "mine.py"
-    submission.write_text("def finetune_model(model, data):\n    raise ValueError('no')\n")
-    code = main(["--submission", str(submission), "--source", "drawn", "--runes", "thorn"])
-    assert code == 1
-    assert "failed: thorn: finetune_model raised ValueError: no" in capsys.readouterr().err
+    arguments = ["--submission", str(submission), "--source", "drawn", "--runes", "thorn"]
+    for line, told in (
+        ("raise ValueError('no')", "ValueError: no"),
+        ("sys.exit(0)", "SystemExit: 0"),
+        ("[][7]", "IndexError: list index out of range"),
+    ):
+        submission.write_text(f"import sys\ndef finetune_model(model, data):\n    {line}\n")
+        assert main(arguments) == 1
+        said = f"failed: thorn: finetune_model raised {told} ({submission}:3)\n"
+        assert capsys.readouterr().err.endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("import sys\nsys.exit(0)", r"does not import: SystemExit: 0 \(.*mine.py:2\)$"),
+        ("\n1 / 0", r"does not import: ZeroDivisionError: division by zero \(.*mine.py:2\)$"),
+        ("def f(:", r"does not import: SyntaxError: .*mine.py, line 1\)$"),
+    ],
+)
+def test_a_submission_that_does_not_import_says_where(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=told):
+        load_submission(tmp_path / "mine.py")
+
+
+def test_what_a_submission_prints_does_not_spoil_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from finetune.model.groups import with_mean_class\nprint('imported')\n"
+        "def finetune_model(model, data):\n    print('called')\n    return with_mean_class(model)\n"
+    )
+    arguments = ["--submission", str(tmp_path / "mine.py"), "--source", "drawn", "--json"]
+    assert main([*arguments, "--runes", "thorn", "--t-samples", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["calls"][0]["rune"] == "thorn"
+    assert "imported" in err and "called" in err
+
+
+def test_a_picture_that_cannot_be_written_is_told_before_anything_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.challenge.run_call", lambda *_: pytest.fail("it was scored"))
+    (tmp_path / "file").touch()
+    for picture, told in (
+        (tmp_path, "is a directory"),
+        (tmp_path / "file" / "x.png", "is no directory"),
+        (Path("/dev/null"), "is no regular file"),
+    ):
+        with pytest.raises(UserError, match=f"--picture: .*{told}"):
+            main(["--source", "drawn", "--runes", "thorn", "--picture", str(picture)])
+
+
+def test_a_network_is_scored_by_what_it_answers_at_every_time() -> None:
+    class Wrong(nn.Module):
+        """Right but for the smallest times, where few would look."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+            return torch.where(t < 0.2, 100.0, 0.0).expand_as(x)
+
+    images = torch.zeros(2, 1, 28, 28)
+    loss, _ = score_call(Wrong(), images, t_samples=400)
+    # With x = 0 the velocity is e, of variance 1; a fifth of all times answers 100.
+    assert loss == pytest.approx(1 + 0.2 * 100**2, rel=0.15)
 
 
 @pytest.mark.parametrize(

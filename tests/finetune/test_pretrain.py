@@ -252,12 +252,38 @@ def test_card_says_nothing_of_the_machine(
 
 @pytest.mark.parametrize("text", ["1;2", "one", "1,,2", ""])
 def test_seeds_that_are_no_numbers_are_refused(
-    small: pytest.MonkeyPatch, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+    small: pytest.MonkeyPatch, tmp_path: Path, text: str
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(UserError, match=r"argument --seeds: '.*' is no whole number"):
         main(["--out", str(tmp_path), "--seeds", text])
-    assert caught.value.code == 2
-    assert "write whole numbers, like 1,2,3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seeds", "-1"], "--seeds: -1 is not in 0 to 2147483647"),
+        (["--seeds", "1,4294967296"], "--seeds: 4294967296 is not in"),
+        (["--seeds", "9" * 5000], "--seeds: '9999"),
+        (["--epochs", "0"], "--epochs: 0 is not in 1 to 10000"),
+        (["--epochs", "-3"], "--epochs: -3 is not in"),
+        (["--batch-size", "0"], "--batch-size: 0 is not in 1 to 60000"),
+        (["--batch-size", "60001"], "--batch-size: 60001 is not in"),
+    ],
+)
+def test_numbers_that_train_nothing_are_refused_before_anything_is_written(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    out = tmp_path / "networks"
+    with pytest.raises(UserError, match=words) as error:
+        main(["--out", str(out), *arguments])
+    assert len(str(error.value)) < 200
+    assert not out.exists()
+
+
+def test_a_place_where_no_network_can_be_written_is_refused_first(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--out: .*: .*file is no directory"):
+        main(["--out", str(tmp_path / "file" / "networks")])
 
 
 def test_validation_loss_of_a_network_that_answers_nothing() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterator
 
 from optuna.distributions import CategoricalDistribution
@@ -27,7 +26,7 @@ def next_section(data: StudyData) -> Section:
 
 
 def _commands(data: StudyData) -> Iterator[Block]:
-    study = shlex.quote(data.study_argument)
+    study = data.study_argument
     confirm = f"python -m hpo.confirm --study {study}"
     if data.spent is None:
         yield Code(
@@ -48,7 +47,7 @@ def _commands(data: StudyData) -> Iterator[Block]:
         yield Code("Measure the best few again, on runes that no trial saw.", confirm)
         yield Code(
             "Write the best trial as the one file that is handed in.",
-            f"python -m hpo.export --study {study} --out finetune.py",
+            f"python -m hpo.export --study {study} --out submission/finetune.py",
         )
         return
     best = data.best[0]
@@ -65,7 +64,7 @@ def _commands(data: StudyData) -> Iterator[Block]:
         )
     yield Code(
         "Write the confirmed recipe as the one file that is handed in, proved against its trial.",
-        f"python -m hpo.export --study {study} --confirmed --out finetune.py",
+        f"python -m hpo.export --study {study} --confirmed --out submission/finetune.py",
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ...formatting import cost_of_answer, counted, setting, with_error
 from ...problem.base import Method, changed_values
-from ...trial.ranking import OVER_LIMIT
+from ...trial.ranking import OVER_LIMIT, constraints_of
 from ...trial.run import Run
 from ..document import Block, Code, Picture, Section, Table, Text
 from .confirmation import steps_text
@@ -48,7 +48,7 @@ def _blocks(run: Run, method: Method, address: str | None) -> Iterator[Block]:
 
 
 def _feasibility(run: Run) -> str:
-    over_s = run.trial.constraints.get(OVER_LIMIT)
+    over_s = (constraints_of(run.trial) or {}).get(OVER_LIMIT)
     word = "Feasible" if run.feasible else "Not feasible"
     predicted_s = run.record.predicted_s
     if predicted_s is not None and over_s is not None:

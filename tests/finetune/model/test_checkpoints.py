@@ -218,3 +218,21 @@ def test_directories_without_networks_are_refused(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(UserError, match=re.escape(f"{missing}: no such directory; name one")):
         list_networks(missing)
+
+
+def test_hidden_files_of_other_systems_are_no_networks(tmp_path: Path) -> None:
+    save_network(ConditionalDiffusionUNet(), tmp_path / "unet_1.safetensors")
+    for name in ("._unet_1.safetensors", ".unet_2.pt"):
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07")
+    assert [path.name for path in list_networks(tmp_path)] == ["unet_1.safetensors"]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "_orig_mod.module."])
+def test_names_that_a_wrapper_has_made_longer_are_read(tmp_path: Path, prefix: str) -> None:
+    state = ConditionalDiffusionUNet().state_dict()
+    longer = {f"{prefix}{name}": value for name, value in state.items()}
+    if prefix == "module.":
+        longer["n_averaged"] = torch.tensor(3)  # as AveragedModel stores it
+    torch.save(longer, tmp_path / "unet_1.pt")
+    loaded = load_network(tmp_path / "unet_1.pt").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())

@@ -651,3 +651,60 @@ class TestCommand:
 class NoRedirect(urllib.request.HTTPErrorProcessor):
     def http_response(self, request: Any, response: Any) -> Any:
         return response
+
+
+class TestOddities:
+    @pytest.mark.parametrize(
+        ("asked", "status"),
+        [
+            ("/api/studies/{huge}", 404),
+            ("/api/studies/{huge}/param_importances", 404),
+            ("/csv/{huge}", 404),
+            ("/artifacts/{huge}/1/ab-1", 404),
+            ("/api/studies/{id}?after=abc", 400),
+            ("/api/studies/{id}?after=1.5", 400),
+            ("/api/studies/{id}?after={huge}", 400),
+            ("/api/studies/{id}?after=-1", 400),
+            ("/api/studies/{id}?after=1", 200),
+        ],
+    )
+    def test_numbers_that_no_database_has_are_no_error_of_the_server(
+        self, path: Path, serve: Serve, ask: Ask, asked: str, status: int
+    ) -> None:
+        study = Study(f"sqlite:///{path}")
+        study.add(1.0)
+        answer = ask(serve(), asked.format(huge="1" * 23, id=study.id))
+        assert answer.status == status, answer.text
+        assert status == 200 or answer.json["reason"]
+
+    def test_a_plot_that_needs_plotly_says_so(
+        self, path: Path, serve: Serve, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        study = Study(f"sqlite:///{path}")
+        monkeypatch.setattr("hpo.dashboard.app.find_spec", lambda name: None)
+        answer = ask(serve(), f"/api/studies/{study.id}/plot/contour")
+        assert answer.status == 501
+        assert "Plotly is not installed" in answer.json["reason"]
+
+    def test_attributes_of_wrong_types_do_not_hide_a_study(
+        self, path: Path, serve: Serve, ask: Ask
+    ) -> None:
+        study = Study(f"sqlite:///{path}")
+        for key, value in (
+            ("constraints", "abc"),
+            ("constraints", 7),
+            ("fixed_params", [1]),
+            ("artifacts:x", "nope"),
+            ("artifacts:y", 5),
+        ):
+            trial_id = study.add(1.0)
+            with sa.create_engine(f"sqlite:///{path}").begin() as c:
+                c.exec_driver_sql(
+                    "INSERT INTO trial_system_attributes (trial_id, key, value_json) "
+                    "VALUES (?, ?, ?) ON CONFLICT (trial_id, key) "
+                    "DO UPDATE SET value_json = excluded.value_json",
+                    (trial_id, key, json.dumps(value)),
+                )
+        answer = ask(serve(), f"/api/studies/{study.id}")
+        assert answer.status == 200, answer.text
+        assert len(answer.json["trials"]) == 5

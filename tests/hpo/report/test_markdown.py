@@ -36,7 +36,7 @@ def test_a_note_has_the_story_of_the_report_without_its_figures(
     for text in document.lead:
         assert escape(text) in note
     assert "| reference A | 12 |" in note
-    assert "python -m hpo.export --study runes --confirmed --out finetune.py" in note
+    assert "python -m hpo.export --study runes --confirmed --out submission/finetune.py" in note
     assert "<svg" not in note
     assert len(note) < 15_000  # every poll of the dashboard's page loads it
 

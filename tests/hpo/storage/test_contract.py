@@ -619,6 +619,7 @@ def test_every_operation_is_tried_again(
         "transact": (lambda c: c.exec_driver_sql("SELECT 1").scalar(),),
         "create_study": ("t", {}, []),
         "join": (study_id,),
+        "identify": (study_id,),
         "claim": (study_id, None),
         "keeps_calls": (),
         "calls_of": ("recipe",),

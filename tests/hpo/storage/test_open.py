@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from benchmarks.postgres import PASSWORD, Postgres
 from hpo.errors import UserError
-from hpo.storage.open import open_storage, reading
+from hpo.storage.open import load_study, open_existing, open_storage, reading
 from hpo.storage.tables import STATE_INDEX
 from hpo.storage.url import parse_url, shown
 
@@ -89,7 +89,7 @@ def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path) -> None:
 import sys
 from hpo.errors import UserError
 from hpo.storage.tables import STATE_INDEX
-from hpo.storage.open import open_storage, reading
+from hpo.storage.open import load_study, open_existing, open_storage, reading
 try:
     storage = open_storage(sys.argv[1])
     storage.create_study("s", {"long": "x" * 4_000_000}, [])
@@ -217,3 +217,34 @@ def test_a_stop_in_the_middle_of_a_read_stays_one(
         monkeypatch.setattr(connection.dialect, "do_execute", stop)
         monkeypatch.setattr(connection.dialect, "do_execute_no_params", stop)
         connection.exec_driver_sql("SELECT 1")
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory"])
+def test_a_database_in_memory_is_one_line(url: str) -> None:
+    with pytest.raises(UserError, match=r"in memory, which no other process sees; write sqlite:"):
+        open_storage(url)
+
+
+@pytest.mark.parametrize("way", ["URL", "PGOPTIONS"])
+def test_options_of_a_connection_are_the_users(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    url = postgres.create(f"options_{way.lower()}")
+    with sa.create_engine(parse_url(url)).begin() as c:
+        c.exec_driver_sql("CREATE SCHEMA mine")
+    if way == "URL":
+        # The URL counts for more than the environment.
+        monkeypatch.setenv("PGOPTIONS", "-c search_path=nowhere")
+        url += "?options=-csearch_path%3Dmine%20-ctimezone%3DAsia/Tokyo"
+    else:
+        monkeypatch.setenv("PGOPTIONS", "-c search_path=mine")
+    storage = open_storage(url)
+    inspected = sa.inspect(storage.engine)
+    assert "trials" in inspected.get_table_names("mine")
+    assert inspected.get_table_names("public") == []
+    with storage.engine.connect() as c:
+        assert c.exec_driver_sql("SHOW timezone").scalar() == "UTC"
+        assert c.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "2min"
+    study_id = optuna.create_study(storage=storage, study_name="s")._study_id
+    assert isinstance(storage.claim(study_id, 1), int)
+    assert load_study(open_existing(url, "s"), "s").trials[0].number == 0

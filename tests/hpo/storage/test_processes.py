@@ -170,8 +170,8 @@ def test_a_server_that_restarts_and_stays_away_costs_nobody_anything(
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130)],
-    ids=["SIGTERM", "SIGUSR1", "SIGINT"],
+    [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)],
+    ids=["SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"],
 )
 def test_a_signal_hands_the_trial_back_and_another_worker_finishes_it(
     start: Start, url: str, number: signal.Signals, code: int

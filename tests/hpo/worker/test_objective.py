@@ -17,7 +17,7 @@ from hpo.pruners.registry import Pruner, make_pruner
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import Budget, Limits, Recovery, StudyConfig
 from hpo.study.space import Parameter
-from hpo.trial.ranking import best_trial
+from hpo.trial.ranking import best_trials
 from hpo.trial.recipe import recipe_of
 from hpo.trial.record import read_trial
 from hpo.worker.display import Display
@@ -175,7 +175,7 @@ def test_a_call_near_the_limit_is_infeasible_and_never_best(run: Run, config: St
     assert "took 11.0 s; 10 are allowed" in good.user_attrs["reason"]
     assert good.constraints["seconds over the limit"] == pytest.approx(1.0)
     assert good.system_attrs["constraints"] == [pytest.approx(1.0)]  # where the dashboard looks
-    best = best_trial(load_study(open_storage(config.storage), "s"))
+    (best,) = best_trials(load_study(open_storage(config.storage), "s").trials, 1)
     assert best is not None
     assert best.params["lr"] == 0.002
 
@@ -297,7 +297,7 @@ def test_a_trial_whose_answers_cost_too_much_is_infeasible_and_never_best(
     assert dear.constraints["cost of an answer over the limit"] == pytest.approx(0.5)
     assert len(dear.user_attrs["instances"]) == 1
     assert fine.user_attrs["outcome"] == "complete"
-    best = best_trial(load_study(open_storage(config.storage), "s"))
+    (best,) = best_trials(load_study(open_storage(config.storage), "s").trials, 1)
     assert best is not None and best.number == fine.number
 
 

@@ -188,6 +188,42 @@ def test_workers_of_a_pool_that_was_killed_stop_too(start: Start, tmp_path: Path
     wait_for(lambda: all(t.state == TrialState.WAITING for t in trials(tmp_path)))
 
 
+def test_a_pool_whose_workers_are_killed_again_and_again_finishes(
+    start: Start, tmp_path: Path
+) -> None:
+    quick = "[recovery]\nheartbeat_s = 0.3\ngrace_s = 1.0\nretries = 9\n"
+    (tmp_path / "tiny.toml").write_text(f"{CHEAP}{quick}[fixed]\nsteps = 4\nstep_s = 0.05\n")
+    pool = start(tmp_path, "--study", "tiny.toml", "--workers", "2", "--trials", "12")
+    for times in range(1, 4):  # more often than there are workers
+        known = _finished(tmp_path / "tiny.db")
+        wait_for(lambda known=known: _finished(tmp_path / "tiny.db") > known)
+        psutil.Process(pool.pid).children()[0].kill()
+        wait_for(lambda times=times: pool.err.read_text().count("starting another") == times)
+    _, err = pool.communicate(timeout=120)
+    assert pool.returncode == 0, err
+    assert err.count("died of signal 9; starting another") == 3
+    assert [t.state for t in trials(tmp_path)] == [TrialState.COMPLETE] * 12
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_terminal_that_is_closed_hands_the_trials_back(tmp_path: Path, workers: int) -> None:
+    (tmp_path / "tiny.toml").write_text(LONG)
+    pid, terminal = os.forkpty()
+    if not pid:  # of a terminal that is its own
+        os.chdir(tmp_path)
+        command = [sys.executable, *COMMAND, "--study", "tiny.toml", "--workers", str(workers)]
+        os.execve(sys.executable, command, environment())
+    try:
+        wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == workers)
+        os.close(terminal)
+        wait_for(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    assert [t.state for t in trials(tmp_path)] == [TrialState.WAITING] * workers
+    assert [t.user_attrs["attempts"][0]["lost"] for t in trials(tmp_path)] == [False] * workers
+
+
 def test_sigterm_hands_the_trial_back(start: Start, tmp_path: Path) -> None:
     hands_back(start, tmp_path, LONG)
 
@@ -212,6 +248,15 @@ def hands_back(start: Start, directory: Path, study: str) -> None:
     (waiting,) = trials(directory)
     assert waiting.state == TrialState.WAITING
     assert waiting.params == {"lr": 2e-3}
+
+
+def _finished(database: Path) -> int:
+    try:
+        with sqlite3.connect(database) as connection:
+            query = "SELECT count(*) FROM trials WHERE state IN ('COMPLETE', 'PRUNED', 'FAIL')"
+            return int(connection.execute(query).fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
 
 
 def _recipes_stored(database: Path) -> int:
