@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from optuna.storages._cached_storage import _CachedStorage
 
 from hpo.pruners.registry import make_pruner
 from hpo.samplers.registry import make_sampler
+from hpo.settings import LARGEST_NUMBER
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
 from hpo.storage.url import parse_url
@@ -37,7 +37,7 @@ class Orders:
 
     until: int  # trials that the study has finished in the end, where workers share a budget
     share: int  # trials of this worker, at most
-    seconds: float = math.inf  # after which it begins none
+    seconds: float = LARGEST_NUMBER  # after which it begins none
     think_s: float = 0.0  # that a trial sleeps, on average
 
 

@@ -209,8 +209,10 @@ def _check_parameter(where: str, name: str, parameter: Parameter, method: Method
         if not isinstance(parameter, SwitchParameter):
             known = [n for n, f in method.fields.items() if not f.set_by]
             near = get_close_matches(name, known, n=1)
-            meant = f"; did you mean {near[0]}?" if near else f"; fields are {', '.join(known)}"
-            raise ValueError(f"{where} is no field of the method{meant}")
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(
+                f"{where} is no field of the method{meant}; fields are {', '.join(known)}"
+            )
         return
     if isinstance(parameter, SwitchParameter) and field.kind != "bool":
         raise ValueError(f'{where} is a switch, and {name} is a field; write another "type"')

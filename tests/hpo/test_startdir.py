@@ -39,9 +39,10 @@ def test_every_outcome_is_in_the_document_of_workers() -> None:
     text = (REPO / "docs" / "workers.md").read_text("utf-8")
     assert re.findall(r"^\| `([a-z ]+)` \| [A-Z]+ \|", text, re.MULTILINE) == [
         *map(str, (Outcome.COMPLETE, Outcome.PRUNED, Outcome.INFEASIBLE, Outcome.NOT_FINITE)),
-        *map(str, (Outcome.OUT_OF_TIME, Outcome.OUT_OF_MEMORY, Outcome.LOST_WORKER, Outcome.BUG)),
+        *map(str, (Outcome.OUT_OF_TIME, Outcome.OUT_OF_MEMORY, Outcome.CRASHED)),
+        *map(str, (Outcome.LOST_WORKER, Outcome.BUG)),
     ]
-    assert len(Outcome) == 8
+    assert len(Outcome) == 9
 
 
 def test_the_command_for_the_networks_of_the_seeds_study_is_one_that_is_taken() -> None:

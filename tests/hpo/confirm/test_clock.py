@@ -103,7 +103,11 @@ def searched(clock: str) -> None:
             value=0.5,
             params={"lr": 1e-3},
             distributions={"lr": LR},
-            user_attrs={"recipe": json.dumps(recipe), "outcome": "complete"},
+            user_attrs={
+                "recipe": json.dumps(recipe),
+                "outcome": "complete",
+                "instances": [{"instance": "thorn/0", "loss": 0.5}],
+            },
         )
     )
 

@@ -409,18 +409,17 @@ def test_after_an_interruption_nothing_is_measured_twice(
 def test_where_the_table_can_not_be_made_calls_are_kept_as_attributes(
     study: optuna.Study, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(StudyStorage, "keeps_calls", lambda self: False)
-    made = calls(lambda _: 1.5)
-    assert run("--rounds", "1") == 0
-    assert len(made) == 4 * 6
-    before = confirmed()
-    assert sum(key.startswith(CALLS_PREFIX) for key in study.user_attrs) == 4 * 6
-    made.clear()
-    assert run("--rounds", "1") == 0
-    assert made == []
-    assert confirmed()["loss"] == before["loss"]
-    monkeypatch.undo()
-    monkeypatch.chdir(Path(study._storage.engine.url.database).parent)  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyStorage, "keeps_calls", lambda self: False)
+        made = calls(lambda _: 1.5)
+        assert run("--rounds", "1") == 0
+        assert len(made) == 4 * 6
+        before = confirmed()
+        assert sum(key.startswith(CALLS_PREFIX) for key in study.user_attrs) == 4 * 6
+        made.clear()
+        assert run("--rounds", "1") == 0
+        assert made == []
+        assert confirmed()["loss"] == before["loss"]
     assert kept(study) == {}
 
 

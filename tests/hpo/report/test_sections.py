@@ -136,7 +136,7 @@ def test_what_was_confirmed_leads_with_its_intervals_and_points(
     )
     candidates = tables(section(document, "best"))[0]
     assert len(candidates.rows) == len(result["table"])
-    assert f"--confirmed --out {'finetune.py'}" in codes(section(document, "next"))[-1]
+    assert "--confirmed --out submission/finetune.py" in codes(section(document, "next"))[-1]
 
 
 def test_a_result_of_another_kind_is_told_and_the_best_trial_shown(
