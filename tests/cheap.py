@@ -28,6 +28,7 @@ from hpo.problem.base import (
     Problem,
     ProofError,
     Values,
+    Workload,
 )
 from hpo.problem.settings import Confirm, Estimator, Instances
 
@@ -53,6 +54,7 @@ class CheapInstance:
     seed: int
     network: str = "none"
     resize: str = ""
+    speed: float | None = None
 
     @property
     def label(self) -> str:
@@ -110,17 +112,28 @@ class CheapMethod:
     def machine(self) -> dict[str, object]:
         return {"device": "cpu", "threads": 1}
 
-    def call(self, values: Values, instances: Sequence[Instance], on_step: OnStep) -> list[Called]:
+    def workload(self, values: Values, instance: Instance) -> Workload | None:
+        return Workload({"call": 1}, {"step": 1}, values["steps"], deadline_s=10.0)
+
+    def call(
+        self,
+        values: Values,
+        instances: Sequence[Instance],
+        on_step: OnStep,
+        steps: Sequence[int] | None = None,
+    ) -> list[Called]:
         called = []
         for index, instance in enumerate(instances):
             assert isinstance(instance, CheapInstance)
             level, seconds = type(self).behave(dict(values), instance)
-            steps = values["steps"]
-            for step in range(1, steps + 1):
+            n = wanted = values["steps"]
+            if steps is not None:  # a shorter schedule ends at a higher loss
+                n = steps[index]
+                level += (wanted - n) / wanted
+            for step in range(1, n + 1):
                 time.sleep(values["step_s"])
-                share = step / steps
-                on_step(index, CheapProgress(step, share, 1 + level / step, seconds))
-            called.append(Called(level, steps, seconds))
+                on_step(index, CheapProgress(step, step / n, 1 + level / step, seconds))
+            called.append(Called(level, n, seconds, wanted if steps is None else n))
         return called
 
     def fingerprint(self) -> dict[str, str]:

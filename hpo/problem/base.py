@@ -99,6 +99,10 @@ class Instance(Protocol):
     def network(self) -> str:
         """Name of what a call starts from."""
 
+    @property
+    def speed(self) -> float | None:
+        """Of the reference machine, over its own, in a call on this; None: the study's."""
+
 
 class Progress(Protocol):
     """How far a call is, after one of its steps."""
@@ -130,6 +134,26 @@ class Called:
     model: Any
     steps: int
     seconds: float
+    steps_wanted: int | None = None  # of a schedule that no clock cuts; None: not known
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a call has to do, in units for which a machine profile has seconds (`hpo.clock`).
+
+    Args:
+        startup: amounts of work before the first step, by their names.
+        step: amounts of work of one step.
+        steps: that the values ask for.
+        deadline_s: wall-clock seconds after which the call returns, whatever it has done.
+        precision: number format of a step, "auto": what the machine is fastest in.
+    """
+
+    startup: Mapping[str, float]
+    step: Mapping[str, float]
+    steps: int
+    deadline_s: float
+    precision: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -183,11 +207,28 @@ class Method(Protocol):
     def machine(self) -> dict[str, object]:
         """What losses depend on beside the values, to the last bit."""
 
-    def call(self, values: Values, instances: Sequence[Instance], on_step: OnStep) -> list[Called]:
+    def workload(self, values: Values, instance: Instance) -> Workload | None:
+        """What a call has to do; None: not known before it ran, so wall clock has to rule it.
+
+        Args:
+            values: complete.
+        """
+
+    def call(
+        self,
+        values: Values,
+        instances: Sequence[Instance],
+        on_step: OnStep,
+        steps: Sequence[int] | None = None,
+    ) -> list[Called]:
         """One call for each instance, side by side where that is quicker.
 
         Args:
+            values: complete.
             on_step: called after each step; what it raises ends the calls.
+            steps: that the call on each instance makes, however long that takes here: what comes
+                of it then depends on values, instance and number format alone.  None: wall clock
+                rules, as in the file to hand in.
 
         Raises:
             NotFiniteError: a training loss is not finite.

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import nn
 
 from finetune.canvas import Resize
 from finetune.data.runes import RuneSource, Split
 from finetune.model.checkpoints import list_networks, load_network
+from finetune.model.groups import group_of
+from finetune.recipe import GROUPS
 
 from ..errors import UserError
 from .settings import Confirm, Instances
@@ -27,16 +30,26 @@ class RuneInstance:
     pretrained: nn.Module
     split: Split
     resize: Resize | None = None  # that the drawings went through; None: the study's
+    speed: float | None = None  # of the reference machine in a call; None: the study's
 
     @property
     def label(self) -> str:
         """Its name in attributes and plots; unique among the instances of its kind."""
-        return self.place + (f" {self.resize}" if self.resize else "")
+        resize = f" {self.resize}" if self.resize else ""
+        return self.place + resize + ("" if self.speed is None else f" at {self.speed:g}")
 
     @property
     def place(self) -> str:
-        """The label without the resize, on which the noise of the evaluation does not depend."""
+        """The label without resize and speed, on which the evaluation's noise does not depend."""
         return f"{self.rune}/{self.split_seed}" + (f"/{self.seed}" if self.seed else "")
+
+    @cached_property
+    def group_sizes(self) -> dict[str, int]:
+        """Parameters of the network in each of `finetune.recipe.GROUPS`."""
+        sizes = dict.fromkeys(GROUPS, 0)
+        for name, parameter in self.pretrained.named_parameters():
+            sizes[group_of(name, parameter)] += parameter.numel()
+        return sizes
 
 
 def load_instances(config: Instances, source: RuneSource) -> list[RuneInstance]:

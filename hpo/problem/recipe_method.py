@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,8 +22,10 @@ from .base import (
     NotFiniteError,
     OnStep,
     Problem,
+    Progress,
     ProofError,
     Values,
+    Workload,
 )
 
 # Torch takes seconds to import, and who only reads a study file needs none of it.
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from .instances import RuneInstance
 
 _SEED = "seed"  # of a call: a study names the seeds of its instances
+_NO_DEADLINE_S = 1e6  # the longest that a recipe may have; the clock counts from a tenth of it on
 
 
 class RecipeMethod:
@@ -70,11 +73,32 @@ class RecipeMethod:
             "torch": torch.__version__,
         }
 
-    def call(self, values: Values, instances: Sequence[Instance], on_step: OnStep) -> list[Called]:
+    def workload(self, values: Values, instance: Instance) -> Workload | None:
+        from .workload import workload_of
+
+        rune = _rune_instance(instance)
+        return workload_of(_recipe(values), len(rune.split.train), rune.group_sizes)
+
+    def call(
+        self,
+        values: Values,
+        instances: Sequence[Instance],
+        on_step: OnStep,
+        steps: Sequence[int] | None = None,
+    ) -> list[Called]:
         from finetune.adapt import AdaptationError
         from finetune.side_by_side import Task, adapt_together
 
+        if steps is not None and len(set(steps)) > 1:  # calls side by side make equally many
+            return [
+                called
+                for k, (instance, n) in enumerate(zip(instances, steps, strict=True))
+                for called in self.call(values, [instance], partial(_renumbered, on_step, k), [n])
+            ]
         recipe = _recipe(values)
+        if steps:
+            # The schedule then never looks at the time.
+            recipe = dataclasses.replace(recipe, steps=steps[0], deadline_s=_NO_DEADLINE_S)
         tasks = [
             Task(i.pretrained, i.split.train, dataclasses.replace(recipe, seed=i.seed))
             for i in map(_rune_instance, instances)
@@ -83,7 +107,7 @@ class RecipeMethod:
             adapted = adapt_together(tasks, on_step)
         except AdaptationError as error:
             raise NotFiniteError(str(error)) from error
-        return [Called(a.model, a.steps, a.seconds) for a in adapted]
+        return [Called(a.model, a.steps, a.seconds, recipe.steps) for a in adapted]
 
     def fingerprint(self) -> dict[str, str]:
         from .fingerprint import code_digest
@@ -130,6 +154,10 @@ def _recipe(values: Values) -> Recipe:
         return Recipe.from_dict(dict(values))
     except (RecipeError, TypeError) as error:  # TypeError: a value of a type that no release had
         raise InvalidValuesError(str(error)) from error
+
+
+def _renumbered(on_step: OnStep, index: int, _: int, progress: Progress) -> None:
+    on_step(index, progress)
 
 
 def _rune_instance(instance: Instance) -> RuneInstance:

@@ -90,13 +90,16 @@ class RuneProblem:
     ) -> Evaluation:
         from finetune.data.runes import NEW_LABEL
         from finetune.machine.device import training_device
+        from finetune.machine.threads import one_thread
         from finetune.scoring.cost import measure_cost
         from finetune.scoring.estimators import estimate
 
         rune = _rune(instance)
         # Evaluated where it was trained: it comes back to where the pretrained network is.
-        model = model.to(training_device(next(model.parameters()).device))
-        losses = estimate(model, rune.split.test, NEW_LABEL, self.noise_table(rune, table_seed))
+        device = training_device(next(model.parameters()).device)
+        model = model.to(device)
+        with one_thread(device):  # a sum's last bits may depend on the number of threads
+            losses = estimate(model, rune.split.test, NEW_LABEL, self.noise_table(rune, table_seed))
         if not math.isfinite(losses.mean):
             raise NotFiniteError(f"{rune.label}: the loss on unseen drawings is {losses.mean}")
         budget_s = min(_COST_S, _COST_SHARE * seconds)

@@ -180,3 +180,29 @@ def test_points_are_for_ten_drawings_of_the_futhorc() -> None:
     assert graded(source="omniglot") == "2 points"
     assert graded(source="omniglot", train=9) is None
     assert graded(source="drawn") is None
+
+
+def test_a_call_by_steps_makes_as_many_whatever_the_time(
+    instances: list[RuneInstance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of equal numbers go side by side; each step is told with its instance."""
+    ran: list[tuple[int, float, int]] = []
+
+    def adapt_together(tasks: Sequence[Task], on_step: Any) -> list[Adapted]:
+        ran.extend((t.recipe.steps, t.recipe.deadline_s, t.recipe.seed) for t in tasks)
+        for index in range(len(tasks)):
+            on_step(index, Progress(1, 0.5, 1.0, 1.0))
+        return [Adapted(Offset(0.0), t.recipe.steps, 1.0, stopped=False) for t in tasks]
+
+    monkeypatch.setattr("finetune.side_by_side.adapt_together", adapt_together)
+    told: list[int] = []
+    called = METHOD.call(VALUES, instances, lambda k, _: told.append(k), [5, 5, 5])
+    assert ran == [(5, 1e6, 0), (5, 1e6, 1), (5, 1e6, 2)]
+    assert [(c.steps, c.steps_wanted) for c in called] == [(5, 5)] * 3
+    ran.clear()
+    called = METHOD.call(VALUES, instances, lambda k, _: told.append(k), [5, 6, 5])
+    assert [steps for steps, *_ in ran] == [5, 6, 5] == [c.steps for c in called]
+    assert told == 2 * [0, 1, 2]
+    ran.clear()
+    METHOD.call(VALUES, instances, lambda *_: None)
+    assert {(steps, deadline_s) for steps, deadline_s, _ in ran} == {(6000, 117.0)}
