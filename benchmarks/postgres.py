@@ -70,9 +70,9 @@ class Postgres:
         """The URL of a database, with its password."""
         return f"postgresql://{USER}:{PASSWORD}@{host}:{self.port}/{database}"
 
-    def create(self, database: str) -> str:
-        """Make an empty database; returns its URL."""
-        self.sql(f'CREATE DATABASE "{database}" OWNER {USER}')
+    def create(self, database: str, template: str = "template1") -> str:
+        """Make a database, empty or the copy of one that nobody uses; returns its URL."""
+        self.sql(f'CREATE DATABASE "{database}" OWNER {USER} TEMPLATE "{template}"')
         return self.url(database)
 
     def sql(self, command: str, database: str = "postgres") -> str:

@@ -49,64 +49,65 @@ _WORKER = (
 )
 
 
-# Those that take longest, the longest first.
+# Files that take longest, the longest first; what is left for the end is short.
 _FIRST = (
-    *(
-        "hpo/storage/test_two_hosts",
-        "hpo/storage/test_processes",
-        "test_notebook",
-        "deploy/test_services",
-    ),
-    *(
-        "hpo/worker/test_worker",
-        "hpo/export/test_export",
-        "finetune/submission/test_bundle",
-        "finetune/test_real",
-        "hpo/move/test_move",
-    ),
-    *("deploy/test_slurm", "test_submission", "finetune/test_robust", "benchmarks/test_throughput"),
-    *("benchmarks/test_scale", "benchmarks/test_storage_benchmark", "hpo/test_init"),
+    *("hpo/storage/test_two_hosts", "hpo/storage/test_processes", "hpo/export/test_export"),
+    *("hpo/storage/test_optuna_suite", "hpo/storage/test_contract", "hpo/move/test_move"),
+    *("benchmarks/test_storage_benchmark", "finetune/augment/test_resizing"),
+    *("finetune/submission/test_bundle", "hpo/dashboard/test_browser", "hpo/worker/test_worker"),
+    *("finetune/test_real", "benchmarks/test_scale", "test_notebook", "finetune/test_challenge"),
+    *("hpo/confirm/test_confirm", "finetune/augment/test_mix", "hpo/report/test_report"),
+    *("benchmarks/test_throughput", "deploy/test_slurm", "finetune/augment/test_pen"),
+    *("hpo/dashboard/test_server", "finetune/submission/test_loading", "hpo/storage/test_open"),
+    *("finetune/machine/test_threads", "finetune/test_adapt", "hpo/test_init"),
+    *("test_submission", "finetune/predict/test_posterior", "deploy/test_services"),
 )
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
-    """One more than there are cores: a fifth of the time goes into waiting for other processes.
+    """Two more than there are cores: a third of the time goes into waiting for other processes.
 
     Unless somebody says how many (xdist's own variable).
     """
     n = yield
-    return n if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else n + 1
+    return n if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else n + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is left for the end is short, and so all processes end together."""
+    """Files go to processes whole and in this order."""
     here = Path(__file__).parent
     order = {here / f"{name}.py": i for i, name in enumerate(_FIRST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
-# What `Augmenter` makes of the same drawings is the same, and takes seconds.
-_PREPARING = ("trace", "correspondences")
+# What takes a part of a second or more, and is the same for the same arguments.
+_REMEMBERED = {
+    "finetune.augment.mix": ("rebuild", "trace", "correspondences"),
+    "finetune.submission.bundle": ("_joined",),
+}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Once torch is there, what drawings are prepared into is remembered by a process."""
-    module = sys.modules.get("finetune.augment.mix")
-    for name in _PREPARING if module else ():
-        function = getattr(module, name)
-        if not hasattr(function, "remembers"):
-            setattr(module, name, _remembering(function))
+    """A process remembers what such functions returned, once their modules are imported."""
+    for module_name, names in _REMEMBERED.items():
+        module = sys.modules.get(module_name)
+        for name in names if module else ():
+            function = getattr(module, name)
+            if not hasattr(function, "remembers"):
+                setattr(module, name, _remembering(function))
 
 
 def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
     known: dict[tuple[object, ...], Any] = {}
 
     def of(argument: Any) -> object:
-        if isinstance(argument, float):
-            return argument
-        values = argument.cpu().numpy().tobytes()
-        return argument.shape, argument.dtype, str(argument.device), values
+        if isinstance(argument, Mapping):
+            return tuple(argument.items())
+        if hasattr(argument, "numpy"):
+            values = argument.cpu().numpy().tobytes()
+            return argument.shape, argument.dtype, str(argument.device), values
+        return argument
 
     def remembering(*arguments: Any) -> Any:
         key = tuple(map(of, arguments))

@@ -14,18 +14,15 @@ from benchmarks import adapting
 from finetune.model.unet import ConditionalDiffusionUNet
 from finetune.scoring.estimators import NoiseTable
 
-# What those processes import, some of it late.
-_IMPORTED = (
-    *("benchmarks.scale_player", "benchmarks.storage_case", "benchmarks.throughput_case"),
-    *("alembic.command", "alembic.ddl", "psycopg", "torch._dynamo"),
-)
-
 
 @pytest.fixture
-def quick_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that would begin from nothing are forked from one that has imported everything."""
+def quick_starts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that would begin from nothing are forked from one that has imported something.
+
+    What that is says ``IMPORTED`` of the test's module.
+    """
     get_context = multiprocessing.get_context
-    multiprocessing.set_forkserver_preload(list(_IMPORTED))
+    multiprocessing.set_forkserver_preload(list(request.module.IMPORTED))
 
     def get_quick_context(method: str | None = None) -> object:
         return get_context("forkserver" if method == "spawn" else method)

@@ -53,7 +53,7 @@ def test_it_runs_on_drawn_runes(
 ) -> None:
     monkeypatch.setattr("benchmarks.augmentations._LEFT_OUT", 5)  # twice, not five times
     monkeypatch.setattr("benchmarks.augmentations._BATCH", 40)
-    options = ["--source", "drawn", "--runes", "ing", "thorn", "--splits", "1", "--samples", "40"]
+    options = ["--source", "drawn", "--runes", "is", "thorn", "--splits", "1", "--samples", "40"]
     assert main([*options, "--within", "--mix", '{"elastic_px": 0.0, "blend": 0.0}']) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[1].split()[:1] + out[1].split()[2:5] == ["default", "1.000", "±", "0.000"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from benchmarks import pen
+from finetune.data.runes import RuneSource
 
 
 def disc(radius: float) -> Tensor:
@@ -36,8 +38,11 @@ def test_widths_of_upright_bars() -> None:
     assert not pen.widths(bitmaps.mT), "edges of five rows are too short to tell"
 
 
-@pytest.mark.usefixtures("drawn_once")
-def test_it_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_prints_a_table(
+    drawn: RuneSource, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = replace(drawn, bitmaps={"is": drawn.bitmaps["is"][:3]})
+    monkeypatch.setattr("finetune.data.runes.open_drawn", lambda: few)
     assert pen.main(["--source", "drawn", "--runes", "is"]) == 0
     text = capsys.readouterr().out
     assert "discs of radius 2.5" in text and "true bitmaps" in text

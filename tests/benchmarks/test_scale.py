@@ -18,6 +18,8 @@ from benchmarks.storage_fill import STUDY
 from finetune.errors import UserError
 from hpo.storage.open import load_study, open_storage
 
+IMPORTED = ("benchmarks.scale_player", "alembic.command", "alembic.ddl", "psycopg")
+
 
 def test_repeated_trials_are_whole_and_numbered_in_their_order(postgres: Postgres) -> None:
     url = postgres.create("filled")

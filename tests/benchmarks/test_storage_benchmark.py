@@ -18,6 +18,7 @@ from benchmarks.storage_services import SERVICES, Done, Phase, System
 from hpo.study.config import load_study_file
 
 STORED, WORKERS, TRIALS = 20, 2, 4
+IMPORTED = ("benchmarks.storage_case", "alembic.command", "alembic.ddl", "psycopg")
 pytestmark = pytest.mark.usefixtures("quick_starts")
 
 

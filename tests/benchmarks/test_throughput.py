@@ -32,6 +32,7 @@ from finetune.recipe import Recipe
 from finetune.scoring.estimators import NoiseTable, author_estimate
 from tests.settings import torch_threads
 
+IMPORTED = ("benchmarks.throughput_case", "torch._dynamo")
 DRAWINGS = resize_bitmaps(draw_rune("thorn", 10, 0), "nearest")
 TINY = ["--source", "drawn", "--resize", "nearest", "--steps", "2", "--batch-size", "6"]
 TINY += ["--repeats", "1", "--t-passes", "3", "--workers", "2", "--precision", "fp32"]

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from benchmarks.postgres import Postgres
+from tests.cheap import CHEAP_TOML
 
 REPO = Path(__file__).parents[2]
 COMPOSE = REPO / "docker-compose.yml"
@@ -127,26 +128,21 @@ def variables(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def study_text() -> Callable[..., str]:
-    """A study of calls that cost next to nothing, as a file: its name, budget and steps a call."""
+    """A study of a method without torch, as a file; in a slow one only a signal ends a call."""
 
-    def text(name: str, trials: int = 1, steps: int = 2) -> str:
+    def text(name: str, trials: int = 1, slow: bool = False) -> str:
         return f"""
 name = "{name}"
 storage = "sqlite:///unused.db"
+{CHEAP_TOML}
 [instances]
 source = "drawn"
 runes = ["thorn"]
 [budget]
 trials = {trials}
-[estimator]
-strata = 2
-replicates = 2
 [fixed]
-steps = {steps}
-batch_size = 2
-render = "direct"
-output = "velocity"
-precision = "fp32"
+steps = {1000 if slow else 2}
+step_s = {0.1 if slow else 0.0}
 [space.lr]
 type = "float"
 low = 1e-4

@@ -74,7 +74,7 @@ def test_a_job_makes_the_study_and_a_pod_finishes_it(
     roles: Mapping[str, str],
     study_text: Callable[..., str],
     tmp_path: Path,
-    worker_nursery: Nursery,
+    cheap_nursery: Nursery,
 ) -> None:
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "runes.toml").write_text(study_text("tiny"))
@@ -86,7 +86,7 @@ def test_a_job_makes_the_study_and_a_pod_finishes_it(
         assert "@HOST/runes?sslmode=verify-full&" in storage
         # The test's server is another database, and has no TLS (tests/deploy/test_tls.py has it).
         environment["RUNES_STORAGE"] = storage.split("/runes?")[0] + f"/{database}"
-        done = worker_nursery.run(
+        done = cheap_nursery.run(
             ["-m", *container["args"]],
             tmp_path,
             {

@@ -97,13 +97,13 @@ def compose(
     read_compose: Callable[[Mapping[str, str]], dict[str, Any]],
     make_roles: Callable[[str, Mapping[str, str]], None],
     study_text: Callable[..., str],
-    worker_nursery: Nursery,
+    cheap_nursery: Nursery,
 ) -> Compose:
     """The services, in a directory with studies, beside a server as the image sets it up."""
     for name in ("studies", "backups", "artifacts"):
         (tmp_path / name).mkdir()
     (tmp_path / "studies" / "tiny.toml").write_text(study_text("tiny", trials=3))
-    (tmp_path / "studies" / "slow.toml").write_text(study_text("slow", trials=3, steps=100_000))
+    (tmp_path / "studies" / "slow.toml").write_text(study_text("slow", trials=3, slow=True))
     postgres.sql("DROP DATABASE IF EXISTS runes WITH (FORCE)")
     postgres.sql("CREATE DATABASE runes")
     roles = ("owner", "worker", "reader")
@@ -129,7 +129,7 @@ def compose(
             "0.0.0.0": "127.0.0.1",
             "8080": str(port),
         },
-        worker_nursery,
+        cheap_nursery,
     )
 
 

@@ -16,16 +16,17 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from hpo.storage.open import load_study, open_storage
+from tests.waiting import wait_for
 
 REPO = Path(__file__).parents[2]
 SCRIPT = REPO / "deploy" / "slurm" / "worker.sbatch"
 
-Start = Callable[[int], subprocess.Popen[str]]
+Start = Callable[[str], subprocess.Popen[str]]
 
 
 @pytest.fixture
 def start(tmp_path: Path, study_text: Callable[..., str]) -> Iterator[Start]:
-    """Starts the script on a study whose calls take so many steps."""
+    """Starts the script on a study, whose calls are endless if it is called slow."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, line in [
@@ -36,17 +37,17 @@ def start(tmp_path: Path, study_text: Callable[..., str]) -> Iterator[Start]:
         (programs / name).chmod(0o755)
     started = []
 
-    def start(steps: int) -> subprocess.Popen[str]:
-        (tmp_path / "slow.toml").write_text(study_text("slow", steps=steps))
+    def start(name: str) -> subprocess.Popen[str]:
+        (tmp_path / "study.toml").write_text(study_text(name, slow=name == "slow"))
         process = subprocess.Popen(
             ["bash", str(SCRIPT)],
             cwd=tmp_path,
             env={
                 "PATH": f"{programs}:{os.environ['PATH']}",
                 "PYTHONPATH": str(REPO),
-                "RUNES_STUDY": "slow.toml",
-                "RUNES_STORAGE": f"sqlite:///{tmp_path}/s{steps}.db",
-                "RUNES_ARTIFACTS": "none",  # no pictures, which take seconds
+                "RUNES_STUDY": "study.toml",
+                "RUNES_STORAGE": f"sqlite:///{tmp_path}/{name}.db",
+                "RUNES_ARTIFACTS": "none",
                 "SLURM_JOB_ID": "77",
                 "SLURM_ARRAY_TASK_ID": "3",
                 "SLURM_CPUS_PER_TASK": "1",
@@ -66,55 +67,48 @@ def start(tmp_path: Path, study_text: Callable[..., str]) -> Iterator[Start]:
             process.wait()
 
 
-def trials(directory: Path, steps: int) -> list[FrozenTrial]:
-    return load_study(open_storage(f"sqlite:///{directory}/s{steps}.db"), "slow").trials
+def trials(directory: Path, name: str) -> list[FrozenTrial]:
+    return load_study(open_storage(f"sqlite:///{directory}/{name}.db"), name).trials
 
 
-def wait_for(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
-
-
-def is_running(directory: Path, steps: int) -> bool:
-    if not (directory / f"s{steps}.db").exists():
+def is_running(directory: Path) -> bool:
+    if not (directory / "slow.db").exists():
         return False
     try:
-        return any(t.params and t.state.name == "RUNNING" for t in trials(directory, steps))
+        return any(t.params and t.state.name == "RUNNING" for t in trials(directory, "slow"))
     except Exception:  # the study is being made
         return False
 
 
 def test_it_ends_when_the_budget_is_spent(start: Start, tmp_path: Path) -> None:
-    task = start(2)
+    task = start("quick")
     _, err = task.communicate(timeout=180)
     assert task.returncode == 0, err
-    assert [t.state.name for t in trials(tmp_path, 2)] == ["COMPLETE"]
+    assert [t.state.name for t in trials(tmp_path, "quick")] == ["COMPLETE"]
     assert not (tmp_path / "scontrol.log").exists()
 
 
 def test_before_its_time_is_over_it_hands_its_trial_back_and_is_queued_again(
     start: Start, tmp_path: Path
 ) -> None:
-    task = start(100_000)
-    wait_for(lambda: is_running(tmp_path, 100_000))
+    task = start("slow")
+    wait_for(lambda: is_running(tmp_path), every_s=0.2)
     task.send_signal(signal.SIGUSR1)  # to the script alone: --signal=B:USR1@60
     _, err = task.communicate(timeout=60)
     assert task.returncode == 0, err
     assert "queued again; any worker goes on with it" in err
     assert "task 3 is queued again" in err
-    assert [t.state.name for t in trials(tmp_path, 100_000)] == ["WAITING"]
+    assert [t.state.name for t in trials(tmp_path, "slow")] == ["WAITING"]
     assert (tmp_path / "scontrol.log").read_text() == "requeue 77\n"
 
     # It runs again; this time it is pre-empted: SIGTERM to all processes, later SIGKILL.
-    again = start(100_000)
-    wait_for(lambda: is_running(tmp_path, 100_000))
+    again = start("slow")
+    wait_for(lambda: is_running(tmp_path), every_s=0.2)
     processes = [again, *psutil.Process(again.pid).children(recursive=True)]
     assert len(processes) >= 2
     for process in processes:
         process.send_signal(signal.SIGTERM)
-    wait_for(lambda: [t.state.name for t in trials(tmp_path, 100_000)] == ["WAITING"])
+    wait_for(lambda: [t.state.name for t in trials(tmp_path, "slow")] == ["WAITING"])
     wait_for(lambda: [p.name() for p in psutil.Process(again.pid).children()] == ["sleep"])
     again.send_signal(signal.SIGTERM)  # at the end of the grace, before SIGKILL
     time.sleep(0.5)
@@ -127,12 +121,12 @@ def test_before_its_time_is_over_it_hands_its_trial_back_and_is_queued_again(
 def test_a_signal_before_the_worker_runs_queues_the_task_again(
     start: Start, tmp_path: Path
 ) -> None:
-    task = start(100_000)
+    task = start("slow")
     wait_for(lambda: psutil.Process(task.pid).children())
     task.send_signal(signal.SIGUSR1)
     task.communicate(timeout=60)
     assert (tmp_path / "scontrol.log").read_text() == "requeue 77\n"
-    assert not is_running(tmp_path, 100_000)
+    assert not is_running(tmp_path)
 
 
 def test_slurm_is_told_to_signal_the_script_alone_and_in_time() -> None:

@@ -7,6 +7,7 @@ import json
 import random
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from finetune.errors import UserError, run_command
 from finetune.model.checkpoints import list_networks
 from finetune.model.groups import add_class
 from finetune.model.unet import ConditionalDiffusionUNet
+from finetune.scoring.cost import measure_cost
 
 SUBMISSION = """
 import torch
@@ -46,7 +48,13 @@ def finetune_model(pretrained_model, train_dataset):
     return pretrained_model
 """
 
-pytestmark = pytest.mark.usefixtures("drawn_once")
+pytestmark = pytest.mark.usefixtures("drawn_once", "few_passes")
+
+
+@pytest.fixture
+def few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cost of an answer has tests of its own (scoring/test_cost.py)."""
+    monkeypatch.setattr("finetune.scoring.cost.measure_cost", partial(measure_cost, passes=4))
 
 
 def mean_class(model: nn.Module, dataset: Any) -> nn.Module:

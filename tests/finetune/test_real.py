@@ -29,12 +29,12 @@ def test_forty_steps_teach_a_real_rune_and_strokes_teach_it_better(real_data: Pa
     source = open_omniglot(real_data)
     split = split_drawings(source.drawings(source.runes[0]), 0)
     pretrained = load_network(list_networks()[0])
-    table = NoiseTable(10, 20, 2)
+    table = NoiseTable(10, 10, 2)
 
     before = with_mean_class(pretrained)
     losses = {"before": estimate(before, split.test, NEW_LABEL, table)}
     for render in ("direct", "pen"):
-        recipe = Recipe(steps=40, render=render, deadline_s=1000.0)
+        recipe = Recipe(steps=40, batch_size=16, render=render, deadline_s=1000.0)
         model = adapt(pretrained, split.train, recipe).model
         losses[render] = estimate(model, split.test, NEW_LABEL, table)
 
@@ -49,10 +49,12 @@ def test_real_drawings_are_by_the_pen_their_resize_is_found_and_their_greys_are_
     real_data: Path, resize: Resize
 ) -> None:
     source = open_omniglot(real_data)
-    for rune in source.runes[::7]:
+    for rune in source.runes[::14]:
         drawings = split_drawings(source.drawings(rune, resize), 0).train
-        augment = Augmenter(drawings, Recipe(render="pen"), torch.Generator().manual_seed(0))
         assert find_resizing(drawings[:, 0]) == Resizing(resize)
-        assert augment.by_pen
-        distance = (histogram(drawings) - histogram(augment(200))).abs().sum() / 2
-        assert distance < 0.02
+    # Of the last one, and of five: it takes a part of a second to follow a pen's path.
+    drawings = drawings[:5]
+    augment = Augmenter(drawings, Recipe(render="pen"), torch.Generator().manual_seed(0))
+    assert augment.by_pen
+    distance = (histogram(drawings) - histogram(augment(200))).abs().sum() / 2
+    assert distance < 0.02

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ import pytest
 from benchmarks.browser import chromium, find_chromium
 from benchmarks.postgres import Postgres
 from hpo.errors import UserError
+from hpo.storage.open import open_storage
 
 if TYPE_CHECKING:
     from tests.conftest import Nursery, Process
@@ -45,9 +48,48 @@ def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[st
     return make
 
 
+@pytest.fixture(scope="session")
+def with_tables(tmp_path_factory: pytest.TempPathFactory, request: Any) -> Callable[[str], str]:
+    """The path or name of a database of a kind in which tables have been made, to be copied."""
+
+    @functools.cache
+    def make(kind: str) -> str:
+        if kind == "sqlite":
+            path = str(tmp_path_factory.mktemp("tables") / "tables.db")
+            open_storage(f"sqlite:///{path}").engine.dispose()
+            return path
+        server: Postgres = request.getfixturevalue("postgres")
+        open_storage(server.create("tables")).engine.dispose()
+        return "tables"
+
+    return make
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, new_database: Callable[[str], str]) -> str:
-    return new_database(request.param)
+def database_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def empty_url(database_kind: str, new_database: Callable[[str], str]) -> str:
+    """A database without tables."""
+    return new_database(database_kind)
+
+
+@pytest.fixture
+def url(
+    database_kind: str,
+    with_tables: Callable[[str], str],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> str:
+    """A database with tables and nothing in them: to copy one is quicker than to make tables."""
+    template, name = with_tables(database_kind), f"test_{next(_NUMBERS)}"
+    if database_kind == "sqlite":
+        shutil.copy(template, tmp_path / f"{name}.db")
+        return f"sqlite:///{tmp_path}/{name}.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.create(name, template)
 
 
 @pytest.fixture(autouse=True)

@@ -43,18 +43,18 @@ def run_init(cheap_nursery: Nursery) -> RunInit:
 
 
 def test_a_study_is_created_with_its_manifest_and_queue_and_then_left_alone(
-    url: str, run_init: RunInit
+    empty_url: str, run_init: RunInit
 ) -> None:
-    line = init(cheap(url))
+    line = init(cheap(empty_url))
     assert line.startswith("study cheap is ready in ")
     assert line.endswith("2 instances; 2 trials queued, 0 running, 0 finished")
     assert PASSWORD not in line
-    study = load_study(open_storage(url), "cheap")
+    study = load_study(open_storage(empty_url), "cheap")
     manifest = study.user_attrs[MANIFEST_KEY]
     assert {"code", "data", "networks", "space"} <= manifest.keys()
-    again = run_init(url, RUNES_STUDY=STUDY)
+    again = run_init(empty_url, RUNES_STUDY=STUDY)
     assert (again.returncode, again.stdout, again.stderr) == (0, f"{line}\n", "")
-    assert load_study(open_storage(url), "cheap").user_attrs[MANIFEST_KEY] == manifest
+    assert load_study(open_storage(empty_url), "cheap").user_attrs[MANIFEST_KEY] == manifest
 
 
 MANY = """
@@ -73,9 +73,9 @@ sys.exit(any(os.waitpid(pid, 0)[1] for pid in pids))
 """
 
 
-def test_many_at_once_make_one_study(url: str) -> None:
+def test_many_at_once_make_one_study(empty_url: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", MANY, url, STUDY],
+        [sys.executable, "-c", MANY, empty_url, STUDY],
         cwd=REPO,
         capture_output=True,
         text=True,
@@ -84,7 +84,7 @@ def test_many_at_once_make_one_study(url: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 4
     assert len(set(done.stdout.splitlines())) == 1
-    assert len(load_study(open_storage(url), "cheap").trials) == 2
+    assert len(load_study(open_storage(empty_url), "cheap").trials) == 2
 
 
 def test_a_study_that_measures_something_else_is_refused(

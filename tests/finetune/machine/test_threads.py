@@ -19,7 +19,7 @@ from finetune.recipe import Recipe
 from finetune.train.run import Run
 
 CPU = torch.device("cpu")
-DRAWINGS = resize_bitmaps(draw_rune("ing", 4, seed=0), "bilinear")
+DRAWINGS = resize_bitmaps(draw_rune("is", 4, seed=0), "bilinear")
 RECIPE = Recipe(steps=70, batch_size=8, precision="fp32", deadline_s=1e4, head_hidden=4, blend=0.0)
 
 

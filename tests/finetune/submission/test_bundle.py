@@ -35,17 +35,17 @@ from finetune.submission.joining import imported_packages
 from tests.settings import torch_threads
 
 RECIPE = Recipe(steps=6, batch_size=4, render="direct", precision="fp32", deadline_s=1000.0)
-DRAWINGS = resize_bitmaps(draw_rune("ing", 4, seed=0), "bilinear")
-# Recipes that between them take every branch; those that blend take seconds each.
-STILL = Recipe(blend=0.0)
+DRAWINGS = resize_bitmaps(draw_rune("is", 4, seed=0), "bilinear")
+# Recipes that between them take every branch; those that follow the pen take seconds each.
+WARPED = Recipe(render="direct")
 VARIETY = {
     "default": Recipe(),
-    "lora": replace(STILL, lora_rank=2, lora_groups=LORA_GROUPS, train_groups=("norm_bias",)),
-    "unclipped": replace(STILL, clip_norm=0.0),
-    "linear": replace(STILL, schedule="linear"),
-    "constant": replace(STILL, schedule="constant"),
-    "direct": Recipe(render="direct", precision="fp32"),
-    "still": replace(STILL, elastic_px=0.0, bank_images=0),
+    "lora": replace(WARPED, lora_rank=2, lora_groups=LORA_GROUPS, train_groups=("norm_bias",)),
+    "unclipped": replace(WARPED, clip_norm=0.0),
+    "linear": replace(WARPED, schedule="linear"),
+    "constant": replace(WARPED, schedule="constant"),
+    "direct": replace(WARPED, precision="fp32"),
+    "still": Recipe(blend=0.0, elastic_px=0.0, bank_images=0),
     "blend": Recipe(blend=0.5),
 }
 _NUMBERS = itertools.count()

@@ -26,7 +26,7 @@ from tests.settings import torch_threads
 
 COURSE = Path(__file__).parent / "assets" / "course.py"
 MARKER = "# PASTE HERE\n"
-DRAWINGS = resize_bitmaps(draw_rune("ing", 4, seed=0), "bilinear")
+DRAWINGS = resize_bitmaps(draw_rune("is", 4, seed=0), "bilinear")
 RECIPE = Recipe(steps=3, batch_size=4, precision="fp32", deadline_s=1000.0)
 
 

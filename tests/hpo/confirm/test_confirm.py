@@ -39,6 +39,7 @@ from hpo.study.create import create
 from hpo.study.manifest import MANIFEST_KEY, make_manifest
 from hpo.trial.record import Call
 from tests.cheap import CHEAP_TOML, CheapInstance, CheapMethod, CheapProblem
+from tests.hpo.configs import make_config
 
 FORM = """
 name = "tiny"
@@ -578,14 +579,7 @@ def test_the_text_is_the_winner_and_a_table_of_candidates() -> None:
         "against": {"default": other, "runner_up": other},
         "table": [row, default, tied],
     }
-    config = StudyConfig.model_validate(
-        {
-            "name": "s",
-            "storage": "sqlite:///s.db",
-            "instances": {"source": "omniglot"},
-            "space": {"lora": {"type": "switch"}},
-        }
-    )
+    config = make_config(instances={"source": "omniglot"})
     text = to_terminal(confirmation_of(config, Confirmation.model_validate(result)))
     lines = text.splitlines()
     assert lines[:4] == [

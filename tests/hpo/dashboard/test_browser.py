@@ -129,21 +129,6 @@ def shot(page: Any, name: str) -> None:
     page.screenshot(path=SHOTS / f"{name}.png")
 
 
-def test_the_study_page_lists_the_trials(page: Any, url: str) -> None:
-    page.goto(f"{url}/dashboard/studies/1/trials")
-    page.get_by_text("3 Trials").wait_for()
-    for number in range(3):
-        assert page.get_by_text(f"Trial {number}", exact=True).first.is_visible()
-    assert page.get_by_text("Best Trial").count() == 1
-    shot(page, "trials")
-
-
-def test_the_address_alone_leads_to_the_study(page: Any, url: str) -> None:
-    page.goto(url)
-    page.get_by_text("seen (id=1)").first.wait_for()
-    assert page.url == f"{url}/dashboard/studies/1"
-
-
 def test_a_trial_has_its_note_and_its_pictures(page: Any, url: str) -> None:
     page.goto(f"{url}/dashboard/studies/1/trials?numbers=1")
     page.get_by_text("Trial 1: complete").wait_for()
@@ -166,8 +151,10 @@ def test_the_study_has_its_note(page: Any, url: str) -> None:
     shot(page, "note")
 
 
-def test_the_study_has_its_plots(page: Any, url: str) -> None:
-    page.goto(f"{url}/dashboard/studies/1")
+def test_the_address_alone_leads_to_the_study_with_its_plots(page: Any, url: str) -> None:
+    page.goto(url)
+    page.get_by_text("seen (id=1)").first.wait_for()
+    assert page.url == f"{url}/dashboard/studies/1"
     for title in ("Best loss so far against compute", "Loss on the instances of the search"):
         page.get_by_text(title).first.wait_for()
     page.get_by_text("Best loss so far against compute").first.scroll_into_view_if_needed()
@@ -196,9 +183,15 @@ def test_a_page_among_the_artifacts_is_a_download(page: Any, url: str, seen: See
     assert page.title() != "ran"
 
 
-def test_a_new_trial_comes_by_itself(page: Any, url: str, seen: Seen) -> None:
+def test_the_study_page_lists_the_trials_and_a_new_one_comes_by_itself(
+    page: Any, url: str, seen: Seen
+) -> None:
     page.goto(f"{url}/dashboard/studies/1/trials")
     page.get_by_text("3 Trials").wait_for()
+    for number in range(3):
+        assert page.get_by_text(f"Trial {number}", exact=True).first.is_visible()
+    assert page.get_by_text("Best Trial").count() == 1
+    shot(page, "trials")
     seen.add(0.1)
     page.get_by_text("4 Trials").wait_for()
 
@@ -235,16 +228,17 @@ def test_a_study_of_many_trials_opens_quickly(
         # A page that was open before: the browser has the script, the server has read the study.
         page.goto(f"{address}/dashboard/studies/1/trials")
         page.get_by_text(f"{MANY} Trials").wait_for()
-        opened_s = []
-        for _ in range(2):
+        for _ in range(3):  # once, unless others are busy at that moment
             page.goto("about:blank")
             started = time.perf_counter()
             page.goto(f"{address}/dashboard/studies/1/trials")
             page.get_by_text(f"{MANY} Trials").wait_for()
-            opened_s.append(time.perf_counter() - started)
+            opened_s = time.perf_counter() - started
+            # Three seconds where a core is free; tests share theirs with others.
+            load = os.getloadavg()[0] / (os.cpu_count() or 1)
+            print(f"{MANY} trials: opened in {opened_s:.2f} s; load of each core {load:.1f}")
+            if is_quick := opened_s < 3.0 * max(1.0, load):
+                break
         shot(page, "many")
-    record_property("seconds", min(opened_s))
-    load = os.getloadavg()[0] / (os.cpu_count() or 1)
-    print(f"{MANY} trials: opened in {min(opened_s):.2f} s; load of each core {load:.1f}")
-    # Three seconds where a core is free; tests share theirs with others.
-    assert min(opened_s) < 3.0 * max(1.0, load)
+    record_property("seconds", opened_s)
+    assert is_quick

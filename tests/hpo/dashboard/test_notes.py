@@ -22,7 +22,8 @@ from hpo.dashboard.attrs import NOTE_TEXT, NOTE_VERSION, NOTE_VERSION_OF_WORKER,
 from hpo.dashboard.server import Address, guard
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
-from hpo.study.config import StudyConfig, load_study_file
+from hpo.study.config import load_study_file
+from tests.hpo.configs import make_config
 
 REPO = Path(__file__).parents[3]
 Ask = Callable[..., Any]
@@ -53,14 +54,8 @@ class Shown:
 
     def __init__(self, url: str, ask: Ask, name: str = "s") -> None:
         self.url, self._ask = url, ask
-        self.config = StudyConfig.model_validate(
-            {
-                "name": name,
-                "about": "About *it*.",
-                "storage": url,
-                "instances": {"source": "omniglot"},
-                "space": {"lr": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True}},
-            }
+        self.config = make_config(
+            name=name, about="About *it*.", storage=url, instances={"source": "omniglot"}
         )
         self.storage: StudyStorage = open_storage(url, worker="me")
         self.storage.create_study(name, {"manifest": {"code": "abc"}}, [])

@@ -22,6 +22,7 @@ from finetune.challenge import load_submission
 from finetune.data.runes import NEW_LABEL, RuneSource
 from finetune.recipe import Recipe
 from finetune.scoring.estimators import NoiseTable, estimate
+from finetune.submission import proof
 from finetune.submission.bundle import bundle
 from finetune.submission.proof import (
     Claim,
@@ -40,9 +41,10 @@ from hpo.problem.instances import RuneInstance, load_instances, unseen_runes
 from hpo.problem.recipe_method import RecipeMethod
 from hpo.storage.open import open_storage
 from hpo.storage.rdb import StudyStorage
-from hpo.study.config import StudyConfig, load_study_file
+from hpo.study.config import load_study_file
 from hpo.study.confirmation import CONFIRMED_KEY
 from hpo.study.manifest import MANIFEST_KEY
+from tests.hpo.configs import make_config
 from tests.hpo.stored import make_confirmation
 from tests.settings import torch_threads
 
@@ -75,6 +77,7 @@ log = true
 """
 RECIPE = Recipe(steps=3, batch_size=2, render="direct", precision="fp32", lr=2e-3)
 TABLE = NoiseTable(10, 2, 2, 0)
+BEGIN = "    start = _time.perf_counter()\n"  # of a call, in the file
 METHOD = RecipeMethod()
 
 
@@ -308,14 +311,7 @@ def test_held_out_runes_are_those_that_no_trial_saw(study: Path, drawn: RuneSour
 
 @pytest.fixture(scope="module")
 def instance(drawn: RuneSource) -> RuneInstance:
-    config = StudyConfig.model_validate(
-        {
-            "name": "s",
-            "storage": "sqlite://",
-            "instances": {"source": "drawn", "runes": ["thorn"]},
-            "space": {"lr": {"type": "float", "low": 1e-4, "high": 1e-2}},
-        }
-    )
+    config = make_config(instances={"source": "drawn", "runes": ["thorn"]})
     return load_instances(config.instances, drawn)[0]
 
 
@@ -329,6 +325,26 @@ def tampered(old: str, new: str) -> str:
     text = bundle(RECIPE, "About.")
     assert old in text
     return text.replace(old, new)
+
+
+@pytest.fixture(scope="module")
+def ran_by_modules() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+def modules_run_once(ran_by_modules: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the modules give for `RECIPE` is the same for all files that are compared with it."""
+    run = proof._run
+
+    def once(submission: Path | None, *arguments: Any) -> Any:
+        if submission is not None:
+            return run(submission, *arguments)
+        if not ran_by_modules:
+            ran_by_modules.append(run(None, *arguments))
+        return ran_by_modules[0]
+
+    monkeypatch.setattr(proof, "_run", once)
 
 
 def test_the_call_agrees_with_the_trial_or_does_not(tmp_path: Path, instance: RuneInstance) -> None:
@@ -394,33 +410,35 @@ def test_the_instances_seed_is_the_calls(tmp_path: Path, instance: RuneInstance)
             "has the weights of its modules' but answers otherwise",
         ),
         (
-            "    start = _time.perf_counter()\n    drawings",
-            "    print(1)\n    start = _time.perf_counter()\n    drawings",
+            BEGIN,
+            f"    print(1)\n{BEGIN}",
             "printed '1'",
         ),
         (
-            "    start = _time.perf_counter()\n    drawings",
-            "    try:\n        open('x', 'w')\n    except Exception:\n        pass\n"
-            "    start = _time.perf_counter()\n    drawings",
+            BEGIN,
+            f"    try:\n        open('x', 'w')\n    except Exception:\n        pass\n{BEGIN}",
             "did what a submission must not do: open x",
         ),
         (
-            "    start = _time.perf_counter()\n    drawings",
-            "    __import__('socket').create_connection(('127.0.0.1', 9))\n"
-            "    start = _time.perf_counter()\n    drawings",
+            BEGIN,
+            f"    __import__('socket').create_connection(('127.0.0.1', 9))\n{BEGIN}",
             "failed in a clean interpreter: PermissionError: socket",
         ),
         (
-            "    start = _time.perf_counter()\n    drawings",
-            "    __import__('importlib').import_module('finetune.recipe')\n"
-            "    start = _time.perf_counter()\n    drawings",
+            BEGIN,
+            f"    __import__('importlib').import_module('finetune.recipe')\n{BEGIN}",
             "failed in a clean interpreter: ImportError: finetune is not torch",
         ),
     ],
     ids=["value", "arithmetic", "answers", "print", "write", "network", "import"],
 )
 def test_a_file_that_was_tampered_with_fails(
-    tmp_path: Path, instance: RuneInstance, old: str, new: str, message: str
+    tmp_path: Path,
+    instance: RuneInstance,
+    modules_run_once: None,
+    old: str,
+    new: str,
+    message: str,
 ) -> None:
     path = written(tmp_path, tampered(old, new))
     with pytest.raises(ProofError) as caught:
@@ -438,18 +456,15 @@ def test_a_foreign_import_fails_without_a_run(tmp_path: Path) -> None:
 
 
 def test_a_call_that_hangs_or_is_too_long_fails(tmp_path: Path, instance: RuneInstance) -> None:
-    sleeping = tampered(
-        "    start = _time.perf_counter()\n    drawings",
-        "    start = _time.perf_counter()\n    _time.sleep(1)\n    drawings",
-    )
+    sleeping = tampered(BEGIN, f"{BEGIN}    _time.sleep(1)\n")
     with pytest.raises(ProofError, match=r"the call took \d\.\d s; the limit is 0.5 s"):
         check_call(written(tmp_path, sleeping), RECIPE, instance, TABLE, 0.5)
 
 
 def test_a_loss_that_is_no_number_fails(tmp_path: Path, instance: RuneInstance) -> None:
     broken = tampered(
-        "return _on_gpu_or_cpu(pretrained_model, train)",
-        "return _on_gpu_or_cpu(pretrained_model, train).fill()",
+        "return _on_gpu_or_cpu(network, train)",
+        "return _on_gpu_or_cpu(network, train).fill()",
     )
     broken += (
         "\n\ndef fill(model):\n"

@@ -9,10 +9,8 @@ import os
 import signal
 import sqlite3
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import closing
-from copy import copy
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -46,6 +44,7 @@ from hpo.storage.url import parse_url
 from hpo.study.config import load_study_file
 from hpo.trial.calls import CallKey, row_of
 from hpo.trial.record import Call, FailedCall
+from tests.waiting import wait_for
 
 if TYPE_CHECKING:
     from tests.conftest import Forked, Nursery, Process
@@ -194,7 +193,7 @@ def test_there_and_back_gives_the_same_study(
     numbers = itertools.count()
 
     @settings(
-        max_examples=15,
+        max_examples=10,
         deadline=None,
         phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a database is slow to shrink on
     )
@@ -502,18 +501,8 @@ def worker(start: Start) -> Start:
     return worker
 
 
-def wait_for(what: Callable[[], object], timeout_s: float = 240.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
-def has_running(url: str) -> bool:
-    try:
-        return any(t.state == TrialState.RUNNING for t in plain(url, "cheap").trials)
-    except (KeyError, sa.exc.OperationalError):
-        return False
+def runs_a_trial(worker: Forked) -> bool:
+    return "running 0" in worker.err.read_text()
 
 
 def study_file(tmp_path: Path) -> str:
@@ -534,7 +523,7 @@ def test_a_study_that_is_worked_on_stays_and_a_lost_workers_trial_goes_on_elsewh
     asked = ["--study", study_file(tmp_path), "--from", source, "--to", target]
     busy = worker(source, "step_s=60")
     try:
-        wait_for(lambda: has_running(source))
+        wait_for(lambda: runs_a_trial(busy))
         with pytest.raises(UserError, match=r"study cheap is being worked on: .* runs trial 0"):
             main(asked)
         with pytest.raises(UserError, match="has no studies"):
@@ -550,7 +539,8 @@ def test_a_study_that_is_worked_on_stays_and_a_lost_workers_trial_goes_on_elsewh
     trials = plain(target, "cheap").trials
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 4
     assert trials[0].user_attrs["attempts"][0]["why"] == "lost worker"
-    assert has_running(source)  # left as it was
+    (left,) = plain(source, "cheap").trials  # as it was
+    assert left.state == TrialState.RUNNING
 
 
 def test_running_trials_of_other_programs_are_refused_unless_asked_for(
@@ -571,7 +561,7 @@ def test_drained_workers_leave_a_study_that_can_move(
     source, target = new_database("sqlite"), new_database("postgresql")
     open_storage(source)
     busy = worker(source, "step_s=60")
-    wait_for(lambda: has_running(source))
+    wait_for(lambda: runs_a_trial(busy))
     busy.send_signal(signal.SIGTERM)
     assert busy.wait(60) == 0
     assert main(["--study", "cheap", "--from", source, "--to", target]) == 0
@@ -582,27 +572,33 @@ def test_drained_workers_leave_a_study_that_can_move(
 # -- killed ----------------------------------------------------------------------------------
 
 
+# The command with smaller parts; after the first one it may hang.
+IN_PARTS = """
+import sys, time
+from hpo.errors import run_command
+from hpo.move import rows, run
+from hpo.move.__main__ import main
+rows._BATCH = 50
+insert = run.insert_study
+
+def insert_a_part(name, of, into, advance):
+    def hang(n):
+        print("a part is there", flush=True)
+        time.sleep(600)
+    return insert(name, of, into, hang)
+
+if sys.argv.pop(1) == "hang":
+    run.insert_study = insert_a_part
+run_command(main)
+"""
+
+
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database with a study of 1,100 trials, more than two parts of a copy."""
-    url = f"sqlite:///{tmp_path_factory.mktemp('large')}/large.db"
-    few = make_trials(load_study_file("runes"), 30)
-    trials = []
-    for number in range(1100):
-        trial = copy(few[number % len(few)])
-        trial.number = number
-        trials.append(trial)
-    fill(url, trials)
+def parts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database with a study of 120 trials, more than two parts."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('parts')}/parts.db"
+    fill(url, make_trials(load_study_file("runes"), 120))
     return url
-
-
-def grown_to(url: str) -> int:
-    """Bytes that a database takes for trials' parameters, those not yet committed among them."""
-    if url.startswith("sqlite"):
-        path = Path(url.removeprefix("sqlite:///"))
-        return sum(p.stat().st_size for p in path.parent.glob(f"{path.name}*"))
-    with sa.create_engine(parse_url(url)).connect() as c:
-        return int(c.exec_driver_sql("SELECT pg_relation_size('trial_params')").scalar_one())
 
 
 @pytest.mark.parametrize(
@@ -614,25 +610,23 @@ def grown_to(url: str) -> int:
     ],
 )
 def test_a_move_that_is_killed_leaves_nothing_and_may_run_again(
-    large: str, new_database: NewDatabase, kind: str, number: signal.Signals, start: Start
+    parts: str, new_database: NewDatabase, kind: str, number: signal.Signals, start: Start
 ) -> None:
     target = new_database(kind)
-    open_storage(target)
-    empty = grown_to(target)
-    command = ["-m", "hpo.move", "--all", "--from", large, "--to", target]
-    process = start(*command)
-    wait_for(lambda: grown_to(target) > empty + 200_000)
+    urls = ("--all", "--from", parts, "--to", target)
+    process = start("-c", IN_PARTS, "hang", *urls)
+    wait_for(lambda: "a part is there" in process.out.read_text())
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert "Traceback" not in said
     assert names_in(target) == []
     assert plain_counts(target) == [0] * 9
-    again = start(*command)
+    again = start("-c", IN_PARTS, "go on", *urls)
     said, errors = again.communicate(240)
     assert again.returncode == 0, errors
-    assert "storage: 1100 trials copied" in said
-    there, here = (load_study(open_storage(url), "storage") for url in (target, large))
+    assert "storage: 120 trials copied" in said
+    there, here = (load_study(open_storage(url), "storage") for url in (target, parts))
     assert facts(there) == facts(here)
 
 

@@ -64,11 +64,15 @@ def finish(storage: StudyStorage, trial: optuna.Trial, value: float = 1.0) -> No
 # -- studies ---------------------------------------------------------------------------------
 
 
-def test_fifty_processes_open_an_empty_database_in_the_same_instant(url: str) -> None:
+def test_fifty_processes_open_an_empty_database_in_the_same_instant(
+    empty_url: str, tmp_path: Path
+) -> None:
     script = """
 import os, sys, time
-import alembic.command, alembic.ddl, psycopg  # or each of them would, at its own speed
 from hpo.storage.open import open_storage, load_study
+# What a process does once, or each of them would, at its own speed.
+import psycopg
+open_storage(sys.argv[2]).engine.dispose()
 start = time.time() + 0.5
 children = []
 for i in range(50):
@@ -87,7 +91,7 @@ for i in range(50):
 sys.exit(sum(os.waitpid(pid, 0)[1] != 0 for pid in children))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, url],
+        [sys.executable, "-c", script, empty_url, f"sqlite:///{tmp_path}/other.db"],
         capture_output=True,
         text=True,
         env={"PYTHONPATH": str(REPO)},
@@ -96,7 +100,7 @@ sys.exit(sum(os.waitpid(pid, 0)[1] != 0 for pid in children))
     assert done.returncode == 0, done.stderr[-3000:]
     # Everybody joined, and nobody is told the same place as another.
     assert sorted(map(int, done.stdout.split())) == list(range(50))
-    assert len(plain(url).trials) == 1  # the starting recipe, queued once
+    assert len(plain(empty_url).trials) == 1  # the starting recipe, queued once
 
 
 def test_a_study_is_created_once_with_all_that_belongs_to_it(

@@ -185,12 +185,12 @@ def indexes(url: str) -> set[str | None]:
     return found
 
 
-def test_older_databases_get_the_index_that_claims_need(url: str) -> None:
-    optuna.storages.RDBStorage(parse_url(url).render_as_string(hide_password=False))
-    assert STATE_INDEX not in indexes(url)
+def test_older_databases_get_the_index_that_claims_need(empty_url: str) -> None:
+    optuna.storages.RDBStorage(parse_url(empty_url).render_as_string(hide_password=False))
+    assert STATE_INDEX not in indexes(empty_url)
     for _ in range(2):
-        open_storage(url)
-        assert STATE_INDEX in indexes(url)
+        open_storage(empty_url)
+        assert STATE_INDEX in indexes(empty_url)
 
 
 def test_a_user_without_the_right_to_add_an_index_may_work(postgres: Postgres) -> None:

@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from benchmarks.hosts import NETWORK, Switch
 from benchmarks.postgres import PASSWORD, Postgres
 from hpo.storage.open import load_study, open_storage
+from tests.waiting import wait_for
 
 if TYPE_CHECKING:
     from tests.conftest import Forked, Nurse, Process
@@ -94,13 +95,6 @@ def told_at(process: Forked, words: str) -> datetime:
 def done_by(worker: Forked) -> int:
     """Trials that the worker has finished."""
     return said(worker).count(": complete")
-
-
-def wait_for(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def url_for(server: Postgres, database: str, host: int) -> str:

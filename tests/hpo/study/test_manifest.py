@@ -18,19 +18,15 @@ from hpo.problem import fingerprint
 from hpo.problem.runes import RuneProblem
 from hpo.study.config import StudyConfig
 from hpo.study.manifest import MANIFEST_KEY, check_manifest, make_manifest, read_manifest
+from tests.hpo.configs import make_config
 
 Check = Callable[[optuna.Study, dict[str, str]], None]
 
-BASE: dict[str, Any] = {
-    "name": "s",
-    "storage": "sqlite://",
-    "instances": {"source": "drawn", "runes": ["thorn", "os"]},
-    "space": {"lr": {"type": "float", "low": 1e-4, "high": 1e-2}},
-}
+INSTANCES = {"source": "drawn", "runes": ["thorn", "os"]}
 
 
 def manifest(source: RuneSource, **changes: Any) -> dict[str, str]:
-    config = StudyConfig.model_validate({**BASE, **changes})
+    config = make_config(**{"instances": INSTANCES, **changes})
     return make_manifest(config, problem_of(config, source))
 
 
@@ -48,7 +44,7 @@ def made_with(recorded: dict[str, str]) -> optuna.Study:
 
 
 def test_the_same_study_is_joined(drawn: RuneSource) -> None:
-    config = StudyConfig.model_validate(BASE)
+    config = make_config(instances=INSTANCES)
     check_manifest(made_with(manifest(drawn)), make_manifest(config, config.load_problem(None)))
 
 
@@ -56,13 +52,13 @@ def test_the_same_study_is_joined(drawn: RuneSource) -> None:
     ("changes", "entry"),
     [
         ({"instances": {"source": "drawn", "runes": ["os", "thorn"]}}, "instances"),
-        ({"instances": {**BASE["instances"], "splits": [1]}}, "instances"),
-        ({"instances": {**BASE["instances"], "seeds": [7]}}, "instances"),
-        ({"instances": {**BASE["instances"], "train": 5}}, "data"),
+        ({"instances": {**INSTANCES, "splits": [1]}}, "instances"),
+        ({"instances": {**INSTANCES, "seeds": [7]}}, "instances"),
+        ({"instances": {**INSTANCES, "train": 5}}, "data"),
         ({"limit_s": 99.0}, "limit"),
         ({"margin_s": 9.0}, "limit"),
         ({"limits": {"cost": 2.0}}, "cost"),
-        ({"instances": {**BASE["instances"], "resize": "nearest"}}, "instances"),
+        ({"instances": {**INSTANCES, "resize": "nearest"}}, "instances"),
         ({"estimator": {"strata": 3}}, "estimator"),
         ({"fixed": {"steps": 7}}, "space"),
         ({"space": {"lr": {"type": "float", "low": 1e-4, "high": 2e-2}}}, "space"),
@@ -97,7 +93,7 @@ def test_a_bound_on_the_cost_is_in_the_manifest_only_where_it_is_set(drawn: Rune
 
 def test_half_of_the_drawings_is_the_default(drawn: RuneSource) -> None:
     """Studies of before, whose manifests say nothing about the split, go on."""
-    assert manifest(drawn, instances={**BASE["instances"], "train": 10}) == manifest(drawn)
+    assert manifest(drawn, instances={**INSTANCES, "train": 10}) == manifest(drawn)
     assert manifest(drawn)["data"] == f"drawn {drawn.digest[:12]}"
 
 
@@ -108,7 +104,7 @@ def test_one_pixel_of_the_data_counts(drawn: RuneSource) -> None:
 
 
 def test_one_weight_of_a_network_counts(drawn: RuneSource) -> None:
-    config = StudyConfig.model_validate(BASE)
+    config = make_config(instances=INSTANCES)
     problem = problem_of(config, drawn)
     before = make_manifest(config, problem)
     with torch.no_grad():

@@ -24,23 +24,20 @@ from hpo.worker.display import Display
 from hpo.worker.loop import Loop, WorkerFailedError
 from hpo.worker.objective import Objective
 from tests.cheap import CHEAP, Behaviour, CheapInstance, CheapMethod, CheapProblem
+from tests.hpo.configs import make_config
 
 Values = dict[str, Any]
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> StudyConfig:
-    return StudyConfig.model_validate(
-        {
-            **CHEAP,
-            "name": "s",
-            "storage": f"sqlite:///{tmp_path}/s.db",
-            "limit_s": 12.0,
-            "margin_s": 2.0,
-            "instances": {"source": "drawn", "seeds": [0, 1, 2], "runes": ["r"]},
-            "space": {"lr": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True}},
-            "pruner": {"name": "median", "startup_trials": 2},
-        }
+    return make_config(
+        **CHEAP,
+        storage=f"sqlite:///{tmp_path}/s.db",
+        limit_s=12.0,
+        margin_s=2.0,
+        instances={"source": "drawn", "seeds": [0, 1, 2], "runes": ["r"]},
+        pruner={"name": "median", "startup_trials": 2},
     )
 
 

@@ -43,6 +43,7 @@ from hpo.worker.display import Display
 from hpo.worker.loop import Loop
 from hpo.worker.objective import Objective
 from hpo.worker.visuals import Visuals
+from tests.hpo.configs import make_config
 from tests.hpo.standins import one_by_one
 
 Ask = Callable[..., Any]
@@ -58,17 +59,12 @@ def network(n_classes: int = 11) -> ConditionalDiffusionUNet:
 
 
 def config_in(folder: Path) -> StudyConfig:
-    return StudyConfig.model_validate(
-        {
-            "name": "s",
-            "storage": f"sqlite:///{folder}/s.db",
-            "limit_s": 12.0,
-            "margin_s": 2.0,
-            "instances": {"source": "drawn"},
-            "space": {"lr": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True}},
-            "estimator": {"strata": 10, "replicates": 2},
-            "pruner": {"name": "none"},
-        }
+    return make_config(
+        storage=f"sqlite:///{folder}/s.db",
+        limit_s=12.0,
+        margin_s=2.0,
+        estimator={"strata": 10, "replicates": 2},
+        pruner={"name": "none"},
     )
 
 

@@ -24,6 +24,7 @@ from PIL import Image
 
 from finetune.data.synthetic import draw_rune
 from tests.cheap import CHEAP_TOML
+from tests.waiting import wait_for
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +156,7 @@ def test_a_worker_and_then_a_pool_share_a_study(start: Start, tiny: Path) -> Non
 def test_a_pool_stops_as_one_and_hands_back_its_trials(start: Start, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(LONG)
     pool = start(tmp_path, "--study", "tiny.toml", "--workers", "2")
-    _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 2)
+    wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 2)
     pool.send_signal(signal.SIGTERM)
     _, err = pool.communicate(timeout=30)
     assert pool.returncode == 0, err
@@ -168,7 +169,7 @@ def test_a_pool_whose_every_process_gets_sigterm_hands_back_its_trials(
 ) -> None:
     (tmp_path / "tiny.toml").write_text(LONG)
     pool = start(tmp_path, "--study", "tiny.toml", "--workers", "2")
-    _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 2)
+    wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 2)
     workers = psutil.Process(pool.pid).children()
     assert len(workers) == 2
     for process in (pool, *workers):  # as systemd and Slurm do
@@ -181,32 +182,36 @@ def test_a_pool_whose_every_process_gets_sigterm_hands_back_its_trials(
 def test_workers_of_a_pool_that_was_killed_stop_too(start: Start, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(LONG)
     pool = start(tmp_path, "--study", "tiny.toml", "--workers", "2")
-    _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 2)
+    wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 2)
     pool.kill()
     pool.communicate(timeout=30)
-    _wait_for(lambda: all(t.state == TrialState.WAITING for t in trials(tmp_path)))
+    wait_for(lambda: all(t.state == TrialState.WAITING for t in trials(tmp_path)))
 
 
 def test_sigterm_hands_the_trial_back(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(LONG)
-    worker = start(tmp_path, "--study", "tiny.toml")
-    _wait_for(lambda: _recipes_stored(tmp_path / "tiny.db") == 1)
+    hands_back(start, tmp_path, LONG)
+
+
+def test_sigterm_in_the_middle_of_a_real_call_hands_the_trial_back(
+    start_real: Start, tmp_path: Path
+) -> None:
+    hands_back(start_real, tmp_path, REAL.replace("steps = 2", "steps = 100_000"))
+
+
+def hands_back(start: Start, directory: Path, study: str) -> None:
+    """A worker on this study does so when it gets SIGTERM."""
+    (directory / "tiny.toml").write_text(study)
+    worker = start(directory, "--study", "tiny.toml")
+    wait_for(lambda: _recipes_stored(directory / "tiny.db") == 1)
     asked = time.monotonic()
     worker.send_signal(signal.SIGTERM)
     _, err = worker.communicate(timeout=60)
     assert time.monotonic() - asked < 5
     assert worker.returncode == 0
     assert "Traceback" not in err
-    (waiting,) = trials(tmp_path)
+    (waiting,) = trials(directory)
     assert waiting.state == TrialState.WAITING
     assert waiting.params == {"lr": 2e-3}
-
-
-def _wait_for(what: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def _recipes_stored(database: Path) -> int:
