@@ -84,6 +84,16 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def notebook_globals() -> dict[str, Any]:
+    """What the course's notebook defines before ``finetune_model``, by name."""
+    import torch
+
+    from .model.unet import ConditionalDiffusionUNet
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {"device": device, "ConditionalDiffusionUNet": ConditionalDiffusionUNet}
+
+
 def run_call(
     finetune: FinetuneModel,
     pretrained: nn.Module,
@@ -258,6 +268,7 @@ def load_submission(path: Path) -> FinetuneModel:
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
+    vars(module).update(notebook_globals())
     sys.modules["submission"] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)

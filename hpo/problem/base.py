@@ -29,6 +29,10 @@ class NotFiniteError(Exception):
     """A loss is not a finite number."""
 
 
+class CallFailedError(Exception):
+    """A method's own code failed on these values.  Its notes hold what it said."""
+
+
 class ExportError(Exception):
     """The file to hand in can't be made."""
 
@@ -41,11 +45,11 @@ class ProofError(Exception):
 class Field:
     """A value of a method.
 
-    A "choice" is one of ``choices``, a "subset" a list of some of them.
+    A "choice" is one of ``choices``, a "subset" a list of some of them, a "text" any string.
     """
 
     default: Any
-    kind: Literal["float", "int", "bool", "choice", "subset"]
+    kind: Literal["float", "int", "bool", "choice", "subset", "text"]
     meaning: str = ""
     unit: str = ""  # empty: a plain number, or none
     low: float = -math.inf
@@ -59,6 +63,8 @@ class Field:
             raise InvalidValuesError(f"{name} is {value!r}; write {self._allowed(value)}")
 
     def _allows(self, value: Any) -> bool:
+        if self.kind == "text":
+            return isinstance(value, str)
         if self.kind == "choice":
             return value in self.choices
         if self.kind == "subset":
@@ -77,6 +83,8 @@ class Field:
             return f"one of {choices}" if self.kind == "choice" else f"a list of some of {choices}"
         if self.kind == "bool":
             return "true or false"
+        if self.kind == "text":
+            return "a string"
         what = "a whole number" if self.kind == "int" else "a number"
         if not isinstance(value, bool) and self._is_number(value):
             what = "a value"
@@ -116,8 +124,8 @@ class Progress(Protocol):
         """Of the schedule, in [0, 1]."""
 
     @property
-    def loss(self) -> float:
-        """The training loss of this step."""
+    def loss(self) -> float | None:
+        """The training loss of this step; None: it is not told."""
 
     @property
     def elapsed_s(self) -> float:
@@ -135,6 +143,7 @@ class Called:
     steps: int
     seconds: float
     steps_wanted: int | None = None  # of a schedule that no clock cuts; None: not known
+    output: str = ""  # the end of what the method printed
 
 
 @dataclass(frozen=True)
@@ -225,13 +234,15 @@ class Method(Protocol):
 
         Args:
             values: complete.
-            on_step: called after each step; what it raises ends the calls.
+            on_step: called after each step, and now and then by a method that does not see its
+                steps; what it raises ends the calls.
             steps: that the call on each instance makes, however long that takes here: what comes
                 of it then depends on values, instance and number format alone.  None: wall clock
                 rules, as in the file to hand in.
 
         Raises:
             NotFiniteError: a training loss is not finite.
+            CallFailedError: the method's own code failed.
         """
 
     def fingerprint(self) -> dict[str, str]:

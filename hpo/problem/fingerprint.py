@@ -10,9 +10,10 @@ from finetune.submission.imports import needed_modules
 
 from .base import short_digest
 
-# Modules of `finetune` that a loss depends on, with all that they import: those of a call, of its
-# data and of the evaluation.
-_ENTRIES = ("adapt", "data.runes", "model.checkpoints", "scoring.cost", "scoring.estimators")
+# Modules of `finetune` that a loss depends on, with all that they import: those of the data and of
+# the evaluation, and with them those of a call of the recipe.
+_EVALUATION = ("data.runes", "model.checkpoints", "scoring.cost", "scoring.estimators")
+_ENTRIES = ("adapt", *_EVALUATION)
 _WITH_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -21,9 +22,19 @@ def code_digest() -> str:
     return short_digest("".join(map(_without_words, needed_modules(*_ENTRIES).values())))
 
 
+def file_digest(text: str) -> str:
+    """Of a person's file and the modules that measure what it returns, without comments."""
+    modules = "".join(map(_without_words, needed_modules(*_EVALUATION).values()))
+    try:
+        return short_digest(modules + _without_words(text))
+    except (SyntaxError, ValueError, tokenize.TokenError):  # it is not Python
+        return short_digest(modules + text)
+
+
 def _without_words(source: str) -> str:
     """The source without comments, docstrings and blank lines, which have no say in a loss."""
-    lines = source.splitlines()
+    source = source.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    lines = source.split("\n")  # as the tokenizer counts them, and not `splitlines`
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .base import (
+    CallFailedError,
     Evaluation,
     Instance,
     Method,
@@ -26,6 +28,7 @@ class Measurement:
     seconds: float  # of the call alone
     steps: int
     model: object  # that the call returned
+    output: str = ""  # the end of what the method printed
 
 
 def measure(
@@ -47,6 +50,7 @@ def measure(
     Raises:
         OutOfTimeError: a call was stopped at the limit.
         NotFiniteError: a loss is not finite.
+        CallFailedError: the method's own code failed.
     """
     label = " and ".join(instance.label for instance in instances)
 
@@ -58,13 +62,21 @@ def measure(
                 f"({progress.share:.0%} of the schedule); the limit is {limit_s:g} s"
             )
 
-    try:
+    with _named(label):
         calls = method.call(values, instances, step)
-    except NotFiniteError as error:
-        raise NotFiniteError(f"{label}: {error}") from error
     measured = []
     for instance, called in zip(instances, calls, strict=True):
         seconds = round(called.seconds, 3)
         evaluation = problem.evaluate(called.model, instance, seconds, table_seed)
-        measured.append(Measurement(evaluation, seconds, called.steps, called.model))
+        measured.append(Measurement(evaluation, seconds, called.steps, called.model, called.output))
     return measured
+
+
+@contextmanager
+def _named(label: str) -> Iterator[None]:
+    """Puts the instance before what went wrong on it; notes stay."""
+    try:
+        yield
+    except (NotFiniteError, CallFailedError) as error:
+        error.args = (f"{label}: {error}",)
+        raise

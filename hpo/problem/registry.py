@@ -28,6 +28,52 @@ def load_method(name: str) -> Method:
     return method
 
 
+def load_file_method(
+    path: Path, style: str | None = None, steps: str | None = None, memory_gb: float | None = None
+) -> Method:
+    """The method of a person's own file; arguments as of `hpo.problem.file_method.FileMethod`.
+
+    Raises:
+        UserError: the file can't be read, or has no parameters of that style.
+    """
+    from .user_file.parameters import read_text
+
+    return _file_method(path, read_text(path), style, steps, memory_gb)
+
+
+def load_submission(path: Path) -> Method:
+    """A file with its own values as a method without fields.
+
+    Raises:
+        UserError: it can't be read, is not Python, or has no ``finetune_model``.
+    """
+    from .file_method import FileMethod
+    from .user_file.parameters import read_text
+
+    return FileMethod(path, read_text(path), tuned=False)
+
+
+def file_text_digest(path: Path) -> str:
+    """Of a person's file, without its comments, and of the modules that measure it.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    from .fingerprint import file_digest
+    from .user_file.parameters import read_text
+
+    return file_digest(read_text(path))
+
+
+@cache
+def _file_method(
+    path: Path, text: str, style: Any, steps: str | None, memory_gb: float | None
+) -> Method:
+    from .file_method import FileMethod
+
+    return FileMethod(path, text, style, steps, memory_gb)
+
+
 def load_problem(
     name: str, instances: Instances, estimator: Estimator, confirm: Confirm, data: Path | None
 ) -> Problem:

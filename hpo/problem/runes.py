@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from ..formatting import counted
 from .base import Evaluation, Instance, NotFiniteError, ProofError
@@ -16,7 +16,7 @@ from .settings import Confirm, Estimator, Instances
 
 # Torch takes seconds to import, and grades need none of it.
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from finetune.data.runes import RuneSource
     from finetune.scoring.estimators import NoiseTable
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from .pictures import InstancePictures
 
 _COST_SHARE, _COST_S = 0.05, 1.0  # of a call's seconds, and at most: to measure an answer's cost
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """A network that computes in another process."""
+
+    def measure_cost(self, drawings: Tensor, label: int, budget_s: float) -> float:
+        """CPU time of an answer over the plain network's; see `finetune.scoring.cost`."""
 
 
 class RuneProblem:
@@ -103,12 +111,18 @@ class RuneProblem:
         if not math.isfinite(losses.mean):
             raise NotFiniteError(f"{rune.label}: the loss on unseen drawings is {losses.mean}")
         budget_s = min(_COST_S, _COST_SHARE * seconds)
-        cost = measure_cost(model, rune.pretrained, rune.split.test, NEW_LABEL, budget_s=budget_s)
+        if isinstance(model, Remote):
+            ratio = model.measure_cost(rune.split.test, NEW_LABEL, budget_s)
+        else:
+            drawings = rune.split.test
+            ratio = measure_cost(
+                model, rune.pretrained, drawings, NEW_LABEL, budget_s=budget_s
+            ).ratio
         return Evaluation(
             loss=losses.mean,
             standard_error=losses.standard_error,
             by_t=tuple(losses.per_t_bin),
-            cost=round(cost.ratio, 3),
+            cost=round(ratio, 3),
         )
 
     def noise_table(self, instance: RuneInstance, seed: int | None = None) -> NoiseTable:

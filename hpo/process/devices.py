@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 from ..errors import UserError
 
@@ -11,6 +12,17 @@ from ..errors import UserError
 def n_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_memory_gb() -> float:
+    """Memory that this process's machine or container has, in GiB."""
+    limits = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroups, second and first
+        try:
+            limits.append(float(Path("/sys/fs/cgroup", name).read_text()))
+        except (OSError, ValueError):  # there is none, or it is "max"
+            continue
+    return min(limits) / (1 << 30)
 
 
 def share_cores(workers: int) -> int:

@@ -11,7 +11,14 @@ from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_
 from ..artifacts.location import check_place, default_place
 from ..errors import UserError
 from ..problem.base import Method, Problem
-from ..problem.registry import RECIPE, RUNES, check_name, load_method, load_problem
+from ..problem.registry import (
+    RECIPE,
+    RUNES,
+    check_name,
+    load_file_method,
+    load_method,
+    load_problem,
+)
 from ..problem.settings import Confirm, Estimator, Instances
 from ..pruners.registry import Pruner
 from ..samplers.registry import Sampler
@@ -71,6 +78,29 @@ class MethodTable(Table):
     """What is tuned."""
 
     name: Annotated[str, AfterValidator(_method_name)] = RECIPE  # or MODULE:CLASS
+    file: Path | None = None  # with a `finetune_model` of a person's own
+    # Which of the file's values are parameters.  None: the first of these kinds that it has.
+    parameters: Literal["keywords", "dataclass", "constants"] | None = None
+    steps: Annotated[str, Field(min_length=1)] | None = None  # parameter that counts its steps
+    memory_gb: PositiveFloat | None = (
+        None  # that a call may use, in GiB.  None: this machine's share
+    )
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> MethodTable:
+        if self.file is None:
+            for key in ("parameters", "steps", "memory_gb"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} is of a file; write file as well, or leave it out")
+        elif self.name != RECIPE:
+            raise ValueError("name and file are both there; leave one of them out")
+        return self
+
+    def load(self) -> Method:
+        """The method itself."""
+        if self.file is None:
+            return load_method(self.name)
+        return load_file_method(self.file, self.parameters, self.steps, self.memory_gb)
 
 
 class ProblemTable(Table):
@@ -161,7 +191,7 @@ class StudyConfig(Table):
 
     def load_method(self) -> Method:
         """What is tuned."""
-        return load_method(self.method.name)
+        return self.method.load()
 
     def load_problem(self, data: Path | None) -> Problem:
         """What it is measured on.

@@ -70,11 +70,11 @@ class CallKeys:
 
 
 def numerics_of(machine: Mapping[str, object]) -> dict[str, object]:
-    """What changes the bits of a loss: a machine without its number of threads.
+    """What changes the bits of a loss: a machine without its number of threads and its speed.
 
     A call computes each half of a step on one thread, however many there are.
     """
-    return {name: value for name, value in machine.items() if name != "threads"}
+    return {name: value for name, value in machine.items() if name not in ("threads", "speed")}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import TrialState
 
-from ..problem.base import NotFiniteError, OutOfTimeError
+from ..problem.base import CallFailedError, NotFiniteError, OutOfTimeError
 
 _TRACEBACK_CHARS = 8000
 
@@ -28,6 +28,7 @@ class Outcome(enum.StrEnum):
     NOT_FINITE = "not finite"
     OUT_OF_MEMORY = "out of memory"
     OUT_OF_TIME = "out of time"  # a call was stopped at the limit
+    CRASHED = "crashed"  # the method's own code failed
     LOST_WORKER = "lost worker"
     BUG = "bug"
 
@@ -50,6 +51,7 @@ class Outcome(enum.StrEnum):
 
 
 _RECIPES_FAULTS = (
+    Outcome.CRASHED,
     Outcome.NOT_FINITE,
     Outcome.OUT_OF_MEMORY,
     Outcome.OUT_OF_TIME,
@@ -77,17 +79,21 @@ class Ending:
     outcome: Outcome
     reason: str = ""
     value: float | None = None
-    traceback: str | None = None  # of a bug
+    traceback: str | None = None  # of a bug, or what a person's file has said
 
 
 def ending_of(error: Exception) -> Ending:
     """The end that an exception out of a trial stands for."""
     if isinstance(error, TrialEndedError):
         return Ending(error.outcome, error.reason, error.value)
+    # What a method that runs in its own process has printed is in the notes.
+    said = "\n".join(getattr(error, "__notes__", ()))[-_TRACEBACK_CHARS:] or None
     if isinstance(error, OutOfTimeError):
-        return Ending(Outcome.OUT_OF_TIME, str(error))
+        return Ending(Outcome.OUT_OF_TIME, str(error), traceback=said)
     if isinstance(error, NotFiniteError):
-        return Ending(Outcome.NOT_FINITE, str(error))
+        return Ending(Outcome.NOT_FINITE, str(error), traceback=said)
+    if isinstance(error, CallFailedError):
+        return Ending(Outcome.CRASHED, str(error), traceback=said)
     if isinstance(error, optuna.TrialPruned):
         return Ending(Outcome.PRUNED, str(error))
     if _is_lack_of_memory(error):

@@ -54,6 +54,7 @@ class Call(Stored):
     picture: str | None = None  # id of the artifact that shows it
     cost: Number | None = None  # CPU time of an answer, over the plain network's
     basis: str | None = None  # digest of what it depends on beside recipe and instance
+    output: str | None = None  # the end of what a person's file printed
     kept: Flag = False  # it was read, not made: an earlier attempt or another trial had made it
 
 
@@ -89,6 +90,7 @@ class Machine(Stored):
     units: str | None = None  # the CPU's instruction set, and the number format of "auto"
     threads: Whole | None = None
     torch: str | None = None
+    speed: Number | None = None  # training steps a second, where wall clock ends a file's calls
 
 
 class Attempt(Stored):

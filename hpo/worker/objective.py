@@ -175,7 +175,8 @@ class Objective:
         def on_step(index: int, progress: Progress) -> None:
             watch.check()
             watch.display.show_trial(title, progress.share, progress.loss)
-            curves[index].add(progress.share, progress.loss)
+            if progress.loss is not None:
+                curves[index].add(progress.share, progress.loss)
 
         watch.display.show_trial(title)
         limit_s = self.config.limit_s
@@ -193,6 +194,7 @@ class Objective:
                 per_t_bin=tuple(_short(loss) for loss in found.by_t),
                 picture=picture.id if picture else None,
                 cost=finite(found.cost),
+                **({"output": called.output} if called.output else {}),
             )
             row = None
             if self._kept is not None and self._kept.is_on:

@@ -24,7 +24,7 @@ def run_worker(options: WorkerOptions) -> int:
         options.alphabet, options.drawings, options.train
     )
     if options.sampler is not None:
-        sampler = config.sampler.model_copy(update={"name": options.sampler})
+        sampler = config.sampler.model_copy(update={"name": options.sampler, "options": {}})
         config = config.model_copy(update={"sampler": sampler})
     import optuna
 
@@ -33,10 +33,13 @@ def run_worker(options: WorkerOptions) -> int:
     from ..study.create import join
     from ..study.manifest import make_manifest
     from ..trial.calls import CallKeys, KeptCalls
+    from ..trial.record import Machine
+    from ..trial.run import runs_of
     from .display import Display
     from .loop import Loop, WorkerFailedError
     from .objective import Objective
     from .preview import print_preview
+    from .speeds import other_speed
     from .summary import print_summary
     from .visuals import Visuals
 
@@ -70,6 +73,10 @@ def run_worker(options: WorkerOptions) -> int:
         f"study {config.name}: {counted(n_instances, 'instance')}, {finished} trials finished, "
         f"{counted(threads, 'thread')}"
     )
+    runs = runs_of(study.get_trials(deepcopy=False))
+    machine = Machine.model_validate(method.machine())
+    if (sentence := other_speed(runs, machine.speed)) is not None:
+        warn(sentence)
     kept = KeptCalls(storage, study._study_id, CallKeys(method, problem, manifest))
     with Display(config.name, budget.trials, finished) as display:
         loop = Loop(

@@ -21,6 +21,7 @@ _MEANINGS = {
     Outcome.PRUNED: "weak compared with the best trial",
     Outcome.INFEASIBLE: "a call took longer than is allowed",
     "hopeless": "its training loss was far above all known ones",
+    Outcome.CRASHED: "finetune_model raised an error, ended its process or used too much memory",
     Outcome.NOT_FINITE: "a loss was not a number",
     Outcome.OUT_OF_MEMORY: "the recipe needs more memory than there was",
     Outcome.OUT_OF_TIME: "a call was stopped at the limit",

@@ -14,11 +14,13 @@ from ..document import Block, Facts, Section, Table, Text
 _MEANINGS = {
     "code": "digest of the modules that a loss depends on",
     "data": "the drawings, and their digest",
+    "file": "a person's, and which of its values are parameters",
     "networks": "the pretrained networks, and their digests",
     "instances": "resize, then rune/split@network of each instance, in their order",
     "estimator": "of the loss",
     "limit": "of a call",
     "cost": "of an answer, at most",
+    "clock": "what ends calls",
     "space": "digest of what is sampled and what is fixed",
     "torch": "its release",
 }

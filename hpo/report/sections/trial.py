@@ -9,7 +9,7 @@ from ...formatting import cost_of_answer, counted, setting, with_error
 from ...problem.base import Method, changed_values
 from ...trial.ranking import OVER_LIMIT
 from ...trial.run import Run
-from ..document import Block, Picture, Section, Table, Text
+from ..document import Block, Code, Picture, Section, Table, Text
 
 _LINK = "artifacts:"  # of system attributes: Optuna's record of a file that is kept
 
@@ -42,6 +42,7 @@ def _blocks(run: Run, method: Method, address: str | None) -> Iterator[Block]:
     if address is not None:
         yield from _pictures(run, address)
     yield from _losses(run)
+    yield from _said(run)
     yield from _recipe(run, method)
 
 
@@ -87,6 +88,15 @@ def _losses(run: Run) -> Iterator[Block]:
             ],
             numbers=(1, 2, 3),
         )
+
+
+def _said(run: Run) -> Iterator[Block]:
+    """What a person's file printed last, and the traceback of what failed."""
+    for call in run.calls:
+        if call.output:
+            yield Code(f"The end of what the call on {call.instance} printed", call.output)
+    if run.record.traceback:
+        yield Code("What was said as it failed", run.record.traceback)
 
 
 def _recipe(run: Run, method: Method) -> Iterator[Block]:
