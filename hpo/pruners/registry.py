@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import optuna
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
+from ..components import check_component, make_component
+from ..errors import UserError
 from ..settings import Table
 
 
 class Pruner(Table):
     """What ends weak trials; its steps are instances."""
 
-    name: Literal["racing", "median", "percentile", "none"] = "racing"
+    # "racing", "median", "percentile", "none", or a class; see `hpo.components`.
+    name: str = "racing"
+    options: dict[str, Any] = Field(default_factory=dict)  # of a class
     # Racing: probability, at most, of dropping a recipe that is as good as the best.
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.4
     # Percentile and median, of Optuna:
     percentile: Annotated[float, Field(gt=0, lt=100)] = 40.0  # of known trials that may go on
     startup_trials: PositiveInt = 5  # complete trials before any is pruned
 
+    @model_validator(mode="after")
+    def _known(self) -> Pruner:
+        check_component(self.name, self.options, PRUNERS, optuna.pruners.BasePruner)
+        return self
+
 
 def make_pruner(table: Pruner) -> optuna.pruners.BasePruner:
-    """The pruner that the study asks for; its steps are numbers of instances."""
+    """The pruner that the study asks for; its steps are numbers of instances.
+
+    Raises:
+        UserError: it is of a class that can't be had here.
+    """
+    if table.name not in PRUNERS:
+        try:
+            made: optuna.pruners.BasePruner = make_component(
+                table.name, table.options, optuna.pruners.BasePruner
+            )
+        except ValueError as error:
+            raise UserError(f"pruner: {error}") from error
+        return made
     return PRUNERS[table.name](table)
 
 

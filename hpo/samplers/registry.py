@@ -4,27 +4,47 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import optuna
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
+from ..components import check_component, make_component
+from ..errors import UserError
 from ..settings import Natural, Table
 from .bounded import BoundedSampler
 
 
 class Sampler(Table):
-    """Which of Optuna's samplers proposes values."""
+    """Which sampler proposes values."""
 
-    name: Literal["tpe", "gp", "random"] = "tpe"
+    name: str = "tpe"  # or "gp", "random", or a class; see `hpo.components`
+    options: dict[str, Any] = Field(default_factory=dict)  # of a class
     seed: Natural = 0
     startup_trials: PositiveInt = 10  # drawn at random before the sampler has something to learn
     # Finished trials that inform TPE and GP; of more, the best and a random sample of the others.
     history: Annotated[int, Field(ge=50)] = 300
 
+    @model_validator(mode="after")
+    def _known(self) -> Sampler:
+        check_component(self.name, self.options, SAMPLERS, optuna.samplers.BaseSampler)
+        return self
+
 
 def make_sampler(table: Sampler, seed: int) -> optuna.samplers.BaseSampler:
-    """The sampler that the study asks for, with this worker's own seed."""
+    """The sampler that the study asks for, with this worker's own seed.
+
+    Raises:
+        UserError: it is of a class that can't be had here.
+    """
+    if table.name not in SAMPLERS:
+        try:
+            made: optuna.samplers.BaseSampler = make_component(
+                table.name, table.options, optuna.samplers.BaseSampler, seed
+            )
+        except ValueError as error:
+            raise UserError(f"sampler: {error}") from error
+        return made
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return SAMPLERS[table.name](table, seed)

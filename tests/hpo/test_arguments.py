@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -17,7 +17,7 @@ from hpo.export.__main__ import ExportOptions
 from hpo.init import InitOptions
 from hpo.move.__main__ import MoveOptions
 from hpo.report.__main__ import ReportOptions
-from hpo.samplers.registry import Sampler
+from hpo.samplers.registry import SAMPLERS as REGISTRY
 from hpo.status import StatusOptions
 from hpo.study.config import load_study_file
 from hpo.worker.options import SAMPLERS, WorkerOptions
@@ -144,7 +144,9 @@ def test_a_mistake_names_the_option_or_the_variable(
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c != "init"]
+)  # which may write a study file
 def test_no_study_is_one_line(command: str) -> None:
     kind, needed = COMMANDS[command]
     with pytest.raises(UserError) as error:
@@ -196,4 +198,4 @@ def test_help_names_defaults_and_variables(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_samplers_are_those_that_a_study_file_may_name() -> None:
-    assert get_args(Sampler.model_fields["name"].annotation) == SAMPLERS
+    assert tuple(REGISTRY) == SAMPLERS
