@@ -1,12 +1,16 @@
-"""Create a study, its tables too, without running anything; one that is there is left alone."""
+"""Create a study, its tables too, without running anything; one that is there is left alone.
+
+With --method it writes a first study file for your own file instead.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from .arguments import DrawingsOptions, StudyOptions, option, parse
-from .errors import run_command
+from .errors import UserError, run_command
 from .process.logging import start_log
 from .process.signals import StopError, raise_on_signals
 
@@ -15,8 +19,13 @@ from .process.signals import StopError, raise_on_signals
 
 @dataclass(frozen=True, kw_only=True)
 class InitOptions(DrawingsOptions, StudyOptions):
-    """Which study is created, and where."""
+    """Which study is created, and where; or which study file is written."""
 
+    study: str = option("a name in studies/, or the path of a study file", "", variable=True)
+    method: Path | None = option(
+        "a Python file with finetune_model: write a study file for it", None, metavar="FILE"
+    )
+    out: Path | None = option("with --method: the study file to write", None, metavar="FILE")
     wait: float = option(
         "for a database server that does not answer yet", 60.0, least=0, metavar="SECONDS"
     )
@@ -27,10 +36,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     raise_on_signals()
     start_log("init")
     try:
-        print(init(options))
+        print(_write_first(options) if options.method else init(options))
     except StopError as stop:
         return stop.exit_code
     return 0
+
+
+def _write_first(options: InitOptions) -> str:
+    from .study.first_file import write_first_study
+
+    if options.method is None or options.out is None:
+        raise UserError("--out is missing; write the study file's name, such as studies/mine.toml")
+    drawings = {
+        key: value if key == "train" else str(value)
+        for key in ("alphabet", "drawings", "train")
+        if (value := getattr(options, key)) is not None
+    }
+    return write_first_study(options.method, options.out, drawings)
 
 
 def init(options: InitOptions) -> str:
@@ -40,6 +62,11 @@ def init(options: InitOptions) -> str:
         UserError: the study file, the data, the networks or the database are not usable, or the
             study is there and measures something else.
     """
+    if not options.study:
+        raise UserError(
+            "--study is missing; write a name in studies/, or the path of a study file, "
+            "or write --method FILE --out FILE for your own file"
+        )
     from .study.config import load_study_file
 
     config = load_study_file(options.study).on_drawings(
