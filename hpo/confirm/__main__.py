@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import optuna
 
     from ..study.config import StudyConfig
+    from .files import Submission
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,20 +41,45 @@ def _run(options: ConfirmOptions) -> int:
 
     from ..storage.open import load_study, open_existing
     from ..study.config import load_study_file
+    from .files import read_submissions
 
     config = load_study_file(options.study).on_drawings(
         options.alphabet, options.drawings, options.train
     )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    config.load_method().prepare(options.device, options.threads or n_cores())
+    submissions = read_submissions(options.submission)
+    methods = [s.method for s in submissions if s.method] or [config.load_method()]
+    for method in methods:
+        method.prepare(options.device, options.threads or n_cores())
     storage = open_existing(config.storage_url(options.storage), options.study)
     try:
         # It may be away for a while, and hours of measuring shall not be lost to that.
         storage.retry.limit_s = config.recovery.patience_s
         study = load_study(storage, config.name)
+        if submissions:
+            return _race(config, study, submissions, options)
         return _confirm(config, study, options)
     finally:
         storage.engine.dispose()
+
+
+def _race(
+    config: StudyConfig,
+    study: optuna.Study,
+    submissions: Sequence[Submission],
+    options: ConfirmOptions,
+) -> int:
+    from ..report.markdown import to_terminal
+    from ..study.confirmation import Left
+    from .files import race_files
+    from .leaderboard import leaderboard_of
+
+    board = race_files(config, study, submissions, data=options.data, rounds=options.rounds)
+    if options.json:
+        print(json.dumps(board.to_json(), indent=2, ensure_ascii=False))
+    else:
+        print(to_terminal(leaderboard_of(config, board)))
+    return 0 if board.places[0].contender.left == Left.FINALIST else EXIT_FAILED
 
 
 def _confirm(config: StudyConfig, study: optuna.Study, options: ConfirmOptions) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ from ..process.devices import choose_device, n_cores
 if TYPE_CHECKING:
     import optuna
 
+    from ..problem.base import Method, Values
     from ..study.config import StudyConfig
     from .selection import Chosen
 
@@ -37,6 +39,11 @@ class ExportOptions(DeviceOptions, DrawingsOptions, StudyOptions):
     confirmed: bool = option("what hpo.confirm named, and nothing else", False, excludes="recipe")
     out: Path | None = option("the file to write (json: default is to print)", None, metavar="FILE")
     format: str = option("python, or json: the recipe alone", "python", choices=("python", "json"))
+    diff: bool = option(
+        "print how the file differs from the one of the default values; writes nothing unless "
+        "--out is there",
+        False,
+    )
     force: bool = option("replace a file that is there", False)
     no_challenge: bool = option("do not score the file on held-out runes", False)
     held_out: int = option("of those runes, at most", 5, least=1, metavar="N")
@@ -47,7 +54,7 @@ class ExportOptions(DeviceOptions, DrawingsOptions, StudyOptions):
 
     def __post_init__(self) -> None:
         if self.out is None:
-            if self.format == "python":
+            if self.format == "python" and not self.diff:
                 raise UserError("--out is missing; write the file's name, such as finetune.py")
             return
         if self.format == "python" and self.out.suffix != ".py":
@@ -81,10 +88,32 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"python -m hpo.confirm --study {options.study}"
             )
         chosen = choose(study, options.trial, method)
+    if options.diff:
+        _print_diff(method, chosen, options.out)
+        if options.out is None:
+            return 0
     if options.out is None or options.format == "json":
         _write(options.out, json.dumps(dict(chosen.recipe), indent=2) + "\n", options.force)
         return 0
     return _export(config, study, chosen, options.out, options)
+
+
+def _print_diff(method: Method, chosen: Chosen, out: Path | None) -> None:
+    """What the values of a recipe change of the file, as ``diff -u`` prints it."""
+    before, after = (_text(method, values, "") for values in (method.complete({}), chosen.recipe))
+    lines = difflib.unified_diff(
+        before.splitlines(), after.splitlines(), "default", str(out or chosen.name), lineterm=""
+    )
+    print("\n".join(lines))
+
+
+def _text(method: Method, values: Values, about: str) -> str:
+    from ..problem.base import ExportError
+
+    try:
+        return method.export(values, about)
+    except ExportError as error:
+        raise UserError(str(error)) from error
 
 
 def _check_free(path: Path, force: bool) -> None:
@@ -113,7 +142,7 @@ def _export(
     out: Path,
     options: ExportOptions,
 ) -> int:
-    from ..problem.base import ExportError, ProofError
+    from ..problem.base import ProofError
     from ..study.manifest import make_manifest
     from .selection import claims_of, describe_origin
 
@@ -123,13 +152,10 @@ def _export(
     if study is not None:
         _check_same_measure(study, manifest)
     about = describe_origin(chosen, config.name, manifest["code"], out.name)
-    try:
-        text = method.export(chosen.recipe, about)
-    except ExportError as error:
-        raise UserError(str(error)) from error
+    text = _text(method, chosen.recipe, about)
     with tempfile.TemporaryDirectory(prefix="export-") as directory:
         file = Path(directory) / out.name
-        file.write_text(text, "utf-8")
+        file.write_bytes(text.encode())  # line ends stay as they are
         try:
             claims = claims_of(chosen)
             for line in method.prove(file, chosen.recipe, problem, config.limit_s, claims):
@@ -183,7 +209,7 @@ def _write(path: Path | None, text: str, force: bool) -> None:
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, "utf-8")
+        beside.write_bytes(text.encode())
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)

@@ -1,0 +1,301 @@
+"""A race of files: `hpo.confirm --submission A.py --submission B.py`, a leaderboard.
+
+The files meet on the study's held-out instances, each call in a process of its own.  The study's
+trials and its confirmed result have no part in it and stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from tqdm import tqdm
+
+from ..analysis.intervals import Interval, units_of
+from ..errors import UserError
+from ..formatting import counted
+from ..problem.base import Instance, Method, Problem, Progress, digest_of, short_digest
+from ..problem.measure import measure
+from ..problem.registry import file_text_digest, load_submission
+from ..process.logging import info
+from ..process.signals import raise_if_stopped
+from ..study.config import StudyConfig
+from ..study.confirmation import Left, read_confirmed_call, write_confirmed_call
+from ..study.manifest import make_manifest
+from ..trial.outcome import ending_of
+from ..trial.record import Call, FailedCall
+from ..trial.stored import finite
+from .halving import Contender, Halved, halve, most_calls
+from .measurements import table_seed
+
+_REFRESH_S = 1.0
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A file that takes part.
+
+    Args:
+        name: the file's, or its path where two have the same name.
+        digest: of its text.
+        method: None: it is no file that can be called, for this ``reason``.
+    """
+
+    name: str
+    digest: str
+    method: Method | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row of the leaderboard."""
+
+    submission: Submission
+    contender: Contender
+    loss: Interval
+    difference: Interval | None  # to the first that was named; None: it is that one
+    cost: float | None  # CPU time of an answer, over the plain network's
+    reason: str  # why it is out; empty: it is not
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """The files by their losses.
+
+    Args:
+        places: finalists by mean loss, then the others, the latest to leave first.
+        baseline: name of the file that differences are to.
+        instances: labels of what was measured on.
+    """
+
+    places: tuple[Place, ...]
+    baseline: str
+    instances: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        return {
+            "baseline": self.baseline,
+            "instances": list(self.instances),
+            "places": [_place_json(place) for place in self.places],
+        }
+
+
+def read_submissions(paths: Sequence[Path]) -> list[Submission]:
+    """The files, each once.
+
+    Raises:
+        UserError: one can't be read, or two are the same.
+    """
+    names = [path.name for path in paths]
+    found: dict[str, Submission] = {}
+    for path in paths:
+        name = path.name if names.count(path.name) == 1 else str(path)
+        digest = file_text_digest(path)
+        if digest in found:
+            raise UserError(
+                f"--submission {path} is the same as {found[digest].name}; name it once"
+            )
+        try:
+            found[digest] = Submission(name, digest, load_submission(path))
+        except UserError as error:  # it stands at the end of the board with its reason
+            found[digest] = Submission(name, digest, None, str(error))
+    return list(found.values())
+
+
+def race_files(
+    config: StudyConfig,
+    study: optuna.Study,
+    submissions: Sequence[Submission],
+    *,
+    data: Path | None,
+    rounds: int,
+) -> Leaderboard:
+    """Measure the files against each other by successive halving.
+
+    Args:
+        submissions: the first is what the others are compared with, to the end.
+        data: where drawings are, as in `StudyConfig.load_problem`.
+        rounds: of halving.
+
+    Raises:
+        UserError: the data or what ``[confirm]`` asks for is not usable.
+        StopError: the process was asked to stop; finished calls are stored.
+    """
+    problem = config.load_problem(data)
+    instances = problem.instances(held_out=True)
+    calls = _Calls(config, study, problem, submissions)
+    most = most_calls(len(submissions) - 1, len(instances), rounds)
+    info(f"{counted(len(submissions), 'file')}, {len(instances)} instances: at most {most} calls")
+    with calls.bar:
+        halved = halve(
+            [s.digest for s in submissions],
+            submissions[0].digest,
+            units_of({i.label: i.rune for i in instances}),
+            calls.measure,
+            rounds=rounds,
+            feasible_s=config.feasible_s,
+            order=random.Random(),
+        )
+    return _leaderboard(halved, submissions, calls)
+
+
+class _Calls:
+    """Makes those calls that the study does not have yet.
+
+    A call is stored as an attribute of the study, as those of confirmed recipes are.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        study: optuna.Study,
+        problem: Problem,
+        submissions: Sequence[Submission],
+    ) -> None:
+        self._config, self._study, self._problem = config, study, problem
+        self._submissions = {s.digest: s for s in submissions}
+        self._instances = {i.label: i for i in problem.instances(held_out=True)}
+        manifest = make_manifest(config, problem)
+        self._common = [manifest[entry] for entry in ("data", "torch") if entry in manifest]
+        self._common += [config.estimator.model_dump_json(), str(table_seed(config))]
+        self.reasons: dict[str, str] = {}
+        self.costs: dict[str, list[float]] = {}
+        # `disable=None` means to tqdm: show the bar on a terminal alone.
+        self.bar = tqdm(unit="call", disable=None, dynamic_ncols=True)
+        self._shown_at = 0.0
+
+    def measure(self, digest: str, label: str) -> tuple[float, float]:
+        """The loss (NaN: there is none) and the seconds of a file on an instance."""
+        raise_if_stopped()
+        submission = self._submissions[digest]
+        if submission.method is None:
+            self.reasons[digest] = submission.reason
+            return math.nan, 0.0
+        instance = self._instances[label]
+        call = self._read(submission, instance)
+        if call is None:
+            call = self._make(submission, submission.method, instance)
+            write_confirmed_call(self._study, _key(submission), label, call)
+        self.bar.update()
+        if isinstance(call, FailedCall):
+            self.reasons[digest] = call.reason
+            return math.nan, call.seconds
+        return self._judge(digest, call)
+
+    def _judge(self, digest: str, call: Call) -> tuple[float, float]:
+        """The loss and the seconds of a call, if the limits allow it."""
+        seconds = call.seconds or 0.0
+        allowed = self._config.limits.cost
+        if call.cost is not None:
+            self.costs.setdefault(digest, []).append(call.cost)
+        costs = self.costs.get(digest, [])
+        if seconds > self._config.feasible_s:
+            self.reasons[digest] = (
+                f"{call.instance}: a call took {seconds:.1f} s; {self._config.feasible_s:g} are "
+                "allowed"
+            )
+        elif allowed is not None and costs and statistics.fmean(costs) > allowed:
+            self.reasons[digest] = (
+                f"an answer costs {statistics.fmean(costs):.2f} of the plain network's; "
+                f"{allowed:g} are allowed"
+            )
+            return math.nan, seconds
+        return call.loss, seconds
+
+    def _read(self, submission: Submission, instance: Instance) -> Call | FailedCall | None:
+        found = read_confirmed_call(self._study.user_attrs, _key(submission), instance.label)
+        if isinstance(found, Call | FailedCall) and found.basis == self._basis(instance):
+            return found
+        return None
+
+    def _make(
+        self, submission: Submission, method: Method, instance: Instance
+    ) -> Call | FailedCall:
+        title, seconds = f"{submission.name}, {instance.label}", 0.0
+
+        def on_step(_: int, progress: Progress) -> None:
+            nonlocal seconds
+            raise_if_stopped()
+            seconds, now = progress.elapsed_s, time.monotonic()
+            if now - self._shown_at >= _REFRESH_S:
+                self._shown_at = now
+                self.bar.set_postfix_str(f"{title}: {seconds:.0f} s")
+
+        basis, limit_s, seed = self._basis(instance), self._config.limit_s, table_seed(self._config)
+        try:
+            (called,) = measure(method, self._problem, {}, [instance], limit_s, on_step, seed)
+        except Exception as error:
+            ending = ending_of(error)
+            if not ending.outcome.is_recipes_fault:
+                raise
+            info(f"{title}: {ending.reason}")
+            failed = {"seconds": round(seconds, 3), "reason": ending.reason, "basis": basis}
+            return FailedCall.model_validate({"loss": None, **failed})
+        if self.bar.disable:
+            info(f"{title}: loss {called.evaluation.loss:.4f}, {called.seconds:.1f} s")
+        return Call(
+            instance=instance.label,
+            loss=called.evaluation.loss,
+            standard_error=finite(called.evaluation.standard_error),
+            seconds=called.seconds,
+            steps=called.steps,
+            cost=finite(called.evaluation.cost),
+            basis=basis,
+        )
+
+    def _basis(self, instance: Instance) -> str:
+        """Digest of what a call depends on beside the file and the instance's label."""
+        return short_digest(json.dumps([*self._common, *self._problem.identity(instance)]))
+
+
+def _key(submission: Submission) -> str:
+    return digest_of({"submission": submission.digest})
+
+
+def _leaderboard(halved: Halved, submissions: Sequence[Submission], calls: _Calls) -> Leaderboard:
+    by_digest = {s.digest: s for s in submissions}
+    first = submissions[0]
+    places = []
+    for contender in halved.contenders:
+        digest = contender.candidate
+        costs = calls.costs.get(digest)
+        is_first = digest == first.digest
+        places.append(
+            Place(
+                submission=by_digest[digest],
+                contender=contender,
+                loss=halved.loss(digest),
+                difference=None if is_first else halved.difference(digest, first.digest),
+                cost=statistics.fmean(costs) if costs else None,
+                reason=calls.reasons.get(digest, ""),
+            )
+        )
+    return Leaderboard(tuple(places), first.name, tuple(halved.units))
+
+
+def _place_json(place: Place) -> dict[str, Any]:
+    difference = place.difference
+    return {
+        "name": place.submission.name,
+        "digest": place.submission.digest,
+        "loss": finite(place.loss.mean),
+        "standard_error": finite(place.loss.standard_error),
+        "difference": None if difference is None else finite(difference.mean),
+        "low": None if difference is None else finite(difference.low),
+        "high": None if difference is None else finite(difference.high),
+        "calls": len(place.contender.losses),
+        "longest_call_s": place.contender.longest_s,
+        "cost": place.cost,
+        "left": None if place.contender.left == Left.FINALIST else str(place.contender.left),
+        "reason": place.reason or None,
+    }
