@@ -22,6 +22,7 @@ RUN useradd --uid 10001 --create-home runes \
     && install -d -o runes -g runes /app /artifacts /cache
 COPY --from=builder /venv /venv
 COPY studies /app/studies
+COPY examples /app/examples
 ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 XDG_CACHE_HOME=/cache MPLCONFIGDIR=/tmp/matplotlib
 WORKDIR /app
 USER 10001:10001

@@ -28,4 +28,5 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build quickstart-artifacts quickstart.db quickstart.db-shm quickstart.db-wal
+	rm -rf $(VENV) build quickstart-artifacts quickstart.db quickstart.db-shm quickstart.db-wal \
+	  plain-quickstart-artifacts plain-quickstart.db plain-quickstart.db-shm plain-quickstart.db-wal

@@ -47,7 +47,8 @@ def test_bases_are_pinned_and_what_builds_is_left_behind(
     assert bases["builder"] == bases["runtime"]
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", bases["runtime"])
     copied = [value for step, value in stages["runtime"] if step == "COPY"]
-    assert copied == ["--from=builder /venv /venv", "studies /app/studies"]
+    own = ["studies /app/studies", "examples /app/examples"]
+    assert copied == ["--from=builder /venv /venv", *own]
 
 
 def test_it_does_not_run_as_root(stages: dict[str, list[tuple[str, str]]]) -> None:
@@ -136,7 +137,7 @@ def test_the_package_builds_from_what_the_image_gets_and_runs_alone(tmp_path: Pa
             else:
                 shutil.copy(source, target)
     assert {path.name for path in context.iterdir()} == {
-        *("README.md", "pyproject.toml", "deploy", "studies"),
+        *("README.md", "pyproject.toml", "deploy", "studies", "examples"),
         *("finetune", "hpo", "benchmarks"),
     }
     installed = tmp_path / "installed"
