@@ -28,6 +28,7 @@ _ANSWER_S = 300.0  # for one evaluation of the returned network
 _SEND_S = 60.0  # for a process to take a question
 _GONE_S = 10.0  # for a supervisor to say how its process ended
 _ROOT = Path(__file__).parents[3]
+_SPINS = "1000"  # some microseconds
 _PRIVATE = "RUNES_"  # a database's URL may hold a password
 
 
@@ -76,6 +77,9 @@ class Server:
             "OPENBLAS_NUM_THREADS": "1",  # whose threads would run before there is a call
             "MPLBACKEND": "Agg",
         }
+        # Torch's threads wait for each other after each operation.  By default they spin, which
+        # makes a step many times slower where another program wants their core.
+        environment.setdefault("GOMP_SPINCOUNT", _SPINS)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hpo.problem.user_file.server", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
