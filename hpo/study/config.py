@@ -196,6 +196,11 @@ class StudyConfig(Table):
                 "instances.speeds are of a reference machine, and clock.machine is wall; "
                 "name the profile of a machine"
             )
+        if self.method.file is not None and not self.clock.is_wall:
+            raise ValueError(
+                f"clock.machine is {self.clock.machine!r}, and calls of {self.method.file}, which "
+                'may read the time, end by wall clock; write "wll", or leave [clock] out'
+            )
         check_space(self.space, self.fixed, self.start, self.load_method())
         return self
 

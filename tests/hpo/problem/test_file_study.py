@@ -166,6 +166,11 @@ def test_values_that_the_file_does_not_have_are_refused(folder: Path) -> None:
         ("low = 0.1", 'low = "a"', "wrong.toml: space.factor.low is 'a'"),
         ('file = "mine.py"', 'file = "none.py"', "none.py: no such file; name a Python file with"),
         ('file = "mine.py"', 'file = "mine.py"\nsteps = "factor"', "method.steps is 'factor'; wri"),
+        (
+            "[instances]",
+            '[clock]\nmachine = "m"\n[instances]',
+            'time, end by wall clock; write "w',
+        ),
         ('file = "mine.py"', 'name = "recipe"\nsteps = "n_steps"', "steps is of a file; write fil"),
         ('file = "mine.py"', 'file = "mine.py"\nparameters = "constants"', "no parameters of the"),
     ]:
