@@ -20,7 +20,7 @@ from .cache import TrialCache
 from .calls import CallRow
 from .dialects import dialect_of
 from .optuna_internals import FrozenStudy
-from .presence import Presence
+from .presence import Identity, Presence
 from .recovery import Heartbeat
 from .retry import Retry
 from .statements import set_worker
@@ -391,9 +391,19 @@ class StudyStorage(BaseStorage):
         return self.retry.call(partial(self.rdb.create_new_study, directions, study_name))
 
     def delete_study(self, study_id: int) -> None:
-        self.retry.call(partial(self.rdb.delete_study, study_id))
+        identity = self.transact(lambda c: transactions.identify(c, study_id))
+        # Optuna gives up without a word where a worker adds a trial at the same moment.
+        while self._is_there(study_id, identity):
+            self.retry.call(partial(self.rdb.delete_study, study_id))
         self.transact(lambda c: calls.forget_study(c, study_id))
         self._forget()  # SQLite gives the ids of deleted rows to the next ones
+
+    def _is_there(self, study_id: int, identity: Identity) -> bool:
+        try:
+            found = self.transact(lambda c: transactions.identify(c, study_id))
+        except KeyError:
+            return False
+        return found == identity
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         with self._of_study(study_id) as token:

@@ -246,10 +246,8 @@ class Call:
         Raises:
             CallFailedError: it has no answer.
         """
-        try:
+        with suppress(ChannelClosedError):  # what it said before it ended is still to be read
             self._data.send(question, tensors)
-        except ChannelClosedError:
-            self._fail_as_ended()
         received = self._receive_whole(_ANSWER_S)
         if received is None:
             self._fail(f"the returned network did not answer within {_ANSWER_S:g} s")

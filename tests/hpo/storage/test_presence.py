@@ -109,3 +109,22 @@ def test_a_study_keeps_its_identity(url: str) -> None:
     second.identify(study_id)  # another worker, or this one after a restart
     assert (first.join(study_id), second.join(study_id)) == (0, 1)
     assert issubclass(StudyGoneError, UserError)
+
+
+def test_a_study_to_which_a_trial_is_added_meanwhile_is_deleted(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna takes the error of a trial that came between for none, and leaves the study."""
+    storage = open_storage(url)
+    study_id = storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], "busy")
+    delete, tried = storage.rdb.delete_study, []
+
+    def once_in_vain(study_id: int) -> None:
+        tried.append(study_id)
+        if len(tried) > 1:
+            delete(study_id)
+
+    monkeypatch.setattr(storage.rdb, "delete_study", once_in_vain)
+    storage.delete_study(study_id)
+    assert len(tried) == 2
+    assert "busy" not in {s.study_name for s in storage.get_all_studies()}
