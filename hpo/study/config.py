@@ -199,7 +199,7 @@ class StudyConfig(Table):
         if self.method.file is not None and not self.clock.is_wall:
             raise ValueError(
                 f"clock.machine is {self.clock.machine!r}, and calls of {self.method.file}, which "
-                'may read the time, end by wall clock; write "wll", or leave [clock] out'
+                'may read the time, end by wall clock; write "wall", or leave [clock] out'
             )
         check_space(self.space, self.fixed, self.start, self.load_method())
         return self

@@ -169,7 +169,7 @@ def test_values_that_the_file_does_not_have_are_refused(folder: Path) -> None:
         (
             "[instances]",
             '[clock]\nmachine = "m"\n[instances]',
-            'time, end by wall clock; write "w',
+            'time, end by wall clock; write "wall"',
         ),
         ('file = "mine.py"', 'name = "recipe"\nsteps = "n_steps"', "steps is of a file; write fil"),
         ('file = "mine.py"', 'file = "mine.py"\nparameters = "constants"', "no parameters of the"),
