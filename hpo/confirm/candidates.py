@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ from ..analysis.intervals import Interval, interval, unit_means, units_of
 from ..errors import UserError
 from ..export.selection import read_recipe
 from ..problem.base import InvalidValuesError, Method, Values, digest_of
-from ..process.logging import warn
 from ..study.config import StudyConfig
 from ..study.confirmation import BASELINE, title
-from ..trial.ranking import best_trials, was_measured
+from ..trial.ranking import best_measured
 from ..trial.recipe import recipe_of
 from ..trial.record import read_trial
 from ..trial.run import Run, runs_of
@@ -68,7 +68,7 @@ def choose_candidates(
     method = config.load_method()
     ran = _trials_by_recipe(trials, method)
     proposed = [(BASELINE, method.complete(config.fixed))]
-    for rank, trial in enumerate(_best_measured(trials, top), start=1):
+    for rank, trial in enumerate(islice(best_measured(trials), top), start=1):
         proposed.append((f"best {rank}", _read(trial, method)))
     proposed += [(path.name, dict(read_recipe(path, method).recipe)) for path in files]
     candidates: dict[str, Candidate] = {}
@@ -81,18 +81,6 @@ def choose_candidates(
             "run more, raise --top, or name a recipe by --recipe"
         )
     return list(candidates.values())
-
-
-def _best_measured(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
-    found: list[FrozenTrial] = []
-    for trial in best_trials(trials):
-        if len(found) == top:
-            break
-        if was_measured(trial):
-            found.append(trial)
-        else:
-            warn(f"trial {trial.number} was not measured here; it is passed over")
-    return found
 
 
 def search_difference(candidate: Candidate, baseline: Candidate) -> Interval | None:

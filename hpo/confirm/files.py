@@ -6,10 +6,8 @@ trials and its confirmed result have no part in it and stay as they are.
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,19 +20,18 @@ from tqdm import tqdm
 from ..analysis.intervals import Interval, units_of
 from ..errors import UserError
 from ..formatting import counted
-from ..problem.base import Instance, Method, Problem, Progress, digest_of, short_digest
-from ..problem.measure import measure
+from ..problem.base import Method, Problem, Progress, Values
 from ..problem.registry import file_text_digest, load_submission
 from ..process.logging import info
 from ..process.signals import raise_if_stopped
 from ..study.config import StudyConfig
-from ..study.confirmation import Left, read_confirmed_call, write_confirmed_call
+from ..study.confirmation import Left
 from ..study.manifest import make_manifest
-from ..trial.outcome import ending_of
-from ..trial.record import Call, FailedCall
+from ..trial.record import FailedCall
 from ..trial.stored import finite
 from .halving import Contender, Halved, halve, most_calls
-from .measurements import table_seed
+from .measurements import Measurement, Measurements, measure
+from .verdicts import Verdicts
 
 _REFRESH_S = 1.0
 
@@ -150,10 +147,7 @@ def race_files(
 
 
 class _Calls:
-    """Makes those calls that the study does not have yet.
-
-    A call is stored as an attribute of the study, as those of confirmed recipes are.
-    """
+    """Makes those calls that the study's database does not keep yet."""
 
     def __init__(
         self,
@@ -162,14 +156,18 @@ class _Calls:
         problem: Problem,
         submissions: Sequence[Submission],
     ) -> None:
-        self._config, self._study, self._problem = config, study, problem
+        self._config, self._problem = config, problem
         self._submissions = {s.digest: s for s in submissions}
         self._instances = {i.label: i for i in problem.instances(held_out=True)}
         manifest = make_manifest(config, problem)
-        self._common = [manifest[entry] for entry in ("data", "torch") if entry in manifest]
-        self._common += [config.estimator.model_dump_json(), str(table_seed(config))]
-        self.reasons: dict[str, str] = {}
-        self.costs: dict[str, list[float]] = {}
+        self._measurements = {
+            s.digest: Measurements(
+                config, study, {**manifest, **s.method.fingerprint()}, problem, s.method
+            )
+            for s in submissions
+            if s.method is not None
+        }
+        self.verdicts = Verdicts(config)
         # `disable=None` means to tqdm: show the bar on a terminal alone.
         self.bar = tqdm(unit="call", disable=None, dynamic_ncols=True)
         self._shown_at = 0.0
@@ -179,87 +177,31 @@ class _Calls:
         raise_if_stopped()
         submission = self._submissions[digest]
         if submission.method is None:
-            self.reasons[digest] = submission.reason
+            self.verdicts.put_out(digest, submission.reason)
             return math.nan, 0.0
-        instance = self._instances[label]
-        call = self._read(submission, instance)
+        measurements, values = self._measurements[digest], submission.method.complete({})
+        call = measurements.read(values, label)
         if call is None:
-            call = self._make(submission, submission.method, instance)
-            write_confirmed_call(self._study, _key(submission), label, call)
+            call = self._make(f"{submission.name}, {label}", submission.method, values, label)
+            measurements.write(values, label, call)
         self.bar.update()
-        if isinstance(call, FailedCall):
-            self.reasons[digest] = call.reason
-            return math.nan, call.seconds
-        return self._judge(digest, call)
+        return self.verdicts.judge(digest, call, label, call.seconds or 0.0)
 
-    def _judge(self, digest: str, call: Call) -> tuple[float, float]:
-        """The loss and the seconds of a call, if the limits allow it."""
-        seconds = call.seconds or 0.0
-        allowed = self._config.limits.cost
-        if call.cost is not None:
-            self.costs.setdefault(digest, []).append(call.cost)
-        costs = self.costs.get(digest, [])
-        if seconds > self._config.feasible_s:
-            self.reasons[digest] = (
-                f"{call.instance}: a call took {seconds:.1f} s; {self._config.feasible_s:g} are "
-                "allowed"
-            )
-        elif allowed is not None and costs and statistics.fmean(costs) > allowed:
-            self.reasons[digest] = (
-                f"an answer costs {statistics.fmean(costs):.2f} of the plain network's; "
-                f"{allowed:g} are allowed"
-            )
-            return math.nan, seconds
-        return call.loss, seconds
-
-    def _read(self, submission: Submission, instance: Instance) -> Call | FailedCall | None:
-        found = read_confirmed_call(self._study.user_attrs, _key(submission), instance.label)
-        if isinstance(found, Call | FailedCall) and found.basis == self._basis(instance):
-            return found
-        return None
-
-    def _make(
-        self, submission: Submission, method: Method, instance: Instance
-    ) -> Call | FailedCall:
-        title, seconds = f"{submission.name}, {instance.label}", 0.0
-
-        def on_step(_: int, progress: Progress) -> None:
-            nonlocal seconds
+    def _make(self, title: str, method: Method, values: Values, label: str) -> Measurement:
+        def on_step(progress: Progress) -> None:
             raise_if_stopped()
-            seconds, now = progress.elapsed_s, time.monotonic()
+            now = time.monotonic()
             if now - self._shown_at >= _REFRESH_S:
                 self._shown_at = now
-                self.bar.set_postfix_str(f"{title}: {seconds:.0f} s")
+                self.bar.set_postfix_str(f"{title}: {progress.elapsed_s:.0f} s")
 
-        basis, limit_s, seed = self._basis(instance), self._config.limit_s, table_seed(self._config)
-        try:
-            (called,) = measure(method, self._problem, {}, [instance], limit_s, on_step, seed)
-        except Exception as error:
-            ending = ending_of(error)
-            if not ending.outcome.is_recipes_fault:
-                raise
-            info(f"{title}: {ending.reason}")
-            failed = {"seconds": round(seconds, 3), "reason": ending.reason, "basis": basis}
-            return FailedCall.model_validate({"loss": None, **failed})
-        if self.bar.disable:
-            info(f"{title}: loss {called.evaluation.loss:.4f}, {called.seconds:.1f} s")
-        return Call(
-            instance=instance.label,
-            loss=called.evaluation.loss,
-            standard_error=finite(called.evaluation.standard_error),
-            seconds=called.seconds,
-            steps=called.steps,
-            cost=finite(called.evaluation.cost),
-            basis=basis,
-        )
-
-    def _basis(self, instance: Instance) -> str:
-        """Digest of what a call depends on beside the file and the instance's label."""
-        return short_digest(json.dumps([*self._common, *self._problem.identity(instance)]))
-
-
-def _key(submission: Submission) -> str:
-    return digest_of({"submission": submission.digest})
+        instance = self._instances[label]
+        call = measure(self._config, self._problem, method, values, instance, on_step)
+        if isinstance(call, FailedCall):
+            info(f"{title}: {call.reason}")
+        elif self.bar.disable:
+            info(f"{title}: loss {call.loss:.4f}, {call.seconds or 0.0:.1f} s")
+        return call
 
 
 def _leaderboard(halved: Halved, submissions: Sequence[Submission], calls: _Calls) -> Leaderboard:
@@ -268,7 +210,6 @@ def _leaderboard(halved: Halved, submissions: Sequence[Submission], calls: _Call
     places = []
     for contender in halved.contenders:
         digest = contender.candidate
-        costs = calls.costs.get(digest)
         is_first = digest == first.digest
         places.append(
             Place(
@@ -276,8 +217,8 @@ def _leaderboard(halved: Halved, submissions: Sequence[Submission], calls: _Call
                 contender=contender,
                 loss=halved.loss(digest),
                 difference=None if is_first else halved.difference(digest, first.digest),
-                cost=statistics.fmean(costs) if costs else None,
-                reason=calls.reasons.get(digest, ""),
+                cost=calls.verdicts.cost(digest),
+                reason=calls.verdicts.reason(digest) or "",
             )
         )
     return Leaderboard(tuple(places), first.name, tuple(halved.units))

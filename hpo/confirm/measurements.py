@@ -9,7 +9,7 @@ import optuna
 
 from ..clock.plan import Plan
 from ..errors import UserError
-from ..problem.base import Instance, Problem, Progress, Values, digest_of, short_digest
+from ..problem.base import Instance, Method, Problem, Progress, Values, digest_of, short_digest
 from ..problem.measure import HungError
 from ..problem.measure import measure as measure_calls
 from ..storage.rdb import StudyStorage
@@ -31,6 +31,7 @@ def table_seed(config: StudyConfig) -> int:
 def measure(
     config: StudyConfig,
     problem: Problem,
+    method: Method,
     recipe: Values,
     instance: Instance,
     on_step: Callable[[Progress], None],
@@ -55,8 +56,7 @@ def measure(
         on_step(progress)
 
     try:
-        method, limit_s, seed = config.load_method(), config.limit_s, table_seed(config)
-        steps = None
+        limit_s, seed, steps = config.limit_s, table_seed(config), None
         if plan is not None:
             # At many times the machine's speed a call takes that many times as long here.
             steps, limit_s = [plan.steps], max(limit_s, plan.full_speed_s)
@@ -95,11 +95,12 @@ class Measurements:
         study: optuna.Study,
         manifest: Mapping[str, str],
         problem: Problem,
+        method: Method,
     ) -> None:
         storage = study._storage
         assert isinstance(storage, StudyStorage)
         self._study = study
-        keys = CallKeys(config.load_method(), problem, manifest, table_seed(config))
+        keys = CallKeys(method, problem, manifest, table_seed(config))
         self._kept = KeptCalls(storage, study._study_id, keys)
         common = [manifest[entry] for entry in ("code", "data", "torch") if entry in manifest]
         common += [config.estimator.model_dump_json(), str(table_seed(config))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import statistics
 import time
@@ -28,6 +27,7 @@ from .halving import Contender, block_ends, halve, most_calls
 from .measurements import Measurement, Measurements, measure, table_seed
 from .result import result_of
 from .speeds import at_speeds
+from .verdicts import Verdicts
 
 _REFRESH_S = 1.0
 
@@ -72,7 +72,7 @@ def confirm(
     manifest = make_manifest(config, problem)
     _check_same_measure(study, manifest)
     instances = problem.instances(held_out=True)
-    measurements = Measurements(config, study, manifest, problem)
+    measurements = Measurements(config, study, manifest, problem, clock.method)
     with _Calls(config, candidates, problem, measurements, rounds, clock) as calls:
         halved = halve(
             [c.digest for c in candidates],
@@ -85,14 +85,16 @@ def confirm(
             on_round=calls.tell,
         )
     if not halved.finalists:
-        reasons = [f"{c.name}: {why}" for c in candidates if (why := calls.reason(c))]
+        reasons = [
+            f"{c.name}: {why}" for c in candidates if (why := calls.verdicts.reason(c.digest))
+        ]
         raise NoneFeasibleError(f"no candidate kept the limits; {'; '.join(reasons)}")
     result = result_of(
         halved,
         candidates,
-        reasons={c.digest: calls.reason(c) for c in candidates},
-        costs={c.digest: calls.cost(c) for c in candidates},
-        calls={c.digest: calls.made(c) for c in candidates},
+        reasons={c.digest: calls.verdicts.reason(c.digest) for c in candidates},
+        costs={c.digest: calls.verdicts.cost(c.digest) for c in candidates},
+        calls={c.digest: calls.verdicts.made(c.digest) for c in candidates},
         rounds=block_ends(len(instances), rounds),
         estimator={**config.estimator.model_dump(), "seed": table_seed(config)},
         feasible_s=config.feasible_s,
@@ -140,9 +142,7 @@ class _Calls:
         self._problem = problem
         instances = problem.instances(held_out=True)
         self._instances = {i.label: i for i in instances}
-        self._reasons: dict[str, str] = {}
-        self._costs: dict[str, list[float]] = {}
-        self._made: dict[str, list[Call]] = {}
+        self.verdicts = Verdicts(config)
         calls = most_calls(len(candidates) - 1, len(instances), rounds)
         known = measurements.count(
             (c.recipe, i.label, clock.plan(c.recipe, i)) for c in candidates for i in instances
@@ -170,7 +170,11 @@ class _Calls:
         self._bar.update()
         if isinstance(measured, Call):
             self._clock.add(candidate.recipe, instance, measured)
-        return self._judge(candidate, label, measured, plan)
+        if plan is None:
+            seconds = measured.seconds or 0.0
+            return self.verdicts.judge(digest, measured, label, seconds)
+        took = "would take, on the reference machine,"
+        return self.verdicts.judge(digest, measured, label, plan.seconds, took)
 
     def call(self, candidate: Candidate, instance: Instance, plan: Plan | None) -> Measurement:
         """A candidate's call on an instance, made unless it is stored."""
@@ -190,7 +194,13 @@ class _Calls:
                     self._bar.set_postfix_str(f"{title}: {progress.share:.0%}")
 
             measured = measure(
-                self._config, self._problem, candidate.recipe, instance, on_step, plan
+                self._config,
+                self._problem,
+                self._clock.method,
+                candidate.recipe,
+                instance,
+                on_step,
+                plan,
             )
             if isinstance(measured, Call) and not self._is_measurement(
                 candidate, instance, measured
@@ -207,49 +217,6 @@ class _Calls:
         return isinstance(measured, FailedCall) or self._clock.is_measurement(
             candidate.recipe, instance, measured
         )
-
-    def _judge(
-        self, candidate: Candidate, label: str, measured: Measurement, plan: Plan | None
-    ) -> tuple[float, float]:
-        """The loss (NaN puts it out of the race) and the seconds; keeps why it is infeasible.
-
-        The limit is of the predicted seconds where the call was made by its plan.
-        """
-        seconds = measured.seconds or 0.0 if plan is None else plan.seconds
-        if isinstance(measured, FailedCall):
-            self._reasons[candidate.digest] = f"{label}: {measured.reason}"
-            return math.nan, seconds
-        self._made.setdefault(candidate.digest, []).append(measured)
-        if seconds > self._config.feasible_s:
-            allowed = f"{self._config.feasible_s:g} are allowed"
-            took = "took" if plan is None else "would take, on the reference machine,"
-            self._reasons[candidate.digest] = f"{label}: a call {took} {seconds:.1f} s; {allowed}"
-        elif (why := self._cost_reason(candidate, measured)) is not None:
-            self._reasons[candidate.digest] = f"{label}: {why}"
-            return math.nan, seconds
-        return measured.loss, seconds
-
-    def _cost_reason(self, candidate: Candidate, measured: Call) -> str | None:
-        """Why an answer costs too much, by the mean of the candidate's calls; None: it does not."""
-        if measured.cost is not None:
-            self._costs.setdefault(candidate.digest, []).append(measured.cost)
-        cost, allowed = self.cost(candidate), self._config.limits.cost
-        if cost is None or allowed is None or cost <= allowed:
-            return None
-        return f"an answer costs {cost:.2f} of the plain network's; {allowed:g} are allowed"
-
-    def cost(self, candidate: Candidate) -> float | None:
-        """CPU time of an answer over the plain network's; None: not known."""
-        costs = self._costs.get(candidate.digest)
-        return statistics.fmean(costs) if costs else None
-
-    def made(self, candidate: Candidate) -> Sequence[Call]:
-        """A candidate's calls that gave a loss."""
-        return self._made.get(candidate.digest, ())
-
-    def reason(self, candidate: Candidate) -> str | None:
-        """Why a candidate is infeasible; None: it is not."""
-        return self._reasons.get(candidate.digest)
 
     def tell(self, number: int, contenders: Sequence[Contender]) -> None:
         """Log how a round ended."""

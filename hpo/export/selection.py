@@ -15,9 +15,8 @@ from optuna.trial import FrozenTrial
 from ..errors import UserError
 from ..formatting import counted
 from ..problem.base import Claim, InvalidValuesError, Method, Values, digest_of
-from ..process.logging import warn
 from ..study.confirmation import CONFIRMED_KEY, Confirmation, read_confirmation
-from ..trial.ranking import best_trials, was_measured
+from ..trial.ranking import best_measured
 from ..trial.recipe import recipe_of
 from ..trial.record import mean_loss
 from ..trial.run import Run, run_of
@@ -76,14 +75,13 @@ def choose(study: optuna.Study, number: int | None, method: Method) -> Chosen:
 
 
 def _best(study: optuna.Study) -> FrozenTrial:
-    for trial in best_trials(study.get_trials(deepcopy=False)):
-        if was_measured(trial):
-            return trial
-        warn(f"trial {trial.number} was not measured here; it is passed over")
-    raise UserError(
-        f"study {study.study_name} has no complete, feasible trial; run more, or name "
-        "a recipe by --recipe"
-    )
+    best = next(best_measured(study.get_trials(deepcopy=False)), None)
+    if best is None:
+        raise UserError(
+            f"study {study.study_name} has no complete, feasible trial; run more, or name "
+            "a recipe by --recipe"
+        )
+    return best
 
 
 def _numbered(study: optuna.Study, number: int | None) -> FrozenTrial:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ..formatting import with_error
+from ..process.logging import warn
 from .record import read_trial
 from .stored import finite
 
@@ -59,6 +60,15 @@ def best_trials(trials: Iterable[FrozenTrial], count: int | None = None) -> list
     complete = [(loss_of(t), t) for t in trials if t.state == TrialState.COMPLETE]
     good = [(loss, t) for loss, t in complete if loss is not None and is_feasible(t)]
     return [t for _, t in sorted(good, key=lambda pair: (pair[0], pair[1].number))][:count]
+
+
+def best_measured(trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
+    """Those of `best_trials` that a worker of this service ran; the log names the others."""
+    for trial in best_trials(trials):
+        if was_measured(trial):
+            yield trial
+        else:
+            warn(f"trial {trial.number} was not measured here; it is passed over")
 
 
 class NewlyComplete:

@@ -184,7 +184,7 @@ def as_older_releases(study: optuna.Study, **changed: Any) -> None:
         changed: what they say instead; None: they don't say it.
     """
     config = load_study_file("tiny.toml")
-    older = Measurements(config, study, manifest_of(config), config.load_problem(None))
+    older = Measurements(config, study, manifest_of(config), config.load_problem(None), METHOD)
     for (recipe, label), call in kept(study).items():
         call = {**call, "basis": older._basis[label], **changed}
         call.pop("instance")
@@ -426,7 +426,7 @@ def test_where_the_table_can_not_be_made_calls_are_kept_as_attributes(
 def test_what_another_process_has_measured_is_used(study: optuna.Study, calls: Calls) -> None:
     config = load_study_file("tiny.toml")
     problem = config.load_problem(None)
-    other = Measurements(config, study, manifest_of(config), problem)
+    other = Measurements(config, study, manifest_of(config), problem, METHOD)
     made: list[float] = []
 
     def meanwhile(recipe: Values) -> float:
