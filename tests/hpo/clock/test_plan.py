@@ -168,6 +168,10 @@ def test_a_shipped_profile_predicts_recipes_that_it_was_not_fitted_to(path: Path
     assert found.check.step_median_error < 0.1 and found.check.startup_median_error < 0.1
 
 
+def test_profiles_are_shipped_with_bf16_units_and_without() -> None:
+    assert [load_profile(str(path)).precision for path in SHIPPED] == ["bf16", "fp32"]
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 @pytest.mark.parametrize("study", ["runes", "runes-short", "quickstart"])
 def test_a_shipped_profile_plans_all_of_a_studys_space(path: Path, study: str) -> None:
