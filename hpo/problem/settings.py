@@ -27,7 +27,8 @@ class Instances(Table):
     runes: tuple[str, ...] = ()  # none: all that the source has
     splits: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)  # of the call's randomness
-    # Of the reference machine, in calls on all of these; none: that of the study's clock.
+    # Of the reference machine, in calls on all of these; none: that of the study's clock.  The last
+    # one counts, and calls at the others are looks that predict it.
     speeds: tuple[Speed, ...] = ()
     resize: Resize = "bilinear"
     pretrained: Path | None = None  # directory of networks; none: the embedded ones
@@ -44,6 +45,15 @@ class Instances(Table):
     @model_validator(mode="after")
     def _distinct(self) -> Instances:
         _check_distinct(self, ("runes", "splits", "seeds", "networks"))
+        return self
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Instances:
+        ordered = sorted(set(self.speeds))
+        if list(self.speeds) != ordered:
+            raise ValueError(
+                f"speeds are {list(self.speeds)}; write each once and the lowest first: {ordered}"
+            )
         return self
 
     @model_validator(mode="after")
