@@ -22,6 +22,7 @@ from ..problem.registry import (
     load_problem,
 )
 from ..problem.settings import Confirm, Estimator, Instances
+from ..pruners.improvement import HOURS, SHARE
 from ..pruners.registry import Pruner
 from ..samplers.registry import Sampler
 from ..settings import LARGEST_NUMBER, Count, Finite, Natural, PositiveFloat, Table
@@ -38,6 +39,14 @@ class Limits(Table):
     cost: Annotated[float, Field(ge=1, le=LARGEST_NUMBER)] | None = None
 
 
+class Improvement(Table):
+    """How probable it must be that the best loss still falls, for workers to go on."""
+
+    chance: Annotated[float, Field(gt=0, lt=1)]  # below which they stop
+    share: Annotated[float, Field(gt=0, lt=1)] = SHARE  # of the best loss, by which it would fall
+    hours: PositiveFloat = HOURS  # of compute, in which it would
+
+
 class Budget(Table):
     """When workers stop; whichever is reached first.  Nothing set: never."""
 
@@ -46,6 +55,15 @@ class Budget(Table):
     compute_seconds: PositiveFloat | None = None  # of all workers' trials together
     target: Finite | None = None  # a feasible trial has a loss this low
     stagnation: Count | None = None  # finished trials since the best
+    improvement: Improvement | None = None  # it is not probable any more
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Those that are set, by their names, each as one number."""
+        parts = self.model_dump(exclude_none=True)
+        if self.improvement is not None:
+            parts["improvement"] = self.improvement.chance
+        return parts
 
 
 class Recovery(Table):
