@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.outlook import answers, print_reliability
 from benchmarks.replay import Step
+
 from .test_replay import K, table
 
 
