@@ -597,7 +597,7 @@ run_command(main)
 def parts(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A database with a study of 120 trials, more than two parts."""
     url = f"sqlite:///{tmp_path_factory.mktemp('parts')}/parts.db"
-    fill(url, make_trials(load_study_file("runes"), 120))
+    fill(url, make_trials(load_study_file("runes-default"), 120))
     return url
 
 
