@@ -193,7 +193,9 @@ def test_the_page_that_was_there_stays_when_the_new_one_fails(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match=r"r\.html can't be written: No space left on device"):
-        main(["--study", "runes-default", "--storage", f"sqlite:///{_unpacked()}", "--out", "r.html"])
+        main(
+            ["--study", "runes-default", "--storage", f"sqlite:///{_unpacked()}", "--out", "r.html"]
+        )
     assert [p.name for p in Path().glob("*r.html*")] == ["r.html"]
     assert Path("r.html").read_text() == "old"
 
@@ -207,7 +209,8 @@ def _unpacked() -> Path:
 def test_the_command_needs_no_torch() -> None:
     code = (
         "import sys\nfrom hpo.report.__main__ import main\n"
-        f"main(['--study', 'runes-default', '--storage', {str(PUBLISHED)!r}, '--out', sys.argv[1]])\n"
+        f"main(['--study', 'runes-default', '--storage', {str(PUBLISHED)!r},"
+        " '--out', sys.argv[1]])\n"
         "sys.exit('torch' in sys.modules)"
     )
     out = str(Path("r.html").resolve())
@@ -237,7 +240,14 @@ def written(
     folder = tmp_path_factory.mktemp("written")
     url = f"sqlite:///{folder}/s.db"
     store(url, config, with_picture(trials, folder / "pictures"), confirmed)
-    arguments = ["--study", "runes-default", "--storage", url, "--artifacts", str(folder / "pictures")]
+    arguments = [
+        "--study",
+        "runes-default",
+        "--storage",
+        url,
+        "--artifacts",
+        str(folder / "pictures"),
+    ]
     assert main([*arguments, "--out", str(folder / "r.html")]) == 0
     return (folder / "r.html").as_uri()
 

@@ -84,7 +84,11 @@ def test_the_search_starts_from_the_default_recipe() -> None:
 @pytest.mark.parametrize("name", ["runes-default", "runes-short"])
 def test_the_runes_that_are_kept_out_of_the_search_are_those_to_confirm_on(name: str) -> None:
     config = load_study_file(name)
-    head = (Path(__file__).parents[3] / "studies" / "runes-default.toml").read_text().partition("\n\n")[0]
+    head = (
+        (Path(__file__).parents[3] / "studies" / "runes-default.toml")
+        .read_text()
+        .partition("\n\n")[0]
+    )
     kept_out = head.partition("kept out")[2]
     for rune in config.confirm.runes:
         assert rune.removeprefix("character") in kept_out
