@@ -58,7 +58,11 @@ class CheapInstance:
 
     @property
     def label(self) -> str:
-        return f"{self.rune}/{self.split}" + (f"/{self.seed}" if self.seed else "") + self.resize
+        return self.place + ("" if self.speed is None else f"*{self.speed:g}") + self.resize
+
+    @property
+    def place(self) -> str:
+        return f"{self.rune}/{self.split}" + (f"/{self.seed}" if self.seed else "")
 
 
 @dataclass(frozen=True)
@@ -161,8 +165,12 @@ class CheapProblem:
     def instances(self, held_out: bool = False) -> Sequence[CheapInstance]:
         if not held_out:
             asked = self._asked
-            of = itertools.product(asked.seeds, asked.splits, asked.runes or ("r0", "r1", "r2"))
-            return [CheapInstance(rune, split, seed) for seed, split, rune in of]
+            runes, speeds = asked.runes or ("r0", "r1", "r2"), asked.speeds or (None,)
+            of_each = itertools.product(speeds, asked.seeds, asked.splits, runes)
+            return [
+                CheapInstance(rune, split, seed, speed=speed)
+                for speed, seed, split, rune in of_each
+            ]
         confirm = self._confirm
         splits, seeds = confirm.splits or (0,), confirm.seeds or (0,)
         runes = confirm.runes or ("h0", "h1", "h2")
@@ -172,14 +180,15 @@ class CheapProblem:
     def evaluate(
         self, model: float, instance: Instance, seconds: float, table_seed: int | None = None
     ) -> Evaluation:
+        assert isinstance(instance, CheapInstance)
         loss = (1 + model**2) * self._difficulty(instance, table_seed)
         if not math.isfinite(loss):
             raise NotFiniteError(f"{instance.label}: the loss is {loss}")
         return Evaluation(loss, 0.001 * loss, 9 * (loss,) + (math.nan,), 1.5)
 
-    def _difficulty(self, instance: Instance, table_seed: int | None) -> float:
+    def _difficulty(self, instance: CheapInstance, table_seed: int | None) -> float:
         seed = self._estimator.seed if table_seed is None else table_seed
-        return 1 + 0.01 * random.Random(f"{instance.label} {seed}").random()
+        return 1 + 0.01 * random.Random(f"{instance.place}{instance.resize} {seed}").random()
 
     def picture(self, instance: Instance, model: float) -> bytes:
         return PICTURE
@@ -194,7 +203,8 @@ class CheapProblem:
         }
 
     def identity(self, instance: Instance) -> list[str]:
-        return [instance.label]
+        assert isinstance(instance, CheapInstance)
+        return [instance.place + instance.resize]
 
     def grade(self, loss: float) -> str | None:
         return None

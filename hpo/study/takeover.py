@@ -1,4 +1,4 @@
-"""What a new study takes over from one that differs in the search space alone."""
+"""What a new study takes over from one with another search space, or with fewer instances."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from ..formatting import counted
 from ..problem.base import InvalidValuesError, Method, Values, digest_of
 from ..storage.calls import CallRow
 from ..storage.transactions import Taken, TakenTrial, Writes
+from ..trial.calls import CallKey, read_row, row_of
+from ..trial.outcome import Outcome
 from ..trial.recipe import recipe_of
-from ..trial.record import read_trial
+from ..trial.record import TrialRecord, mean_loss, read_trial
+from ..trial.stored import Remark
 from .config import StudyConfig
+from .inclusion import MAY_GROW, included, labels_of
 from .manifest import first_difference
 from .space import Parameter
 
@@ -56,6 +60,7 @@ def take_over(
     """The trials of another study that this one's space could have made, and their calls.
 
     Failed trials say nothing of their recipes and stay where they are, and so do those that run.
+    Where this study has more instances, complete trials become pruned ones: they have not met all.
 
     Args:
         manifest: this study's.
@@ -66,13 +71,18 @@ def take_over(
     Raises:
         UserError: the other study measured something else.
     """
-    entry = first_difference(its_manifest, manifest, but=(_SPACE,))
+    names, labels = included(its_manifest, manifest), labels_of(manifest)
+    may_differ = (_SPACE,) if names is None else (_SPACE, *MAY_GROW)
+    entry = first_difference(its_manifest, manifest, but=may_differ)
     if entry is not None:
         raise UserError(
             f"start_from: study {other} was made with other {entry} ({its_manifest.get(entry)} "
             f'there, {manifest.get(entry)} here), and trials = "all" takes over what differs in '
-            f"the space alone; leave it out to begin with the best recipes"
+            f"the space, or measured a part of this study's instances; leave it out to begin with "
+            f"the best recipes"
         )
+    if names == {label: label for label in labels}:
+        names = None  # nothing to rename, and no instance is missing
     method = config.load_method()
     taken: list[TakenTrial] = []
     numbers: dict[int, int] = {}  # the other's to this study's
@@ -92,9 +102,16 @@ def take_over(
             continue
         numbers[trial.number] = len(taken)
         recipes.add(digest_of(recipe))
-        taken.append(_taken_trial(trial, params, config.space, f"{other}/{trial.number}"))
+        writes = _writes(trial, params, config.space, f"{other}/{trial.number}")
+        if names is not None:
+            _fit_to_instances(writes, read_trial(trial), names, labels)
+        times = _utc(trial.datetime_start), _utc(trial.datetime_complete)
+        taken.append(TakenTrial(writes, *times))
     rows = [
-        replace(row, trial=None if row.trial is None else numbers.get(row.trial))
+        replace(
+            _renamed(row, names or {}),
+            trial=None if row.trial is None else numbers.get(row.trial),
+        )
         for row in calls
         if row.recipe in recipes
     ]
@@ -140,9 +157,9 @@ def _switches(
     return (dict(zip(names, state, strict=True)) for state in itertools.product(*states))
 
 
-def _taken_trial(
+def _writes(
     trial: FrozenTrial, params: Mapping[str, Any], space: Mapping[str, Parameter], where: str
-) -> TakenTrial:
+) -> Writes:
     internal = {}
     for name, value in params.items():
         distribution = space[name].distribution()
@@ -154,7 +171,7 @@ def _taken_trial(
             {**call, "picture": None} if isinstance(call, dict) else call for call in calls
         ]
     links = {k: v for k, v in trial.system_attrs.items() if not k.startswith(_FILE_LINK)}
-    writes = Writes(
+    return Writes(
         params=internal,
         user_attrs=attrs,
         system_attrs=links,
@@ -162,7 +179,42 @@ def _taken_trial(
         state=trial.state,
         values=trial.values,
     )
-    return TakenTrial(writes, _utc(trial.datetime_start), _utc(trial.datetime_complete))
+
+
+def _fit_to_instances(
+    writes: Writes, record: TrialRecord, names: Mapping[str, str], labels: Sequence[str]
+) -> None:
+    """Change what a trial stores to what it would store here, had it met this study's instances.
+
+    It has the calls on the first of them, up to one that it did not meet. Those behind stay in the
+    table of calls.
+
+    Args:
+        names: this study's labels, by those of the other one.
+        labels: of this study's instances, in their order.
+    """
+    found = {names.get(call.instance): call for call in record.instances}
+    met = list(itertools.takewhile(found.__contains__, labels))
+    calls = [found[n].model_copy(update={"instance": n, "picture": None}) for n in met]
+    writes.reports.clear()
+    writes.reports.update({k: mean_loss(calls[:k]) for k in range(1, len(calls) + 1)})
+    if calls:
+        writes.user_attrs.update(TrialRecord.of_calls(calls).to_json())
+    else:
+        writes.user_attrs.pop("instances", None)
+    if writes.state == TrialState.COMPLETE and len(calls) < len(labels):
+        writes.state = TrialState.PRUNED
+        reason = f"taken over with {len(calls)} of {len(labels)} instances"
+        writes.user_attrs.update({"outcome": Outcome.PRUNED.value, "reason": reason})
+
+
+def _renamed(row: CallRow, names: Mapping[str, str]) -> CallRow:
+    """A call under this study's label of its instance; a row that can't be read stays as it is."""
+    label = names.get(row.instance, row.instance)
+    outcome = read_row(row)
+    if label == row.instance or isinstance(outcome, Remark):
+        return row
+    return row_of(CallKey(row.recipe, label, row.basis), row.study_id, row.trial, outcome)
 
 
 def _utc(moment: datetime | None) -> datetime | None:

@@ -81,12 +81,12 @@ def test_a_trial_makes_the_steps_of_the_reference_machine(table: dict[str, Any])
 
 
 def test_instances_may_differ_in_speed(table: dict[str, Any]) -> None:
-    # The cheap problem has no speeds: they are the runes'.
     table["instances"]["speeds"] = [0.1, 1.0]
-    assert StudyConfig.model_validate(table).instances.speeds == (0.1, 1.0)
-    table["clock"]["speed"] = 0.5
+    table["clock"]["speed"] = 0.5  # that of instances without one
     (trial,) = run(table, 0.01)
-    assert [c.steps for c in read_trial(trial).instances] == [10, 10]
+    calls = read_trial(trial).instances
+    assert [c.instance for c in calls] == ["a/0*0.1", "b/0*0.1", "a/0*1", "b/0*1"]
+    assert [c.steps for c in calls] == [2, 2, 20, 20]
 
 
 def test_a_call_that_is_too_long_there_is_never_made(

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter
 
 from hpo.artifacts.uploads import Gallery
+from hpo.clock.profile import Profile
 from hpo.errors import UserError
 from hpo.init import InitOptions, init
 from hpo.storage.open import load_study, open_storage
@@ -59,6 +60,7 @@ type = "switch"
 """
 NEW = OLD.replace('name = "old"', 'name = "new"').replace("startup_trials = 2\n", "")
 NEW = NEW[: NEW.index("[[start]]")] + '[start_from]\nstudy = "old"\ntrials = "all"\n'
+OLD_SPACE = OLD[OLD.index("[space.lr]") :]
 SPACE = """
 [fixed]
 square = false
@@ -175,6 +177,7 @@ def test_a_study_of_another_database_is_taken_over_too(
     ("change", "words"),
     [
         (("seeds = [0, 1]", "seeds = [0]"), "study old was made with other instances"),
+        (("seeds = [0, 1]", "seeds = [1, 2]"), "study old was made with other instances"),
         (("[pruner]", "[estimator]\nstrata = 7\n[pruner]"), "with other estimator"),
         (('study = "old"', 'study = "none"'), "has no study 'none'; it has: old"),
     ],
@@ -190,6 +193,61 @@ def test_what_measured_something_else_is_refused_and_nothing_is_made(
     assert words in str(error.value)
     assert "\n" not in str(error.value)
     assert [s.study_name for s in open_storage(url).get_all_studies()] == ["old"]
+
+
+CLOCK = """
+[clock]
+machine = "{machine}"
+speed = {speed}
+[instances]
+"""
+
+
+def test_a_study_with_more_instances_begins_with_the_calls_of_a_smaller_one(
+    url: str, write: Write, tmp_path: Path
+) -> None:
+    """First looks at a tenth of the speed, on one seed; then both seeds, at full speed as well."""
+    machine = tmp_path / "machine.toml"
+    units = {"startup": {"call": 0.0}, "step": {"step": 0.01}}
+    method = "tests.cheap:CheapMethod"
+    machine.write_text(Profile(machine={}, method=method, precision="fp32", **units).to_toml())
+
+    def text(file: str, speed: float, instances: str) -> str:
+        clock = CLOCK.format(machine=machine, speed=speed)
+        return file.replace("[instances]", clock).replace("seeds = [0, 1]", instances)
+
+    old = work(url, write(text(OLD, 0.1, "seeds = [0]")), 3)
+    assert [t.state for t in old.trials] == [TrialState.COMPLETE] * 3
+    file = write(text(NEW, 1.0, "seeds = [1, 0]\nspeeds = [0.1, 1.0]") + OLD_SPACE)
+    init(InitOptions(study=str(file), storage=url, wait=0.0))
+    taken = load_study(open_storage(url), "new").trials
+    assert [t.state for t in taken] == [TrialState.PRUNED] * 3
+    # The first instance here is another seed's; the call on the second is kept for later.
+    assert [t.intermediate_values for t in taken] == [{}] * 3
+
+    file.write_text(
+        file.read_text().replace('name = "new"', 'name = "newer"').replace("1, 0", "0, 1")
+    )
+    init(InitOptions(study=str(file), storage=url, wait=0.0))
+    storage = open_storage(url)
+    study = load_study(storage, "newer")
+    for trial, before in zip(study.trials, old.trials, strict=True):
+        record = read_trial(trial)
+        assert trial.intermediate_values == {1: before.value} == {1: trial.value}
+        assert [c.instance for c in record.instances] == ["r/0*0.1"]
+        assert (record.outcome, record.reason) == ("pruned", "taken over with 1 of 4 instances")
+        assert trial.params == before.params and trial.constraints == before.constraints
+        assert record.longest_call_s == read_trial(before).longest_call_s
+
+    # Whoever tries one of its recipes again makes the other calls alone.
+    study.enqueue_trial(study.trials[0].params)
+    again = read_trial(work(url, file, 4).trials[3])
+    assert [(c.instance, c.kept) for c in again.instances] == [
+        ("r/0*0.1", True),
+        ("r/0/1*0.1", False),
+        ("r/0*1", False),
+        ("r/0/1*1", False),
+    ]
 
 
 METHOD = CheapMethod()

@@ -1,0 +1,78 @@
+"""Whether what another study measured is a part of what this one measures.
+
+Two studies may differ in how many runes, splits, seeds and speeds they have. By their manifests
+this module tells which instance of the one is which of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Entries of a manifest that say on what is measured; the larger study may have more in them.
+MAY_GROW = ("clock", "instances", "networks")
+_AT_SPEED = " at speed "  # as `hpo.clock.plan.Clock.mark` writes it
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The entries of a manifest, taken apart.
+
+    Args:
+        ways: what all instances share: the resize.
+        machine: digest of the reference machine; None: wall clock.
+        labels: of instances, by place, network and speed.
+        networks: their digests, by name.
+    """
+
+    ways: tuple[str, ...]
+    machine: str | None
+    labels: Mapping[tuple[str, str, str], str]
+    networks: Mapping[str, str]
+
+
+def included(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, str] | None:
+    """This study's label of each of another study's instances, by the label there.
+
+    An instance without a speed of its own has that of its study's clock.
+
+    Args:
+        theirs: the other study's manifest.
+        mine: this study's.
+
+    Returns:
+        None where the other study has an instance, a network or a machine that this one has not.
+    """
+    there, here = _measured(theirs), _measured(mine)
+    if (there.ways, there.machine) != (here.ways, here.machine):
+        return None
+    if not there.networks.items() <= here.networks.items():
+        return None
+    if not there.labels.keys() <= here.labels.keys():
+        return None
+    return {label: here.labels[which] for which, label in there.labels.items()}
+
+
+def labels_of(manifest: Mapping[str, Any]) -> list[str]:
+    """The labels of a study's instances, in their order."""
+    return list(_measured(manifest).labels.values())
+
+
+def _measured(manifest: Mapping[str, Any]) -> _Measured:
+    words = str(manifest.get("instances", "")).split()
+    clock = manifest.get("clock")
+    machine, _, clock_speed = str(clock).partition(_AT_SPEED)
+    labels = {}
+    for word in words:
+        label, at, network = word.rpartition("@")
+        place, _, own_speed = label.partition("*")
+        if at:
+            labels[place, network, own_speed or clock_speed] = label
+    networks = (word.partition(":") for word in str(manifest.get("networks", "")).split())
+    return _Measured(
+        ways=tuple(word for word in words if "@" not in word),
+        machine=None if clock is None else machine,
+        labels=labels,
+        networks={name: digest for name, _, digest in networks},
+    )
