@@ -71,7 +71,7 @@ def start(cheap_nursery: Nursery, tmp_path: Path, ended: list[Process]) -> Start
 # -- studies of all sorts --------------------------------------------------------------------
 
 _NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
-# In columns: SQLite keeps a whole REAL as an integer, and so no sign of zero (docs/move.md).
+# In columns: SQLite keeps a whole REAL as an integer, and so no sign of zero (docs/machines.md).
 _STORED = _NUMBERS.map(lambda x: x + 0.0)
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | _NUMBERS | st.text(max_size=20),
