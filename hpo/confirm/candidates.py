@@ -48,7 +48,7 @@ class Candidate:
     @property
     def search_losses(self) -> dict[str, float]:
         """Its losses in the search, by instance; none without a trial."""
-        calls = self.trial.calls if self.trial else ()
+        calls = self.trial.counted if self.trial else ()
         return {call.instance: call.loss for call in calls}
 
 

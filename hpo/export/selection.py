@@ -64,7 +64,7 @@ def choose(study: optuna.Study, number: int | None, method: Method) -> Chosen:
     chosen = Chosen(
         recipe=_recipe(run, method),
         name=f"trial {run.number} of study {study.study_name}",
-        loss=mean_loss(run.calls),
+        loss=mean_loss(run.counted),
         standard_error=run.standard_error,
         trial=run,
     )
@@ -158,7 +158,7 @@ def claims_of(chosen: Chosen) -> list[Claim]:
     """What its trial measured on each instance; empty: it is of no trial."""
     return [
         Claim(call.instance, call.loss, call.standard_error, call.steps, call.steps_wanted)
-        for call in (chosen.trial.calls if chosen.trial else ())
+        for call in (chosen.trial.counted if chosen.trial else ())
         if call.standard_error is not None and call.steps is not None
     ]
 
@@ -191,7 +191,7 @@ def _loss(chosen: Chosen) -> str:
     trial = chosen.trial
     if chosen.confirmed or trial is None:
         return f"confirmed loss {chosen.loss:.4f}{error}"
-    n = len(trial.calls)
+    n = len(trial.counted)
     ended = (
         "" if trial.state.name == "COMPLETE" else f", after which it was {trial.state.name.lower()}"
     )

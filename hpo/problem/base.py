@@ -7,6 +7,7 @@ mappings, from the search space to the record of a trial and to the exported fil
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -327,6 +328,13 @@ class Problem(Protocol):
         Raises:
             ProofError: the file can't be scored.
         """
+
+
+def count_looks(instances: Sequence[Instance]) -> int:
+    """How many of the instances, the first ones, are looks: at a lower speed than the last one."""
+    if not instances or (target := instances[-1].speed) is None:
+        return 0
+    return sum(1 for _ in itertools.takewhile(lambda i: (i.speed or 0.0) < target, instances))
 
 
 def digest_of(values: Values) -> str:

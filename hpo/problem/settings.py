@@ -36,8 +36,8 @@ class Instances(Table):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     """Of the random numbers of a call."""
     speeds: tuple[Speed, ...] = ()
-    """Of the reference machine; each instance is measured at each of them. Empty: that of
-    the clock."""
+    """Of the reference machine; each instance is measured at each of them. The last one counts,
+    and calls at the others are looks that predict it. Empty: that of the clock."""
     resize: Resize = "bilinear"
     """How drawings become 28x28; drawings of that size are not resized."""
     pretrained: Path | None = None
@@ -56,6 +56,15 @@ class Instances(Table):
     @model_validator(mode="after")
     def _distinct(self) -> Instances:
         _check_distinct(self, ("runes", "splits", "seeds", "networks"))
+        return self
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Instances:
+        ordered = sorted(set(self.speeds))
+        if list(self.speeds) != ordered:
+            raise ValueError(
+                f"speeds are {list(self.speeds)}; write each once and the lowest first: {ordered}"
+            )
         return self
 
     @model_validator(mode="after")

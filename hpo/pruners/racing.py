@@ -6,19 +6,26 @@ after the i-th one, under step i, the mean of their losses so far (or that loss 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
-from ..trial.ranking import NewlyComplete
+from ..trial.ranking import is_feasible
+from .looks import LookStandings
 from .statistics import Standings, Verdict
+
+LOOKS_KEY = "looks"  # user attribute of a trial: how many of its first instances are looks
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Race:
-    """What a study's complete trials say, kept up as they finish.
+    """What a study's finished trials say, kept up as they finish.
+
+    Without looks at a lower speed only complete trials count.
 
     Args:
         running_means: reports are means of the losses so far; else they are the losses.
@@ -26,9 +33,11 @@ class Race:
 
     def __init__(self, running_means: bool = True) -> None:
         self._running_means = running_means
-        self._newly_complete = NewlyComplete()
-        self._rows: list[list[float]] = []  # losses of a trial each
-        self._standings: Standings | None = None
+        self._seen: set[int] = set()
+        self._whole: list[list[float]] = []  # losses of a complete trial each
+        self._partial: list[list[float]] = []  # of pruned ones
+        self.n_looks = 0  # of the study's instances, the first ones; as far as trials say
+        self._standings: Standings | LookStandings | None = None
 
     def losses(self, trial: FrozenTrial) -> list[float] | None:
         """Losses on the first instances; None if steps are left out or a loss is not positive."""
@@ -40,19 +49,43 @@ class Race:
         good = len(values) > 0 and bool((np.isfinite(values) & (values > 0)).all())
         return [float(v) for v in values] if good else None
 
-    def standings(self, study: optuna.Study) -> Standings | None:
-        """Of the complete, feasible trials that met the most instances; None without any."""
-        rows = [self.losses(trial) for trial in self._newly_complete.of(study)]
-        if new := [row for row in rows if row is not None]:
-            self._rows += new
-            self._standings = _standings(self._rows)
+    def standings(self, study: optuna.Study) -> Standings | LookStandings | None:
+        """Of the feasible trials of a study; see `of`."""
+        return self.of(study.get_trials(deepcopy=False, states=_ENDED))
+
+    def of(self, trials: Sequence[FrozenTrial]) -> Standings | LookStandings | None:
+        """Of the feasible ones of a study's trials; None before any can be compared with."""
+        is_new = False
+        for trial in trials:
+            if trial.number in self._seen or trial.state not in _ENDED:
+                continue
+            self._seen.add(trial.number)
+            losses = self.losses(trial) if is_feasible(trial) else None
+            if losses is None:
+                continue
+            self.n_looks = max(self.n_looks, n_looks_of(trial.user_attrs))
+            complete = trial.state == TrialState.COMPLETE
+            (self._whole if complete else self._partial).append(losses)
+            is_new = True
+        if is_new:
+            self._standings = self._made()
         return self._standings
 
+    def _made(self) -> Standings | LookStandings | None:
+        n_instances = max(map(len, self._whole), default=0)
+        whole = [row for row in self._whole if len(row) == n_instances]
+        if not self.n_looks:
+            return Standings(np.array(whole)) if whole else None
+        looked = [row for row in self._partial if len(row) >= self.n_looks]
+        if not whole and not looked:
+            return None
+        return LookStandings(whole, self._partial, self.n_looks)
 
-def _standings(rows: Sequence[list[float]]) -> Standings | None:
-    n_instances = max(map(len, rows), default=0)
-    whole = [row for row in rows if len(row) == n_instances]
-    return Standings(np.array(whole)) if whole else None
+
+def n_looks_of(attrs: Mapping[str, object] = MappingProxyType({})) -> int:
+    """How many of a trial's first instances are looks, by its user attributes."""
+    found = attrs.get(LOOKS_KEY)
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else 0
 
 
 class RacingPruner(optuna.pruners.BasePruner):
@@ -60,7 +93,8 @@ class RacingPruner(optuna.pruners.BasePruner):
 
     A recipe that is as good as the incumbent is dropped with probability at most ``alpha``, all
     looks of the trial together; `hpo.pruners.statistics.Standings.judge` says how and under which
-    model.
+    model, and `hpo.pruners.looks.LookStandings.judge` where the first instances are looks at a
+    lower speed.
 
     Args:
         alpha: that probability, in (0, 1).
@@ -94,6 +128,6 @@ class RacingPruner(optuna.pruners.BasePruner):
             return None
         return self.judge(standings, losses)
 
-    def judge(self, standings: Standings, losses: Sequence[float]) -> Verdict:
+    def judge(self, standings: Standings | LookStandings, losses: Sequence[float]) -> Verdict:
         """The verdict on a candidate's losses so far, at this pruner's level."""
         return standings.judge(losses, self._alpha)

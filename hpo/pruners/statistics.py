@@ -63,10 +63,11 @@ class Standings:
         means = logs.mean(1)
         best = int(losses.mean(1).argmin())
         self.n_trials, self.n_instances = logs.shape
-        self._difficulty = logs.mean(0)  # (K,)
+        self.difficulty = logs.mean(0)  # (K,)
+        self.best = float(means[best])  # the incumbent's mean log loss
         # What the incumbent would have, were no instance kinder to it than to the others, (K,).
-        self.reference = self._difficulty + means[best] - logs.mean()
-        residuals = logs - means[:, None] - self._difficulty + logs.mean()
+        self.reference = self.difficulty + means[best] - logs.mean()
+        residuals = logs - means[:, None] - self.difficulty + logs.mean()
         self.prior = _noise_prior(residuals)
         self.optimism = _optimism(residuals, means, best)
 
@@ -92,33 +93,55 @@ class Standings:
         differences = np.log(np.asarray(losses, dtype=np.float64)) - self.reference[:k]
         mean = float(differences.mean())
         n, share = self.n_trials, k / self.n_instances
-        own_dof = k - 1
-        dof = own_dof + self.prior.dof
-        if dof <= 0:
-            return Verdict(False, 1.0, math.exp(mean))
-        # Difficulties are means over n trials, and have an nth of their noise.
-        own = float(differences.var(ddof=1)) / (1 + 1 / n) if own_dof else 0.0
-        if math.isinf(dof):
-            variance = self.prior.scale
-        else:
-            variance = (own_dof * own + self.prior.dof * self.prior.scale) / dof
-        if variance <= 0:
+        noise = self.noise(differences)
+        if noise.scale <= 0:
             return Verdict(False, 1.0, math.exp(mean))
         # Of the candidate's mean, the incumbent's, and the difference of both in difficulty.
-        error = math.sqrt(variance / k * (1 + share + (1 - share) / n))
-        t = (mean - self.optimism) / error
-        p_value = float(special.ndtr(-t) if math.isinf(dof) else special.stdtr(dof, -t))
+        error = math.sqrt(noise.scale / k * (1 + share + (1 - share) / n))
+        p_value = upper_tail((mean - self.optimism) / error, noise.dof)
         level = nominal_level(alpha, max(1, self.n_instances - 1))
         return Verdict(p_value < level, p_value, math.exp(mean))
 
-    def full_loss(self, losses: Sequence[float]) -> float:
-        """The mean loss over all instances of a trial that has met the first ones only.
+    def noise(self, differences: Array) -> VariancePrior:
+        """The variance of a trial's log losses around its mean, moderated by that of earlier ones.
+
+        Args:
+            differences: of the trial's log losses to what is expected on each instance, (k,).
+
+        Returns:
+            Weight and scale 0: nothing is known of it.
+        """
+        own_dof = len(differences) - 1
+        dof = own_dof + self.prior.dof
+        if dof <= 0:
+            return VariancePrior(0.0, 0.0)
+        if math.isinf(dof):
+            return self.prior
+        # Difficulties are means over n trials, and have an nth of their noise.
+        own = float(differences.var(ddof=1)) / (1 + 1 / self.n_trials) if own_dof else 0.0
+        return VariancePrior((own_dof * own + self.prior.dof * self.prior.scale) / dof, dof)
+
+    def mean_log(self, losses: Sequence[float]) -> float:
+        """The mean log loss over all instances of a trial that has met the first ones only.
 
         Each instance's difficulty is that which the complete trials found: a trial that met
         easy ones is not taken for a good one.
         """
-        ratios = np.log(np.asarray(losses, dtype=np.float64)) - self._difficulty[: len(losses)]
-        return float(np.exp(self._difficulty).mean() * np.exp(ratios.mean()))
+        ratios = np.log(np.asarray(losses, dtype=np.float64)) - self.difficulty[: len(losses)]
+        return float(ratios.mean() + self.difficulty.mean())
+
+    def loss_at(self, mean_log: float) -> float:
+        """The mean loss over all instances of a trial with this mean log loss."""
+        return float(np.exp(self.difficulty - self.difficulty.mean() + mean_log).mean())
+
+    def full_loss(self, losses: Sequence[float]) -> float:
+        """The mean loss over all instances of a trial that has met the first ones only."""
+        return self.loss_at(self.mean_log(losses))
+
+
+def upper_tail(t: float, dof: float) -> float:
+    """The probability that Student's t of so many degrees of freedom is above ``t``."""
+    return float(special.ndtr(-t) if math.isinf(dof) else special.stdtr(dof, -t))
 
 
 def _noise_prior(residuals: Array) -> VariancePrior:

@@ -6,7 +6,7 @@ import copy
 import zlib
 from bisect import insort
 from collections.abc import Container, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -14,6 +14,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..trial.ranking import is_feasible, why_passed_over
 
+if TYPE_CHECKING:
+    from ..pruners.looks import LookStandings
+    from ..pruners.statistics import Standings
+
+RECIPE_KEY = "recipe"  # user attribute of a trial: equal for equal recipes
 _BEST_SHARE = 0.25  # of the history that is the best trials, the rest being drawn from the others
 
 
@@ -72,9 +77,11 @@ class BoundedSampler(optuna.samplers.BaseSampler):
 class History:
     """The informative part of a study's finished trials.
 
-    A pruned trial's value is an estimate of its loss on all instances (`Race.full_loss`), and is
-    shown as if it were measured: else TPE would rank pruned trials behind all complete ones, by
-    partial means, and GP would not see them.
+    A pruned trial's value is an estimate of its loss on all instances (`Standings.full_loss`), and
+    is shown as if it were measured: else TPE would rank pruned trials behind all complete ones, by
+    partial means, and GP would not see them.  Where the first instances are looks at a lower speed,
+    what they predict is computed anew as more trials have both speeds, and a recipe that was
+    promoted is shown once.
 
     It holds the best ones, which TPE's density of good values is made of, and a random sample of
     all others, which stands for them in their true proportions.  Samples of successive calls
@@ -82,8 +89,12 @@ class History:
     """
 
     def __init__(self, size: int, seed: int) -> None:
+        from ..pruners.racing import Race  # SciPy takes a while to import
+
         self._size = size
         self._seed = seed
+        self._race = Race()
+        self._standings: Standings | LookStandings | None = None
         self._shown: dict[int, FrozenTrial] = {}  # by number
         self._passed_over: set[int] = set()  # numbers of trials that would mislead a sampler
         self._by_rank: list[tuple[tuple[bool, float], int, FrozenTrial]] = []
@@ -98,6 +109,10 @@ class History:
         return self._last[1]
 
     def _choose(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        standings = self._race.of(trials)
+        if self._race.n_looks and standings is not self._standings:
+            self._standings = standings
+            self._forget(_superseded(trials))
         unfinished = []
         for trial in trials:
             if not trial.state.is_finished():
@@ -115,16 +130,42 @@ class History:
             chosen[number] = trial
         return sorted([*chosen.values(), *unfinished], key=lambda t: t.number)
 
+    def _forget(self, passed_over: set[int]) -> None:
+        """Begin anew, because what pruned trials are shown with has changed."""
+        self._shown.clear()
+        self._by_rank.clear()
+        self._by_draw.clear()
+        self._passed_over = passed_over
+
     def _add(self, trial: FrozenTrial) -> None:
         if why_passed_over(trial) is not None:
             self._passed_over.add(trial.number)
             return
-        trial = _as_measured(trial)
+        shown = _as_measured(trial)
+        losses = self._race.losses(trial) if shown is not trial else None
+        if losses and self._standings is not None:
+            shown.values = [self._standings.full_loss(losses)]
+        trial = shown
         self._shown[trial.number] = trial
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):  # failed ones say nothing
             insort(self._by_rank, (_rank(trial), trial.number, trial))
             draw = zlib.crc32(f"{self._seed}:{trial.number}".encode())
             insort(self._by_draw, (draw, trial.number, trial))
+
+
+def _superseded(trials: Sequence[FrozenTrial]) -> set[int]:
+    """Numbers of finished trials whose recipe another one has measured on more instances."""
+    longest: dict[object, tuple[int, int]] = {}  # by recipe: instances, number
+    measured = {
+        trial.number: trial.user_attrs[RECIPE_KEY]
+        for trial in trials
+        if trial.state.is_finished() and isinstance(trial.user_attrs.get(RECIPE_KEY), str)
+    }
+    for trial in trials:
+        if (recipe := measured.get(trial.number)) is not None:
+            mine = len(trial.intermediate_values), trial.number
+            longest[recipe] = max(mine, longest.get(recipe, mine))
+    return {number for number, recipe in measured.items() if longest[recipe][1] != number}
 
 
 class _BoundedStudy:

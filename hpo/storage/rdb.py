@@ -170,6 +170,18 @@ class StudyStorage(BaseStorage):
         with self._of_study(study_id) as token:
             return self.transact(lambda c: transactions.join(c, study_id, token))
 
+    def queue_once(self, study_id: int, parameters: Mapping[str, Any]) -> bool:
+        """Queue a trial of these parameters, unless one that was queued with them has yet to end.
+
+        Returns:
+            Whether it was queued here.
+
+        Raises:
+            StudyGoneError: the study that `identify` saw was deleted.
+        """
+        with self._of_study(study_id) as token:
+            return self.transact(lambda c: transactions.queue_once(c, study_id, parameters, token))
+
     def claim(self, study_id: int, budget: int | None) -> int | NoTrial:
         """A trial for this worker to run: a queued one, else a new one.
 

@@ -116,6 +116,35 @@ def create_study(
     return True
 
 
+def queue_once(
+    c: sa.Connection, study_id: int, parameters: Mapping[str, Any], token: str | None = None
+) -> bool:
+    """Queue a trial of these parameters; false if one that was queued with them has yet to end.
+
+    Args:
+        token: the study's own, as in `lock_study`.
+
+    Raises:
+        KeyError: there is no such study.
+    """
+    lock_study(c, study_id, token)
+    queued = (
+        sa.select(db.SYSTEM_ATTRS.c.value_json)
+        .join(db.TRIALS, db.TRIALS.c.trial_id == db.SYSTEM_ATTRS.c.trial_id)
+        .where(
+            db.TRIALS.c.study_id == study_id,
+            db.TRIALS.c.state.in_((TrialState.RUNNING, TrialState.WAITING)),
+            db.SYSTEM_ATTRS.c.key == FIXED_PARAMS_KEY,
+        )
+    )
+    if any(json.loads(text) == dict(parameters) for text in c.execute(queued).scalars()):
+        return False
+    row = {"study_id": study_id, "number": _count_trials(c, study_id), "state": TrialState.WAITING}
+    trial = {"trial_id": insert(c, db.TRIALS, row)}
+    set_attrs(c, db.SYSTEM_ATTRS, trial, {FIXED_PARAMS_KEY: dict(parameters)})
+    return True
+
+
 def identify(c: sa.Connection, study_id: int) -> Identity:
     """The study's identity, which it gets here if it has none.
 

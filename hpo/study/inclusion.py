@@ -6,6 +6,7 @@ this module tells which instance of the one is which of the other.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,12 @@ def included(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, st
 def labels_of(manifest: Mapping[str, Any]) -> list[str]:
     """The labels of a study's instances, in their order."""
     return list(_measured(manifest).labels.values())
+
+
+def looks_of(manifest: Mapping[str, Any]) -> int:
+    """How many of a study's instances, the first ones, are at a lower speed than the last one."""
+    speeds = [float(speed or 0) for _, _, speed in _measured(manifest).labels]
+    return sum(1 for _ in itertools.takewhile(lambda speed: speed < speeds[-1], speeds))
 
 
 def _measured(manifest: Mapping[str, Any]) -> _Measured:

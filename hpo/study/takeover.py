@@ -21,7 +21,7 @@ from ..trial.recipe import recipe_of
 from ..trial.record import TrialRecord, mean_loss, read_trial
 from ..trial.stored import Remark
 from .config import StudyConfig
-from .inclusion import MAY_GROW, included, labels_of
+from .inclusion import MAY_GROW, included, labels_of, looks_of
 from .manifest import first_difference
 from .space import Parameter
 
@@ -104,7 +104,7 @@ def take_over(
         recipes.add(digest_of(recipe))
         writes = _writes(trial, params, config.space, f"{other}/{trial.number}")
         if names is not None:
-            _fit_to_instances(writes, read_trial(trial), names, labels)
+            _fit_to_instances(writes, read_trial(trial), names, labels, looks_of(manifest))
         times = _utc(trial.datetime_start), _utc(trial.datetime_complete)
         taken.append(TakenTrial(writes, *times))
     rows = [
@@ -182,7 +182,11 @@ def _writes(
 
 
 def _fit_to_instances(
-    writes: Writes, record: TrialRecord, names: Mapping[str, str], labels: Sequence[str]
+    writes: Writes,
+    record: TrialRecord,
+    names: Mapping[str, str],
+    labels: Sequence[str],
+    looks: int,
 ) -> None:
     """Change what a trial stores to what it would store here, had it met this study's instances.
 
@@ -192,6 +196,7 @@ def _fit_to_instances(
     Args:
         names: this study's labels, by those of the other one.
         labels: of this study's instances, in their order.
+        looks: how many of them are looks at a lower speed.
     """
     found = {names.get(call.instance): call for call in record.instances}
     met = list(itertools.takewhile(found.__contains__, labels))
@@ -199,7 +204,7 @@ def _fit_to_instances(
     writes.reports.clear()
     writes.reports.update({k: mean_loss(calls[:k]) for k in range(1, len(calls) + 1)})
     if calls:
-        writes.user_attrs.update(TrialRecord.of_calls(calls).to_json())
+        writes.user_attrs.update(TrialRecord.of_calls(calls, looks).to_json())
     else:
         writes.user_attrs.pop("instances", None)
     if writes.state == TrialState.COMPLETE and len(calls) < len(labels):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ..formatting import with_error
@@ -69,20 +68,6 @@ def best_measured(trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
             yield trial
         else:
             warn(f"trial {trial.number} was not measured here; it is passed over")
-
-
-class NewlyComplete:
-    """Gives each complete, feasible trial of a study once, as they finish."""
-
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
-
-    def of(self, study: optuna.Study) -> list[FrozenTrial]:
-        """Those that were not given before, by their numbers."""
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        new = [t for t in complete if t.number not in self._seen]
-        self._seen.update(t.number for t in new)
-        return [t for t in new if is_feasible(t)]
 
 
 def describe_loss(trial: FrozenTrial) -> str:

@@ -110,6 +110,9 @@ class TrialRecord(Stored):
     recipe: ObjectText | None = None  # values by the names of the method's fields
     machine: Machine | None = None
     instances: tuple[Call, ...] = ()
+    # How many of the study's instances, the first ones, are looks at a lower speed, which predict
+    # the loss and are no part of it.
+    looks: Whole = 0
     standard_error: Number | None = None  # of the mean loss
     longest_call_s: Number | None = None
     predicted_s: Number | None = None  # of its longest call, on the study's reference machine
@@ -134,20 +137,30 @@ class TrialRecord(Stored):
         return self.longest_call_s if self.predicted_s is None else self.predicted_s
 
     @property
+    def counted(self) -> tuple[Call, ...]:
+        """The calls whose mean is the trial's loss; as long as there are none, its looks."""
+        return self.instances[self.looks :] or self.instances
+
+    @property
     def mean_loss(self) -> float | None:
-        """Over its calls; None without any."""
-        return mean_loss(self.instances) if self.instances else None
+        """Over the calls that count; None without any."""
+        return mean_loss(self.counted) if self.instances else None
 
     @classmethod
-    def of_calls(cls, calls: Sequence[Call]) -> TrialRecord:
-        """What a trial stores after each of its calls."""
-        errors = [c.standard_error for c in calls]
+    def of_calls(cls, calls: Sequence[Call], looks: int = 0) -> TrialRecord:
+        """What a trial stores after each of its calls.
+
+        Args:
+            looks: how many of the study's instances, the first ones, are looks at a lower speed.
+        """
+        counted = calls[looks:] or calls
+        errors = [c.standard_error for c in counted]
         known = [e for e in errors if e is not None]
         costs = [c.cost for c in calls if c.cost is not None]
-        return cls(
+        record = cls(
             instances=tuple(calls),
             standard_error=(
-                math.sqrt(sum(e**2 for e in known)) / len(calls)
+                math.sqrt(sum(e**2 for e in known)) / len(counted)
                 if len(known) == len(errors)
                 else None
             ),
@@ -155,6 +168,8 @@ class TrialRecord(Stored):
             # Each is timed for a moment, and a mean of them is steadier.
             cost=sum(costs) / len(costs) if costs else None,
         )
+        # A field that is set is stored.
+        return record.model_copy(update={"looks": looks}) if looks else record
 
     @classmethod
     def of_ending(cls, ending: Ending, worker: str) -> TrialRecord:

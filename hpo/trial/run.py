@@ -73,6 +73,11 @@ class Run:
         return self.record.instances
 
     @property
+    def counted(self) -> Sequence[Call]:
+        """The calls whose mean is its loss."""
+        return self.record.counted
+
+    @property
     def params(self) -> Mapping[str, Any]:
         return self.trial.params
 
@@ -109,7 +114,7 @@ class Run:
 
     @property
     def by_instance(self) -> dict[str, Call]:
-        return {call.instance: call for call in self.calls}
+        return {call.instance: call for call in self.counted}
 
 
 def run_of(trial: FrozenTrial) -> Run:

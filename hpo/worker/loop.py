@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..formatting import counted, with_error
 from ..process.logging import info, warn
 from ..process.signals import acknowledge_stop, raise_if_stopped
+from ..pruners.promotion import Promotion
 from ..storage.errors import StudyGoneError, TrialTakenError
 from ..storage.optuna_internals import id_of
 from ..storage.rdb import StudyStorage
@@ -76,6 +77,7 @@ class Loop:
             is decided by the attribute ``predicted_s``, else by ``longest_call_s``.
         feasible_cost: so is one whose attribute ``cost`` is above this; None: no limit.
         plot: makes and keeps the plot of a trial that ends; returns system attributes for it.
+        promotion: queues recipes whose looks say that they go on to the target speed.
     """
 
     study: optuna.Study
@@ -87,6 +89,7 @@ class Loop:
     feasible_s: float = float("inf")
     feasible_cost: float | None = None
     plot: MakePlot = _plot_nothing
+    promotion: Promotion | None = None
     _poll_s: float = field(init=False, default=_FIRST_POLL_S)
 
     def __post_init__(self) -> None:
@@ -138,6 +141,10 @@ class Loop:
 
     def _claim(self, started: float) -> int | NoTrial | None:
         """A trial's id; or, when the budget may be spent by others, a pause and None."""
+        if self.promotion is not None:
+            promoted = self.promotion.next_parameters(self.study)
+            if promoted is not None and self.storage.queue_once(self._id, promoted):
+                info("the best recipe that waits goes on to the target speed")
         claimed = self.storage.claim(self._id, self.budget.trials)
         if claimed is not NoTrial.FULL:
             self._poll_s = _FIRST_POLL_S

@@ -11,8 +11,16 @@ import optuna
 from ..artifacts.uploads import Artifact, Gallery
 from ..clock.plan import Plan
 from ..clock.profile import NotTimedError
-from ..problem.base import Instance, InvalidValuesError, Problem, Progress, Values
+from ..problem.base import (
+    Instance,
+    InvalidValuesError,
+    Problem,
+    Progress,
+    Values,
+    count_looks,
+)
 from ..problem.measure import measure
+from ..pruners.promotion import Promotion
 from ..pruners.racing import Race, RacingPruner
 from ..storage.calls import CallRow
 from ..study.config import StudyConfig
@@ -42,18 +50,20 @@ class _Measured:
 
 
 class Objective:
-    """What workers minimise: the mean loss over the instances.
+    """What workers minimise: the mean loss over the instances, those at the target speed alone.
 
     After each instance the mean so far is reported under the number of instances, so that a
-    pruner compares trials on the same ones.  A call over the limit ends the trial; under a
-    reference clock it is the predicted call, before any is made.  A call that is kept in the
-    database is read and not made.
+    pruner compares trials on the same ones.  A trial that has made its looks at lower speeds
+    waits until `Promotion` chooses its recipe for the target speed.  A call over the limit ends
+    the trial; under a reference clock it is the predicted call, before any is made.  A call that
+    is kept in the database is read and not made.
 
     Args:
         problem: whose instances trials are measured on.
         visuals: makes each call's picture; none by default.
         together: instances whose calls go side by side.
         kept: calls that were made already, and where those made here are kept; None: nowhere.
+        promotion: decides which recipes are measured at the target speed; None: all that are left.
     """
 
     def __init__(
@@ -63,6 +73,7 @@ class Objective:
         visuals: Visuals | None = None,
         together: int = 1,
         kept: KeptCalls | None = None,
+        promotion: Promotion | None = None,
     ) -> None:
         self.config = config
         self.method = config.load_method()
@@ -71,6 +82,8 @@ class Objective:
         self._visuals = visuals or Visuals(Gallery(), problem)
         self._together = together
         self._kept = kept
+        self._promotion = promotion
+        self._n_looks = count_looks(self.instances)
         self._race = Race()
         self._clock = config.load_clock()
         self._pace = Pace()
@@ -87,14 +100,35 @@ class Objective:
         known = self._known(recipe, plans)
         record = TrialRecord()
         while (done := len(record.instances)) < len(self.instances):
-            batch = self.instances[done : done + self._together]
+            # Looks and calls at the target speed never go side by side.
+            end = self._n_looks if done < self._n_looks else len(self.instances)
+            batch = self.instances[done : min(done + self._together, end)]
             for measured in self._measure(trial, watch, recipe, plans, batch, known):
-                record = TrialRecord.of_calls([*record.instances, measured.call])
+                calls = [*record.instances, measured.call]
+                record = TrialRecord.of_calls(calls, self._n_looks)
                 self._report(trial, watch, record, measured)
             self._check_limits(record)
             if len(record.instances) < len(self.instances) and trial.should_prune():
                 raise self._weak(trial, [c.loss for c in record.instances])
-        return mean_loss(record.instances)
+            if len(record.instances) == self._n_looks:
+                self._wait_unless_promoted(trial, record)
+        return mean_loss(record.counted)
+
+    def _wait_unless_promoted(self, trial: optuna.Trial, record: TrialRecord) -> None:
+        """Ends a trial that has made its looks, unless its recipe goes on.
+
+        A recipe that was promoted is a trial of its own, whose looks are read and not made.
+        """
+        if self._promotion is None or all(call.kept for call in record.instances):
+            return
+        losses = [call.loss for call in record.instances]
+        if not self._promotion.goes_on(trial.study, trial.number, losses):
+            standings = self._race.standings(trial.study)
+            raise TrialEndedError(
+                Outcome.PRUNED,
+                f"waits after {len(losses)} looks",
+                standings.full_loss(losses) if standings is not None else None,
+            )
 
     def _check_limits(self, record: TrialRecord) -> None:
         longest_s, feasible_s = record.longest_call_s, self.config.feasible_s
@@ -127,7 +161,8 @@ class Objective:
         study = trial.study
         reason = f"weak after {len(losses)} of {len(self.instances)} instances"
         standings = self._race.standings(study)
-        if standings is None or standings.n_instances != len(self.instances):
+        complete = standings is not None and standings.n_instances == len(self.instances)
+        if standings is None or not (complete or self._n_looks):
             return TrialEndedError(Outcome.PRUNED, reason)
         if isinstance(study.pruner, RacingPruner):
             verdict = study.pruner.judge(standings, losses)

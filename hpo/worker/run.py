@@ -29,6 +29,7 @@ def run_worker(options: WorkerOptions) -> int:
     import optuna
 
     from ..artifacts.uploads import Gallery
+    from ..pruners.promotion import promotion_of
     from ..storage.tables import FINISHED
     from ..storage.url import study_argument
     from ..study.create import join
@@ -79,17 +80,19 @@ def run_worker(options: WorkerOptions) -> int:
     if (sentence := other_speed(runs, machine.speed)) is not None:
         warn(sentence)
     kept = KeptCalls(storage, study._study_id, CallKeys(method, problem, manifest))
+    promotion = promotion_of(study.pruner, problem.instances()) if kept.is_on else None
     with Display(config.name, budget.trials, finished) as display:
         loop = Loop(
             study=study,
             storage=storage,
-            run=Objective(config, problem, visuals, options.together, kept),
+            run=Objective(config, problem, visuals, options.together, kept, promotion),
             budget=budget,
             recovery=config.recovery,
             display=display,
             feasible_s=config.feasible_s,
             feasible_cost=config.limits.cost,
             plot=visuals.of_trial,
+            promotion=promotion,
         )
         try:
             info(f"done: {loop.work()}")

@@ -30,7 +30,7 @@ def _blocks(run: Run, method: Method, address: str | None) -> Iterator[Block]:
     mean = run.record.mean_loss
     if mean is not None:
         text = f"Loss {with_error(mean, run.standard_error)}"
-        text += f" over {counted(len(run.calls), 'instance')}"
+        text += f" over {counted(len(run.counted), 'instance')}"
         if run.state.name == "PRUNED" and run.loss is not None and run.feasible:
             text += f"; over all of them probably {run.loss:.4f}"
         yield Text(f"{text}.")

@@ -91,7 +91,7 @@ def _best_blocks(data: StudyData) -> Iterator[Block]:
             f"{data.config.feasible_s:g} s."
         )
         return
-    n = len(data.best[0].calls)
+    n = len(data.best[0].counted)
     yield Text(
         "Nothing is confirmed yet. Below are the best trials of the search, on the "
         f"{counted(n, 'instance') if n else 'instances'} that all trials are measured on. The "
