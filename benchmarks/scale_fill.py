@@ -20,7 +20,7 @@ def fill_many(url: str, count: int) -> None:
     Of these at most `DISTINCT` differ by more than their numbers.
     """
     few = min(DISTINCT, count)
-    fill(url, make_trials(load_study_file("runes"), few))
+    fill(url, make_trials(load_study_file("runes-default"), few))
     engine = sa.create_engine(parse_url(url))
     with engine.begin() as c:
         heads = _columns(db.TRIALS)

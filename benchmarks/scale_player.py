@@ -219,7 +219,7 @@ class _Recorded(TrialWork):
     """A trial's work whose calls take as long as recorded ones, less what they are compressed."""
 
     def __init__(self, orders: Orders, number: int, stop: threading.Event) -> None:
-        super().__init__(load_study_file("runes"), 0.0, number)
+        super().__init__(load_study_file("runes-default"), 0.0, number)
         self._calls_s = orders.calls_s
         self._compress = orders.compress
         self._stop = stop

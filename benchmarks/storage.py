@@ -236,7 +236,7 @@ def _notes(row: Row) -> Iterator[str]:
 
 def measure_all(arguments: argparse.Namespace) -> list[Row]:
     """Measure every case that was asked for; rows go to the file as they come."""
-    trials = make_trials(load_study_file("runes"), max(arguments.stored))
+    trials = make_trials(load_study_file("runes-default"), max(arguments.stored))
     per_database = len(arguments.workers) * len(SERVICES)
     n_cases = len(arguments.storages) * len(arguments.stored) * per_database
     rows = []

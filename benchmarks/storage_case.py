@@ -70,7 +70,7 @@ def measure(case: Case) -> Measured:
 def _measure(case: Case) -> Measured:
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    service = SERVICES[case.system](case.url, load_study_file("runes"))
+    service = SERVICES[case.system](case.url, load_study_file("runes-default"))
     before = _count(service)
     phases = [service.run(Orders(until=sum(before.values()) + 1, share=1))]
     service.backend.remove_session()

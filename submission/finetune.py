@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Adapt a pretrained rectified-flow network to a new class from ten drawings.
 
-From trial 0 of study runes: loss 0.0715 ± 0.0002, the mean of 8 instances.  The recipe's digest
-is f40f8e75f7da.
+From trial 0 of study runes-default: loss 0.0715 ± 0.0002, the mean of 8 instances.  The recipe's
+digest is f40f8e75f7da.
 
 Made from runes 0.1.0, code ec215ad4a745: the modules that trials run, without branches that this
 recipe does not take.  It needs Python 3.10 and torch 2.4 or newer.  To make it again:
 
-    python -m hpo.export --study runes --trial 0 --out s12_finetune.py
+    python -m hpo.export --study runes-default --trial 0 --out finetune.py
 """
 
 import copy as _copy

@@ -57,7 +57,7 @@ def test_it_imports_torch_and_the_standard_library_alone() -> None:
 
 def test_it_says_where_it_comes_from() -> None:
     about = ast.get_docstring(ast.parse(FILE.read_text("utf-8"))) or ""
-    assert "of study runes" in about and "From trial" in about and "±" in about
+    assert "of study runes-default" in about and "From trial" in about and "±" in about
 
 
 def test_a_few_of_its_steps_teach_a_rune(

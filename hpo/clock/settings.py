@@ -17,9 +17,11 @@ WALL = "wall"
 class ClockTable(Table):
     """Whose time counts in a call: that of the machine it runs on, or of a reference machine."""
 
-    machine: Annotated[str, Field(min_length=1)] = WALL  # or a name in studies/machines, or a path
-    # Of a call's machine over that of the profile.
+    machine: Annotated[str, Field(min_length=1)] = WALL
+    """`wall`: that of the machine a call runs on; or a profile: a name in
+    `studies/machines`, or a path."""
     speed: Speed = 1.0
+    """How fast the reference machine is, over its profile."""
 
     @property
     def is_wall(self) -> bool:

@@ -21,18 +21,29 @@ class Instances(Table):
     """What a trial is measured on: each rune of each split with each seed, in this order."""
 
     source: Literal["omniglot", "drawn", "drawings"]
-    alphabet: Annotated[str, Field(min_length=1)] | None = None  # of Omniglot; none: the Futhorc
-    drawings: Path | None = None  # folder of a person's own, from where the command is started
-    train: Count | None = None  # drawings of each rune that a call learns from; none: half
-    runes: tuple[str, ...] = ()  # none: all that the source has
+    """Drawings of people, of the package itself, or your own; not needed with `drawings`."""
+    alphabet: Annotated[str, Field(min_length=1)] | None = None
+    """A directory in Omniglot's `images_background` or `images_evaluation`. None: the Futhorc's."""
+    drawings: Path | None = None
+    """Your own: a folder of PNG files for each rune, or PNG files of one rune; from where
+    you start the command."""
+    train: Count | None = None
+    """How many drawings of each rune a call learns from; the others score it. None: half."""
+    runes: tuple[str, ...] = ()
+    """Names, such as `character02` or `thorn`. Empty: all that the source has."""
     splits: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)  # of the call's randomness
-    # Of the reference machine, in calls on all of these; none: that of the study's clock.  The last
-    # one counts, and calls at the others are looks that predict it.
+    """Seeds that deal a rune's drawings into those to train on and those to score on."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    """Of the random numbers of a call."""
     speeds: tuple[Speed, ...] = ()
+    """Of the reference machine; each instance is measured at each of them. The last one counts,
+    and calls at the others are looks that predict it. Empty: that of the clock."""
     resize: Resize = "bilinear"
-    pretrained: Path | None = None  # directory of networks; none: the embedded ones
-    networks: tuple[str, ...] = ()  # names in that directory; none: all
+    """How drawings become 28x28; drawings of that size are not resized."""
+    pretrained: Path | None = None
+    """Directory of networks; number i goes with rune i, counted round. None: the embedded one."""
+    networks: tuple[str, ...] = ()
+    """Names of those in the directory that are used, such as `unet_1`. Empty: all."""
 
     @model_validator(mode="before")
     @classmethod
@@ -83,12 +94,16 @@ class Instances(Table):
 class Confirm(Table):
     """Where the best few recipes meet at the end: instances that no trial was measured on."""
 
-    runes: tuple[str, ...] = ()  # none: those of the source that are not the study's
-    # None: the study's own with other runes; with its own runes, numbers that it did not use.
+    runes: tuple[str, ...] = ()
+    """Empty: those of the source that `[instances]` does not name, else all."""
     splits: tuple[Seed, ...] = ()
+    """Empty: the study's; with the study's own runes, numbers that it does not use."""
     seeds: tuple[Seed, ...] = ()
-    networks: tuple[str, ...] = ()  # none: the study's
-    resizes: tuple[Resize, ...] = ()  # none: the study's
+    """As `splits`."""
+    networks: tuple[str, ...] = ()
+    """Empty: the study's."""
+    resizes: tuple[Resize, ...] = ()
+    """Each instance is measured with each of them. Empty: the study's."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Confirm:
@@ -108,5 +123,8 @@ class Estimator(Table):
     """The table of times and noises that all trials share."""
 
     strata: Annotated[int, Field(gt=0, le=_MOST_BINS)] = 25
+    """Times for each drawing, one in each of as many bins, which are narrow where losses change."""
     replicates: Annotated[int, Field(ge=2, le=_MOST_BINS)] = 8
+    """Independent sets of them."""
     seed: Seed = 0
+    """Of times and noises."""

@@ -16,14 +16,17 @@ from ..settings import Count, Table
 class Pruner(Table):
     """What ends weak trials; its steps are instances."""
 
-    # "racing", "median", "percentile", "none", or a class; see `hpo.components`.
     name: str = "racing"
-    options: dict[str, Any] = Field(default_factory=dict)  # of a class
-    # Racing: probability, at most, of dropping a recipe that is as good as the best.
+    """`racing`, `median`, `percentile`, `none`, or a class such as
+    `optuna.pruners:WilcoxonPruner`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of a class."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.4
-    # Percentile and median, of Optuna:
-    percentile: Annotated[float, Field(gt=0, lt=100)] = 40.0  # of known trials that may go on
-    startup_trials: Count = 5  # complete trials before any is pruned
+    """Of `racing`: the probability, at most, of dropping a recipe that is as good as the best."""
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 40.0
+    """Of `percentile`: the share of the known trials that may go on."""
+    startup_trials: Count = 5
+    """Of `percentile` and `median`: complete trials before any is pruned."""
 
     @model_validator(mode="after")
     def _known(self) -> Pruner:

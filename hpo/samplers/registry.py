@@ -18,12 +18,17 @@ from .bounded import BoundedSampler
 class Sampler(Table):
     """Which sampler proposes values."""
 
-    name: str = "tpe"  # or "gp", "random", or a class; see `hpo.components`
-    options: dict[str, Any] = Field(default_factory=dict)  # of a class
+    name: str = "tpe"
+    """`tpe`, `gp`, `random`, or a class such as `optuna.samplers:CmaEsSampler`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of a class."""
     seed: Seed = 0
-    startup_trials: Count = 10  # drawn at random before the sampler has something to learn
-    # Finished trials that inform TPE and GP; of more, the best and a random sample of the others.
+    """Each worker's is derived from it and from the worker's place among those that joined."""
+    startup_trials: Count = 10
+    """Drawn at random before the sampler has something to learn."""
     history: Annotated[int, Field(ge=50, le=LARGEST_COUNT)] = 300
+    """Finished trials that TPE and GP look at; of more, the best quarter and a random
+    sample of the others."""
 
     @model_validator(mode="after")
     def _known(self) -> Sampler:

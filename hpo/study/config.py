@@ -35,27 +35,45 @@ _SHOWN = 100  # characters of a study's name in a message
 class Limits(Table):
     """What else makes a recipe infeasible, beside the seconds of its calls."""
 
-    # CPU time of an answer of the returned network, over the plain network's.  None: no limit.
     cost: Annotated[float, Field(ge=1, le=LARGEST_NUMBER)] | None = None
+    """The most that an answer of the returned network may cost: CPU time of a pass of ten
+    drawings on one thread over the plain network's, the mean of a trial's calls. None: no
+    limit."""
 
 
 class Improvement(Table):
     """How probable it must be that the best loss still falls, for workers to go on."""
 
-    chance: Annotated[float, Field(gt=0, lt=1)]  # below which they stop
-    share: Annotated[float, Field(gt=0, lt=1)] = SHARE  # of the best loss, by which it would fall
-    hours: PositiveFloat = HOURS  # of compute, in which it would
+    chance: Annotated[float, Field(gt=0, lt=1)]
+    """The probability below which they stop."""
+    share: Annotated[float, Field(gt=0, lt=1)] = SHARE
+    """Of the best loss, by which it would fall."""
+    hours: PositiveFloat = HOURS
+    """Of compute, in which it would."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alone(cls, table: Any) -> Any:
+        """A number is the probability."""
+        return {"chance": table} if isinstance(table, (int, float)) else table
 
 
 class Budget(Table):
     """When workers stop; whichever is reached first.  Nothing set: never."""
 
-    trials: Count | None = None  # finished in the study, by all workers; met exactly
-    seconds: PositiveFloat | None = None  # of one worker's wall clock
-    compute_seconds: PositiveFloat | None = None  # of all workers' trials together
-    target: Finite | None = None  # a feasible trial has a loss this low
-    stagnation: Count | None = None  # finished trials since the best
-    improvement: Improvement | None = None  # it is not probable any more
+    trials: Count | None = None
+    """Finished in the study (complete, pruned or failed), by all workers together; met exactly."""
+    seconds: PositiveFloat | None = None
+    """Of one worker's wall clock, after which it starts no trial."""
+    compute_seconds: PositiveFloat | None = None
+    """Of all finished trials together."""
+    target: Finite | None = None
+    """A feasible trial has a loss this low."""
+    stagnation: Count | None = None
+    """Trials finished since the best one."""
+    improvement: Improvement | None = None
+    """The probability that the best loss still falls is lower than this: a table of its own, or
+    the probability alone, such as 0.1. `hpo.status` says how probable it is."""
 
     @property
     def parts(self) -> dict[str, float]:
@@ -69,11 +87,16 @@ class Budget(Table):
 class Recovery(Table):
     """How lost workers are noticed and failures are borne."""
 
-    heartbeat_s: PositiveFloat = 15.0  # between a running trial's heartbeats
-    grace_s: PositiveFloat = 90.0  # since the last heartbeat, after which its worker may be lost
-    retries: Natural = 2  # of a trial whose worker was lost, before it counts as failed
-    failures: Count = 3  # bugs or lacks of memory in a row that end a worker
-    patience_s: PositiveFloat = 3600.0  # with a database that is away
+    heartbeat_s: PositiveFloat = 15.0
+    """Between a running trial's heartbeats."""
+    grace_s: PositiveFloat = 90.0
+    """Of silence, after which its worker may be called lost; at least three heartbeats."""
+    retries: Natural = 2
+    """Of a trial whose worker was lost at the same call, before it counts as failed."""
+    failures: Count = 3
+    """Bugs or lacks of memory in a row that end a worker."""
+    patience_s: PositiveFloat = 3600.0
+    """With a database that is away."""
 
     @model_validator(mode="after")
     def _spaced(self) -> Recovery:
@@ -98,14 +121,17 @@ def _problem_name(name: str) -> str:
 class MethodTable(Table):
     """What is tuned."""
 
-    name: Annotated[str, AfterValidator(_method_name)] = RECIPE  # or MODULE:CLASS
-    file: Path | None = None  # with a `finetune_model` of a person's own
-    # Which of the file's values are parameters.  None: the first of these kinds that it has.
+    name: Annotated[str, AfterValidator(_method_name)] = RECIPE
+    """Our recipe, or `MODULE:CLASS` of your own with the methods of `hpo.problem.base.Method`."""
+    file: Path | None = None
+    """A Python file of your own with `finetune_model`, from where you start the command."""
     parameters: Literal["keywords", "dataclass", "constants"] | None = None
-    steps: Annotated[str, Field(min_length=1)] | None = None  # parameter that counts its steps
-    memory_gb: PositiveFloat | None = (
-        None  # that a call may use, in GiB.  None: this machine's share
-    )
+    """Which of the file's values are parameters. None: the first of these kinds that it has."""
+    steps: Annotated[str, Field(min_length=1)] | None = None
+    """The file's parameter that counts the steps of a call."""
+    memory_gb: PositiveFloat | None = None
+    """That a call of the file may use, in GiB. None: the worker's share of three quarters
+    of the machine's."""
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> MethodTable:
@@ -127,17 +153,22 @@ class MethodTable(Table):
 class ProblemTable(Table):
     """What it is measured on."""
 
-    name: Annotated[str, AfterValidator(_problem_name)] = RUNES  # or MODULE:CLASS
+    name: Annotated[str, AfterValidator(_problem_name)] = RUNES
+    """Runes, or `MODULE:CLASS` of your own with the methods of `hpo.problem.base.Problem`."""
 
 
 class StartFrom(Table):
     """Another study whose best recipes are tried first, as far as they are in this space."""
 
     study: Annotated[str, Field(min_length=1)]
+    """Its name."""
     best: Count = 5
-    # Instead of trying recipes: the trials inside this space become this study's, with their calls.
+    """How many of its recipes."""
     trials: Literal["all"] | None = None
-    storage: str | None = None  # none: where this study is
+    """Instead of trying recipes: the trials inside this space become this study's, with
+    their calls."""
+    storage: str | None = None
+    """Its database. None: where this study is."""
 
 
 def _place(artifacts: str) -> str:
@@ -149,28 +180,37 @@ class StudyConfig(Table):
     """A study file, whole."""
 
     name: Annotated[str, Field(min_length=1, max_length=512)]
+    """Of the study in its database."""
     about: str = ""
-    storage: Annotated[str, Field(min_length=1)]  # a SQLAlchemy URL
-    # Of pictures: a directory, s3://BUCKET or "none".  No part of the manifest.
-    artifacts: Annotated[str, AfterValidator(_place)] | None = None  # none: beside the database
-    limit_s: PositiveFloat = 150.0  # a call that takes this long is stopped
-    # A call this near it is infeasible.
+    """A sentence for people."""
+    storage: Annotated[str, Field(min_length=1)]
+    """`sqlite:///FILE.db`, from where you start the worker, or `postgresql://USER:PASSWORD@HOST/DATABASE`."""
+    artifacts: Annotated[str, AfterValidator(_place)] | None = None
+    """Where pictures of trials are kept: a directory, `s3://BUCKET`,
+    `s3://BUCKET?endpoint=https://HOST`, or `none`. None: beside the database."""
+    limit_s: PositiveFloat = 150.0
+    """A call that takes this many seconds is stopped."""
     margin_s: Annotated[float, Field(ge=0, le=LARGEST_NUMBER)] = 30.0
+    """A recipe with a call longer than `limit_s - margin_s` is infeasible, and never called
+    best."""
     limits: Limits = Limits()
     clock: ClockTable = ClockTable()
     method: MethodTable = MethodTable()
     problem: ProblemTable = ProblemTable()
     instances: Instances
     space: Annotated[dict[str, Parameter], Field(min_length=1)]
+    """What is sampled: a table for each field of the method, and for switches."""
     fixed: dict[str, Any] = Field(default_factory=dict)
-    start: tuple[dict[str, Any], ...] = ()  # parameters of trials to run first
+    """Fields of the method that do not vary."""
+    start: tuple[dict[str, Any], ...] = ()
+    """Parameters of trials to run first, a table `[[start]]` each."""
     start_from: StartFrom | None = None
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
     estimator: Estimator = Estimator()
     budget: Budget = Budget()
     recovery: Recovery = Recovery()
-    confirm: Confirm = Confirm()  # no part of the manifest: it may change after the search
+    confirm: Confirm = Confirm()
 
     def on_drawings(
         self, alphabet: str | None, drawings: Path | None, train: int | None

@@ -25,15 +25,18 @@ _Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
 class _Base(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    # The parameter exists only in trials in which these earlier ones have these values.
     when: dict[str, Scalar] = {}
+    """The parameter exists only in trials in which these earlier ones have these values."""
 
 
 class FloatParameter(_Base):
     type: Literal["float"]
     low: Finite
+    """The smallest value."""
     high: Finite
+    """The largest."""
     log: bool = False
+    """Whether each power of ten is as likely as the next."""
 
     @model_validator(mode="after")
     def _ordered(self) -> FloatParameter:
@@ -62,8 +65,11 @@ class FloatParameter(_Base):
 class IntParameter(_Base):
     type: Literal["int"]
     low: _Whole
+    """The smallest value."""
     high: _Whole
+    """The largest."""
     log: bool = False
+    """Whether each power of ten is as likely as the next."""
 
     @model_validator(mode="after")
     def _ordered(self) -> IntParameter:
@@ -91,6 +97,7 @@ class ChoiceParameter(_Base):
 
     type: Literal["choice"]
     choices: Annotated[list[Scalar], Field(min_length=1)] | dict[str, Any]
+    """A list of values, or a table that gives each value a name."""
 
     def suggest(self, trial: optuna.Trial, name: str) -> Any:
         chosen = trial.suggest_categorical(name, list(self.choices))

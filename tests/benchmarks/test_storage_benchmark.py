@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("quick_starts")
 
 @pytest.fixture(scope="module")
 def stored() -> list[FrozenTrial]:
-    return make_trials(load_study_file("runes"), STORED)
+    return make_trials(load_study_file("runes-default"), STORED)
 
 
 def contents(trial: FrozenTrial) -> tuple[Any, ...]:

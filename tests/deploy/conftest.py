@@ -115,8 +115,8 @@ def read_compose() -> Callable[[Mapping[str, str]], dict[str, Any]]:
 
 @pytest.fixture
 def variables(tmp_path: Path) -> dict[str, str]:
-    """Those of .env as the line in docs/operations.md makes it, in the test's directory."""
-    text = (REPO / "docs" / "operations.md").read_text()
+    """Those of .env as the line in docs/machines.md makes it, in the test's directory."""
+    text = (REPO / "docs" / "machines.md").read_text()
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     (command,) = [block for block in blocks if "> .env" in block]
     shutil.copy(REPO / ".env.example", tmp_path)

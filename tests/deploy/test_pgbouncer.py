@@ -1,4 +1,4 @@
-"""Workers through PgBouncer's transaction pooling, as docs/operations.md sets it up."""
+"""Workers through PgBouncer's transaction pooling, as docs/machines.md sets it up."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pooled(
     """Makes a user's URL through a PgBouncer with four connections to the server."""
     if PROGRAM is None:
         pytest.skip("needs pgbouncer")
-    text = (REPO / "docs" / "operations.md").read_text()
+    text = (REPO / "docs" / "machines.md").read_text()
     (settings,) = re.findall(r"```ini\n(.*?)```", text, re.DOTALL)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -46,8 +46,8 @@ def signed(context: ssl.SSLContext, directory: Path) -> Path:
 
 
 def as_documented(context: ssl.SSLContext, directory: Path) -> Path:
-    """The same with the commands of docs/operations.md, all but that for the superuser."""
-    text = (REPO / "docs" / "operations.md").read_text()
+    """The same with the commands of docs/machines.md, all but that for the superuser."""
+    text = (REPO / "docs" / "machines.md").read_text()
     (commands,) = [b for b in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "openssl" in b]
     commands = re.sub("(?m)^sudo .*$", "", commands.replace("HOST", "localhost"))
     subprocess.run(["sh", "-euc", commands], cwd=directory, capture_output=True, check=True)

@@ -173,7 +173,7 @@ def test_profiles_are_shipped_with_bf16_units_and_without() -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-@pytest.mark.parametrize("study", ["runes", "runes-short", "quickstart"])
+@pytest.mark.parametrize("study", ["runes", "runes-default", "runes-short", "quickstart"])
 def test_a_shipped_profile_plans_all_of_a_studys_space(path: Path, study: str) -> None:
     config, method = load_study_file(study), RecipeMethod()
     clock, instance = Clock(load_profile(str(path))), calibration_instance(0)

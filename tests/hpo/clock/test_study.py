@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial
 from hpo.clock.profile import Profile
 from hpo.errors import UserError
 from hpo.problem.measure import HUNG
+from hpo.process.logging import start_log
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import Budget, Recovery, StudyConfig, load_study_file
 from hpo.study.create import create
@@ -122,6 +123,7 @@ def test_a_slow_machine_makes_no_recipe_infeasible_but_a_hung_call_ends(
 def test_a_worker_says_that_its_machine_is_another(
     table: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    start_log("me")
     monkeypatch.setattr(CheapMethod, "behave", staticmethod(lambda *_: (1.0, 30.0)))
     run(table, 0.01, 0.02, 0.03)
     words = "calls take 3 times as long here as on the reference machine"

@@ -286,7 +286,7 @@ def test_the_plain_dashboard_shows_trials_but_neither_notes_nor_plots(
     assert answer["plotly_graph_objects"] == []
 
 
-@pytest.mark.parametrize("name", ["runes", "runes-short", "runes-seeds"])
+@pytest.mark.parametrize("name", ["runes-default", "runes-short", "runes-seeds"])
 def test_published_studies_have_notes_and_plots(name: str, ask: Ask) -> None:
     from hpo.storage.compressed import unpacked
 

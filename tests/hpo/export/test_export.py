@@ -369,6 +369,19 @@ def test_the_call_agrees_with_the_trial_or_does_not(tmp_path: Path, instance: Ru
         check_call(path, RECIPE, instance, TABLE, 100.0, far)
 
 
+def test_a_planned_schedule_is_proved_bit_for_bit(tmp_path: Path, instance: RuneInstance) -> None:
+    """A reference clock gave the trial fewer steps than its recipe asks for; the proof, too."""
+    recipe = replace(RECIPE, steps=900)
+    path = written(tmp_path, bundle(recipe, "About."))
+    (called,) = METHOD.call(recipe.to_dict(), [instance], lambda *_: None, [4])
+    loss = estimate(called.model, instance.split.test, NEW_LABEL, TABLE)
+    claim = Claim(loss.mean, loss.standard_error, called.steps)
+    proof = check_call(path, recipe, instance, TABLE, 100.0, claim, called.steps)
+    assert proof.exact and proof.steps == called.steps == 4
+    (line,) = describe(proof, claim, recipe, "thorn/0", planned=True)
+    assert "4 steps by the study's reference clock; the trial's, bit for bit" in line
+
+
 def test_steps_are_those_of_one_of_several_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     hooks: list[Any] = []
     optimizers = sys.modules["torch.optim.optimizer"]

@@ -71,7 +71,7 @@ def start(cheap_nursery: Nursery, tmp_path: Path, ended: list[Process]) -> Start
 # -- studies of all sorts --------------------------------------------------------------------
 
 _NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
-# In columns: SQLite keeps a whole REAL as an integer, and so no sign of zero (docs/move.md).
+# In columns: SQLite keeps a whole REAL as an integer, and so no sign of zero (docs/machines.md).
 _STORED = _NUMBERS.map(lambda x: x + 0.0)
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | _NUMBERS | st.text(max_size=20),
@@ -597,7 +597,7 @@ run_command(main)
 def parts(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A database with a study of 120 trials, more than two parts."""
     url = f"sqlite:///{tmp_path_factory.mktemp('parts')}/parts.db"
-    fill(url, make_trials(load_study_file("runes"), 120))
+    fill(url, make_trials(load_study_file("runes-default"), 120))
     return url
 
 

@@ -172,7 +172,7 @@ def make_references(config: StudyConfig) -> list[Reference]:
 
 @pytest.fixture(scope="session")
 def config() -> StudyConfig:
-    return load_study_file(str(Path(__file__).parents[3] / "studies" / "runes.toml"))
+    return load_study_file(str(Path(__file__).parents[3] / "studies" / "runes-default.toml"))
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from hpo.study.confirmation import CONFIRMED_KEY
 from hpo.trial.ranking import best_trials
 
 REPO = Path(__file__).parents[3]
-PUBLISHED = REPO / "studies" / "results" / "runes.db.gz"
+PUBLISHED = REPO / "studies" / "results" / "runes-default.db.gz"
 SHOTS = REPO / "build" / "screenshots"
 RESAMPLES = importance._RESAMPLES
 
@@ -45,7 +45,7 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def report(url: str, *more: str) -> str:
-    assert main(["--study", "runes", "--storage", url, "--out", "r.html", *more]) == 0
+    assert main(["--study", "runes-default", "--storage", url, "--out", "r.html", *more]) == 0
     assert [p.name for p in Path().glob("*r.html*")] == ["r.html"]
     return Path("r.html").read_text("utf-8")
 
@@ -149,7 +149,7 @@ def test_mistakes_are_one_line_and_leave_no_file(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    study = ("--study", "runes", "--storage", str(PUBLISHED))
+    study = ("--study", "runes-default", "--storage", str(PUBLISHED))
     assert told("--study", "none", "--out", "r.html").startswith("no study 'none'; write one of")
     assert "no such database" in told(*study[:3], "sqlite:///no.db", "--out", "r.html")
     assert "has no study 'quickstart'" in told(
@@ -193,7 +193,9 @@ def test_the_page_that_was_there_stays_when_the_new_one_fails(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match=r"r\.html can't be written: No space left on device"):
-        main(["--study", "runes", "--storage", f"sqlite:///{_unpacked()}", "--out", "r.html"])
+        main(
+            ["--study", "runes-default", "--storage", f"sqlite:///{_unpacked()}", "--out", "r.html"]
+        )
     assert [p.name for p in Path().glob("*r.html*")] == ["r.html"]
     assert Path("r.html").read_text() == "old"
 
@@ -207,7 +209,8 @@ def _unpacked() -> Path:
 def test_the_command_needs_no_torch() -> None:
     code = (
         "import sys\nfrom hpo.report.__main__ import main\n"
-        f"main(['--study', 'runes', '--storage', {str(PUBLISHED)!r}, '--out', sys.argv[1]])\n"
+        f"main(['--study', 'runes-default', '--storage', {str(PUBLISHED)!r},"
+        " '--out', sys.argv[1]])\n"
         "sys.exit('torch' in sys.modules)"
     )
     out = str(Path("r.html").resolve())
@@ -237,7 +240,14 @@ def written(
     folder = tmp_path_factory.mktemp("written")
     url = f"sqlite:///{folder}/s.db"
     store(url, config, with_picture(trials, folder / "pictures"), confirmed)
-    arguments = ["--study", "runes", "--storage", url, "--artifacts", str(folder / "pictures")]
+    arguments = [
+        "--study",
+        "runes-default",
+        "--storage",
+        url,
+        "--artifacts",
+        str(folder / "pictures"),
+    ]
     assert main([*arguments, "--out", str(folder / "r.html")]) == 0
     return (folder / "r.html").as_uri()
 

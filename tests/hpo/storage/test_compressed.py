@@ -25,7 +25,7 @@ from hpo.storage.tables import SYSTEM_ATTRS, WORKER_KEY
 from hpo.storage.url import shown
 
 REPO = Path(__file__).parents[3]
-PUBLISHED = REPO / "studies" / "results" / "runes.db.gz"
+PUBLISHED = REPO / "studies" / "results" / "runes-default.db.gz"
 
 
 @pytest.fixture
@@ -112,8 +112,8 @@ def test_status_and_dashboard_open_the_published_study(
 ) -> None:
     monkeypatch.chdir(REPO)
     monkeypatch.setattr(importance, "_RESAMPLES", 3)  # of errors that nobody looks at here
-    assert status(["--study", "runes", "--storage", str(PUBLISHED)]) == 0
-    assert capsys.readouterr().out.startswith(f"study       runes in {PUBLISHED}\n")
+    assert status(["--study", "runes-default", "--storage", str(PUBLISHED)]) == 0
+    assert capsys.readouterr().out.startswith(f"study       runes-default in {PUBLISHED}\n")
     assert shown(str(PUBLISHED)) == str(PUBLISHED)
 
     class Server:
@@ -124,9 +124,9 @@ def test_status_and_dashboard_open_the_published_study(
         return Server()
 
     monkeypatch.setattr(waitress, "create_server", create)
-    assert dashboard(["--study", "runes", "--storage", str(PUBLISHED), "--port", "0"]) == 0
+    assert dashboard(["--study", "runes-default", "--storage", str(PUBLISHED), "--port", "0"]) == 0
     said = capsys.readouterr().out
-    assert f"study runes in {PUBLISHED}, read-only" in said
+    assert f"study runes-default in {PUBLISHED}, read-only" in said
     assert "does not exist yet" not in said
     assert said.endswith("served\n")
 
@@ -155,8 +155,8 @@ def test_a_copy_goes_though_a_thread_adds_files_to_it(published: Path) -> None:
 
 
 def test_a_published_study_shows_no_bookkeeping() -> None:
-    with looked_at(str(PUBLISHED), "runes") as storage:
-        trials = load_study(storage, "runes").get_trials(deepcopy=False)
+    with looked_at(str(PUBLISHED), "runes-default") as storage:
+        trials = load_study(storage, "runes-default").get_trials(deepcopy=False)
         with storage.engine.connect() as c:
             owners = sa.select(SYSTEM_ATTRS.c.trial_id).where(SYSTEM_ATTRS.c.key == WORKER_KEY)
             assert set(c.execute(owners).scalars()) & {t._trial_id for t in trials}

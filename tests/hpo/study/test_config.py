@@ -60,7 +60,7 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
     assert config.start == ({"lr": 1e-3},)
 
 
-@pytest.mark.parametrize("name", ["runes", "quickstart"])
+@pytest.mark.parametrize("name", ["runes", "runes-default", "quickstart"])
 def test_the_projects_own_studies_are_valid_and_start_with_complete_recipes(name: str) -> None:
     config = load_study_file(name)
     for parameters in config.start:
@@ -73,7 +73,7 @@ def test_the_projects_own_studies_are_valid_and_start_with_complete_recipes(name
 
 
 def test_the_search_starts_from_the_default_recipe() -> None:
-    config = load_study_file("runes")
+    config = load_study_file("runes-default")
     study = optuna.create_study()
     study.enqueue_trial(config.start[0])
     method = config.load_method()
@@ -81,10 +81,14 @@ def test_the_search_starts_from_the_default_recipe() -> None:
     assert sampled == Recipe().to_dict()
 
 
-@pytest.mark.parametrize("name", ["runes", "runes-short"])
+@pytest.mark.parametrize("name", ["runes-default", "runes-short"])
 def test_the_runes_that_are_kept_out_of_the_search_are_those_to_confirm_on(name: str) -> None:
     config = load_study_file(name)
-    head = (Path(__file__).parents[3] / "studies" / "runes.toml").read_text().partition("\n\n")[0]
+    head = (
+        (Path(__file__).parents[3] / "studies" / "runes-default.toml")
+        .read_text()
+        .partition("\n\n")[0]
+    )
     kept_out = head.partition("kept out")[2]
     for rune in config.confirm.runes:
         assert rune.removeprefix("character") in kept_out

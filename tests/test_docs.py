@@ -1,0 +1,61 @@
+"""The documents: pages that are made from the code are up to date, and links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("examples/*.md")])
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_study_files_is_that_of_the_code(reference: ModuleType) -> None:
+    written = (DOCS / "reference" / "studies.md").read_text("utf-8")
+    assert written == reference.studies_page(), "run python docs/make_reference.py"
+    assert "|  |" not in written, "a key has no docstring"
+
+
+def test_the_page_of_commands_is_that_of_the_parsers(reference: ModuleType) -> None:
+    written = (DOCS / "reference" / "commands.md").read_text("utf-8")
+    assert written == reference.commands_page(), "run python docs/make_reference.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in _links(page):
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in _anchors(there), target
+
+
+def _links(page: Path) -> Iterator[str]:
+    for target in _LINK.findall(_CODE.sub("", page.read_text("utf-8"))):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            yield target
+
+
+def _anchors(page: Path) -> set[str]:
+    """Of headings, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    texts = (text.strip().lower() for text in _HEADING.findall(prose))
+    return {re.sub(r"[^\w\- ]", "", text).replace(" ", "-") for text in texts}
