@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,36 +21,26 @@ _FIRST_SHARE = 0.5  # of the trials that are drawn from the prior, at first
 _CHOICE = 0.5  # probability of the likely choice; the others share the rest
 
 
-@dataclass(frozen=True)
-class Prior:
-    """What a person says of a parameter: values near ``center`` are likely.
-
-    ``spread`` is the standard deviation, as a share of the range; a choice has none.
-    """
-
-    center: Any
-    spread: float = SPREAD
-
-
 class PriorSampler(optuna.samplers.BaseSampler):
     """Draws some trials from a prior, and asks another sampler for the rest.
 
-    Half of the first trials are drawn; after n trials it is one in n / ``trials``, so that a prior
+    Half of the first trials are drawn; after n of them a share of ``trials`` / n, so that a prior
     that is wrong costs little (as in Hvarfner et al., "πBO" (2022), whose weight falls like 1 / n).
 
     Args:
-        priors: by parameter; the others are drawn at random in such trials.
+        likely: a likely value of each parameter that has one; numbers near it are drawn, by a
+            normal distribution of `SPREAD`. Other parameters are drawn at random in such trials.
         trials: how many trials the prior is worth.
     """
 
     def __init__(
         self,
         sampler: optuna.samplers.BaseSampler,
-        priors: Mapping[str, Prior],
+        likely: Mapping[str, Any],
         trials: int,
         seed: int,
     ) -> None:
-        self._sampler, self._priors, self._trials = sampler, dict(priors), trials
+        self._sampler, self._likely, self._trials = sampler, dict(likely), trials
         self._random = optuna.samplers.RandomSampler(seed=seed)
         self._rng = np.random.default_rng([seed, 1])
         self._drawn = False  # whether the trial at hand is from the prior
@@ -78,10 +67,9 @@ class PriorSampler(optuna.samplers.BaseSampler):
     ) -> Any:
         if not self._drawn:
             return self._sampler.sample_independent(study, trial, param_name, param_distribution)
-        prior = self._priors.get(param_name)
-        if prior is None:
+        if param_name not in self._likely:
             return self._random.sample_independent(study, trial, param_name, param_distribution)
-        return draw(prior, param_distribution, self._rng)
+        return draw(self._likely[param_name], param_distribution, self._rng)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._sampler.before_trial(study, trial)
@@ -102,18 +90,18 @@ class PriorSampler(optuna.samplers.BaseSampler):
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def draw(prior: Prior, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    """A value from a prior: a normal one, cut off at the ends of the range, or a choice."""
+def draw(likely: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    """A value near a likely one, within its range; or that choice, or another one."""
     if isinstance(distribution, CategoricalDistribution):
-        others = [choice for choice in distribution.choices if choice != prior.center]
+        others = [choice for choice in distribution.choices if choice != likely]
         if not others or rng.random() < _CHOICE:
-            return prior.center
+            return likely
         return others[int(rng.integers(len(others)))]
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     scale = math.log if distribution.log else float
-    low, high, center = scale(distribution.low), scale(distribution.high), scale(prior.center)
+    low, high, center = scale(distribution.low), scale(distribution.high), scale(likely)
     while True:
-        value = center + prior.spread * (high - low) * rng.standard_normal()
+        value = center + SPREAD * (high - low) * rng.standard_normal()
         if low <= value <= high:
             break
     value = math.exp(value) if distribution.log else value
