@@ -1,4 +1,4 @@
-"""``python -m finetune.pretrain``: the class-conditional flow on MNIST, as the course has it.
+"""Train the class-conditional flow on MNIST, as the course has it.
 
 Each seed gives ``unet_SEED.safetensors`` (half precision, about 3 MB) and a card
 ``unet_SEED.json`` beside it.  A killed run continues where its last checkpoint stands and
@@ -23,8 +23,9 @@ def _seeds(text: str) -> list[int]:
     return [whole(0, _LARGEST_SEED)(part) for part in text.split(",")]
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m finetune.pretrain", description=__doc__)
+def make_parser() -> Parser:
+    """The options of this command."""
+    parser = Parser("finetune.pretrain", description=__doc__)
     parser.add_argument(
         "--data",
         type=Path,
@@ -35,7 +36,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=whole(1, _MOST_EPOCHS), help="default: 10")
     parser.add_argument("--batch-size", type=whole(1, _MOST_IMAGES), help="default: 64")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
     check_out_directory(arguments.out)
     # After the options: torch takes seconds to import.
     import torch

@@ -287,7 +287,7 @@ def _find(study: str) -> Path:
         if not path.is_file():
             raise UserError(f"{path}: no such study file")
         return path
-    directories = [STUDIES_DIR, Path(__file__).parents[2] / STUDIES_DIR]
+    directories = [STUDIES_DIR, Path(__file__).parents[1] / STUDIES_DIR]
     for directory in directories:
         path = directory / f"{study}.toml"
         if path.is_file():

@@ -20,6 +20,7 @@ from ..problem.base import (
     count_looks,
 )
 from ..problem.measure import measure
+from ..process.logging import debug
 from ..pruners.promotion import Promotion
 from ..pruners.racing import Race, RacingPruner
 from ..storage.calls import CallRow
@@ -155,6 +156,9 @@ class Objective:
                 writes.calls.append(last.row)
             trial.report(mean_loss(record.instances), len(record.instances))
             write_trial(trial, record)
+        call = last.call
+        was = "read" if call.kept else f"{call.seconds or 0:.1f} s"
+        debug(f"trial {trial.number}: {call.instance} loss {call.loss:.4f}, {was}")
 
     def _weak(self, trial: optuna.Trial, losses: Sequence[float]) -> TrialEndedError:
         """The end of a trial that the pruner drops, with the loss that it probably has."""
