@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 100
 _MOST_IMPORTANT = 10
+_MOST_CONTROLS = 5
 _KEY_WIDTH = 11
 
 
@@ -86,6 +87,10 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
         age = f"last heartbeat {w.silent_s:.0f} s ago"
         state = f"alive, {age}" if w.alive else f"silent for {w.silent_s:.0f} s"
         yield "worker", f"{w.worker}  trial {w.trial}  {state}"
+    if status.paused is not None:
+        yield "paused", f"{status.paused}; python -m hpo.resume lets its workers go on"
+    for control in status.controls[:_MOST_CONTROLS]:
+        yield "asked", control
     yield "pace", _pace(status.pace)
     yield "compute", f"{duration(status.compute_s)} in finished trials"
     if status.kept_calls:
