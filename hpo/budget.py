@@ -22,6 +22,9 @@ class BudgetOptions(StudyOptions):
     seconds: str | None = option("of one worker's wall clock", None, metavar="S")
     target: str | None = option("a loss that is low enough", None, metavar="LOSS")
     stagnation: str | None = option("trials since the best one", None, metavar="N")
+    improvement: str | None = option(
+        "how probable it must be that the best loss still falls", None, metavar="P"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         before = read_wishes(living.storage, living.id).apply(living.config.budget)
         parts = _parts(asked, before)
         control = ask(living.storage, living.id, "budget", budget=parts)
-    old = budget_text({name: getattr(before, name) for name in parts})
+    old = budget_text({name: before.parts.get(name) for name in parts})
     print(printable(f"{control}; it was {old}"))
     return 0
 
@@ -65,7 +68,7 @@ def _parts(asked: dict[str, str], before: Budget) -> dict[str, Any]:
         except ValueError:
             raise UserError(f"{flag} is {text!r}; write a number, +NUMBER or none") from None
         if text.startswith("+"):
-            known = getattr(before, name)
+            known = before.parts.get(name)
             if known is None:
                 raise UserError(f"{flag} is {text} and there is no limit yet; write a number")
             number += known

@@ -102,6 +102,8 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
         yield "time left", f"{duration(status.time_left_s)} at this pace{idle}"
     parts = ", ".join(f"{name} {value:g}" for name, value in status.budget.items())
     yield "budget", (parts or "none") + (f"; spent: {status.spent}" if status.spent else "")
+    if status.outlook is not None or status.outlook_unknown is not None:
+        yield "outlook", str(status.outlook or f"unknown: {status.outlook_unknown}")
     if not status.best:
         yield "best", "no trial is complete and feasible"
     width = max((len(str(b.trial)) for b in status.best), default=0)

@@ -12,6 +12,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from ..problem.base import Method, changed_values
+from ..pruners.improvement import Outlook, outlook
 from ..storage.recovery import Heartbeat
 from ..storage.url import shown
 from ..study.budget import compute_seconds, why_stop
@@ -105,6 +106,8 @@ class Status:
     controls: tuple[str, ...] = ()  # what people asked of it, the newest first
     dropped: tuple[int, ...] = ()  # trials that do not count any more
     kept_calls: int = 0  # that are not made again, those of unfinished trials included
+    outlook: Outlook | None = None  # whether the best loss still falls
+    outlook_unknown: str | None = None  # why it is null
 
 
 def status_of(
@@ -147,6 +150,9 @@ def status_of(
         mattered, why_not = importances(trials), None
     except ImportanceError as error:
         mattered, why_not = (), str(error)
+    more = outlook(trials)
+    if (asked := config.budget.improvement) is not None:
+        more = outlook(trials, asked.share, asked.hours)
     return Status(
         study=config.name,
         storage=shown(url),
@@ -161,10 +167,12 @@ def status_of(
             t.state == TrialState.RUNNING and t._trial_id not in heard for t in trials
         ),
         compute_s=compute_seconds(finished),
-        budget=budget.model_dump(exclude_none=True),
+        budget=budget.parts,
         spent=spent_budget(budget, finished),
         time_left_s=left if isinstance(left, float) else None,
         time_left_unknown=left if isinstance(left, str) else None,
+        outlook=more if isinstance(more, Outlook) else None,
+        outlook_unknown=more if isinstance(more, str) else None,
         importances=mattered,
         importances_unknown=why_not,
         confirmed=_confirmed(confirmed) if isinstance(confirmed, Confirmation) else None,

@@ -22,6 +22,7 @@ from ..problem.registry import (
     load_problem,
 )
 from ..problem.settings import Confirm, Estimator, Instances
+from ..pruners.improvement import HOURS, SHARE
 from ..pruners.registry import Pruner
 from ..samplers.registry import Sampler
 from ..settings import LARGEST_NUMBER, Count, Finite, Natural, PositiveFloat, Table
@@ -40,6 +41,23 @@ class Limits(Table):
     limit."""
 
 
+class Improvement(Table):
+    """How probable it must be that the best loss still falls, for workers to go on."""
+
+    chance: Annotated[float, Field(gt=0, lt=1)]
+    """The probability below which they stop."""
+    share: Annotated[float, Field(gt=0, lt=1)] = SHARE
+    """Of the best loss, by which it would fall."""
+    hours: PositiveFloat = HOURS
+    """Of compute, in which it would."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alone(cls, table: Any) -> Any:
+        """A number is the probability."""
+        return {"chance": table} if isinstance(table, (int, float)) else table
+
+
 class Budget(Table):
     """When workers stop; whichever is reached first.  Nothing set: never."""
 
@@ -53,6 +71,17 @@ class Budget(Table):
     """A feasible trial has a loss this low."""
     stagnation: Count | None = None
     """Trials finished since the best one."""
+    improvement: Improvement | None = None
+    """The probability that the best loss still falls is lower than this: a table of its own, or
+    the probability alone, such as 0.1. `hpo.status` says how probable it is."""
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Those that are set, by their names, each as one number."""
+        parts = self.model_dump(exclude_none=True)
+        if self.improvement is not None:
+            parts["improvement"] = self.improvement.chance
+        return parts
 
 
 class Recovery(Table):

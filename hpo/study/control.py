@@ -63,7 +63,7 @@ class Wishes:
 
     def apply(self, budget: Budget) -> Budget:
         """A study file's budget with what was set since."""
-        return budget.model_copy(update=dict(self.budget))
+        return Budget.model_validate({**budget.model_dump(), **self.budget})
 
 
 def read_wishes(storage: StudyStorage, study_id: int) -> Wishes:
