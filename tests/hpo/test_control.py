@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import budget, drop, enqueue, pause, resume, status, stop
+from hpo import budget, compare, drop, enqueue, pause, resume, status, stop
 from hpo.errors import UserError
 from hpo.pruners.racing import Race
 from hpo.storage.open import load_study, open_storage
@@ -288,3 +288,39 @@ def test_a_budget_may_lose_its_limit_and_rows_of_other_releases_are_passed_over(
     assert isinstance(storage, StudyStorage)
     found = read_wishes(storage, study._study_id)
     assert found.apply(config.budget) == Budget(stagnation=9) and len(found.controls) == 1
+
+
+# Comparing
+
+
+def test_two_trials_are_compared_on_what_both_have_met(file: Path, capsys: Any) -> None:
+    trials = work(file, 2).get_trials()
+    capsys.readouterr()
+    assert compare.main(["--study", str(file), "0", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["parameter", "0", "1"] and lines[1].split()[0] == "lr"
+    ratio = trials[1].value / trials[0].value  # type: ignore[operator]
+    assert f"loss of 1 over that of 0: {ratio:.4f}" in lines[-1]
+    assert compare.main(["--study", str(file), "1", "1", "--json"]) == 0
+    same = json.loads(capsys.readouterr().out)
+    assert same["parameters"] == {} and same["ratio"]["value"] == pytest.approx(1)
+    assert compare.main(["--study", str(file), "small", "small/0"]) == 0
+    recipe = file.with_name("r.json")
+    recipe.write_text('{"lr": 0.01}')
+    assert compare.main(["--study", str(file), str(recipe), "0"]) == 0
+    assert "parameter" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("two", "message"),
+    [
+        (["0"], "1 are named; write two"),
+        (["0", "9"], "study small has no trial 9"),
+        (["0", "nobody"], "nobody"),
+    ],
+)
+def test_what_can_not_be_compared_is_one_line(file: Path, two: list[str], message: str) -> None:
+    work(file, 1)
+    with pytest.raises(UserError) as error:
+        compare.main(["--study", str(file), *two])
+    assert message in str(error.value) and "\n" not in str(error.value)
