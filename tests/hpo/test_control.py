@@ -290,6 +290,27 @@ def test_a_budget_may_lose_its_limit_and_rows_of_other_releases_are_passed_over(
     assert found.apply(config.budget) == Budget(stagnation=9) and len(found.controls) == 1
 
 
+def test_status_looks_again_until_somebody_ends_it(
+    file: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    work(file, 1)
+    capsys.readouterr()
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 1:
+            assert pause.main(["--study", str(file)]) == 0
+        else:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("hpo.status.time.sleep", sleep)
+    assert status.main(["--study", str(file), "--watch", "7"]) == 0
+    first, said, second = capsys.readouterr().out.partition("paused the study at")
+    assert pauses == [7, 7] and first.count("study       small") == 1
+    assert "paused      " in second and "asked       " in second and said
+
+
 # Comparing
 
 
