@@ -24,8 +24,9 @@ from ..storage.transactions import NoTrial
 from ..study.budget import why_stop
 from ..study.config import Budget, Recovery
 from ..trial.outcome import Ending, Outcome, ending_of
-from ..trial.ranking import FAILED, OVER_COST, OVER_LIMIT
+from ..trial.ranking import FAILED, OVER_COST, OVER_LIMIT, best_trials
 from ..trial.record import TrialRecord, read_trial, write_trial
+from .callbacks import AfterTrial, TrialEnded, call_back
 from .controls import Controls, StudyStoppedError
 from .display import Display
 from .heartbeat import Heartbeat
@@ -92,6 +93,7 @@ class Loop:
         plot: makes and keeps the plot of a trial that ends; returns system attributes for it.
         promotion: queues recipes whose looks say that they go on to the target speed.
         forget: is called when a person has changed a finished trial.
+        after_trial: is called with each trial that has ended here.
     """
 
     study: optuna.Study
@@ -105,6 +107,7 @@ class Loop:
     plot: MakePlot = _plot_nothing
     promotion: Promotion | None = None
     forget: Callable[[], None] = lambda: None
+    after_trial: AfterTrial | None = None
     _poll_s: float = field(init=False, default=_FIRST_POLL_S)
 
     def __post_init__(self) -> None:
@@ -229,8 +232,28 @@ class Loop:
         except TrialTakenError as error:
             warn(f"trial {trial.number}: {error}; going on with the next")
             return None
-        _tell(trial, ending, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        _tell(trial, ending, seconds)
+        if self.after_trial is not None:
+            call_back(self.after_trial, self._event(trial, ending, seconds))
         return ending.outcome
+
+    def _event(self, trial: optuna.Trial, ending: Ending, seconds: float) -> TrialEnded:
+        record = read_trial(trial)
+        best = next(iter(best_trials(self._trials(), 1)), None)
+        return TrialEnded(
+            study=self.study.study_name,
+            worker=self.storage.worker,
+            number=trial.number,
+            outcome=ending.outcome.value,
+            reason=ending.reason or None,
+            loss=ending.value,
+            standard_error=record.standard_error,
+            params=dict(trial.params),
+            recipe=record.recipe,
+            seconds=seconds,
+            is_best=best is not None and best.number == trial.number,
+        )
 
     def _store(self, trial: optuna.Trial, ending: Ending) -> None:
         state = ending.outcome.state

@@ -38,6 +38,7 @@ def run_worker(options: WorkerOptions) -> int:
     from ..trial.calls import CallKeys, KeptCalls
     from ..trial.record import Machine
     from ..trial.run import runs_of
+    from .callbacks import load_callback
     from .display import Display
     from .loop import Loop, WorkerFailedError
     from .objective import Objective
@@ -102,6 +103,7 @@ def run_worker(options: WorkerOptions) -> int:
             plot=visuals.of_trial,
             promotion=promotion,
             forget=forget,
+            after_trial=load_callback(config.callbacks.after_trial),
         )
         try:
             info(f"done: {loop.work()}")
