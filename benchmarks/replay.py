@@ -12,7 +12,7 @@ import argparse
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,54 +30,14 @@ from tqdm import tqdm
 from finetune.errors import UserError, run_command
 from hpo.analysis.importance import importances
 from hpo.pruners.racing import Race
-from hpo.pruners.registry import Pruner, make_pruner
-from hpo.samplers.registry import Sampler, make_sampler
 
+from .replay_strategies import BASELINE, DEFAULT, Running, Strategy, strategies
 from .replay_table import DEFAULT_FILE, Array, Table, read_table
 
 TARGET_TRIALS = 100  # of random search, whose best loss is the target
 _N_GOOD = 15  # recipes, in how much instances disagree about them
 _N_FEW = 30  # random ones, whose best the first recipe should beat
 N_PICKS = 3  # a pick among this many best recipes is a good one
-BASELINE, DEFAULT = "random, in full", "Optuna's TPE, MedianPruner"
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """How to search; ``estimates`` gives pruned trials the loss that they probably have."""
-
-    sampler: Callable[[int], optuna.samplers.BaseSampler]
-    pruner: Callable[[], optuna.pruners.BasePruner]
-    estimates: bool = True
-
-
-def strategies(alphas: Sequence[float]) -> dict[str, Strategy]:
-    """By name: the baselines, ours, and ours with parts left out."""
-
-    def ours(name: str) -> Callable[[int], optuna.samplers.BaseSampler]:
-        return lambda seed: make_sampler(Sampler.model_validate({"name": name}), seed)
-
-    def racing(alpha: float) -> Callable[[], optuna.pruners.BasePruner]:
-        return lambda: make_pruner(Pruner(alpha=alpha))
-
-    middle = alphas[len(alphas) // 2]
-    found = {
-        BASELINE: Strategy(ours("random"), optuna.pruners.NopPruner),
-        DEFAULT: Strategy(
-            lambda seed: optuna.samplers.TPESampler(seed=seed),
-            optuna.pruners.MedianPruner,
-            estimates=False,
-        ),
-        "TPE, in full": Strategy(ours("tpe"), optuna.pruners.NopPruner),
-        f"random, racing {middle:g}": Strategy(ours("random"), racing(middle)),
-        f"TPE told partial means, racing {middle:g}": Strategy(
-            lambda seed: optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed),
-            racing(middle),
-            estimates=False,
-        ),
-        f"GP, racing {middle:g}": Strategy(ours("gp"), racing(middle)),
-    }
-    return found | {f"TPE, racing {a:g}": Strategy(ours("tpe"), racing(a)) for a in alphas}
 
 
 @dataclass(frozen=True)
@@ -114,29 +74,39 @@ def replay(
         study.tell(asked, state=TrialState.FAIL)
         distances = np.linalg.norm(places[left] - table.coordinates(asked.params), axis=1)
         row = left.pop(int(distances.argmin()))
-        means: dict[int, float] = {}
+        reports: dict[int, float] = {}
         dropped = False
+        running = Running(study, table, row) if strategy.by_optuna else None
         for k in range(n_instances):
             calls += 1
-            means[k + 1] = float(table.losses[row, : k + 1].mean())
-            running = create_trial(state=TrialState.RUNNING, intermediate_values=means)
-            if k + 1 < n_instances and study.pruner.prune(study, running):
-                dropped = True
+            losses = table.losses[row, : k + 1]
+            reports[k + 1] = float(losses.mean() if strategy.means else losses[-1])
+            trial = create_trial(state=TrialState.RUNNING, intermediate_values=reports)
+            if running is not None:
+                dropped = running.is_pruned(k + 1, reports[k + 1])
+            else:
+                dropped = k + 1 < n_instances and study.pruner.prune(study, trial)
+            if dropped and k + 1 < n_instances:
                 break
-        value = means[len(means)]
+        dropped = dropped and len(reports) < n_instances
+        value = float(table.losses[row, : len(reports)].mean())
+        steps.append(Step(row, calls, not dropped))
+        if running is not None:
+            # Hyperband's trials are told as pruned, the WilcoxonPruner's with their mean so far.
+            running.tell(value, dropped and strategy.means)
+            continue
         standings = race.standings(study)
         if dropped and strategy.estimates and standings is not None:
-            value = standings.full_loss(table.losses[row, : len(means)].tolist())
+            value = standings.full_loss(table.losses[row, : len(reports)].tolist())
         study.add_trial(
             create_trial(
                 state=TrialState.PRUNED if dropped else TrialState.COMPLETE,
                 value=value,
                 params=table.params[row],
-                distributions=table.distributions,
-                intermediate_values=means,
+                distributions=table.distributions_of(row),
+                intermediate_values=reports,
             )
         )
-        steps.append(Step(row, calls, not dropped))
     return steps
 
 
@@ -267,15 +237,19 @@ def report_recipes(table: Table) -> None:
     for name, distribution in table.distributions.items():
         if isinstance(distribution, CategoricalDistribution):
             for choice in distribution.choices:
-                losses = table.quality[1:][[p[name] == choice for p in table.params[1:]]]
+                losses = table.quality[1:][[p.get(name) == choice for p in table.params[1:]]]
                 if len(losses):
                     found = f"median {np.median(losses):.4f}, best {losses.min():.4f}"
                     print(f"  {name} = {choice}: {len(losses)} recipes, {found}")
     print("importance for being among the best tenth, with its error:")
     study = optuna.create_study()  # gives trials their numbers, by which Optuna knows them
     study.add_trials(
-        create_trial(value=float(q), params=p, distributions=table.distributions)
-        for q, p in zip(table.quality[1:], table.params[1:], strict=True)
+        create_trial(
+            value=float(table.quality[i]),
+            params=table.params[i],
+            distributions=table.distributions_of(i),
+        )
+        for i in range(1, len(table))
     )
     for one in importances(study.trials):
         print(f"  {one.name:<22}{one.share:>5.0%} ± {one.standard_error:.0%}")
@@ -295,7 +269,7 @@ class Runs:
     def line(self, baseline: float, default: float) -> str:
         """One row of the table."""
         median = float(np.median(self.to_target))
-        low, high = _median_interval(self.to_target)
+        low, high = median_interval(self.to_target)
         share = float(np.mean(self.picks))
         error = math.sqrt(share * (1 - share) / len(self.picks))
         lost = f"{self.dropped}/{self.met}"
@@ -306,7 +280,7 @@ class Runs:
         )
 
 
-def _median_interval(values: Sequence[float]) -> tuple[float, float]:
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
     """About 95 %, by the binomial distribution of order statistics."""
     ordered = sorted(values)
     n = len(ordered)
@@ -330,7 +304,7 @@ def main(argv: list[str] | None = None) -> int:
         value = getattr(arguments, option)
         if value < least:
             raise UserError(f"--{option} is {value}; write {least} or more")
-    _keep_quiet()
+    keep_quiet()
     table = read_table(arguments.table)
     report_recipes(table)
     report_orders(table)
@@ -369,12 +343,13 @@ def _replay_named(
     table: Table, alphas: Sequence[float], budget: float, target: float, work: tuple[str, int]
 ) -> list[Step]:
     """In a process of its own: strategies can't be sent there, but their names can."""
-    _keep_quiet()
+    keep_quiet()
     name, seed = work
-    return replay(table, strategies(alphas)[name], seed, budget, target)
+    return replay(table, strategies(alphas, len(table.instances))[name], seed, budget, target)
 
 
-def _keep_quiet() -> None:
+def keep_quiet() -> None:
+    """No lines of Optuna's."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 
@@ -389,7 +364,9 @@ def print_races(
     whole = TARGET_TRIALS * len(table.instances)
     budget = whole / 4
     names = [
-        n for n in strategies(alphas) if n in (BASELINE, DEFAULT) or any(w in n for w in words)
+        n
+        for n in strategies(alphas, len(table.instances))
+        if n in (BASELINE, DEFAULT) or any(w in n for w in words)
     ]
     replays = iter(
         tqdm(

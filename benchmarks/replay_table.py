@@ -26,6 +26,7 @@ from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
+    IntDistribution,
     distribution_to_json,
     json_to_distribution,
 )
@@ -49,8 +50,8 @@ DEFAULT_FILE = Path(__file__).parent / "results" / "replay.csv.gz"
 class Table:
     """Recipes (n) by instances (K), each pair measured once.
 
-    ``params`` are the recipes' sampled values; ``losses`` and ``seconds`` are (n, K), ``curves``
-    (n, K, parts); ``seconds`` is of the call alone.
+    ``params`` are the recipes' sampled values, without those that others switch off; ``losses`` and
+    ``seconds`` are (n, K), ``curves`` (n, K, parts); ``seconds`` is of the call alone.
     """
 
     params: list[dict[str, Any]]
@@ -80,19 +81,27 @@ class Table:
             curves=self.curves[rows],
         )
 
+    def distributions_of(self, row: int) -> dict[str, BaseDistribution]:
+        """Of the parameters that a recipe has."""
+        return {n: d for n, d in self.distributions.items() if n in self.params[row]}
+
     def coordinates(self, params: dict[str, Any]) -> Array:
-        """Where a recipe lies, with numbers in [0, 1] and one axis a choice, for distances."""
+        """Where a recipe lies, with numbers in [0, 1] and one axis a choice, for distances.
+
+        A number that it does not have lies in the middle.
+        """
         axes: list[float] = []
         for name, distribution in self.distributions.items():
-            value = params[name]
+            value = params.get(name)
             if isinstance(distribution, CategoricalDistribution):
                 # Two different choices are at distance 1.
                 axes += [float(value == c) / 2**0.5 for c in distribution.choices]
             else:
-                assert isinstance(distribution, FloatDistribution)
+                assert isinstance(distribution, (FloatDistribution, IntDistribution))
                 log = np.log if distribution.log else (lambda v: v)
                 low, high = log(distribution.low), log(distribution.high)
-                axes.append(float((log(value) - low) / (high - low)))
+                share = 0.5 if value is None else (log(value) - low) / (high - low)
+                axes.append(float(share))
         return np.array(axes, dtype=np.float64)
 
 
@@ -132,7 +141,7 @@ def from_trials(trials: Sequence[FrozenTrial], kept: Kept = MappingProxyType({})
 
     return Table(
         params=[trial.params for trial, _ in whole],
-        distributions=dict(first.distributions),
+        distributions={n: d for trial, _ in whole for n, d in trial.distributions.items()},
         instances=names,
         losses=column("loss"),
         seconds=column("seconds"),
@@ -178,7 +187,7 @@ def write_table(table: Table, path: Path) -> None:
     for i, params in enumerate(table.params):
         for k, instance in enumerate(table.instances):
             curve = " ".join(f"{v:.4g}" for v in table.curves[i, k])
-            values = [json.dumps(params[name]) for name in names]
+            values = [json.dumps(params[name]) if name in params else "" for name in names]
             writer.writerow(
                 [i, instance, repr(float(table.losses[i, k])), table.seconds[i, k], curve, *values]
             )
@@ -201,7 +210,7 @@ def read_table(path: Path = DEFAULT_FILE) -> Table:
         shape = (len(rows) // len(instances), len(instances))
         return Table(
             params=[
-                {name: json.loads(row[name]) for name in distributions}
+                {name: json.loads(row[name]) for name in distributions if row[name]}
                 for row in rows[:: len(instances)]
             ],
             distributions=distributions,

@@ -52,6 +52,10 @@ def studies_page() -> str:
         if kind is not None:
             lines += [f"## `[{name}]`", "", " ".join((kind.__doc__ or "").split()), ""]
             lines += [*_table(kind), ""]
+            for key, inner in kind.model_fields.items():
+                if (table := _model(inner.annotation)) is not None:
+                    about = key_meanings(kind)[key]
+                    lines += [f"### `[{name}.{key}]`", "", about, "", *_table(table), ""]
     lines += ["## `[space.NAME]`", ""]
     for kind in _PARAMETERS:
         (tag,) = kind.model_fields["type"].annotation.__args__  # type: ignore[union-attr]

@@ -77,7 +77,10 @@ class _Option:
             text += f" (default: {shown})"
         if text != argparse.SUPPRESS:
             text = text.replace("%", "%%") + self.also
-        parser.add_argument(self.flag, dest=self.name, help=text, **{**how, **self.extra})
+        if self.flag.startswith("-"):
+            parser.add_argument(self.flag, dest=self.name, help=text, **{**how, **self.extra})
+        else:
+            parser.add_argument(self.name, nargs="*", help=text, **self.extra)
 
     def value(self, text: Any, where: str) -> Any:
         """The value that ``text`` means; ``where`` is the option or the variable."""
@@ -133,7 +136,8 @@ def option(
     Args:
         text: for ``--help``, which adds the default.
         default: without one the option must be given.
-        flag: by default the field's name with hyphens.
+        flag: by default the field's name with hyphens; a name without them stands for any number
+            of arguments that have no option.
         variable: whether ``RUNES_<FLAG>`` in the environment sets it as well.
         least, above: lower bounds of a number, inclusive and exclusive.
         most: its upper bound; None: the largest that `hpo.settings` names for its kind.

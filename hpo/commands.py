@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ast
 import difflib
-import runpy
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from finetune.arguments import PACKAGE, version
 
@@ -39,10 +40,13 @@ def modules() -> dict[str, str]:
 
 def first_line(module: str) -> str:
     """What a command's docstring says first."""
-    package, name = module.split(".")
-    base = _HERE.parent / package / name
-    file = base / "__main__.py" if base.is_dir() else base.with_suffix(".py")
+    file = _HERE.parent / _path(module)
     return (ast.get_docstring(ast.parse(_text(file))) or "").split("\n")[0]
+
+
+def load(module: str) -> ModuleType:
+    """A command's module, with its function ``main``."""
+    return import_module(".".join(_path(module).with_suffix("").parts))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = modules()
     if name in known:
         sys.argv = [f"{PACKAGE} {name}", *rest[:-1]]
-        runpy.run_module(known[name], run_name="__main__")
-        return
+        run_command(load(known[name]).main)
     run_command(lambda: _about(name, known))
 
 
@@ -70,6 +73,12 @@ def _about(name: str, known: Mapping[str, str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"{PACKAGE} --help lists them"
         raise UserError(f"no command {name!r}; {hint}")
     return 0
+
+
+def _path(module: str) -> Path:
+    """Of a command's file, from the directory that has the packages."""
+    base = Path(*module.split("."))
+    return base / "__main__.py" if (_HERE.parent / base).is_dir() else base.with_suffix(".py")
 
 
 def _text(file: Path) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from pathlib import Path
 from finetune.arguments import PACKAGE
 
 from .arguments import make_parser, option, parse
-from .commands import first_line, modules
+from .commands import first_line, load, modules
 from .errors import run_command
 
 _SHELLS = ("bash", "zsh", "tcsh")
@@ -53,15 +51,14 @@ def whole_parser() -> ArgumentParser:
 
 
 def command_parser(name: str, module: str) -> ArgumentParser:
-    """The parser of a command: of its ``NameOptions``, or what its ``make_parser`` makes."""
-    package = importlib.util.find_spec(module)
-    is_package = package is not None and package.submodule_search_locations is not None
-    code = importlib.import_module(f"{module}.__main__" if is_package else module)
+    """The parser of a command: of its ``NameOptions`` or ``Options``, or what it makes itself."""
+    code = load(module)
     made = getattr(code, "make_parser", None)
     if made is not None and made is not make_parser:
         parser: ArgumentParser = made()
         return parser
-    return make_parser(getattr(code, f"{name.capitalize()}Options"), name, None)
+    options = getattr(code, f"{name.capitalize()}Options", None) or code.Options
+    return make_parser(options, name, None)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,13 @@ class Standings:
         self.reference = self.difficulty + means[best] - logs.mean()
         residuals = logs - means[:, None] - self.difficulty + logs.mean()
         self.prior = _noise_prior(residuals)
-        self.optimism = _optimism(residuals, means, best)
+        # Of the variance of trials' means, that which is noise: they are means of K instances.
+        self.share_of_noise = _share_of_noise(residuals, means)
+        # How much better than it is the incumbent looks, on average, in log loss: trials' means are
+        # true values plus noise, both taken as normal, so the expected true value of the best lies
+        # between its mean and the mean of all (empirical Bayes; Efron and Morris, "Data analysis
+        # using Stein's estimator" (1975)).
+        self.optimism = max(0.0, self.share_of_noise * float(means.mean() - means[best]))
 
     def judge(self, losses: Sequence[float], alpha: float) -> Verdict:
         """Whether a candidate's first losses, on the first instances, show it to be worse.
@@ -187,21 +193,18 @@ def _trigamma_inverse(value: float) -> float:
     return math.exp(_root(excess, -20.0, 20.0))
 
 
-def _optimism(residuals: Array, means: Array, best: int) -> float:
-    """How much better than it is the best trial looks, on average, in log loss, >= 0.
+def _share_of_noise(residuals: Array, means: Array) -> float:
+    """Of the variance of trials' mean log losses, the share that is noise, in [0, 1].
 
-    Trials' means are true values plus noise, both taken as normal: the expected true value of
-    the best lies between its mean and the mean of all (empirical Bayes; Efron and Morris,
-    "Data analysis using Stein's estimator" (1975)).  The noise is what is left of the table when
-    trials' and instances' means are taken out (``residuals``).
+    The noise is what is left of the table when trials' and instances' means are taken out
+    (``residuals``). Two trials tell nothing.
     """
     n, k = residuals.shape
     if n < 3 or k < 2:
         return 0.0
     noise = float((residuals**2).sum()) / ((n - 1) * (k - 1)) / k  # variance of a trial's mean
     spread = float(means.var(ddof=1))
-    share_of_noise = min(1.0, noise / spread) if spread > 0 else 1.0
-    return max(0.0, share_of_noise * float(means.mean() - means[best]))
+    return min(1.0, noise / spread) if spread > 0 else 1.0
 
 
 @cache

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from optuna.trial import FrozenTrial
 
+from ..pruners.improvement import Outlook, outlook
 from ..trial.ranking import best_trials
 from ..trial.record import compute_s
 from .config import Budget
@@ -25,13 +26,19 @@ def why_stop(
     """
     if budget.seconds is not None and elapsed_s >= budget.seconds:
         return f"{budget.seconds:g} s of this worker's time are over"
-    if budget.compute_seconds is None and budget.target is None and budget.stagnation is None:
+    kinds = (budget.compute_seconds, budget.target, budget.stagnation, budget.improvement)
+    if all(kind is None for kind in kinds):
         return None
     finished = [t for t in trials() if t.state.is_finished()]
     if budget.compute_seconds is not None:
         used_s = compute_seconds(finished)
         if used_s >= budget.compute_seconds:
             return f"{used_s:.0f} s of compute are spent, of {budget.compute_seconds:g}"
+    if budget.improvement is not None:
+        wanted = budget.improvement
+        found = outlook(finished, wanted.share, wanted.hours)
+        if isinstance(found, Outlook) and found.chance < wanted.chance:
+            return f"{found}; the study goes on from {wanted.chance:.2g}"
     best = next(iter(best_trials(finished, 1)), None)
     if best is None or best.value is None or best.datetime_complete is None:
         return None

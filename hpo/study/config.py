@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from ..artifacts.location import check_place, default_place
 from ..clock.plan import Clock
 from ..clock.settings import ClockTable
+from ..components import find_function
 from ..errors import UserError
 from ..problem.base import Method, Problem
 from ..problem.registry import (
@@ -22,6 +23,7 @@ from ..problem.registry import (
     load_problem,
 )
 from ..problem.settings import Confirm, Estimator, Instances
+from ..pruners.improvement import HOURS, SHARE
 from ..pruners.registry import Pruner
 from ..samplers.registry import Sampler
 from ..settings import LARGEST_NUMBER, Count, Finite, Natural, PositiveFloat, Table
@@ -40,6 +42,23 @@ class Limits(Table):
     limit."""
 
 
+class Improvement(Table):
+    """How probable it must be that the best loss still falls, for workers to go on."""
+
+    chance: Annotated[float, Field(gt=0, lt=1)]
+    """The probability below which they stop."""
+    share: Annotated[float, Field(gt=0, lt=1)] = SHARE
+    """Of the best loss, by which it would fall."""
+    hours: PositiveFloat = HOURS
+    """Of compute, in which it would."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alone(cls, table: Any) -> Any:
+        """A number is the probability."""
+        return {"chance": table} if isinstance(table, (int, float)) else table
+
+
 class Budget(Table):
     """When workers stop; whichever is reached first.  Nothing set: never."""
 
@@ -53,6 +72,30 @@ class Budget(Table):
     """A feasible trial has a loss this low."""
     stagnation: Count | None = None
     """Trials finished since the best one."""
+    improvement: Improvement | None = None
+    """The probability that the best loss still falls is lower than this: a table of its own, or
+    the probability alone, such as 0.1. `hpo.status` says how probable it is."""
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Those that are set, by their names, each as one number."""
+        parts = self.model_dump(exclude_none=True)
+        if self.improvement is not None:
+            parts["improvement"] = self.improvement.chance
+        return parts
+
+
+def _function_name(name: str) -> str:
+    find_function(name)
+    return name
+
+
+class Callbacks(Table):
+    """Functions of your own that workers call; the modules lie where the worker is started."""
+
+    after_trial: Annotated[str, AfterValidator(_function_name)] | None = None
+    """`MODULE:FUNCTION`, called with a `hpo.worker.callbacks.TrialEnded` when a trial has ended.
+    One that fails is a line in the log, and never a lost trial."""
 
 
 class Recovery(Table):
@@ -182,6 +225,7 @@ class StudyConfig(Table):
     budget: Budget = Budget()
     recovery: Recovery = Recovery()
     confirm: Confirm = Confirm()
+    callbacks: Callbacks = Callbacks()
 
     def on_drawings(
         self, alphabet: str | None, drawings: Path | None, train: int | None

@@ -83,6 +83,7 @@ def _overview(data: StudyData) -> Iterator[Block]:
             ("workers alive", str(alive)),
             ("budget", budget + (f"; spent: {status.spent}" if status.spent else "")),
             ("time left", left),
+            ("outlook", str(status.outlook or f"unknown: {status.outlook_unknown}")),
         ]
     )
 
