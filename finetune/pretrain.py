@@ -29,7 +29,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--data",
         type=Path,
-        help="directory that holds MNIST/raw (default: $RUNES_DATA, else downloaded)",
+        help="directory that holds MNIST/raw (default: downloaded); also $RUNES_DATA",
     )
     parser.add_argument("--out", type=Path, required=True, help="where the networks go")
     parser.add_argument("--seeds", type=_seeds, default=[1], help="for example 1,2,3")

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
+from finetune.arguments import LARGEST_SEED as LARGEST_SEED
 from finetune.arguments import Parser, brief
 
 from .errors import UserError
