@@ -1,11 +1,13 @@
 """Write the pages of docs/reference from the code: ``python docs/make_reference.py``.
 
 `studies.md` has every key of a study file, from the models that read it. `commands.md` has the help
-of every command. A test compares the pages with what this writes.
+of every command, and `python.md` the docstrings of the public names. A test compares the pages with
+what this writes.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -14,6 +16,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+import hpo
+from hpo.commands import first_line, modules
+from hpo.errors import EXIT_CODES
 from hpo.study.config import StudyConfig
 from hpo.study.descriptions import key_meanings
 from hpo.study.space import ChoiceParameter, FloatParameter, IntParameter, SwitchParameter
@@ -34,7 +39,6 @@ _BOUNDS = {
     "exclusiveMaximum": "under",
     "maximum": "to",
 }
-_USERS = ("finetune.challenge", "finetune.pretrain")  # of the method, beside those of the service
 
 
 def studies_page() -> str:
@@ -65,10 +69,22 @@ def studies_page() -> str:
 
 
 def commands_page() -> str:
-    """The help of every command."""
+    """The commands, their exit codes, and the help of each."""
     lines = [_MADE, "# Commands", ""]
+    lines += [
+        "`runes NAME` and `python -m MODULE` start the same command. Every command has `--help`",
+        "and `--version`. Those of `hpo` have `-v` (details, the traceback behind an error) and",
+        "`-q` (warnings and errors only). `runes completion` prints a script for your shell.",
+        "",
+        "| command | module | what it does |",
+        "|---|---|---|",
+    ]
+    known = modules()
+    lines += [f"| `{name}` | `{known[name]}` | {first_line(known[name])} |" for name in known]
+    lines += ["", "## Exit codes", "", "| code | what it means |", "|---|---|"]
+    lines += [f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items()] + [""]
     environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
-    for module in [*service_commands(), *_USERS]:
+    for module in known.values():
         done = subprocess.run(
             [sys.executable, "-m", module, "--help"],
             cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
@@ -77,16 +93,29 @@ def commands_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def service_commands() -> list[str]:
-    """Modules of `hpo` that are run as commands."""
-    package = ROOT / "hpo"
-    files = [*package.glob("*.py"), *package.glob("*/__main__.py")]
-    found = [file for file in files if "run_command(main)" in file.read_text("utf-8")]
-    return sorted(
-        f"hpo.{file.parent.name if file.stem == '__main__' else file.stem}"
-        for file in found
-        if file != package / "errors.py"
-    )
+def python_page() -> str:
+    """The public names of `hpo` and their docstrings."""
+    lines = [_MADE, "# In Python", ""]
+    lines += ["`from hpo import ...` has these names. All else may change from release to release."]
+    for name in hpo.__all__:
+        thing = getattr(hpo, name)
+        lines += ["", f"## `{_signature(name, thing)}`", "", *_docstring(thing)]
+        members = vars(thing) if thing is hpo.OpenStudy else {}
+        for member, value in members.items():
+            if not member.startswith("_"):
+                title = member if isinstance(value, property) else _signature(member, value)
+                lines += ["", f"### `{title}`", "", *_docstring(value)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _signature(name: str, thing: Any) -> str:
+    if inspect.isclass(thing):
+        return name
+    return name + str(inspect.signature(thing)).replace("'", "")
+
+
+def _docstring(thing: Any) -> list[str]:
+    return ["```text", *(inspect.getdoc(thing) or "").splitlines(), "```"]
 
 
 def _table(model: type[BaseModel], without: tuple[str, ...] = ()) -> list[str]:
@@ -146,3 +175,4 @@ if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)
     (OUT / "studies.md").write_text(studies_page(), "utf-8")
     (OUT / "commands.md").write_text(commands_page(), "utf-8")
+    (OUT / "python.md").write_text(python_page(), "utf-8")

@@ -1,35 +1,77 @@
-"""Command lines of this package: mistakes are one line, and numbers have bounds."""
+"""Command lines: mistakes are one line, numbers have bounds, and each command says its version."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .errors import UserError
 
 LARGEST_SEED = 2**32 - 1  # numpy's generators take no larger one
+PACKAGE = "runes"  # what pip installs, and the console script
 _SHOWN = 40  # characters of a number that somebody wrote
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells mistakes as everything here does: in one line."""
+    """Reports a mistake in one line, and has ``--version``.
+
+    Args:
+        module: the command's module; the help names the command as it was started.
+    """
+
+    def __init__(self, module: str, **how: Any) -> None:
+        super().__init__(prog=_program(module), **how)
+        self.add_argument("--version", action=_Version, help="print the version and exit")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the options")
+
+
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for: `importlib.metadata` takes time to import."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str) -> None:  # noqa: A002
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(version())
+        parser.exit()
+
+
+def version() -> str:
+    """The package and its version, such as ``runes 0.1.0``."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return f"{PACKAGE} {installed(PACKAGE)}"
+    except PackageNotFoundError:
+        return f"{PACKAGE}, not installed"
+
+
+def brief(text: str) -> str:
+    """What somebody wrote, as a message shows it."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
     """The type of an option that is a whole number in [least, most]."""
 
     def read(text: str) -> int:
-        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{shown!r} is no whole number") from None
+            raise argparse.ArgumentTypeError(f"{brief(text)!r} is no whole number") from None
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{shown} is not in {least} to {most}")
+            raise argparse.ArgumentTypeError(f"{brief(text)} is not in {least} to {most}")
         return value
 
     return read
+
+
+def _program(module: str) -> str:
+    """How the command was started: by the console script, or by its module."""
+    started = sys.argv[0] if sys.argv else ""
+    return started if started.startswith(f"{PACKAGE} ") else f"python -m {module}"

@@ -1,4 +1,4 @@
-"""``python -m finetune.challenge``: the author's ``run()`` and its points.
+"""Score a file with ``finetune_model`` as the author's ``run()`` does, with its points.
 
 Five calls of ``finetune_model``, each with a rune and a pretrained network of its own,
 timed, then scored by the author's estimator on drawings that the call did not see, ten of
@@ -311,8 +311,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m finetune.challenge", description=__doc__)
+def make_parser() -> Parser:
+    """The options of this command."""
+    parser = Parser("finetune.challenge", description=__doc__)
     parser.add_argument(
         "--submission", type=Path, help="file with finetune_model (default: the default recipe)"
     )
@@ -323,7 +324,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--picture", type=Path, help="PNG: real, before and after, for each rune")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
     if arguments.picture is not None:
         check_out(arguments.picture, "--picture")
     # What a submission prints goes to standard error: the result alone is on standard output.

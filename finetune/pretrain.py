@@ -1,4 +1,4 @@
-"""``python -m finetune.pretrain``: the class-conditional flow on MNIST, as the course has it.
+"""Train the class-conditional flow on MNIST, as the course has it.
 
 Each seed gives ``unet_SEED.safetensors`` (half precision, about 3 MB) and a card
 ``unet_SEED.json`` beside it.  A killed run continues where its last checkpoint stands and
@@ -23,19 +23,24 @@ def _seeds(text: str) -> list[int]:
     return [whole(0, _LARGEST_SEED)(part) for part in text.split(",")]
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m finetune.pretrain", description=__doc__)
+def make_parser() -> Parser:
+    """The options of this command."""
+    parser = Parser("finetune.pretrain", description=__doc__)
     parser.add_argument(
         "--data",
         type=Path,
-        help="directory that holds MNIST/raw (default: $RUNES_DATA, else downloaded)",
+        help="directory that holds MNIST/raw (default: downloaded); also $RUNES_DATA",
     )
     parser.add_argument("--out", type=Path, required=True, help="where the networks go")
     parser.add_argument("--seeds", type=_seeds, default=[1], help="for example 1,2,3")
     parser.add_argument("--epochs", type=whole(1, _MOST_EPOCHS), help="default: 10")
     parser.add_argument("--batch-size", type=whole(1, _MOST_IMAGES), help="default: 64")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
     check_out_directory(arguments.out)
     # After the options: torch takes seconds to import.
     import torch

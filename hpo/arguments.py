@@ -14,12 +14,16 @@ Example:
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from finetune.arguments import LARGEST_SEED as LARGEST_SEED
+from finetune.arguments import Parser, brief
 
 from .errors import UserError
 
@@ -27,9 +31,10 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 PREFIX = "RUNES_"
-_SHOWN = 40  # characters of a number that somebody wrote
-# Those of `hpo.settings`, whose import would take `--help` a second.
-LARGEST_COUNT, LARGEST_NUMBER = 2**31 - 1, 1e9
+LARGEST_COUNT = 2**31 - 1  # databases' whole numbers are no larger
+LARGEST_NUMBER = 1e9  # of seconds, some 30 years; no clock waits much longer
+_LEVELS = {"-v": logging.DEBUG, "-q": logging.WARNING}
+_LOGGER = logging.getLogger("hpo")
 
 T = TypeVar("T", bound="DataclassInstance")
 
@@ -73,7 +78,10 @@ class _Option:
             text += f" (default: {shown})"
         if text != argparse.SUPPRESS:
             text = text.replace("%", "%%") + self.also
-        parser.add_argument(self.flag, dest=self.name, help=text, **{**how, **self.extra})
+        if self.flag.startswith("-"):
+            parser.add_argument(self.flag, dest=self.name, help=text, **{**how, **self.extra})
+        else:
+            parser.add_argument(self.name, nargs="*", help=text, **self.extra)
 
     def value(self, text: Any, where: str) -> Any:
         """The value that ``text`` means; ``where`` is the option or the variable."""
@@ -89,9 +97,9 @@ class _Option:
             value = convert(text)
         except ValueError as error:
             kind = "a whole number" if convert is int else "a number"
-            raise UserError(f"{where} is {_short(text)!r}; write {kind}") from error
+            raise UserError(f"{where} is {brief(text)!r}; write {kind}") from error
         if convert in (int, float):
-            self._check_bounds(value, f"{where} is {_short(text)}")
+            self._check_bounds(value, f"{where} is {brief(text)}")
         if self.choices and value not in self.choices:
             raise UserError(f"{where} is {value!r}; write one of {', '.join(self.choices)}")
         return value
@@ -129,7 +137,8 @@ def option(
     Args:
         text: for ``--help``, which adds the default.
         default: without one the option must be given.
-        flag: by default the field's name with hyphens.
+        flag: by default the field's name with hyphens; a name without them stands for any number
+            of arguments that have no option.
         variable: whether ``RUNES_<FLAG>`` in the environment sets it as well.
         least, above: lower bounds of a number, inclusive and exclusive.
         most: its upper bound; None: the largest that `hpo.settings` names for its kind.
@@ -210,13 +219,9 @@ def parse(
     Raises:
         UserError: an option is missing, unknown or out of its range; names it or its variable.
     """
-    parser = _Parser(prog=f"python -m hpo.{command}", description=description, epilog=epilog)
-    declared, groups = _declared(options), {}
-    for one in declared:
-        if one.excludes and one.excludes not in groups:
-            groups[one.excludes] = parser.add_mutually_exclusive_group()
-        one.add_to(groups.get(one.excludes, parser))
-    texts = vars(parser.parse_args(argv))
+    declared = _declared(options)
+    texts = vars(make_parser(options, command, description, epilog).parse_args(argv))
+    _LOGGER.setLevel(texts["level"])
     given = {one.excludes for one in declared if one.excludes and texts[one.name] is not None}
     values = {}
     for one in declared:
@@ -230,15 +235,42 @@ def parse(
     return options(**values)
 
 
+def make_parser(
+    options: type[DataclassInstance],
+    command: str,
+    description: str | None,
+    epilog: str | None = None,
+) -> Parser:
+    """The parser of a command's ``options``, and of those that every command has."""
+    parser, groups = Parser(f"hpo.{command}", description=description, epilog=epilog), {}
+    level = parser.add_mutually_exclusive_group()
+    for flag, name, text in (
+        ("-v", "--verbose", "log details, and the traceback behind an error"),
+        ("-q", "--quiet", "log warnings and errors only, and show no progress"),
+    ):
+        level.add_argument(
+            flag, name, action="store_const", const=_LEVELS[flag], dest="level", help=text
+        )
+    parser.set_defaults(level=logging.INFO)
+    for one in _declared(options):
+        if one.excludes and one.excludes not in groups:
+            groups[one.excludes] = parser.add_mutually_exclusive_group()
+        one.add_to(groups.get(one.excludes, parser))
+    return parser
+
+
 def passed_on(
     options: DataclassInstance, environment: Mapping[str, str]
 ) -> tuple[list[str], dict[str, str]]:
     """Arguments and ``environment`` with which another process parses the same ``options``.
 
+    It logs as much as this one.
+
     What has a variable is passed by it: a database's URL may hold a password, and every user of
     the machine sees command lines.
     """
-    arguments, variables = [], dict(environment)
+    arguments = [flag for flag, level in _LEVELS.items() if level == _LOGGER.level]
+    variables = dict(environment)
     for one in _declared(type(options)):
         value = getattr(options, one.name)
         variables.pop(one.variable_name, None)
@@ -249,18 +281,6 @@ def passed_on(
         else:
             arguments += [one.flag] if value is True else [one.flag, str(value)]
     return arguments, variables
-
-
-def _short(text: str) -> str:
-    """What somebody wrote, as a message shows it."""
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-class _Parser(argparse.ArgumentParser):
-    """Tells mistakes as every part of the service does: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the options")
 
 
 def _declared(options: type[DataclassInstance]) -> list[_Option]:

@@ -42,7 +42,9 @@ class CalibrateOptions:
         None,
         metavar="FILE",
     )
-    device: str | None = option("cpu, cuda or cuda:N (default: a GPU if there is one)", None)
+    device: str | None = option(
+        "cpu, cuda or cuda:N (default: a GPU if there is one)", None, variable=True
+    )
     force: bool = option("overwrite the profile", False)
 
 

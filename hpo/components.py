@@ -75,6 +75,20 @@ def make_component(
         raise ValueError(f"{name} can't be made: {_first_line(error)}") from error
 
 
+def find_function(name: str) -> Any:
+    """The function that ``MODULE:FUNCTION`` names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if ":" not in name:
+        raise ValueError(f"{name!r} is no function; write MODULE:FUNCTION")
+    found = _find(name)
+    if not callable(found):
+        raise ValueError(f"{name} can't be called; write MODULE:FUNCTION")
+    return found
+
+
 def _find(name: str) -> Any:
     module, _, attribute = name.rpartition(":")
     try:

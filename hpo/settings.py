@@ -6,9 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-LARGEST_SEED = 2**32 - 1  # numpy's generators take no larger one
-LARGEST_COUNT = 2**31 - 1  # databases' whole numbers are no larger
-LARGEST_NUMBER = 1e9  # of seconds, some 30 years; no clock waits much longer
+from .arguments import LARGEST_COUNT, LARGEST_NUMBER, LARGEST_SEED
 
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Natural = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]

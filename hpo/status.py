@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import textwrap
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -17,9 +20,12 @@ from .formatting import cost_of_answer, duration, setting
 # Optuna takes half a second to import, and `--help` needs none of it.
 if TYPE_CHECKING:
     from .analysis.status import Best, Confirmed, Pace, Status
+    from .study.config import StudyConfig
 
 _WIDTH = 100
+_CLEAR = "\x1b[H\x1b[2J"  # of a terminal
 _MOST_IMPORTANT = 10
+_MOST_CONTROLS = 5
 _KEY_WIDTH = 11
 
 
@@ -29,6 +35,9 @@ class StatusOptions(StudyOptions):
 
     best: int = option("show so many trials", 5, least=0)
     json: bool = json_option("hpo/analysis/status.py")
+    watch: float | None = option(
+        "look again after so many seconds, until Ctrl-C", None, above=0, metavar="SECONDS"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,14 +45,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(StatusOptions, argv, "status", description)
     import optuna
 
-    from .analysis.status import status_of
-    from .storage.open import load_study, looked_at
-    from .storage.url import study_argument
     from .study.config import load_study_file
 
     config = load_study_file(options.study)
-    url = config.storage_url(options.storage)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if options.watch is None:
+        print(_look(config, options))
+        return 0
+    # A person ends this by Ctrl-C, and that is no failure.
+    with suppress(KeyboardInterrupt):
+        while True:
+            text = _look(config, options)
+            print(_CLEAR + text if sys.stdout.isatty() else text, flush=True)
+            time.sleep(options.watch)
+    return 0
+
+
+def _look(config: StudyConfig, options: StatusOptions) -> str:
+    """How the study stands now, as it is printed."""
+    from .analysis.status import status_of
+    from .storage.open import load_study, looked_at
+    from .storage.url import study_argument
+
+    url = config.storage_url(options.storage)
     with looked_at(url, study_argument(options.study, options.storage)) as storage:
         study = load_study(storage, config.name)
         trials = study.get_trials(deepcopy=False)
@@ -52,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept_calls = storage.count_calls(study._study_id)
     now = datetime.now(UTC)
     status = status_of(config, url, trials, beats, now, options.best, attrs, kept_calls)
-    print(to_json(status) if options.json else printable(to_text(status)))
-    return 0
+    return to_json(status) if options.json else printable(to_text(status))
 
 
 def to_json(status: Status) -> str:
@@ -86,6 +109,10 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
         age = f"last heartbeat {w.silent_s:.0f} s ago"
         state = f"alive, {age}" if w.alive else f"silent for {w.silent_s:.0f} s"
         yield "worker", f"{w.worker}  trial {w.trial}  {state}"
+    if status.paused is not None:
+        yield "paused", f"{status.paused}; python -m hpo.resume lets its workers go on"
+    for control in status.controls[:_MOST_CONTROLS]:
+        yield "asked", control
     yield "pace", _pace(status.pace)
     yield "compute", f"{duration(status.compute_s)} in finished trials"
     if status.kept_calls:

@@ -38,6 +38,11 @@ def test_the_page_of_commands_is_that_of_the_parsers(reference: ModuleType) -> N
     assert written == reference.commands_page(), "run python docs/make_reference.py"
 
 
+def test_the_page_for_python_is_that_of_the_docstrings(reference: ModuleType) -> None:
+    written = (DOCS / "reference" / "python.md").read_text("utf-8")
+    assert written == reference.python_page(), "run python docs/make_reference.py"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in _links(page):

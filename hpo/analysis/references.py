@@ -14,7 +14,7 @@ from ..trial.record import Call
 from ..trial.stored import finite
 from .intervals import Interval, interval, unit_means, units_of
 
-MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "references.jsonl"
+MEASURED = Path(__file__).parents[1] / "studies" / "results" / "references.jsonl"
 NAMES = ("A", "B")
 
 

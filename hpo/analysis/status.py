@@ -18,6 +18,7 @@ from ..storage.url import shown
 from ..study.budget import compute_seconds, why_stop
 from ..study.config import Budget, StudyConfig
 from ..study.confirmation import BASELINE, Confirmation, read_confirmation
+from ..study.control import wishes_in
 from ..trial.ranking import best_trials, why_passed_over
 from ..trial.run import Run, run_of, runs_of
 from ..trial.stored import Remark
@@ -92,7 +93,7 @@ class Status:
     workers: tuple[Worker, ...]  # by trial
     no_heartbeat: int  # running trials without any heartbeat: another program runs them
     compute_s: float  # that finished trials took, all together
-    budget: dict[str, float]  # the parts that the study file sets, by their names there
+    budget: dict[str, float]  # the parts that are set, by their names in a study file
     spent: str | None  # which of them is spent
     time_left_s: float | None  # until the budget of trials is spent, at this pace
     time_left_unknown: str | None  # why it is null
@@ -101,6 +102,9 @@ class Status:
     confirmed: Confirmed | None = None  # null: nothing is, or it can't be read
     confirmed_unreadable: str | None = None  # what is wrong with what is stored
     unreadable: tuple[str, ...] = ()  # attributes of trials: what is wrong with them
+    paused: str | None = None  # who paused the study; null: nobody has, or it was resumed
+    controls: tuple[str, ...] = ()  # what people asked of it, the newest first
+    dropped: tuple[int, ...] = ()  # trials that do not count any more
     kept_calls: int = 0  # that are not made again, those of unfinished trials included
     outlook: Outlook | None = None  # whether the best loss still falls
     outlook_unknown: str | None = None  # why it is null
@@ -139,7 +143,9 @@ def status_of(
     confirmed = read_confirmation(attrs)
     heard = {b.trial_id for b in beats}
     pace = pace_of(trials, beats, config.recovery.grace_s, now)
-    left = _time_left(config.budget, len(finished), pace)
+    wishes = wishes_in(attrs)
+    budget = wishes.apply(config.budget)
+    left = _time_left(budget, len(finished), pace)
     try:
         mattered, why_not = importances(trials), None
     except ImportanceError as error:
@@ -161,8 +167,8 @@ def status_of(
             t.state == TrialState.RUNNING and t._trial_id not in heard for t in trials
         ),
         compute_s=compute_seconds(finished),
-        budget=config.budget.parts,
-        spent=spent_budget(config.budget, finished),
+        budget=budget.parts,
+        spent=spent_budget(budget, finished),
         time_left_s=left if isinstance(left, float) else None,
         time_left_unknown=left if isinstance(left, str) else None,
         outlook=more if isinstance(more, Outlook) else None,
@@ -172,6 +178,9 @@ def status_of(
         confirmed=_confirmed(confirmed) if isinstance(confirmed, Confirmation) else None,
         confirmed_unreadable=confirmed.problem if isinstance(confirmed, Remark) else None,
         unreadable=tuple(_remarks(runs)),
+        paused=str(wishes.paused) if wishes.paused else None,
+        controls=tuple(map(str, reversed(wishes.controls))),
+        dropped=tuple(sorted(wishes.dropped)),
         kept_calls=kept_calls,
     )
 

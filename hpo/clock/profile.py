@@ -123,7 +123,7 @@ def _find(machine: str) -> Path:
         if not path.is_file():
             raise UserError(f"{path}: no such machine profile")
         return path
-    directories = [MACHINES_DIR, Path(__file__).parents[2] / MACHINES_DIR]
+    directories = [MACHINES_DIR, Path(__file__).parents[1] / MACHINES_DIR]
     for directory in directories:
         path = directory / f"{machine}.toml"
         if path.is_file():

@@ -37,8 +37,19 @@ def start_log(who: str) -> None:
     handler = _BesideBars()
     handler.setFormatter(logging.Formatter(f"%(asctime)s {who} %(message)s", "%Y-%m-%d %H:%M:%S"))
     _LOGGER.handlers = [handler]
-    _LOGGER.setLevel(logging.INFO)
+    if _LOGGER.level == logging.NOTSET:  # no command line has set it
+        _LOGGER.setLevel(logging.INFO)
     _LOGGER.propagate = False
+
+
+def is_quiet() -> bool:
+    """Whether only warnings are wanted (``--quiet``), and no progress."""
+    return not _LOGGER.isEnabledFor(logging.INFO)
+
+
+def debug(message: str) -> None:
+    """Log a detail, which ``--verbose`` shows."""
+    _LOGGER.debug(message)
 
 
 def info(message: str) -> None:

@@ -75,6 +75,10 @@ class Promotion:
         best = min(waiting, key=lambda number: (standings.predicted(waiting[number]), number))
         return None if self._pruner.judge(standings, waiting[best]).drop else best
 
+    def forget(self) -> None:
+        """Look at all trials again: one of them has changed."""
+        self._race.forget()
+
     def goes_on(self, study: optuna.Study, number: int, losses: Sequence[float]) -> bool:
         """Whether a running trial that has just made its looks is promoted at once."""
         return self._next(study, {number: losses}) == number

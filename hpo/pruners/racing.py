@@ -33,6 +33,10 @@ class Race:
 
     def __init__(self, running_means: bool = True) -> None:
         self._running_means = running_means
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: trials that were looked at have changed."""
         self._seen: set[int] = set()
         self._whole: list[list[float]] = []  # losses of a complete trial each
         self._partial: list[list[float]] = []  # of pruned ones
@@ -109,6 +113,10 @@ class RacingPruner(optuna.pruners.BasePruner):
             raise ValueError(f"alpha is {alpha}; write a number between 0 and 1")
         self._alpha = alpha
         self._race = Race(running_means)
+
+    def forget(self) -> None:
+        """Look at all trials again: one of them has changed."""
+        self._race.forget()
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial's reports show it to be worse.

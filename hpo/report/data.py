@@ -13,6 +13,7 @@ from ..analysis.status import Status, spent_budget, status_of
 from ..storage.recovery import Heartbeat
 from ..study.config import StudyConfig
 from ..study.confirmation import Confirmation, read_confirmation
+from ..study.control import wishes_in
 from ..study.manifest import read_manifest
 from ..trial.run import Run, best_of
 from ..trial.stored import Remark
@@ -58,12 +59,13 @@ class StudyData:
             UserError: the URL is none.
         """
         trials = [r.trial for r in self.runs]
-        return status_of(self.config, self.url, trials, self.beats, self.now, best=0)
+        return status_of(self.config, self.url, trials, self.beats, self.now, 0, self.attrs)
 
     @cached_property
     def spent(self) -> str | None:
         """Which part of the budget is spent; None while none is."""
-        return spent_budget(self.config.budget, [r.trial for r in self.finished])
+        budget = wishes_in(self.attrs).apply(self.config.budget)
+        return spent_budget(budget, [r.trial for r in self.finished])
 
     @cached_property
     def confirmation(self) -> Confirmation | Remark | None:

@@ -14,10 +14,10 @@ import optuna
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
-from ..errors import UserError
+from ..errors import DatabaseAwayError, UserError
 from .compressed import unpacked
 from .dialects import dialect_of
-from .errors import explain
+from .errors import explain, is_transient
 from .optuna_internals import open_rdb
 from .rdb import StudyStorage
 from .retry import Retry
@@ -122,7 +122,7 @@ def looked_at(url: str, study: str) -> Iterator[StudyStorage]:
         except UserError as error:
             if plain == url:
                 raise
-            raise UserError(str(error).replace(shown(plain), url)) from error
+            raise type(error)(str(error).replace(shown(plain), url)) from error
         storage.retry.name = shown(url)
         try:
             yield storage
@@ -153,8 +153,9 @@ def reading(url: str) -> Iterator[sa.Connection]:
         def explain_failure(context: sa.engine.ExceptionContext) -> None:
             if not isinstance(context.original_exception, Exception):
                 return  # somebody stops this process, in the middle of a statement
-            message = explain(context.sqlalchemy_exception or context.original_exception)
-            raise UserError(f"can't read {shown(url)}: {hide_passwords(message, url)}")
+            error = context.sqlalchemy_exception or context.original_exception
+            message = hide_passwords(explain(error), url)
+            raise _kind_of(error)(f"can't read {shown(url)}: {message}")
 
         sa.event.listen(engine, "handle_error", explain_failure)
         yield connection
@@ -185,9 +186,13 @@ def _explained(url: str) -> Iterator[None]:
         yield
     except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
         message = hide_passwords(explain(error), url)
-        raise UserError(f"can't open {shown(url)}: {message}") from error
+        raise _kind_of(error)(f"can't open {shown(url)}: {message}") from error
     except RuntimeError as error:  # Optuna's, for tables of another release
         raise UserError(f"can't open {shown(url)}: {_release_advice(str(error))}") from error
+
+
+def _kind_of(error: BaseException) -> type[UserError]:
+    return DatabaseAwayError if is_transient(error) else UserError
 
 
 def _open(parsed: sa.URL) -> RDBStorage:

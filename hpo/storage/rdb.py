@@ -170,6 +170,11 @@ class StudyStorage(BaseStorage):
         with self._of_study(study_id) as token:
             return self.transact(lambda c: transactions.join(c, study_id, token))
 
+    def queue_starts(self, study_id: int, starts: Sequence[Mapping[str, Any]]) -> int:
+        """Queue those starting trials that were never queued in the study; returns how many."""
+        with self._of_study(study_id) as token:
+            return self.transact(lambda c: transactions.queue_starts(c, study_id, starts, token))
+
     def queue_once(self, study_id: int, parameters: Mapping[str, Any]) -> bool:
         """Queue a trial of these parameters, unless one that was queued with them has yet to end.
 
@@ -284,6 +289,10 @@ class StudyStorage(BaseStorage):
     def count_calls(self, study_id: int) -> int:
         """How many calls a study keeps; it makes no table."""
         return self.read(lambda c: calls.count_of_study(c, study_id))
+
+    def forget_trials(self, study_id: int) -> None:
+        """Read a study's finished trials anew: a person has changed one."""
+        self._caches.pop(study_id, None)
 
     def trials_for_sampling(self, study_id: int) -> list[FrozenTrial]:
         """See `TrialCache.for_sampling`."""

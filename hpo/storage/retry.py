@@ -11,7 +11,7 @@ import optuna
 import sqlalchemy.exc
 import tenacity
 
-from ..errors import UserError
+from ..errors import DatabaseAwayError, UserError
 from ..process.logging import warn
 from ..process.signals import raise_if_stopped
 from .errors import driver_message, explain, is_database_error, is_transient
@@ -41,7 +41,8 @@ class Retry:
         """The operation's result; it must be safe to repeat, even after an unseen success.
 
         Raises:
-            UserError: the trouble will not pass, or it lasted for ``limit_s``.
+            DatabaseAwayError: the trouble lasted for ``limit_s``.
+            UserError: it will not pass.
             StopError: the process was asked to stop.
         """
         started = time.monotonic()
@@ -72,6 +73,7 @@ class Retry:
             message = f"{self.name}: {explain(error)}"
             if is_transient(error):
                 message += f"; gave up after {time.monotonic() - started:.0f} s"
+                raise DatabaseAwayError(message) from error
             raise UserError(message) from error
         if has_warned:
             warn(f"{self.name}: answers again after {time.monotonic() - started:.0f} s")

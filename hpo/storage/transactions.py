@@ -139,10 +139,57 @@ def queue_once(
     )
     if any(json.loads(text) == dict(parameters) for text in c.execute(queued).scalars()):
         return False
-    row = {"study_id": study_id, "number": _count_trials(c, study_id), "state": TrialState.WAITING}
+    _queue(c, study_id, parameters)
+    return True
+
+
+def queue_starts(
+    c: sa.Connection,
+    study_id: int,
+    starts: Sequence[Mapping[str, Any]],
+    token: str | None = None,
+) -> int:
+    """Queue those starting trials that were never queued in this study; returns how many.
+
+    Args:
+        token: the study's own, as in `lock_study`.
+
+    Raises:
+        KeyError: there is no such study.
+    """
+    lock_study(c, study_id, token)
+    attrs = db.SYSTEM_ATTRS
+    query = (
+        sa.select(attrs.c.value_json)
+        .join(db.TRIALS, db.TRIALS.c.trial_id == attrs.c.trial_id)
+        .where(db.TRIALS.c.study_id == study_id, attrs.c.key == FIXED_PARAMS_KEY)
+    )
+    queued = [json.loads(text) for text in c.execute(query).scalars()]
+    # A trial that was queued again has all its parameters there.
+    new = [s for s in starts if not any(s.items() <= q.items() for q in queued)]
+    for parameters in new:
+        _queue(c, study_id, parameters)
+    return len(new)
+
+
+def queue(
+    c: sa.Connection, study_id: int, parameters: Mapping[str, Any], token: str | None = None
+) -> int:
+    """Queue a trial of these parameters; returns its number.
+
+    Raises:
+        KeyError: there is no such study.
+    """
+    lock_study(c, study_id, token)
+    return _queue(c, study_id, parameters)
+
+
+def _queue(c: sa.Connection, study_id: int, parameters: Mapping[str, Any]) -> int:
+    number = _count_trials(c, study_id)
+    row = {"study_id": study_id, "number": number, "state": TrialState.WAITING}
     trial = {"trial_id": insert(c, db.TRIALS, row)}
     set_attrs(c, db.SYSTEM_ATTRS, trial, {FIXED_PARAMS_KEY: dict(parameters)})
-    return True
+    return number
 
 
 def identify(c: sa.Connection, study_id: int) -> Identity:

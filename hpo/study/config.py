@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from ..artifacts.location import check_place, default_place
 from ..clock.plan import Clock
 from ..clock.settings import ClockTable
+from ..components import find_function
 from ..errors import UserError
 from ..problem.base import Method, Problem
 from ..problem.registry import (
@@ -82,6 +83,19 @@ class Budget(Table):
         if self.improvement is not None:
             parts["improvement"] = self.improvement.chance
         return parts
+
+
+def _function_name(name: str) -> str:
+    find_function(name)
+    return name
+
+
+class Callbacks(Table):
+    """Functions of your own that workers call; the modules lie where the worker is started."""
+
+    after_trial: Annotated[str, AfterValidator(_function_name)] | None = None
+    """`MODULE:FUNCTION`, called with a `hpo.worker.callbacks.TrialEnded` when a trial has ended.
+    One that fails is a line in the log, and never a lost trial."""
 
 
 class Recovery(Table):
@@ -211,6 +225,7 @@ class StudyConfig(Table):
     budget: Budget = Budget()
     recovery: Recovery = Recovery()
     confirm: Confirm = Confirm()
+    callbacks: Callbacks = Callbacks()
 
     def on_drawings(
         self, alphabet: str | None, drawings: Path | None, train: int | None
@@ -317,7 +332,7 @@ def _find(study: str) -> Path:
         if not path.is_file():
             raise UserError(f"{path}: no such study file")
         return path
-    directories = [STUDIES_DIR, Path(__file__).parents[2] / STUDIES_DIR]
+    directories = [STUDIES_DIR, Path(__file__).parents[1] / STUDIES_DIR]
     for directory in directories:
         path = directory / f"{study}.toml"
         if path.is_file():

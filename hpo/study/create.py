@@ -11,6 +11,7 @@ import numpy as np
 import optuna
 
 from ..errors import UserError
+from ..formatting import counted
 from ..process.logging import info
 from ..pruners.registry import make_pruner
 from ..samplers.registry import make_sampler
@@ -36,6 +37,8 @@ def join(
     """
     storage, study = create(config, url, manifest)
     ordinal = storage.join(study._study_id)
+    if (new := storage.queue_starts(study._study_id, config.start)) > 0:
+        info(f"{counted(new, 'starting recipe')} of the study file queued")
     storage.keeps_calls()  # makes their table, or says why not, before any trial begins
     storage.worker = f"{socket.gethostname()}:{os.getpid()}#{ordinal}"
     if seed is None:

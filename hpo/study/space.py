@@ -189,6 +189,54 @@ def check_parameters(
             raise ValueError(f"{where}.{name} is {value!r}, outside its space")
 
 
+def check_queued(parameters: Mapping[str, Any], space: Mapping[str, Parameter]) -> None:
+    """What somebody queues must be parameters that the space can sample.
+
+    Raises:
+        ValueError: naming the parameter, what was found and what is allowed.
+    """
+    for name, value in parameters.items():
+        if name not in space:
+            near = get_close_matches(name, space, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name} is no parameter{meant}; [space] has {', '.join(space)}")
+        parameter = space[name]
+        if not parameter.allows(value):
+            raise ValueError(f"{name} is {value!r}; write {allowed_values(parameter)}")
+        for other, wanted in parameter.when.items():
+            if other in parameters and parameters[other] != wanted:
+                raise ValueError(
+                    f"{name} exists only where {other} is {wanted!r}, and {other} is "
+                    f"{parameters[other]!r}; leave one of them out"
+                )
+
+
+def allowed_values(parameter: Parameter) -> str:
+    """What a parameter may be, for people."""
+    if isinstance(parameter, ChoiceParameter):
+        return "one of " + ", ".join(map(str, parameter.choices))
+    if isinstance(parameter, SwitchParameter):
+        return "true or false"
+    kind = "a whole number" if isinstance(parameter, IntParameter) else "a number"
+    return f"{kind} from {parameter.low:g} to {parameter.high:g}"
+
+
+def read_parameter(text: str, name: str, space: Mapping[str, Parameter]) -> Any:
+    """The value that a person wrote for a parameter; the text itself where it is none."""
+    parameter = space.get(name)
+    if isinstance(parameter, ChoiceParameter):
+        said = {str(choice).lower(): choice for choice in parameter.choices}
+        return said.get(text.lower(), text)
+    if isinstance(parameter, SwitchParameter):
+        return {"true": True, "false": False}.get(text.lower(), text)
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    whole = isinstance(parameter, IntParameter) and number == int(number)
+    return int(number) if whole else number
+
+
 def sample_values(
     trial: optuna.Trial, space: Mapping[str, Parameter], fixed: Mapping[str, Any], method: Method
 ) -> dict[str, Any]:

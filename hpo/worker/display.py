@@ -9,17 +9,19 @@ from collections.abc import Sequence
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
+from ..process.logging import is_quiet
 from ..trial.ranking import best_trials, describe_loss
 
 _REFRESH_S = 1.0
 
 
 class Display:
-    """Two tqdm lines on a terminal, nothing elsewhere."""
+    """Two tqdm lines on a terminal; nothing elsewhere, and with ``--quiet``."""
 
     def __init__(self, study_name: str, budget: int | None, finished: int) -> None:
         # `disable=None` is tqdm's word for: unless this is a terminal.
-        self._shared = {"file": sys.stderr, "disable": None, "dynamic_ncols": True}
+        disable = True if is_quiet() else None
+        self._shared = {"file": sys.stderr, "disable": disable, "dynamic_ncols": True}
         self._study = tqdm(
             total=budget,
             initial=finished,

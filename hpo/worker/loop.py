@@ -24,8 +24,10 @@ from ..storage.transactions import NoTrial
 from ..study.budget import why_stop
 from ..study.config import Budget, Recovery
 from ..trial.outcome import Ending, Outcome, ending_of
-from ..trial.ranking import FAILED, OVER_COST, OVER_LIMIT
+from ..trial.ranking import FAILED, OVER_COST, OVER_LIMIT, best_trials
 from ..trial.record import TrialRecord, read_trial, write_trial
+from .callbacks import AfterTrial, TrialEnded, call_back
+from .controls import Controls, StudyStoppedError
 from .display import Display
 from .heartbeat import Heartbeat
 
@@ -42,6 +44,7 @@ class Watch:
     storage: StudyStorage
     heartbeat: Heartbeat
     display: Display
+    controls: Controls | None = None
 
     def check(self) -> None:
         """To be called often.
@@ -53,6 +56,17 @@ class Watch:
         raise_if_stopped()
         if self.heartbeat.lost.is_set():
             raise TrialTakenError("the trial was ended or taken over by someone else")
+
+    def between_calls(self) -> None:
+        """To be called before each call: waits while the study is paused.
+
+        Raises:
+            StudyStoppedError: somebody asked workers to stop.
+            TrialTakenError, StopError: as `check`.
+        """
+        self.check()
+        if self.controls is not None:
+            self.controls.obey(self.check, self.display.show_trial, now=False)
 
 
 Run = Callable[[optuna.Trial, Watch], float]
@@ -78,6 +92,8 @@ class Loop:
         feasible_cost: so is one whose attribute ``cost`` is above this; None: no limit.
         plot: makes and keeps the plot of a trial that ends; returns system attributes for it.
         promotion: queues recipes whose looks say that they go on to the target speed.
+        forget: is called when a person has changed a finished trial.
+        after_trial: is called with each trial that has ended here.
     """
 
     study: optuna.Study
@@ -90,13 +106,18 @@ class Loop:
     feasible_cost: float | None = None
     plot: MakePlot = _plot_nothing
     promotion: Promotion | None = None
+    forget: Callable[[], None] = lambda: None
+    after_trial: AfterTrial | None = None
     _poll_s: float = field(init=False, default=_FIRST_POLL_S)
 
     def __post_init__(self) -> None:
         self._id = self.study._study_id
+        self._controls = Controls(self.storage, self._id, self.forget)
+        self._budget = self.budget  # with what was set since
+        self._dropped: frozenset[int] = frozenset()
 
     def work(self) -> str:
-        """Run trials until the budget is spent; returns which part of it was.
+        """Run trials until the budget is spent or somebody stops the study; returns which it was.
 
         Whatever ends this early, the trial at hand is queued again.
 
@@ -110,17 +131,22 @@ class Loop:
             try:
                 while True:
                     raise_if_stopped()
+                    wishes = self._controls.obey(
+                        raise_if_stopped, self.display.show_trial, now=True
+                    )
+                    self._budget = wishes.apply(self.budget)
+                    self._dropped = wishes.dropped
                     self.display.show_study(self._trials() if self.display.is_on else [])
-                    spent = why_stop(self.budget, time.monotonic() - started, self._trials)
+                    spent = why_stop(self._budget, time.monotonic() - started, self._trials)
                     if spent is not None:
                         return spent
                     trial_id = self._claim(started)
                     if trial_id is None:
                         continue
                     if isinstance(trial_id, NoTrial):
-                        return f"{self.budget.trials} trials are finished"
+                        return f"{self._budget.trials} trials are finished"
                     heartbeat.follow(trial_id)
-                    outcome = self._run_one(trial_id, Watch(self.storage, heartbeat, self.display))
+                    outcome = self._run_one(trial_id, self._watch(heartbeat))
                     heartbeat.follow(None)
                     failures = failures + 1 if outcome and outcome.is_workers_trouble else 0
                     if failures >= self.recovery.failures:
@@ -130,11 +156,18 @@ class Loop:
                         )
             except StudyGoneError:
                 raise  # nothing is left to release
+            except StudyStoppedError as stopped:
+                heartbeat.follow(None)
+                self._release("stopped")
+                return str(stopped)
             except BaseException as error:
                 acknowledge_stop()
                 heartbeat.follow(None)
                 self._release("stopped" if isinstance(error, KeyboardInterrupt) else "error")
                 raise
+
+    def _watch(self, heartbeat: Heartbeat) -> Watch:
+        return Watch(self.storage, heartbeat, self.display, self._controls)
 
     def _trials(self) -> list[optuna.trial.FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=FINISHED)
@@ -145,7 +178,7 @@ class Loop:
             promoted = self.promotion.next_parameters(self.study)
             if promoted is not None and self.storage.queue_once(self._id, promoted):
                 info("the best recipe that waits goes on to the target speed")
-        claimed = self.storage.claim(self._id, self.budget.trials)
+        claimed = self.storage.claim(self._id, self._budget.trials)
         if claimed is not NoTrial.FULL:
             self._poll_s = _FIRST_POLL_S
             return claimed
@@ -153,8 +186,8 @@ class Loop:
             self._say_what_runs()
         # Seldom, and not all in the same instant.
         pause_s = self._poll_s * random.uniform(0.7, 1.0)
-        if self.budget.seconds is not None:
-            left_s = self.budget.seconds - (time.monotonic() - started)
+        if self._budget.seconds is not None:
+            left_s = self._budget.seconds - (time.monotonic() - started)
             pause_s = max(0.0, min(pause_s, left_s))
         time.sleep(pause_s)
         self._poll_s = min(1.5 * self._poll_s, _LONGEST_POLL_S)
@@ -180,14 +213,16 @@ class Loop:
         """Run a trial and store its end; None if somebody else has ended it."""
         # Where samplers look, so that what other workers found since counts; `Study.ask` empties
         # it, and samplers would then read all that run, whole.
-        known = self.storage.trials_for_sampling(self._id)
+        known = [
+            t for t in self.storage.trials_for_sampling(self._id) if t.number not in self._dropped
+        ]
         self.study._thread_local.cached_all_trials = known
         started = time.monotonic()
         trial = optuna.Trial(self.study, trial_id)
         try:
             try:
                 ending = Ending(Outcome.COMPLETE, value=float(self.run(trial, watch)))
-            except (TrialTakenError, UserError):
+            except (TrialTakenError, StudyStoppedError, UserError):
                 raise
             except Exception as error:
                 ending = ending_of(error)
@@ -197,8 +232,28 @@ class Loop:
         except TrialTakenError as error:
             warn(f"trial {trial.number}: {error}; going on with the next")
             return None
-        _tell(trial, ending, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        _tell(trial, ending, seconds)
+        if self.after_trial is not None:
+            call_back(self.after_trial, self._event(trial, ending, seconds))
         return ending.outcome
+
+    def _event(self, trial: optuna.Trial, ending: Ending, seconds: float) -> TrialEnded:
+        record = read_trial(trial)
+        best = next(iter(best_trials(self._trials(), 1)), None)
+        return TrialEnded(
+            study=self.study.study_name,
+            worker=self.storage.worker,
+            number=trial.number,
+            outcome=ending.outcome.value,
+            reason=ending.reason or None,
+            loss=ending.value,
+            standard_error=record.standard_error,
+            params=dict(trial.params),
+            recipe=record.recipe,
+            seconds=seconds,
+            is_best=best is not None and best.number == trial.number,
+        )
 
     def _store(self, trial: optuna.Trial, ending: Ending) -> None:
         state = ending.outcome.state

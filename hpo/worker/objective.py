@@ -20,11 +20,13 @@ from ..problem.base import (
     count_looks,
 )
 from ..problem.measure import measure
+from ..process.logging import debug
 from ..pruners.promotion import Promotion
 from ..pruners.racing import Race, RacingPruner
 from ..storage.calls import CallRow
+from ..storage.transactions import FIXED_PARAMS_KEY
 from ..study.config import StudyConfig
-from ..study.space import sample_values
+from ..study.space import Parameter, check_queued, sample_values
 from ..trial.calls import KeptCall, KeptCalls, mark_of
 from ..trial.outcome import Outcome, TrialEndedError
 from ..trial.record import Call, Machine, TrialRecord, mean_loss, write_trial
@@ -88,6 +90,10 @@ class Objective:
         self._clock = config.load_clock()
         self._pace = Pace()
 
+    def forget(self) -> None:
+        """Look at all trials again: one of them has changed."""
+        self._race.forget()
+
     def __call__(self, trial: optuna.Trial, watch: Watch) -> float:
         """The mean loss of the trial's recipe.
 
@@ -100,6 +106,7 @@ class Objective:
         known = self._known(recipe, plans)
         record = TrialRecord()
         while (done := len(record.instances)) < len(self.instances):
+            watch.between_calls()
             # Looks and calls at the target speed never go side by side.
             end = self._n_looks if done < self._n_looks else len(self.instances)
             batch = self.instances[done : min(done + self._together, end)]
@@ -155,6 +162,9 @@ class Objective:
                 writes.calls.append(last.row)
             trial.report(mean_loss(record.instances), len(record.instances))
             write_trial(trial, record)
+        call = last.call
+        was = "read" if call.kept else f"{call.seconds or 0:.1f} s"
+        debug(f"trial {trial.number}: {call.instance} loss {call.loss:.4f}, {was}")
 
     def _weak(self, trial: optuna.Trial, losses: Sequence[float]) -> TrialEndedError:
         """The end of a trial that the pruner drops, with the loss that it probably has."""
@@ -174,6 +184,7 @@ class Objective:
         with watch.storage.batch(trial._trial_id):
             try:
                 space, fixed = self.config.space, self.config.fixed
+                _check_queued(trial, space)
                 recipe = sample_values(trial, space, fixed, self.method)
                 plans = self._plan(recipe)
             except (InvalidValuesError, NotTimedError) as error:
@@ -296,6 +307,19 @@ class Objective:
                     recipe, instance, call, trial.number, mark_of(plans.get(instance.label))
                 )
             yield _Measured(call, picture, row)
+
+
+def _check_queued(trial: optuna.Trial, space: Mapping[str, Parameter]) -> None:
+    """Another program may queue what the space has not.
+
+    Raises:
+        InvalidValuesError: it did.
+    """
+    try:
+        queued = trial._cached_frozen_trial.system_attrs.get(FIXED_PARAMS_KEY)
+        check_queued(queued or {}, space)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InvalidValuesError(f"queued parameters: {error}") from error
 
 
 def _longest_s(plans: Plans) -> float:

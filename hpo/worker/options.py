@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from ..arguments import ArtifactsOptions, DeviceOptions, DrawingsOptions, StudyOptions, option
+from ..arguments import (
+    LARGEST_SEED,
+    ArtifactsOptions,
+    DeviceOptions,
+    DrawingsOptions,
+    StudyOptions,
+    option,
+)
 
 SAMPLERS = ("tpe", "gp", "random")  # Optuna's, by the names that a study file gives them
 
@@ -38,7 +45,7 @@ class WorkerOptions(DeviceOptions, ArtifactsOptions, DrawingsOptions, StudyOptio
         None,
         variable=True,
         least=0,
-        most=2**32 - 1,
+        most=LARGEST_SEED,
     )
     dry_run: bool = option("show the study and a sampled recipe, create nothing", False)
     # Set for the workers that --workers starts.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..arguments import passed_on
-from ..errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
+from ..errors import EXIT_BAD_INPUT, EXIT_DATABASE_AWAY, EXIT_FAILED, UserError
 from ..formatting import counted
 from ..process.devices import check_room, choose_device, share_cores
 from ..process.logging import info, start_log, warn, write_line
@@ -118,8 +118,9 @@ def run_pool(options: WorkerOptions) -> int:
                 display.show_study(study.get_trials(deepcopy=False, states=FINISHED))
 
         codes = _watch([_Place(i) for i in range(options.workers)], start, show)
-    if EXIT_BAD_INPUT in codes:
-        return EXIT_BAD_INPUT
+    for code in (EXIT_BAD_INPUT, EXIT_DATABASE_AWAY):
+        if code in codes:
+            return code
     storage.remove_session()
     print_summary(study, config, study_argument(options.study, options.storage), url)
     return int(any(codes))

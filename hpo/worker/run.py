@@ -29,7 +29,8 @@ def run_worker(options: WorkerOptions) -> int:
     import optuna
 
     from ..artifacts.uploads import Gallery
-    from ..pruners.promotion import promotion_of
+    from ..pruners.promotion import Promotion, promotion_of
+    from ..pruners.racing import RacingPruner
     from ..storage.tables import FINISHED
     from ..storage.url import study_argument
     from ..study.create import join
@@ -37,6 +38,7 @@ def run_worker(options: WorkerOptions) -> int:
     from ..trial.calls import CallKeys, KeptCalls
     from ..trial.record import Machine
     from ..trial.run import runs_of
+    from .callbacks import load_callback
     from .display import Display
     from .loop import Loop, WorkerFailedError
     from .objective import Objective
@@ -81,11 +83,18 @@ def run_worker(options: WorkerOptions) -> int:
         warn(sentence)
     kept = KeptCalls(storage, study._study_id, CallKeys(method, problem, manifest))
     promotion = promotion_of(study.pruner, problem.instances()) if kept.is_on else None
+    objective = Objective(config, problem, visuals, options.together, kept, promotion)
+
+    def forget() -> None:
+        for part in (study.pruner, objective, promotion):
+            if isinstance(part, (RacingPruner, Objective, Promotion)):
+                part.forget()
+
     with Display(config.name, budget.trials, finished) as display:
         loop = Loop(
             study=study,
             storage=storage,
-            run=Objective(config, problem, visuals, options.together, kept, promotion),
+            run=objective,
             budget=budget,
             recovery=config.recovery,
             display=display,
@@ -93,6 +102,8 @@ def run_worker(options: WorkerOptions) -> int:
             feasible_cost=config.limits.cost,
             plot=visuals.of_trial,
             promotion=promotion,
+            forget=forget,
+            after_trial=load_callback(config.callbacks.after_trial),
         )
         try:
             info(f"done: {loop.work()}")

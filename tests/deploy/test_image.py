@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -47,8 +48,7 @@ def test_bases_are_pinned_and_what_builds_is_left_behind(
     assert bases["builder"] == bases["runtime"]
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", bases["runtime"])
     copied = [value for step, value in stages["runtime"] if step == "COPY"]
-    own = ["studies /app/studies", "examples /app/examples"]
-    assert copied == ["--from=builder /venv /venv", *own]
+    assert copied == ["--from=builder /venv /venv", "examples /app/examples"]
 
 
 def test_it_does_not_run_as_root(stages: dict[str, list[tuple[str, str]]]) -> None:
@@ -124,37 +124,75 @@ def test_every_library_is_installed_in_one_version_that_the_project_allows() -> 
     assert named == set(pins) if are_known else named <= set(pins)
 
 
-def test_the_package_builds_from_what_the_image_gets_and_runs_alone(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def runes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The console script of the wheel, in an environment of its own, and its variables.
+
+    The wheel is built from what the image gets. Its dependencies are those of this environment.
+    """
+    here = tmp_path_factory.mktemp("wheel")
     rules = [r for r in (REPO / ".dockerignore").read_text().splitlines() if r and r[0] != "#"]
     assert rules[0] == "*"
-    context = tmp_path / "context"
+    context = here / "context"
     for rule in (r.removeprefix("!") for r in rules if r[0] == "!"):
         for source in REPO.glob(rule):
             target = context / source.relative_to(REPO)
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(source, target, ignore=ignored, symlinks=True)
             else:
                 shutil.copy(source, target)
     assert {path.name for path in context.iterdir()} == {
-        *("README.md", "pyproject.toml", "deploy", "studies", "examples"),
-        *("finetune", "hpo", "benchmarks"),
+        *("README.md", "LICENSE", "pyproject.toml", "deploy", "studies", "examples"),
+        *("finetune", "hpo"),
     }
-    installed = tmp_path / "installed"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", installed, "."], cwd=context, check=True)
-    app = tmp_path / "app"
-    shutil.copytree(context / "studies", app / "studies")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--no-cache-dir"]
+    build = ["wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", here, "."]
+    subprocess.run([*pip, *build], cwd=context, check=True)
+    (wheel,) = here.glob("*.whl")
     shutil.rmtree(context)
-    code = "import sys, hpo.init; print(hpo.__file__); sys.exit(hpo.init.main())"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--study", "quickstart", "--storage", "sqlite:///q.db"],
-        cwd=app,
-        env=os.environ | {"PYTHONPATH": str(installed)},
-        capture_output=True,
-        text=True,
-    )
+    environment = here / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    python = environment / "bin" / "python"
+    install = ["--python", python, "install", "--no-deps", "--no-index", "--no-compile", wheel]
+    subprocess.run([*pip, *install], check=True)
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("RUNES_")}
+    # Without the links (.pth) in it, so that it has no package of this project.
+    variables["PYTHONPATH"] = sysconfig.get_path("purelib")
+    return environment / "bin" / "runes", variables
+
+
+def _run(runes: tuple[Path, dict[str, str]], where: Path, *argv: str) -> tuple[str, str]:
+    script, variables = runes
+    done = subprocess.run([script, *argv], cwd=where, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    where, line = done.stdout.splitlines()
-    assert Path(where).is_relative_to(installed)
-    assert line.startswith("study quickstart is ready in sqlite:///q.db: 2 instances")
+    return done.stdout, done.stderr
+
+
+def test_the_wheel_runs_a_study_in_an_empty_folder(
+    runes: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    out, log = _run(runes, tmp_path, "worker", "--study", "quickstart", "--trials", "1")
+    assert "done: 1 trials are finished" in log
+    assert (tmp_path / "quickstart.db").is_file()
+    out, _ = _run(runes, tmp_path, "status", "--study", "quickstart")
+    assert "trials      1 finished" in out
+    # A page with the reference results, by the template that comes with it.
+    _run(runes, tmp_path, "report", "--study", "quickstart", "--out", "report.html")
+
+
+def test_the_wheel_holds_the_packages_alone_and_what_they_read(
+    runes: tuple[Path, dict[str, str]],
+) -> None:
+    (packages,) = (runes[0].parents[1] / "lib").glob("*/site-packages")
+    installed = {path.name for path in packages.iterdir()}
+    assert {name for name in installed if "." not in name} == {"finetune", "hpo"}
+    studies = packages / "hpo" / "studies"
+    theirs = {path.relative_to(studies) for path in studies.rglob("*") if path.is_file()}
+    tracked = REPO / "studies"
+    ours = {path.relative_to(tracked) for path in tracked.rglob("*") if path.is_file()}
+    databases = {path for path in ours if path.name.endswith(".db.gz")}
+    assert theirs == ours - databases
+    (licence,) = packages.glob("runes-*.dist-info/licenses/LICENSE")
+    assert licence.read_text().startswith("MIT License")

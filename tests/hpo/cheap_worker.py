@@ -49,6 +49,7 @@ def main() -> int:
             engine.dispose()
             trial.set_user_attr("large", "x" * 100_000)
         for number in range(1, n_reports + 1):
+            watch.between_calls()
             watch.display.show_trial(f"trial {trial.number}, part {number}", 0.5, lr)
             slept = 0.0
             while slept < step_s:

@@ -30,7 +30,7 @@ def test_a_note_has_the_story_of_the_report_without_its_figures(
     note = to_markdown(document.only(NOTE_SECTIONS))
     headings = [line for line in note.splitlines() if line.startswith("#")]
     assert headings == [
-        "# Study runes", "## The best recipe", "## The recipe", "## Parameters",
+        "# Study runes-default", "## The best recipe", "## The recipe", "## Parameters",
         "## Outcomes of trials", "## The study", "## What to do next",
     ]  # fmt: skip
     for text in document.lead:
@@ -47,7 +47,7 @@ def test_a_summary_on_a_terminal_is_short_and_aligned(
     data = make_data(trials)
     summary = to_terminal(summary_of(data))
     lines = summary.splitlines()
-    assert lines[0] == "Study runes"
+    assert lines[0] == "Study runes-default"
     assert " ".join(lines[1:4]).startswith(report_of(data).lead[0])
     assert max(map(len, lines)) <= 120
     assert "    python -m hpo.confirm --study runes" in lines

@@ -1,0 +1,29 @@
+"""Stop a study: its workers finish the call in hand, keep it, release their trials and end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .arguments import StudyOptions, parse
+from .errors import printable, run_command
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(StudyOptions):
+    """Which study."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse(Options, argv, "stop", __doc__)
+    from .study.control import ask
+    from .study.living import opened
+
+    with opened(options) as living:
+        control = ask(living.storage, living.id, "stop")
+    print(printable(f"{control}: workers end after the call in hand; a new one goes on there"))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
