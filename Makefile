@@ -5,7 +5,7 @@ VENV ?= .venv
 EXTRAS ?= dev
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test install clean
+.PHONY: quickstart test install docs clean
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(VENV)/.installed  ## run the quickstart study: about two minutes on two cores
@@ -19,6 +19,10 @@ test: $(VENV)/.installed  ## everything CI runs
 	$(BIN)/python -m pytest
 
 install: $(VENV)/.installed
+
+docs: $(VENV)/.installed  ## docs/ as a site in build/site: make docs EXTRAS=dev,docs
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/python -m mkdocs build --strict
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -69,7 +69,7 @@ def test_it_is_kept_without_outputs() -> None:
 
 
 def test_it_shows_drawings_and_samples_and_what_the_study_found(cells: list[Any]) -> None:
-    assert sum(map(pictures, cells)) == 2
+    assert sum(map(pictures, cells)) == 3  # and Optuna's plot
     text = "".join(map(printed, cells))
     assert "drawn anew along the path of the pen: 0." in text
     assert "Study quickstart" in text  # the worker's summary

@@ -63,6 +63,15 @@ def test_only_this_machine_reaches_it_unless_it_is_told_otherwise(
     assert "runes_reader@" in services["dashboard"]["environment"]["RUNES_STORAGE"]
 
 
+def test_study_files_come_from_a_folder_that_is_mounted(
+    variables: dict[str, str], read_compose: Read
+) -> None:
+    for where, more in (("./studies", {}), ("/home/me/studies", {"STUDIES": "/home/me/studies"})):
+        services = read_compose(variables | more)["services"]
+        for name in ("init", "worker", "worker-gpu", "dashboard"):
+            assert f"{where}:/app/studies:ro" in services[name]["volumes"]
+
+
 def test_workers_on_gpus_differ_in_nothing_else(
     variables: dict[str, str], read_compose: Read
 ) -> None:

@@ -57,6 +57,22 @@ def test_pods_have_no_rights_that_they_do_not_need(name: str) -> None:
     assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
 
 
+def test_study_files_come_from_a_config_map_and_else_from_the_image() -> None:
+    head = (REPO / "deploy" / "kubernetes" / "settings.yaml").read_text()
+    (name,) = re.findall(r"kubectl create configmap (\S+) --from-file=studies/", head)
+    for pod in (read(n)["spec"]["template"]["spec"] for n in ("init", "worker", "dashboard")):
+        (volume,) = [v for v in pod["volumes"] if v["name"] == "studies"]
+        assert volume["configMap"] == {"name": name, "optional": True}
+        (mount,) = [m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "studies"]
+        # Where a name is looked for first: in studies/, from where a command is started.
+        assert (mount["mountPath"], mount["readOnly"]) == (f"{workdir()}/studies", True)
+
+
+def workdir() -> str:
+    lines = (REPO / "Dockerfile").read_text().splitlines()
+    return [line.split()[1] for line in lines if line.startswith("WORKDIR")][-1]
+
+
 def test_a_worker_has_time_to_hand_back_and_as_many_threads_as_cpus() -> None:
     pod = read("worker")["spec"]["template"]["spec"]
     compose = yaml.safe_load((REPO / "docker-compose.yml").read_text())
