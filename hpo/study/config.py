@@ -28,7 +28,7 @@ from ..pruners.improvement import HOURS, SHARE
 from ..pruners.registry import Pruner
 from ..samplers.registry import Sampler
 from ..settings import Count, Finite, Natural, PositiveFloat, Table
-from .space import Parameter, check_space
+from .space import Parameter, check_parameters, check_space
 
 STUDIES_DIR = Path("studies")
 _SHOWN = 100  # characters of a study's name in a message
@@ -276,6 +276,7 @@ class StudyConfig(Table):
                 'may read the time, end by wall clock; write "wall", or leave [clock] out'
             )
         check_space(self.space, self.fixed, self.start, self.load_method())
+        check_parameters("sampler.prior", self.sampler.prior, self.space)
         return self
 
     def load_clock(self) -> Clock | None:
