@@ -143,7 +143,8 @@ class MethodTable(Table):
     parameters: Literal["keywords", "dataclass", "constants"] | None = None
     """Which of the file's values are parameters. None: the first of these kinds that it has."""
     steps: Annotated[str, Field(min_length=1)] | None = None
-    """The file's parameter that counts the steps of a call."""
+    """The file's parameter that counts the steps of a call. With `[instances] speeds` a call at a
+    speed of 0.1 makes a tenth of them."""
     memory_gb: PositiveFloat | None = None
     """That a call of the file may use, in GiB. None: the worker's share of three quarters
     of the machine's."""
@@ -265,10 +266,10 @@ class StudyConfig(Table):
             raise ValueError(
                 f"margin_s is {self.margin_s:g} and limit_s {self.limit_s:g}; write a smaller one"
             )
-        if self.clock.is_wall and self.instances.speeds:
+        if self.clock.is_wall and self.instances.speeds and self.method.steps is None:
             raise ValueError(
                 "instances.speeds are of a reference machine, and clock.machine is wall; "
-                "name the profile of a machine"
+                "name the profile of a machine, or in [method] the steps of a file"
             )
         if self.method.file is not None and not self.clock.is_wall:
             raise ValueError(
