@@ -15,9 +15,9 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 
+from hpo.arguments import LARGEST_NUMBER
 from hpo.pruners.registry import make_pruner
 from hpo.samplers.registry import make_sampler
-from hpo.settings import LARGEST_NUMBER
 from hpo.storage.open import load_study, open_storage
 from hpo.storage.rdb import StudyStorage
 from hpo.storage.url import parse_url

@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = modules()
     if name in known:
         sys.argv = [f"{PACKAGE} {name}", *rest[:-1]]
-        run_command(load(known[name]).main)
+        if not sys.flags.safe_path:
+            sys.path.insert(0, "")  # as `python -m` does: a study's own classes lie where it starts
+        run_command(lambda: load(known[name]).main())
     run_command(lambda: _about(name, known))
 
 

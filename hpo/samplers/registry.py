@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import optuna
 from pydantic import Field, model_validator
 
+from ..arguments import LARGEST_COUNT
 from ..components import check_component, make_component
 from ..errors import UserError
-from ..settings import LARGEST_COUNT, Count, Seed, Table
+from ..settings import Count, Seed, Table
 from .bounded import BoundedSampler
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from ..arguments import LARGEST_NUMBER
 from ..artifacts.location import check_place, default_place
 from ..clock.plan import Clock
 from ..clock.settings import ClockTable
@@ -26,7 +27,7 @@ from ..problem.settings import Confirm, Estimator, Instances
 from ..pruners.improvement import HOURS, SHARE
 from ..pruners.registry import Pruner
 from ..samplers.registry import Sampler
-from ..settings import LARGEST_NUMBER, Count, Finite, Natural, PositiveFloat, Table
+from ..settings import Count, Finite, Natural, PositiveFloat, Table
 from .space import Parameter, check_space
 
 STUDIES_DIR = Path("studies")
