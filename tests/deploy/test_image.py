@@ -173,7 +173,9 @@ def _run(runes: tuple[Path, dict[str, str]], where: Path, *argv: str) -> tuple[s
 def test_the_wheel_runs_a_study_in_an_empty_folder(
     runes: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
-    out, log = _run(runes, tmp_path, "worker", "--study", "quickstart", "--trials", "1", "--threads", "1")
+    out, log = _run(
+        runes, tmp_path, "worker", "--study", "quickstart", "--trials", "1", "--threads", "1"
+    )
     assert "done: 1 trials are finished" in log
     assert (tmp_path / "quickstart.db").is_file()
     out, _ = _run(runes, tmp_path, "status", "--study", "quickstart")
