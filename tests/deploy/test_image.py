@@ -48,7 +48,7 @@ def test_bases_are_pinned_and_what_builds_is_left_behind(
     assert bases["builder"] == bases["runtime"]
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", bases["runtime"])
     copied = [value for step, value in stages["runtime"] if step == "COPY"]
-    assert copied == ["--from=builder /venv /venv", "examples /app/examples"]
+    assert copied == ["--from=builder /venv /venv"]  # studies and examples are in it
 
 
 def test_it_does_not_run_as_root(stages: dict[str, list[tuple[str, str]]]) -> None:
@@ -182,6 +182,11 @@ def test_the_wheel_runs_a_study_in_an_empty_folder(
     assert "trials      1 finished" in out
     # A page with the reference results, by the template that comes with it.
     _run(runes, tmp_path, "report", "--study", "quickstart", "--out", "report.html")
+
+
+def test_the_wheel_finds_its_examples(runes: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    out, _ = _run(runes, tmp_path, "worker", "--study", "plain-quickstart", "--dry-run")
+    assert "plain-quickstart" in out
 
 
 def test_the_wheel_holds_the_packages_alone_and_what_they_read(
