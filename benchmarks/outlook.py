@@ -87,12 +87,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def print_reliability(table: Table, searches: int, calls: Sequence[int], share: float) -> None:
     """Print, for each number of calls ahead, how often it happened by what was said."""
-    known = strategies([0.4], len(table.instances))
     found: dict[int, list[list[Answer]]] = {n: [] for n in calls}  # by search
     for seed in tqdm(range(searches), leave=False):
         rows = np.random.default_rng([seed, 3]).permutation(len(table))
         part = table.rows(rows[: round(_PART * len(table))].tolist())
-        steps = replay(part, known[_STRATEGIES[seed % len(_STRATEGIES)]], seed)
+        name = _STRATEGIES[seed % len(_STRATEGIES)]
+        steps = replay(part, strategies([0.4], part)[name], seed)
         for n in calls:
             found[n].append(list(answers(part, steps, n, share)))
     for n, of_searches in found.items():

@@ -275,7 +275,7 @@ class Runs:
         lost = f"{self.dropped}/{self.met}"
         interval = f"[{low:.0f}, {high:.0f}]"
         return (
-            f"{self.name:<38}{median:>7.0f} {interval:<14}{median / baseline:>7.2f}"
+            f"{self.name:<52}{median:>7.0f} {interval:<14}{median / baseline:>7.2f}"
             f"{median / default:>8.2f}{share:>8.0%} ± {error:<5.0%}{lost:>8}"
         )
 
@@ -345,7 +345,7 @@ def _replay_named(
     """In a process of its own: strategies can't be sent there, but their names can."""
     keep_quiet()
     name, seed = work
-    return replay(table, strategies(alphas, len(table.instances))[name], seed, budget, target)
+    return replay(table, strategies(alphas, table)[name], seed, budget, target)
 
 
 def keep_quiet() -> None:
@@ -365,7 +365,7 @@ def print_races(
     budget = whole / 4
     names = [
         n
-        for n in strategies(alphas, len(table.instances))
+        for n in strategies(alphas, table)
         if n in (BASELINE, DEFAULT) or any(w in n for w in words)
     ]
     replays = iter(
@@ -394,7 +394,7 @@ def print_races(
         f"{target:.4f}, the median best of {TARGET_TRIALS} random recipes"
     )
     print(
-        f"{'':<38}{'calls to it':<22}{'/random':>7}{'/Optuna':>8}"
+        f"{'':<52}{'calls to it':<22}{'/random':>7}{'/Optuna':>8}"
         f"{f'best {N_PICKS} in {budget:.0f}':>16}{'dropped':>8}"
     )
     for runs in found:

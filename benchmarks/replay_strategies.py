@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import optuna
 from optuna.trial import TrialState, create_trial
 
@@ -32,14 +33,21 @@ class Strategy:
     by_optuna: bool = False
 
 
-def strategies(alphas: Sequence[float], n_instances: int) -> dict[str, Strategy]:
-    """By name: the baselines, ours, and ours with parts left out."""
+def strategies(alphas: Sequence[float], table: Table) -> dict[str, Strategy]:
+    """By name: the baselines, ours, ours with parts left out, and ours with priors."""
+    by_quality = np.argsort(table.quality)
+    third = len(table) // 3
 
     def ours(name: str) -> Callable[[int], optuna.samplers.BaseSampler]:
         return lambda seed: make_sampler(Sampler.model_validate({"name": name}), seed)
 
     def racing(alpha: float) -> Callable[[], optuna.pruners.BasePruner]:
         return lambda: make_pruner(Pruner(alpha=alpha))
+
+    def near(rows: Sequence[int]) -> Callable[[int], optuna.samplers.BaseSampler]:
+        """TPE with a prior around one of these recipes; which one, the seed says."""
+        likely = [table.params[row] for row in rows]
+        return lambda seed: make_sampler(Sampler(prior=likely[7 * seed % len(likely)]), seed)
 
     middle = alphas[len(alphas) // 2]
     found = {
@@ -51,7 +59,7 @@ def strategies(alphas: Sequence[float], n_instances: int) -> dict[str, Strategy]
         ),
         "TPE, Optuna's Hyperband": Strategy(
             lambda seed: optuna.samplers.TPESampler(seed=seed),
-            lambda: optuna.pruners.HyperbandPruner(max_resource=n_instances),
+            lambda: optuna.pruners.HyperbandPruner(max_resource=len(table.instances)),
             estimates=False,
             by_optuna=True,
         ),
@@ -70,6 +78,12 @@ def strategies(alphas: Sequence[float], n_instances: int) -> dict[str, Strategy]
             estimates=False,
         ),
         f"GP, racing {middle:g}": Strategy(ours("gp"), racing(middle)),
+        f"TPE, prior at one of the best 3 to 10, racing {middle:g}": Strategy(
+            near(by_quality[2:10].tolist()), racing(middle)
+        ),
+        f"TPE, prior in the worst third, racing {middle:g}": Strategy(
+            near(by_quality[-third:].tolist()), racing(middle)
+        ),
     }
     return found | {f"TPE, racing {a:g}": Strategy(ours("tpe"), racing(a)) for a in alphas}
 

@@ -28,7 +28,7 @@ from ..pruners.improvement import HOURS, SHARE
 from ..pruners.registry import Pruner
 from ..samplers.registry import Sampler
 from ..settings import Count, Finite, Natural, PositiveFloat, Table
-from .space import Parameter, check_space
+from .space import Parameter, check_parameters, check_space
 
 STUDIES_DIR = Path("studies")
 _SHOWN = 100  # characters of a study's name in a message
@@ -144,7 +144,8 @@ class MethodTable(Table):
     parameters: Literal["keywords", "dataclass", "constants"] | None = None
     """Which of the file's values are parameters. None: the first of these kinds that it has."""
     steps: Annotated[str, Field(min_length=1)] | None = None
-    """The file's parameter that counts the steps of a call."""
+    """The file's parameter that counts the steps of a call. With `[instances] speeds` a call at a
+    speed of 0.1 makes a tenth of them."""
     memory_gb: PositiveFloat | None = None
     """That a call of the file may use, in GiB. None: the worker's share of three quarters
     of the machine's."""
@@ -268,10 +269,10 @@ class StudyConfig(Table):
             raise ValueError(
                 f"margin_s is {self.margin_s:g} and limit_s {self.limit_s:g}; write a smaller one"
             )
-        if self.clock.is_wall and self.instances.speeds:
+        if self.clock.is_wall and self.instances.speeds and self.method.steps is None:
             raise ValueError(
                 "instances.speeds are of a reference machine, and clock.machine is wall; "
-                "name the profile of a machine"
+                "name the profile of a machine, or in [method] the steps of a file"
             )
         if self.method.file is not None and not self.clock.is_wall:
             raise ValueError(
@@ -279,6 +280,7 @@ class StudyConfig(Table):
                 'may read the time, end by wall clock; write "wall", or leave [clock] out'
             )
         check_space(self.space, self.fixed, self.start, self.load_method())
+        check_parameters("sampler.prior", self.sampler.prior, self.space)
         return self
 
     def load_clock(self) -> Clock | None:

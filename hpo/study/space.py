@@ -175,11 +175,18 @@ def check_space(
                 raise ValueError(f"{where}.when: {condition} can't be {value!r}")
         seen.append(name)
     for i, parameters in enumerate(start):
-        for name, value in parameters.items():
-            if name not in space:
-                raise ValueError(f"start.{i} names {name!r}; [space] has {', '.join(space)}")
-            if not space[name].allows(value):
-                raise ValueError(f"start.{i}.{name} is {value!r}, outside its space")
+        check_parameters(f"start.{i}", parameters, space)
+
+
+def check_parameters(
+    where: str, parameters: Mapping[str, Any], space: Mapping[str, Parameter]
+) -> None:
+    """Raises ValueError unless the space has these parameters and allows their values."""
+    for name, value in parameters.items():
+        if name not in space:
+            raise ValueError(f"{where} names {name!r}; [space] has {', '.join(space)}")
+        if not space[name].allows(value):
+            raise ValueError(f"{where}.{name} is {value!r}, outside its space")
 
 
 def check_queued(parameters: Mapping[str, Any], space: Mapping[str, Parameter]) -> None:

@@ -166,20 +166,20 @@ def test_distances_are_in_units_of_the_space() -> None:
 
 def test_random_search_in_full_pays_every_call_once() -> None:
     t = table()
-    steps = replay(t, strategies([0.2], K)[BASELINE], seed=1)
+    steps = replay(t, strategies([0.2], t)[BASELINE], seed=1)
     assert sorted(s.row for s in steps) == list(range(len(t)))
     assert [s.calls for s in steps] == [K * (i + 1) for i in range(len(t))]
     assert all(s.complete for s in steps)
     target = t.quality[steps[6].row]
     first = next(i for i, s in enumerate(steps) if t.quality[s.row] <= target)
-    assert replay(t, strategies([0.2], K)[BASELINE], 1, 0, target) == steps[: first + 1]
-    assert replay(t, strategies([0.2], K)[BASELINE], 1, 10 * K, target) == steps[:10]
+    assert replay(t, strategies([0.2], t)[BASELINE], 1, 0, target) == steps[: first + 1]
+    assert replay(t, strategies([0.2], t)[BASELINE], 1, 10 * K, target) == steps[:10]
 
 
 def test_racing_pays_for_losers_little_and_finds_the_best() -> None:
     t = table()
-    raced = replay(t, strategies([0.2], K)["TPE, racing 0.2"], seed=0)
-    assert raced == replay(t, strategies([0.2], K)["TPE, racing 0.2"], seed=0)
+    raced = replay(t, strategies([0.2], t)["TPE, racing 0.2"], seed=0)
+    assert raced == replay(t, strategies([0.2], t)["TPE, racing 0.2"], seed=0)
     assert raced[-1].calls < 0.6 * t.losses.size
     best = int(t.quality.argmin())
     assert next(s for s in raced if s.row == best).complete
@@ -255,7 +255,7 @@ def test_processes_share_the_replays_and_change_nothing(
 def test_the_report_names_the_baselines_and_ratios(capsys: pytest.CaptureFixture[str]) -> None:
     runs = print_races(table(12), [0.2], 3, ["random"])
     text = capsys.readouterr().out
-    assert [r.name for r in runs[:2]] == list(strategies([0.2], K))[:2]
+    assert [r.name for r in runs[:2]] == list(strategies([0.2], table(12)))[:2]
     assert all(r.met == 3 for r in runs), "the whole table was searched"
     assert runs[0].dropped == 0
     line = next(line for line in text.splitlines() if line.startswith(BASELINE))

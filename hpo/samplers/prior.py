@@ -1,0 +1,109 @@
+"""Priors: values that a person takes to be likely are tried first, and less and less later."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+SPREAD = 0.25  # of a parameter's range (of its logarithm where that is sampled): a deviation
+_FIRST_SHARE = 0.5  # of the trials that are drawn from the prior, at first
+_CHOICE = 0.5  # probability of the likely choice; the others share the rest
+
+
+class PriorSampler(optuna.samplers.BaseSampler):
+    """Draws some trials from a prior, and asks another sampler for the rest.
+
+    Half of the first trials are drawn; after n of them a share of ``trials`` / n, so that a prior
+    that is wrong costs little (as in Hvarfner et al., "πBO" (2022), whose weight falls like 1 / n).
+
+    Args:
+        likely: a likely value of each parameter that has one; numbers near it are drawn, by a
+            normal distribution of `SPREAD`. Other parameters are drawn at random in such trials.
+        trials: how many trials the prior is worth.
+    """
+
+    def __init__(
+        self,
+        sampler: optuna.samplers.BaseSampler,
+        likely: Mapping[str, Any],
+        trials: int,
+        seed: int,
+    ) -> None:
+        self._sampler, self._likely, self._trials = sampler, dict(likely), trials
+        self._random = optuna.samplers.RandomSampler(seed=seed)
+        self._rng = np.random.default_rng([seed, 1])
+        self._drawn = False  # whether the trial at hand is from the prior
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        n = len(study.get_trials(deepcopy=False, states=_ENDED))
+        share = _FIRST_SHARE if n < 2 * self._trials else self._trials / n
+        self._drawn = bool(self._rng.random() < share)
+        return {} if self._drawn else self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {} if self._drawn else self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        if not self._drawn:
+            return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+        if param_name not in self._likely:
+            return self._random.sample_independent(study, trial, param_name, param_distribution)
+        return draw(self._likely[param_name], param_distribution, self._rng)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._sampler.before_trial(study, trial)
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        self._sampler.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        self._sampler.reseed_rng()
+
+
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def draw(likely: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    """A value near a likely one, within its range; or that choice, or another one."""
+    if isinstance(distribution, CategoricalDistribution):
+        others = [choice for choice in distribution.choices if choice != likely]
+        if not others or rng.random() < _CHOICE:
+            return likely
+        return others[int(rng.integers(len(others)))]
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    scale = math.log if distribution.log else float
+    low, high, center = scale(distribution.low), scale(distribution.high), scale(likely)
+    while True:
+        value = center + SPREAD * (high - low) * rng.standard_normal()
+        if low <= value <= high:
+            break
+    value = math.exp(value) if distribution.log else value
+    value = min(max(value, distribution.low), distribution.high)
+    return round(value) if isinstance(distribution, IntDistribution) else value
