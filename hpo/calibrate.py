@@ -49,7 +49,7 @@ class CalibrateOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     epilog = (
         "Other programs slow calls down, and the profile would say that the machine is slow: let "
-        "nothing else run. Exit codes: 0 written, 2 bad input, 130 interrupted."
+        "nothing else run."
     )
     options = parse(CalibrateOptions, argv, "calibrate", __doc__, epilog)
     raise_on_signals()

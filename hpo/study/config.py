@@ -139,7 +139,8 @@ class MethodTable(Table):
     name: Annotated[str, AfterValidator(_method_name)] = RECIPE
     """Our recipe, or `MODULE:CLASS` of your own with the methods of `hpo.problem.base.Method`."""
     file: Path | None = None
-    """A Python file of your own with `finetune_model`, from where you start the command."""
+    """A Python file of your own with `finetune_model`, from where you start the command, else
+    one of the examples of this package."""
     parameters: Literal["keywords", "dataclass", "constants"] | None = None
     """Which of the file's values are parameters. None: the first of these kinds that it has."""
     steps: Annotated[str, Field(min_length=1)] | None = None
@@ -163,7 +164,9 @@ class MethodTable(Table):
         """The method itself."""
         if self.file is None:
             return load_method(self.name)
-        return load_file_method(self.file, self.parameters, self.steps, self.memory_gb)
+        shipped = Path(__file__).parents[1] / self.file
+        file = shipped if shipped.is_file() and not self.file.exists() else self.file
+        return load_file_method(file, self.parameters, self.steps, self.memory_gb)
 
 
 class ProblemTable(Table):
