@@ -21,7 +21,6 @@ FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa1849
 RUN useradd --uid 10001 --create-home runes \
     && install -d -o runes -g runes /app /artifacts /cache
 COPY --from=builder /venv /venv
-COPY examples /app/examples
 ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 XDG_CACHE_HOME=/cache MPLCONFIGDIR=/tmp/matplotlib
 WORKDIR /app
 USER 10001:10001

@@ -6,9 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .arguments import LARGEST_COUNT as LARGEST_COUNT
-from .arguments import LARGEST_NUMBER as LARGEST_NUMBER
-from .arguments import LARGEST_SEED as LARGEST_SEED
+from .arguments import LARGEST_COUNT, LARGEST_NUMBER, LARGEST_SEED
 
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Natural = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]

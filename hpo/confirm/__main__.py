@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    epilog = "Exit codes: 0 confirmed, 1 no recipe is feasible, 2 bad input, 130 interrupted."
+    epilog = "Exit code 1: no recipe is feasible."
     options = parse(ConfirmOptions, argv, "confirm", __doc__, epilog)
     raise_on_signals()
     start_log("confirm")

@@ -63,7 +63,7 @@ class ExportOptions(DeviceOptions, DrawingsOptions, StudyOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     description = f"{__doc__} It writes nothing to the study."
-    epilog = "Exit codes: 0 written, 1 the proof failed and nothing is written, 2 bad input."
+    epilog = "Exit code 1: the proof failed, and nothing is written."
     options = parse(ExportOptions, argv, "export", description, epilog)
     choose_device(options.device)
     import optuna

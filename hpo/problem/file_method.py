@@ -148,10 +148,11 @@ class FileMethod:
         # One after another: a call may use all of its worker's threads.
         called = []
         for index, instance in enumerate(instances):
-            asked = dict(values)
+            asked, rune = self.complete(values), cast("RuneInstance", instance)
             if steps is not None and self._steps is not None:
                 asked[self._steps] = steps[index]
-            rune = cast("RuneInstance", instance)
+            elif rune.speed is not None and self._steps is not None:
+                asked[self._steps] = max(1, round(rune.speed * asked[self._steps]))
             called.append(self._call(asked, rune, partial(on_step, index)))
         return called
 
@@ -230,6 +231,6 @@ class FileMethod:
 
     def as_written(self, text: str) -> FileMethod:
         """The method of another text of the file, as an export has written it."""
-        method = FileMethod(self._file.path, text, self._file.style, None, self._memory_gb)
+        method = FileMethod(self._file.path, text, self._file.style, self._steps, self._memory_gb)
         method._threads = self._threads
         return method

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from finetune.data.runes import NEW_LABEL
 from finetune.flow import sample
+from finetune.machine.threads import one_thread
 from finetune.model.groups import with_mean_class
 from finetune.scoring.pictures import save_sheet
 
@@ -54,7 +55,8 @@ def draw_samples(model: nn.Module) -> Tensor:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        # Ten images are too few for more, which would wait for each other on a busy machine.
+        with torch.inference_mode(), one_thread(device):
             drawn = sample(model, e, c, n_steps=EULER_STEPS, method="euler")
     finally:
         model.train(was_training)

@@ -139,11 +139,13 @@ class MethodTable(Table):
     name: Annotated[str, AfterValidator(_method_name)] = RECIPE
     """Our recipe, or `MODULE:CLASS` of your own with the methods of `hpo.problem.base.Method`."""
     file: Path | None = None
-    """A Python file of your own with `finetune_model`, from where you start the command."""
+    """A Python file of your own with `finetune_model`, from where you start the command, else
+    one of the examples of this package."""
     parameters: Literal["keywords", "dataclass", "constants"] | None = None
     """Which of the file's values are parameters. None: the first of these kinds that it has."""
     steps: Annotated[str, Field(min_length=1)] | None = None
-    """The file's parameter that counts the steps of a call."""
+    """The file's parameter that counts the steps of a call. With `[instances] speeds` a call at a
+    speed of 0.1 makes a tenth of them."""
     memory_gb: PositiveFloat | None = None
     """That a call of the file may use, in GiB. None: the worker's share of three quarters
     of the machine's."""
@@ -162,7 +164,9 @@ class MethodTable(Table):
         """The method itself."""
         if self.file is None:
             return load_method(self.name)
-        return load_file_method(self.file, self.parameters, self.steps, self.memory_gb)
+        shipped = Path(__file__).parents[1] / self.file
+        file = shipped if shipped.is_file() and not self.file.exists() else self.file
+        return load_file_method(file, self.parameters, self.steps, self.memory_gb)
 
 
 class ProblemTable(Table):
@@ -265,10 +269,10 @@ class StudyConfig(Table):
             raise ValueError(
                 f"margin_s is {self.margin_s:g} and limit_s {self.limit_s:g}; write a smaller one"
             )
-        if self.clock.is_wall and self.instances.speeds:
+        if self.clock.is_wall and self.instances.speeds and self.method.steps is None:
             raise ValueError(
                 "instances.speeds are of a reference machine, and clock.machine is wall; "
-                "name the profile of a machine"
+                "name the profile of a machine, or in [method] the steps of a file"
             )
         if self.method.file is not None and not self.clock.is_wall:
             raise ValueError(

@@ -48,7 +48,7 @@ def test_bases_are_pinned_and_what_builds_is_left_behind(
     assert bases["builder"] == bases["runtime"]
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", bases["runtime"])
     copied = [value for step, value in stages["runtime"] if step == "COPY"]
-    assert copied == ["--from=builder /venv /venv", "examples /app/examples"]
+    assert copied == ["--from=builder /venv /venv"]  # studies and examples are in it
 
 
 def test_it_does_not_run_as_root(stages: dict[str, list[tuple[str, str]]]) -> None:
@@ -173,13 +173,25 @@ def _run(runes: tuple[Path, dict[str, str]], where: Path, *argv: str) -> tuple[s
 def test_the_wheel_runs_a_study_in_an_empty_folder(
     runes: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
-    out, log = _run(runes, tmp_path, "worker", "--study", "quickstart", "--trials", "1")
+    # Its own study, and one like it whose calls are short.
+    out, _ = _run(runes, tmp_path, "worker", "--study", "quickstart", "--dry-run")
+    assert "in this order:" in out and "thorn" in out
+    text = (REPO / "studies" / "quickstart.toml").read_text()
+    short = re.sub(r"(?m)^(steps|strata) = .*$", r"\1 = 2", text).replace("100.0", "1000.0")
+    (tmp_path / "short.toml").write_text('artifacts = "none"\n' + short)
+    once = ("--trials", "1", "--threads", "1")
+    _, log = _run(runes, tmp_path, "worker", "--study", "short.toml", *once)
     assert "done: 1 trials are finished" in log
     assert (tmp_path / "quickstart.db").is_file()
-    out, _ = _run(runes, tmp_path, "status", "--study", "quickstart")
+    out, _ = _run(runes, tmp_path, "status", "--study", "short.toml")
     assert "trials      1 finished" in out
     # A page with the reference results, by the template that comes with it.
-    _run(runes, tmp_path, "report", "--study", "quickstart", "--out", "report.html")
+    _run(runes, tmp_path, "report", "--study", "short.toml", "--out", "report.html")
+
+
+def test_the_wheel_finds_its_examples(runes: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    out, _ = _run(runes, tmp_path, "worker", "--study", "plain-quickstart", "--dry-run")
+    assert "plain-quickstart" in out
 
 
 def test_the_wheel_holds_the_packages_alone_and_what_they_read(

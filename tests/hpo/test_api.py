@@ -73,5 +73,5 @@ def test_a_database_that_is_not_there_is_one_line(study: OpenStudy, tmp_path: Pa
 
 def test_a_published_database_is_looked_at(tmp_path: Path) -> None:
     results = Path(hpo.__file__).parent / "studies" / "results"
-    with open_study("runes-seeds", str(results / "runes-seeds.db.gz")) as study:
+    with open_study("runes-short", str(results / "runes-short.db.gz")) as study:
         assert study.status().finished == len(study.optuna.trials) > 0

@@ -83,6 +83,7 @@ high = 0.8
 type = "choice"
 choices = ["none", "exit", "error", "loop", "nan"]
 """
+STEPS = 'file = "mine.py"\nsteps = "n_steps"'
 TROUBLES = {
     "none": ("complete", ""),
     "exit": ("crashed", "thorn/0: mine.py ended its process (exit code 3) before it returned"),
@@ -158,6 +159,24 @@ def test_the_winner_is_written_back_with_its_values_alone(
         export([*arguments, "--out", "out2.py"])
     with pytest.raises(UserError, match="study mine was made with other code"):
         search(3)
+
+
+def test_a_study_of_two_speeds_looks_at_a_share_of_the_steps_first(folder: Path) -> None:
+    """What counts is the loss at full length, and the winner is proved at that."""
+    (folder / "mine.toml").write_text(
+        STUDY.replace('file = "mine.py"', STEPS)
+        .replace('runes = ["thorn", "ger"]', 'runes = ["thorn"]\nspeeds = [0.5, 1.0]')
+        .replace(', "exit", "error", "loop", "nan"', "")
+    )
+    assert search(2) == 0
+    trials = load_study(open_storage("sqlite:///mine.db"), "mine").get_trials()
+    for trial in trials:
+        record = read_trial(trial)
+        assert [c.instance for c in record.instances] == ["thorn/0*0.5", "thorn/0*1"]
+        assert [c.steps for c in record.instances] == [2, 4]
+        assert trial.value == record.instances[1].loss
+    arguments = ["--study", "mine.toml", "--trial", "0", "--out", "better.py", "--no-challenge"]
+    assert export([*arguments, "--threads", "1"]) == 0
 
 
 def test_values_that_the_file_does_not_have_are_refused(folder: Path) -> None:

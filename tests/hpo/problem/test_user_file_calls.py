@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +260,15 @@ def test_a_call_can_be_asked_for_a_number_of_steps(instance: RuneInstance) -> No
     (called,) = method.call(values, [instance], lambda *_: None, steps=[7])
     assert (called.steps, called.steps_wanted) == (7, 7)
     assert values["n_steps"] == 40
+
+
+@pytest.mark.parametrize(("speed", "made"), [(0.1, 4), (0.001, 1), (1.0, 40), (None, 40)])
+def test_a_speed_is_a_share_of_the_files_own_steps(
+    instance: RuneInstance, speed: float | None, made: int
+) -> None:
+    method = FileMethod(Path("mine.py"), REPORTING, steps="n_steps")
+    (called,) = method.call({}, [replace(instance, speed=speed)], lambda *_: None)
+    assert (called.steps, called.steps_wanted) == (made, made)
 
 
 def test_a_reported_loss_that_is_no_number_ends_the_call(run: Run) -> None:
