@@ -29,11 +29,11 @@ from tqdm import tqdm
 from hpo.clock.plan import Clock
 from hpo.clock.profile import load_profile
 from hpo.errors import UserError, run_command
-from hpo.problem.base import Instance, InvalidValuesError, NotFiniteError, Values, digest_of
+from hpo.problem.base import Instance, NotFiniteError, Values, digest_of
 from hpo.problem.measure import measure
 from hpo.process.devices import n_cores
 from hpo.study.config import StudyConfig, load_study_file
-from hpo.study.space import sample_values
+from hpo.study.space import random_values
 
 from .arguments import positive
 
@@ -65,19 +65,6 @@ class Agreement:
     spearman: tuple[float, float, float]
     kendall: tuple[float, float, float]
     regret: float  # loss at full speed of the recipe that is best here, over the least one
-
-
-def random_recipes(config: StudyConfig, n: int, seed: int) -> list[dict[str, Any]]:
-    """``n`` complete recipes, sampled at random from the space of a study."""
-    method = config.load_method()
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    found: list[dict[str, Any]] = []
-    while len(found) < n:
-        try:
-            found.append(sample_values(study.ask(), config.space, config.fixed, method))
-        except InvalidValuesError:
-            continue
-    return found
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -266,7 +253,7 @@ def _measured(options: argparse.Namespace, speeds: Sequence[float], known: list[
     method, problem = config.load_method(), config.load_problem(options.data)
     method.prepare(None, n_cores())
     clock = Clock(load_profile(options.machine), name=options.machine)
-    recipes = random_recipes(config, options.recipes, options.seed)
+    recipes = random_values(config.space, config.fixed, method, options.recipes, options.seed)
     instances = problem.instances()[: options.instances]
 
     def call(values: Values, instance: Instance, steps: int) -> float | None:

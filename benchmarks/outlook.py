@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from finetune.errors import UserError, run_command
-from hpo.pruners.improvement import LEAST_TRIALS, chance_of_fall
+from hpo.pruners.improvement import LEAST_TRIALS, chance_of_fall, since_progress
 from hpo.pruners.statistics import Standings
 
 from .replay import Step, keep_quiet, replay
@@ -64,7 +64,7 @@ def answers(table: Table, steps: Sequence[Step], calls: int, share: float) -> It
             if s.complete and s.calls <= step.calls + calls
         )
         n = calls * len(losses) / step.calls
-        said = chance_of_fall(losses, n, share, standings.share_of_noise)
+        said = chance_of_fall(since_progress(losses), n, share, standings.share_of_noise)
         yield Answer(said, min(later, default=best) <= (1 - share) * best)
 
 

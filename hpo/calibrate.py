@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import option, parse
-from .errors import UserError, run_command
-from .process.devices import choose_device, describe_processor, n_cores
+from .errors import UserError, check_out, run_command, write_whole
+from .process.devices import choose_device, describe_processor, machine_memory_gb, n_cores
 from .process.logging import info, start_log
 from .process.signals import StopError, acknowledge_stop, raise_on_signals
 
@@ -19,7 +18,6 @@ from .process.signals import StopError, acknowledge_stop, raise_on_signals
 if TYPE_CHECKING:
     from .clock.fit import Timing
     from .problem.base import Method, Workload
-    from .study.config import StudyConfig
 
 _PRECISIONS = ("auto", "fp32", "bf16")
 _METHOD = "recipe"  # whose calls are timed
@@ -68,13 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: CalibrateOptions) -> int:
     if options.out.exists() and not options.force:
         raise UserError(f"{options.out} is there; write --force to overwrite it")
-    if not options.out.parent.is_dir():
-        raise UserError(f"{options.out.parent}: no such directory")
+    check_out(options.out)
     choose_device(options.device)
     from .clock.fit import check, fit
     from .clock.profile import Profile
     from .problem.calibration import precision_here
     from .study.config import load_study_file
+    from .study.space import random_values
 
     config = load_study_file(options.space)
     method = config.load_method()
@@ -82,7 +80,9 @@ def _run(options: CalibrateOptions) -> int:
         raise UserError(f"study {options.space} is of another method; --space names one of recipes")
     method.prepare(options.device, n_cores())
     precision = precision_here(options.precision)
-    asked = [*_to_fit(options.recipes, options.precision), *_to_check(config, options)]
+    fixed = {**config.fixed, "precision": options.precision}
+    to_check_on = random_values(config.space, fixed, method, options.check, seed=0)
+    asked = [*_to_fit(options.recipes, options.precision), *to_check_on]
     timings = list(_timings(method, asked, _Kept(options.timings, precision)))
     to_fit = [t for t in timings[: options.recipes] if t is not None]
     to_check = [t for t in timings[options.recipes :] if t is not None]
@@ -96,7 +96,7 @@ def _run(options: CalibrateOptions) -> int:
     )
     found = check(profile, to_check)
     profile = profile.model_copy(update={"check": found})
-    options.out.write_text(profile.to_toml(), encoding="utf-8")
+    write_whole(options.out, profile.to_toml().encode())
     print(
         f"{options.out}: profile {profile.digest}, {len(to_fit)} recipes timed in {precision}\n"
         f"on {found.recipes} others predictions are off by (median, largest): "
@@ -110,24 +110,6 @@ def _to_fit(n: int, precision: str) -> list[dict[str, Any]]:
     from .problem.calibration import calibration_values
 
     return calibration_values(n, precision)
-
-
-def _to_check(config: StudyConfig, options: CalibrateOptions) -> Iterator[dict[str, Any]]:
-    """Random recipes of a study's space."""
-    import optuna
-
-    from .problem.base import InvalidValuesError
-    from .study.space import sample_values
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    fixed, found = {**config.fixed, "precision": options.precision}, 0
-    while found < options.check:
-        try:
-            yield sample_values(study.ask(), config.space, fixed, config.load_method())
-        except InvalidValuesError:
-            continue
-        found += 1
 
 
 class _Kept:
@@ -185,7 +167,7 @@ def _describe(machine: dict[str, object]) -> dict[str, str]:
     return {
         "processor": describe_processor(),
         "cores": str(n_cores()),
-        "memory_gib": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f}",
+        "memory_gib": f"{machine_memory_gb():.1f}",
         **{key: str(value) for key, value in machine.items() if key != "threads"},
     }
 

@@ -53,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with looked_at(url, study_argument(options.study, options.storage)) as storage:
         runs = [_run(which, config, method, storage) for which in options.two]
     first, second = runs
-    found = pair(*({c.instance: c for c in run.calls} for run in runs))
+    # What counts, where both have it; else any call, looks at a lower speed included.
+    found = pair(*(run.by_instance for run in runs))
+    if found is None:
+        found = pair(*({c.instance: c for c in run.calls} for run in runs))
     if found is None:
         raise UserError(
             f"{options.two[0]} and {options.two[1]} have no instance in common; name two that "

@@ -14,8 +14,9 @@ from ..process.logging import warn
 from .location import NOWHERE
 from .store import open_store
 
-# As Optuna's `upload_artifact` writes it, which links a file before it is there.
-_LINK = "artifacts:"
+# Of system attributes, as Optuna's `upload_artifact` writes them, which links a file before it is
+# there.
+ARTIFACT_PREFIX = "artifacts:"
 _REST_S = 300.0  # after a failure: a store that is away costs each trial no time-outs
 
 
@@ -38,7 +39,7 @@ def linked(artifact_id: str, filename: str) -> Artifact:
         mimetype=mimetype or "application/octet-stream",
         encoding=encoding,
     )
-    return Artifact(artifact_id, {f"{_LINK}{artifact_id}": json.dumps(asdict(meta))})
+    return Artifact(artifact_id, {f"{ARTIFACT_PREFIX}{artifact_id}": json.dumps(asdict(meta))})
 
 
 class Gallery:

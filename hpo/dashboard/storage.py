@@ -15,6 +15,7 @@ from bottle import HTTPError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from ..artifacts.uploads import ARTIFACT_PREFIX
 from ..errors import UserError
 from ..storage.rdb import StudyStorage
 from ..storage.retry import Retry
@@ -29,7 +30,6 @@ _RETRY_S = 3.0  # someone waits for the page
 # In between, what runs and what is new is read.
 _REST = 40.0
 _DASHBOARDS = "dashboard:"
-_ARTIFACT = "artifacts:"
 _OF_STUDY = (NOTE_VERSION, NOTE_TEXT, PLOT)
 
 
@@ -141,7 +141,7 @@ def _make_fit(trial: FrozenTrial) -> None:
     """Let the dashboard's page find what it reads, in the form that it reads."""
     if not isinstance(trial.system_attrs.get("fixed_params", {}), dict):
         del trial.system_attrs["fixed_params"]
-    for key in [key for key in trial.system_attrs if key.startswith(_ARTIFACT)]:
+    for key in [key for key in trial.system_attrs if key.startswith(ARTIFACT_PREFIX)]:
         if not _is_object(trial.system_attrs[key]):
             del trial.system_attrs[key]
     # The dashboard reads only the older form, which other programs need not write.

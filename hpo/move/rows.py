@@ -18,6 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..artifacts.store import Store
+from ..artifacts.uploads import ARTIFACT_PREFIX
 from ..storage import tables as db
 from ..storage.calls import CallRow, calls_of_study, count_of_study, has_table, write_calls
 
@@ -35,7 +36,6 @@ _BATCH = 500  # trials
 _ID_IN_KEY = re.compile(
     r"^(dashboard:|dashboard:artifacts:|preference:skip_trial:)(\d+)(:note_ver|:note_str:\d+|:.+|)$"
 )
-_FILE = "artifacts:"  # Optuna's prefix of an attribute that is named after a file's id
 # Optuna's genetic samplers store trials' ids in a value.
 _IDS_IN_VALUE = re.compile(r":parent:\d+$")
 
@@ -103,10 +103,10 @@ class StudyRows:
             query = (
                 sa.select(table.c.key)
                 .join(owner)
-                .where(owner.c.study_id == self.study_id, table.c.key.startswith(_FILE))
+                .where(owner.c.study_id == self.study_id, table.c.key.startswith(ARTIFACT_PREFIX))
             )
             keys.update(self.connection.execute(query).scalars())
-        return sorted(key.removeprefix(_FILE) for key in keys)
+        return sorted(key.removeprefix(ARTIFACT_PREFIX) for key in keys)
 
 
 def add_calls(of: StudyRows, copy: StudyRows) -> int:

@@ -42,7 +42,7 @@ def check_room(workers: int) -> None:
     Raises:
         UserError: their memory, or the handles that a pool needs for them, are more than there is.
     """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = int(machine_memory_gb() * 2**30)
     handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     of_memory, of_handles = memory // _WORKER_BYTES, (handles - _OWN_HANDLES) // _WORKER_HANDLES
     if workers > of_memory:

@@ -7,6 +7,7 @@ how many more trials an hour of compute makes.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from ..trial.record import compute_s
 SHARE = 0.01  # of the best loss, by which it is to fall
 HOURS = 1.0
 LEAST_TRIALS = 12  # with a loss, before anything is said
+_PROGRESS = 2.0  # standard errors by which later losses are lower, for earlier ones not to count
 _TAIL = 0.15  # of the trials that tell how good ones are spread
 _LEAST_TAIL = 3
 _RECENT = 50  # trials whose mean seconds are those of the next ones
@@ -78,7 +80,30 @@ def outlook(
         return "no trial is complete"
     compared = standings if isinstance(standings, Standings) else standings.target
     noise = compared.share_of_noise if compared else 0.0
-    return Outlook(chance_of_fall(known, n, share, noise), share, hours, n)
+    return Outlook(chance_of_fall(since_progress(known), n, share, noise), share, hours, n)
+
+
+def since_progress(losses: Sequence[float]) -> Sequence[float]:
+    """The later losses, as far back as the search has made no progress since.
+
+    While the later half of the losses is lower than the earlier one (Mann and Whitney (1947), by
+    the normal approximation), the earlier one does not tell what is tried next.
+
+    Args:
+        losses: in the order of their trials.
+    """
+    while len(losses) >= 2 * LEAST_TRIALS:
+        earlier, later = sorted(losses[: len(losses) // 2]), losses[len(losses) // 2 :]
+        # Of all pairs, those in which the later one is lower; ties count half.
+        lower = sum(
+            len(earlier) - (bisect_left(earlier, x) + bisect_right(earlier, x)) / 2 for x in later
+        )
+        pairs = len(earlier) * len(later)
+        error = math.sqrt(pairs * (len(losses) + 1) / 12)
+        if lower - pairs / 2 < _PROGRESS * error:
+            break
+        losses = later
+    return losses
 
 
 def chance_of_fall(losses: Sequence[float], n: float, share: float, noise: float = 0.0) -> float:
@@ -90,8 +115,7 @@ def chance_of_fall(losses: Sequence[float], n: float, share: float, noise: float
         (k / N) (1 + x / (k s)) ** -k
 
     with the mean s of the k lowest ones' distances (Lomax; Pickands, "Statistical inference using
-    extreme order statistics" (1975), for the exponential tail).  All trials count alike, whatever
-    the sampler has learned since: on recorded trials later ones alone told less.
+    extreme order statistics" (1975), for the exponential tail).
 
     Args:
         losses: positive, two at least.

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, write_whole
 from ..formatting import counted
 from ..problem.base import Field
 from ..problem.user_file.parameters import (
@@ -55,11 +55,7 @@ def write_first_study(method: Path, out: Path, drawings: Mapping[str, Any]) -> s
     require_parameters(file, None)
     text = first_study(file, out.stem, drawings)
     StudyConfig.model_validate(tomllib.loads(text))  # it is a study file, as commands read it
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, "utf-8")
-    except OSError as error:
-        raise UserError(f"{out} can't be written: {error.strerror}") from error
+    write_whole(out, text.encode())
     others = "".join(
         f"; it has {kind}, too ({', '.join(names)}), which method.parameters may ask for"
         for kind, names in file.others.items()

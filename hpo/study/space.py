@@ -253,6 +253,22 @@ def sample_values(
     return method.complete({**fixed, **chosen})
 
 
+def random_values(
+    space: Mapping[str, Parameter], fixed: Mapping[str, Any], method: Method, n: int, seed: int
+) -> list[dict[str, Any]]:
+    """``n`` complete recipes, drawn at random from a space; those that contradict themselves are
+    drawn again."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    found: list[dict[str, Any]] = []
+    while len(found) < n:
+        try:
+            found.append(sample_values(study.ask(), space, fixed, method))
+        except InvalidValuesError:
+            continue
+    return found
+
+
 def _is_same(one: Any, other: Any) -> bool:
     # To Python, true is 1.
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)

@@ -10,6 +10,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from ..artifacts.uploads import ARTIFACT_PREFIX
 from ..errors import UserError
 from ..formatting import counted
 from ..problem.base import InvalidValuesError, Method, Values, digest_of
@@ -26,7 +27,6 @@ from .manifest import first_difference
 from .space import Parameter
 
 TAKEN_FROM_KEY = "taken_from"  # user attribute of a trial: where it ran
-_FILE_LINK = "artifacts:"  # Optuna's prefix; files stay with the study that made them
 _SPACE = "space"  # the manifest's entry that may differ
 
 
@@ -170,7 +170,7 @@ def _writes(
         attrs["instances"] = [
             {**call, "picture": None} if isinstance(call, dict) else call for call in calls
         ]
-    links = {k: v for k, v in trial.system_attrs.items() if not k.startswith(_FILE_LINK)}
+    links = {k: v for k, v in trial.system_attrs.items() if not k.startswith(ARTIFACT_PREFIX)}
     return Writes(
         params=internal,
         user_attrs=attrs,

@@ -65,7 +65,7 @@ class CallKeys:
         """The key of a call with these complete values.
 
         Args:
-            clock: what ends the call: `WALL`, or a machine's profile and the steps it would make.
+            clock: what ends the call: `WALL`, or the planned steps.
         """
         label = instance.label
         if label not in self._identities:

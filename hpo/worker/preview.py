@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-import optuna
-
 from ..clock.plan import Clock
 from ..clock.profile import NotTimedError
 from ..problem.base import Instance, Method, Values
 from ..storage.url import shown
 from ..study.config import StudyConfig
-from ..study.space import sample_values
+from ..study.space import random_values
 
 
 def print_preview(
@@ -26,13 +24,12 @@ def print_preview(
     print("instances, in this order:")
     for number, instance in enumerate(instances, start=1):
         print(f"  {number}. {instance.label} from {instance.network}")
-    sampler = optuna.samplers.RandomSampler(seed=config.sampler.seed)
-    trial = optuna.create_study(sampler=sampler).ask()
-    recipe = sample_values(trial, config.space, config.fixed, config.load_method())
+    method = config.load_method()
+    (recipe,) = random_values(config.space, config.fixed, method, 1, config.sampler.seed)
     print("a recipe from the space:", json.dumps(recipe, indent=2))
     clock = config.load_clock()
     if clock is not None:
-        _print_plan(clock, config.load_method(), recipe, instances[0])
+        _print_plan(clock, method, recipe, instances[0])
     print("nothing was created")
 
 

@@ -47,7 +47,7 @@ def _commands(data: StudyData) -> Iterator[Block]:
         yield Code("Measure the best few again, on runes that no trial saw.", confirm)
         yield Code(
             "Write the best trial as the one file that is handed in.",
-            f"python -m hpo.export --study {study} --out submission/finetune.py",
+            f"python -m hpo.export --study {study} --out {_out(data)}",
         )
         return
     best = data.best[0]
@@ -64,8 +64,14 @@ def _commands(data: StudyData) -> Iterator[Block]:
         )
     yield Code(
         "Write the confirmed recipe as the one file that is handed in, proved against its trial.",
-        f"python -m hpo.export --study {study} --confirmed --out submission/finetune.py",
+        f"python -m hpo.export --study {study} --confirmed --out {_out(data)}",
     )
+
+
+def _out(data: StudyData) -> str:
+    """A name for the file, which must not hide the package of that name."""
+    file = data.config.method.file
+    return "submission/finetune.py" if file is None else f"tuned_{file.name}"
 
 
 def _infeasible(data: StudyData) -> Iterator[Block]:

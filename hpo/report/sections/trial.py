@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from ...artifacts.uploads import ARTIFACT_PREFIX
 from ...formatting import cost_of_answer, counted, setting, with_error
 from ...problem.base import Method, changed_values
 from ...trial.ranking import OVER_LIMIT, constraints_of
 from ...trial.run import Run
 from ..document import Block, Code, Picture, Section, Table, Text
 from .confirmation import steps_text
-
-_LINK = "artifacts:"  # of system attributes: Optuna's record of a file that is kept
 
 
 def trial_section(run: Run, method: Method, address: str | None = None) -> Section:
@@ -67,7 +66,7 @@ def _pictures(run: Run, address: str) -> Iterator[Block]:
     """Each call's picture, then other PNGs of the trial, such as its plot."""
     kept = {}
     for key, value in run.trial.system_attrs.items():
-        if key.startswith(_LINK):
+        if key.startswith(ARTIFACT_PREFIX):
             try:
                 meta = json.loads(value)
                 if meta["mimetype"] == "image/png":

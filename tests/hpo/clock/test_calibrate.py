@@ -96,8 +96,9 @@ def test_a_stop_leaves_what_was_timed(tmp_path: Path, counted: Counted) -> None:
 
 
 def test_what_can_not_be_written_is_told_first(tmp_path: Path, counted: Counted) -> None:
-    with pytest.raises(UserError, match="no such directory"):
-        run("--out", tmp_path / "none" / "mine.toml")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is no directory"):
+        run("--out", tmp_path / "file" / "mine.toml")
     assert not counted.calls
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.pruners.improvement import LEAST_TRIALS, Outlook, chance_of_fall, outlook
+from hpo.pruners.improvement import LEAST_TRIALS, Outlook, chance_of_fall, outlook, since_progress
 from hpo.study.budget import why_stop
 from hpo.study.config import Budget
 
@@ -93,6 +93,17 @@ def test_what_noise_found_does_not_last() -> None:
     assert isinstance(clean, Outlook) and isinstance(noisy, Outlook)
     losses = [float(t.values[0]) for t in trials(table(40, 0.05))]
     assert noisy.chance < chance_of_fall(losses, 10, 0.01)
+
+
+def test_earlier_trials_do_not_count_while_the_search_makes_progress() -> None:
+    rng = np.random.default_rng(2)
+    level = rng.standard_normal(400).tolist()
+    assert len(since_progress(level)) == 400
+    assert since_progress([1.0] * 100) == [1.0] * 100
+    falling = [9.0 - number / 10 for number in range(80)]
+    assert since_progress(falling) == falling[60:]  # twelve are the least
+    once = [*np.add(level[:60], 9.0), *level[60:120]]
+    assert since_progress(once) == once[60:]
 
 
 def test_few_trials_say_nothing() -> None:

@@ -129,3 +129,31 @@ def test_a_bounded_sampler_asks_the_storage_once_a_trial() -> None:
 
     study._storage.get_all_trials = count  # type: ignore[method-assign]
     study.optimize(objective, n_trials=12)
+
+
+def looked(number: int, losses: list[float], n_looks: int, recipe: str) -> FrozenTrial:
+    """A trial with looks at a lower speed, and an old prediction; complete with four instances."""
+    complete = len(losses) == 4
+    means = np.cumsum(losses) / np.arange(1, len(losses) + 1)
+    made = create_trial(
+        state=TrialState.COMPLETE if complete else TrialState.PRUNED,
+        value=float(np.mean(losses[n_looks:])) if complete else 9.0,
+        intermediate_values={i + 1: float(m) for i, m in enumerate(means)},
+        user_attrs={"looks": n_looks, "recipe": recipe},
+    )
+    made.number = number
+    return made
+
+
+def test_looks_are_shown_with_what_they_predict_now_and_a_promoted_recipe_once() -> None:
+    history = History(50, seed=0)
+    waiting = [looked(0, [0.20, 0.22], 2, "a"), looked(1, [0.30, 0.33], 2, "b")]
+    first = history.part_of(waiting)
+    assert [t.value for t in first] == pytest.approx([0.21, 0.315], rel=0.01)
+    # Full speed is a tenth better; the recipe that was promoted is shown with its own loss alone.
+    trials = [*waiting, looked(2, [0.20, 0.22, 0.18, 0.198], 2, "a")]
+    later = history.part_of(trials)
+    assert [t.number for t in later] == [1, 2]
+    assert [t.value for t in later] == pytest.approx([0.9 * 0.315, 0.189], rel=0.01)
+    assert all(t.state == TrialState.COMPLETE for t in later)
+    assert [t.value for t in waiting] == [9.0, 9.0], "what is stored is left alone"

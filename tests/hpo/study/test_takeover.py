@@ -237,6 +237,7 @@ def test_a_study_with_more_instances_begins_with_the_calls_of_a_smaller_one(
         assert [c.instance for c in record.instances] == ["r/0*0.1"]
         assert (record.outcome, record.reason) == ("pruned", "taken over with 1 of 4 instances")
         assert trial.params == before.params and trial.constraints == before.constraints
+        assert record.looks == 2
         assert record.longest_call_s == read_trial(before).longest_call_s
 
     # Whoever tries one of its recipes again makes the other calls alone.
