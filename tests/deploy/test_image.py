@@ -173,25 +173,25 @@ def _run(runes: tuple[Path, dict[str, str]], where: Path, *argv: str) -> tuple[s
 def test_the_wheel_runs_a_study_in_an_empty_folder(
     runes: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
-    # Its own study, and one like it whose calls are short.
-    out, _ = _run(runes, tmp_path, "worker", "--study", "quickstart", "--dry-run")
-    assert "in this order:" in out and "thorn" in out
-    text = (REPO / "studies" / "quickstart.toml").read_text()
-    short = re.sub(r"(?m)^(steps|strata) = .*$", r"\1 = 2", text).replace("100.0", "1000.0")
-    (tmp_path / "short.toml").write_text('artifacts = "none"\n' + short)
-    once = ("--trials", "1", "--threads", "1")
-    _, log = _run(runes, tmp_path, "worker", "--study", "short.toml", *once)
+    named = ("--study", "quickstart")
+    _, log = _run(runes, tmp_path, "worker", *named, "--trials", "1", "--threads", "1")
     assert "done: 1 trials are finished" in log
     assert (tmp_path / "quickstart.db").is_file()
-    out, _ = _run(runes, tmp_path, "status", "--study", "short.toml")
+    out, _ = _run(runes, tmp_path, "status", *named)
     assert "trials      1 finished" in out
     # A page with the reference results, by the template that comes with it.
-    _run(runes, tmp_path, "report", "--study", "short.toml", "--out", "report.html")
+    _run(runes, tmp_path, "report", *named, "--out", "report.html")
 
 
-def test_the_wheel_finds_its_examples(runes: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
-    out, _ = _run(runes, tmp_path, "worker", "--study", "plain-quickstart", "--dry-run")
-    assert "plain-quickstart" in out
+def test_the_wheel_finds_the_example_that_a_study_of_it_names(
+    runes: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    # The file's parameters are read as the study is; only then the database is missed.
+    script, variables = runes
+    status = [script, "status", "--study", "plain-quickstart"]
+    done = subprocess.run(status, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "/plain-quickstart.db): no such database" in done.stderr
 
 
 def test_the_wheel_holds_the_packages_alone_and_what_they_read(

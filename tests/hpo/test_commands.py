@@ -33,6 +33,7 @@ READERS = {
     "enqueue": ("lr=0.01",),
     "export": ("--out", "new.py"),
     "init": ("--wait", "0"),
+    "move": ("--to", "sqlite:///copy.db"),
     "report": ("--out", "new.html"),
 }
 
@@ -112,8 +113,11 @@ def test_a_database_that_stays_away_is_no_mistake(
     shutil.copy(REPO / "tests" / "cheap.toml", tmp_path / "study.toml")
     monkeypatch.setattr("hpo.storage.open._BRIEF_RETRY_S", 0.0)
     module = load(MODULES[name])
+    named = ["--study", "study.toml", "--storage", AWAY]
+    if name == "move":
+        named = ["--all", "--from", AWAY]
     with pytest.raises(DatabaseAwayError, match=r"^[^\n]*127\.0\.0\.1:1/nothing[^\n]*$"):
-        module.main(["--study", "study.toml", "--storage", AWAY, *READERS[name]])
+        module.main([*named, *READERS[name]])
 
 
 @pytest.mark.parametrize(
