@@ -17,10 +17,11 @@ import os
 import random
 import statistics
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ N_CALLS = 5
 # The author's thresholds: mean loss at most this is worth this many points.
 POINTS = ((0.083, 6), (0.088, 5), (0.094, 4), (0.100, 3), (0.120, 2), (0.150, 1))
 EXIT_FAILED = 1
+_TICK_S = 1.0
 
 
 class ChallengeFailure(Exception):  # noqa: N818 - a verdict on the submission, no error of ours
@@ -159,6 +161,25 @@ def score_call(model: nn.Module, test: Tensor, t_samples: int) -> tuple[float, f
     return estimate.mean, estimate.standard_error
 
 
+@contextmanager
+def _ticking(bar: tqdm[Any]) -> Iterator[tqdm[Any]]:
+    """Redraw a bar each second on a terminal: its clock goes on while a call takes minutes."""
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(_TICK_S):
+            bar.refresh()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    if sys.stderr.isatty():
+        thread.start()
+    try:
+        yield bar
+    finally:
+        ended.set()
+        bar.close()
+
+
 def run_challenge(
     finetune: FinetuneModel,
     source: RuneSource,
@@ -186,34 +207,35 @@ def run_challenge(
     # All of them before the first call: what can't be split comes out at once.
     splits = [source.split(rune, resize, split_seed, n_train) for rune in runes]
     scores, rows = [], []
-    for i, (rune, split) in enumerate(
-        zip(tqdm(runes, desc="challenge", unit="rune"), splits, strict=True), start=1
-    ):
-        path = networks[(i - 1) % len(networks)]
-        pretrained = load_network(path)
-        given = copy.deepcopy(pretrained)
-        try:
-            model, seconds = run_call(finetune, given, split.train, FIRST_SEED + i)
-            loss, standard_error = score_call(model, split.test, t_samples)
-        except ChallengeFailure as failure:
-            raise ChallengeFailure(f"{rune}: {failure}") from failure
-        score = CallScore(
-            rune=rune,
-            network=path.stem,
-            seed=FIRST_SEED + i,
-            loss=loss,
-            standard_error=standard_error,
-            seconds=seconds,
-            cost=measure_cost(model, pretrained, split.test, NEW_LABEL).ratio,
-            pass_s=measure_pass_s(model, split.test, NEW_LABEL),
-            n_train=len(split.train),
-        )
-        scores.append(score)
-        if picture is not None:
-            before = with_mean_class(pretrained)
-            rows += [split.test]
-            rows += [draw_samples(m, NEW_LABEL, len(split.test), seed=0) for m in (before, model)]
-        del model  # its bank of images takes memory that the next call needs
+    with _ticking(tqdm(runes, desc="challenge", unit="rune")) as bar:
+        for i, (rune, split) in enumerate(zip(bar, splits, strict=True), start=1):
+            path = networks[(i - 1) % len(networks)]
+            pretrained = load_network(path)
+            given = copy.deepcopy(pretrained)
+            try:
+                model, seconds = run_call(finetune, given, split.train, FIRST_SEED + i)
+                loss, standard_error = score_call(model, split.test, t_samples)
+            except ChallengeFailure as failure:
+                raise ChallengeFailure(f"{rune}: {failure}") from failure
+            score = CallScore(
+                rune=rune,
+                network=path.stem,
+                seed=FIRST_SEED + i,
+                loss=loss,
+                standard_error=standard_error,
+                seconds=seconds,
+                cost=measure_cost(model, pretrained, split.test, NEW_LABEL).ratio,
+                pass_s=measure_pass_s(model, split.test, NEW_LABEL),
+                n_train=len(split.train),
+            )
+            scores.append(score)
+            if picture is not None:
+                before = with_mean_class(pretrained)
+                rows += [split.test]
+                rows += [
+                    draw_samples(m, NEW_LABEL, len(split.test), seed=0) for m in (before, model)
+                ]
+            del model  # its bank of images takes memory that the next call needs
     if picture is not None:
         try:
             save_sheet(rows, picture)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -60,7 +60,7 @@ class Prepared:
             if wanted < 0:
                 return view(study_id=study_id)  # which says what is wrong
             known = self._still_true(study_id)
-            before, n = self._seen(study_id), len(known.texts)
+            n = len(known.texts)
             if wanted < n:
                 bottle.request["QUERY_STRING"] = f"after={n}"
             answer = view(study_id=study_id)
@@ -68,15 +68,16 @@ class Prepared:
                 return answer
             shown = answer.pop("trials")
             texts = [json.dumps(trial) for trial in shown]
-            if wanted <= n and before is not None and before is self._seen(study_id):
-                self._learn(study_id, known, before, texts)
+            seen = self._seen(study_id)
+            if wanted <= n and seen is not None and _same(seen[n:], shown):
+                self._learn(study_id, known, seen, texts)
             texts = [text for _, text in known.texts[wanted:]] + texts
             return f'{{"trials": [{", ".join(texts)}], {json.dumps(answer)[1:]}'
 
         return prepared
 
     def _seen(self, study_id: int) -> list[FrozenTrial] | None:
-        """The trials that the view last read; it keeps them for seconds."""
+        """The trials that a view last read; it keeps them for seconds."""
         found: list[FrozenTrial] | None = self._app._inmemory_cache._trials_cache.get(study_id)
         return found
 
@@ -98,8 +99,6 @@ class Prepared:
     ) -> None:
         """Keep the texts of the trials after the known ones, up to the first that still runs."""
         first = len(known.texts)
-        if len(seen) != first + len(texts):
-            return
         more = list(
             takewhile(lambda one: one[0].state.is_finished(), zip(seen[first:], texts, strict=True))
         )
@@ -111,3 +110,9 @@ class Prepared:
         cache = self._app._inmemory_cache._cached_extra_study_property_cache.get(study_id)
         if cache is not None and grown.texts:
             cache._cursor = max(cache._cursor, grown.texts[-1][0].number)
+
+
+def _same(trials: Sequence[FrozenTrial], shown: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a view has shown these trials: another request may have read newer ones since."""
+    theirs = [(one.get("number"), str(one.get("state")).upper()) for one in shown]
+    return theirs == [(trial.number, trial.state.name) for trial in trials]

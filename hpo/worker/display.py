@@ -64,6 +64,7 @@ class Display:
         self._trial.set_postfix_str("" if loss is None else f"loss {loss:.3f}", refresh=False)
         self._trial.n = round(100 * share)
         self._trial.refresh()
+        self._study.refresh()  # its clock goes on
 
     def __enter__(self) -> Display:
         return self

@@ -165,3 +165,28 @@ def test_what_is_wrong_with_a_request_is_still_said(
     assert ask(app, "/api/studies/1?after=-1").status == 400
     assert ask(app, "/api/studies/77").status == 404
     assert serve().prepare() is None  # type: ignore[func-returns-value]
+
+
+def test_answers_are_kept_however_long_the_first_one_took(
+    study: Growing, serve: Callable[[], LiveDashboard], ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the dashboard itself has kept of the study is too old by the time of each request."""
+    for _ in range(3):
+        study.end(study.begin())
+    study.begin()
+    live = serve()
+    made: list[int] = []
+    learn = Prepared._learn
+
+    def counted(self: Prepared, study_id: int, known: Any, seen: Any, texts: Any) -> None:
+        made.append(len(texts))
+        learn(self, study_id, known, seen, texts)
+
+    monkeypatch.setattr(Prepared, "_learn", counted)
+    app = guard(live, HERE)
+    answers = []
+    for _ in range(3):
+        live.app._inmemory_cache._trials_cache.clear()  # type: ignore[attr-defined]
+        answers.append(ask(app, "/api/studies/1").json["trials"])
+    assert answers[0] == answers[1] == answers[2] and len(answers[0]) == 4
+    assert made == [4, 1, 1]  # texts of finished trials are made once
