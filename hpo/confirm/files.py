@@ -168,7 +168,6 @@ class _Calls:
             if s.method is not None
         }
         self.verdicts = Verdicts(config)
-        # `disable=no_bars()` means to tqdm: show the bar on a terminal alone.
         self.bar = tqdm(unit="call", disable=no_bars(), dynamic_ncols=True)
         self._shown_at = 0.0
 
