@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import option, parse
 from .errors import UserError, check_out, run_command, write_whole
 from .process.devices import choose_device, describe_processor, machine_memory_gb, n_cores
-from .process.logging import info, start_log
+from .process.logging import info, no_bars, start_log
 from .process.signals import StopError, acknowledge_stop, raise_on_signals
 
 # Torch takes seconds to import; `--help` needs none of it.
@@ -151,7 +151,9 @@ def _timings(
 
     # The first call of a process is slower: torch's kernels are loaded.
     time_call(method, asked[0], calibration_instance(0), 4)
-    for number, values in enumerate(tqdm(asked, unit="call", dynamic_ncols=True)):
+    for number, values in enumerate(
+        tqdm(asked, unit="call", disable=no_bars(), dynamic_ncols=True)
+    ):
         instance = calibration_instance(number)
         key = f"{digest_of(values)} {instance.label} {len(instance.split.train)}"
         work = method.workload(values, instance)

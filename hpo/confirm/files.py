@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..formatting import counted
 from ..problem.base import Method, Problem, Progress, Values
 from ..problem.registry import file_text_digest, load_submission
-from ..process.logging import info
+from ..process.logging import info, no_bars
 from ..process.signals import raise_if_stopped
 from ..study.config import StudyConfig
 from ..study.confirmation import Left
@@ -168,8 +168,7 @@ class _Calls:
             if s.method is not None
         }
         self.verdicts = Verdicts(config)
-        # `disable=None` means to tqdm: show the bar on a terminal alone.
-        self.bar = tqdm(unit="call", disable=None, dynamic_ncols=True)
+        self.bar = tqdm(unit="call", disable=no_bars(), dynamic_ncols=True)
         self._shown_at = 0.0
 
     def measure(self, digest: str, label: str) -> tuple[float, float]:

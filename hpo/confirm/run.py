@@ -15,7 +15,7 @@ from ..analysis.intervals import units_of
 from ..clock.plan import Plan
 from ..errors import UserError
 from ..problem.base import Instance, Problem, Progress
-from ..process.logging import info, warn
+from ..process.logging import info, no_bars, warn
 from ..process.signals import raise_if_stopped
 from ..study.config import StudyConfig
 from ..study.confirmation import Confirmation, Left, write_confirmation
@@ -152,8 +152,9 @@ class _Calls:
             + _duration(calls - min(known, calls), candidates)
             + (f"; {known} are known" if known else "")
         )
-        # `disable=None` means to tqdm: show the bar on a terminal alone.
-        self._bar = tqdm(total=calls, unit="call", disable=None, dynamic_ncols=True, desc="round 1")
+        self._bar = tqdm(
+            total=calls, unit="call", disable=no_bars(), dynamic_ncols=True, desc="round 1"
+        )
         self._shown_at = 0.0
 
     def __enter__(self) -> _Calls:

@@ -13,6 +13,7 @@ from ..artifacts.location import check_directory
 from ..artifacts.store import Store, open_store
 from ..errors import UserError
 from ..formatting import counted
+from ..process.logging import no_bars
 from ..storage.dialects import dialect_of
 from ..storage.errors import driver_message
 from ..storage.open import open_storage, reading
@@ -98,7 +99,7 @@ def _move_files(ids: Sequence[str], stores: tuple[Store, Store] | None) -> str:
     if stores is None:
         return f"; {len(ids)} files stay where they are (--artifacts FROM TO copies them)"
     missing = 0
-    for file_id in tqdm(ids, desc="files", unit="file", disable=None, leave=False):
+    for file_id in tqdm(ids, desc="files", unit="file", disable=no_bars(), leave=False):
         try:
             missing += not copy_file(file_id, *stores)
         except (OSError, ValueError) as error:
@@ -236,5 +237,5 @@ def _compare(one: StudyRows, other: StudyRows) -> str | None:
 
 
 def _progress(rows: StudyRows, what: str) -> tqdm:
-    # `disable=None` is tqdm's word for: unless this is a terminal.
-    return tqdm(total=len(rows.ids), desc=what, unit="trial", disable=None, leave=False)
+    # `disable=no_bars()` is tqdm's word for: unless this is a terminal.
+    return tqdm(total=len(rows.ids), desc=what, unit="trial", disable=no_bars(), leave=False)

@@ -42,9 +42,9 @@ def start_log(who: str) -> None:
     _LOGGER.propagate = False
 
 
-def is_quiet() -> bool:
-    """Whether only warnings are wanted (``--quiet``), and no progress."""
-    return not _LOGGER.isEnabledFor(logging.INFO)
+def no_bars() -> bool | None:
+    """tqdm's ``disable``: true with ``--quiet``; None, its word for: unless this is a terminal."""
+    return None if _LOGGER.isEnabledFor(logging.INFO) else True
 
 
 def debug(message: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
-from ..process.logging import is_quiet
+from ..process.logging import no_bars
 from ..trial.ranking import best_trials, describe_loss
 
 _REFRESH_S = 1.0
@@ -19,9 +19,7 @@ class Display:
     """Two tqdm lines on a terminal; nothing elsewhere, and with ``--quiet``."""
 
     def __init__(self, study_name: str, budget: int | None, finished: int) -> None:
-        # `disable=None` is tqdm's word for: unless this is a terminal.
-        disable = True if is_quiet() else None
-        self._shared = {"file": sys.stderr, "disable": disable, "dynamic_ncols": True}
+        self._shared = {"file": sys.stderr, "disable": no_bars(), "dynamic_ncols": True}
         self._study = tqdm(
             total=budget,
             initial=finished,

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from hpo.arguments import parse
 from hpo.commands import first_line, load, main, modules
 from hpo.completion import command_parser, whole_parser
 from hpo.errors import EXIT_CODES, DatabaseAwayError, UserError, run_command
+from hpo.process.logging import no_bars
 from hpo.worker.options import WorkerOptions
 from hpo.worker.pool import passed_on
 
@@ -178,3 +180,14 @@ def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", asked], cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["worker", "--study --storage"]
+
+
+@pytest.mark.parametrize(("flag", "disable"), [("-q", True), ("-v", None)])
+def test_quiet_shows_no_bars(flag: str, disable: bool | None) -> None:
+    logger = logging.getLogger("hpo")
+    before = logger.level
+    try:
+        parse(WorkerOptions, ["--study", "s", flag], "worker", None)
+        assert no_bars() is disable
+    finally:
+        logger.setLevel(before)
