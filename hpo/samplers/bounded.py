@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from ..trial.ranking import is_feasible, why_passed_over
+from .wrapping import WrappingSampler
 
 if TYPE_CHECKING:
     from ..pruners.looks import LookStandings
@@ -22,14 +23,14 @@ RECIPE_KEY = "recipe"  # user attribute of a trial: equal for equal recipes
 _BEST_SHARE = 0.25  # of the history that is the best trials, the rest being drawn from the others
 
 
-class BoundedSampler(optuna.samplers.BaseSampler):
+class BoundedSampler(WrappingSampler):
     """Shows a sampler at most so many finished trials, so that a sample's cost stays bounded.
 
     TPE's cost grows in proportion to the trials it sees, GP's with their cube.
     """
 
     def __init__(self, sampler: optuna.samplers.BaseSampler, history: int, seed: int) -> None:
-        self.sampler = sampler
+        super().__init__(sampler)
         self._histories: dict[int, History] = {}  # by study
         self._size = history
         self._seed = seed
@@ -54,20 +55,9 @@ class BoundedSampler(optuna.samplers.BaseSampler):
         bounded = self._bounded(study)
         return self.sampler.sample_independent(bounded, trial, param_name, param_distribution)
 
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self.sampler.before_trial(study, trial)
-
-    def after_trial(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        self.sampler.after_trial(study, trial, state, values)
-
-    def reseed_rng(self) -> None:
-        self.sampler.reseed_rng()
+    def forget(self) -> None:
+        self._histories.clear()
+        super().forget()
 
     def _bounded(self, study: optuna.Study) -> optuna.Study:
         history = self._histories.setdefault(study._study_id, History(self._size, self._seed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,14 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from .wrapping import WrappingSampler
+
 SPREAD = 0.25  # of a parameter's range (of its logarithm where that is sampled): a deviation
 _FIRST_SHARE = 0.5  # of the trials that are drawn from the prior, at first
 _CHOICE = 0.5  # probability of the likely choice; the others share the rest
 
 
-class PriorSampler(optuna.samplers.BaseSampler):
+class PriorSampler(WrappingSampler):
     """Draws some trials from a prior, and asks another sampler for the rest.
 
     Half of the first trials are drawn; after n of them a share of ``trials`` / n, so that a prior
@@ -40,7 +42,8 @@ class PriorSampler(optuna.samplers.BaseSampler):
         trials: int,
         seed: int,
     ) -> None:
-        self._sampler, self._likely, self._trials = sampler, dict(likely), trials
+        super().__init__(sampler)
+        self._likely, self._trials = dict(likely), trials
         self._random = optuna.samplers.RandomSampler(seed=seed)
         self._rng = np.random.default_rng([seed, 1])
         self._drawn = False  # whether the trial at hand is from the prior
@@ -51,12 +54,12 @@ class PriorSampler(optuna.samplers.BaseSampler):
         n = len(study.get_trials(deepcopy=False, states=_ENDED))
         share = _FIRST_SHARE if n < 2 * self._trials else self._trials / n
         self._drawn = bool(self._rng.random() < share)
-        return {} if self._drawn else self._sampler.infer_relative_search_space(study, trial)
+        return {} if self._drawn else self.sampler.infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return {} if self._drawn else self._sampler.sample_relative(study, trial, search_space)
+        return {} if self._drawn else self.sampler.sample_relative(study, trial, search_space)
 
     def sample_independent(
         self,
@@ -66,25 +69,10 @@ class PriorSampler(optuna.samplers.BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         if not self._drawn:
-            return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+            return self.sampler.sample_independent(study, trial, param_name, param_distribution)
         if param_name not in self._likely:
             return self._random.sample_independent(study, trial, param_name, param_distribution)
         return draw(self._likely[param_name], param_distribution, self._rng)
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._sampler.before_trial(study, trial)
-
-    def after_trial(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        self._sampler.after_trial(study, trial, state, values)
-
-    def reseed_rng(self) -> None:
-        self._sampler.reseed_rng()
 
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)

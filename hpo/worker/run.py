@@ -31,6 +31,7 @@ def run_worker(options: WorkerOptions) -> int:
     from ..artifacts.uploads import Gallery
     from ..pruners.promotion import Promotion, promotion_of
     from ..pruners.racing import RacingPruner
+    from ..samplers.wrapping import WrappingSampler
     from ..storage.tables import FINISHED
     from ..storage.url import study_argument
     from ..study.create import join
@@ -86,8 +87,8 @@ def run_worker(options: WorkerOptions) -> int:
     objective = Objective(config, problem, visuals, options.together, kept, promotion)
 
     def forget() -> None:
-        for part in (study.pruner, objective, promotion):
-            if isinstance(part, (RacingPruner, Objective, Promotion)):
+        for part in (study.sampler, study.pruner, objective, promotion):
+            if isinstance(part, (WrappingSampler, RacingPruner, Objective, Promotion)):
                 part.forget()
 
     with Display(config.name, budget.trials, finished) as display:
