@@ -605,6 +605,7 @@ NOT_TRIED_AGAIN = {"beat", "heartbeats", "reclaim", "transaction", "name", "remo
 DERIVED = {"check_trial_is_updatable", "get_best_trial", "get_n_trials", "get_trial_number_from_id"}
 DERIVED |= {"get_trial_id_from_study_id_trial_number", "get_trial_params", "get_trial_user_attrs"}
 DERIVED |= {"get_trial_param", "batch"}
+DERIVED |= {"forget_trials"}  # of no database
 
 
 def test_every_operation_is_tried_again(
@@ -621,6 +622,8 @@ def test_every_operation_is_tried_again(
         "join": (study_id,),
         "identify": (study_id,),
         "claim": (study_id, None),
+        "queue_once": (study_id, {"x": 0.25}),
+        "queue_starts": (study_id, [{"x": 0.75}]),
         "keeps_calls": (),
         "calls_of": ("recipe",),
         "calls_of_study": (study_id,),

@@ -19,6 +19,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.postgres import PASSWORD, Postgres
+from hpo.errors import EXIT_BAD_INPUT, EXIT_DATABASE_AWAY
 from hpo.storage.open import load_study, open_storage
 from hpo.trial.record import read_trial
 from tests.waiting import wait_for
@@ -312,7 +313,7 @@ def test_a_worker_that_measures_something_else_may_not_join(start: Start, url: s
     assert "start_from" in line
 
 
-def test_a_worker_that_is_not_let_in_says_one_line_and_exits_with_2(
+def test_a_worker_that_is_not_let_in_says_one_line_and_what_may_help(
     start: Start, postgres: Postgres, new_database: Callable[[str], str]
 ) -> None:
     url, newer = postgres.create("not_let_in"), new_database("sqlite")
@@ -324,14 +325,18 @@ def test_a_worker_that_is_not_let_in_says_one_line_and_exits_with_2(
     readable = new_database("sqlite")
     open_storage(readable)
     read_only = f"sqlite:///file:{readable.removeprefix('sqlite:///')}?mode=ro&uri=true"
-    for bad, words in [
-        (url.replace(PASSWORD, "wrong"), "password authentication failed"),
-        (url.replace("127.0.0.1", "no-such-host.invalid"), "check host and port"),
-        (newer, "install that release"),
-        (read_only, "readonly database"),
+    for bad, words, code in [
+        (url.replace(PASSWORD, "wrong"), "password authentication failed", EXIT_BAD_INPUT),
+        (
+            url.replace("127.0.0.1", "no-such-host.invalid"),
+            "check host and port",
+            EXIT_DATABASE_AWAY,
+        ),
+        (newer, "install that release", EXIT_BAD_INPUT),
+        (read_only, "readonly database", EXIT_BAD_INPUT),
     ]:
         worker = start(bad, 1)
-        assert worker.wait(30) == 2
+        assert worker.wait(30) == code
         (line,) = lines_of(worker).splitlines()
         assert line.startswith("error: ")
         assert words in line
