@@ -46,7 +46,7 @@ runes = ["thorn"]
 seeds = {seeds}
 [estimator]
 strata = 4
-replicates = 1
+replicates = 2
 [sampler]
 name = "random"
 [pruner]
@@ -168,6 +168,8 @@ def run(folder: Path, seconds: float, workers: int, trials: int, steps: int, see
     alive = [start() for _ in range(workers)]
     try:
         while not log.exists():
+            if all(worker.poll() is not None for worker in alive):
+                raise UserError(f"no worker began: {(folder / 'workers.log').read_text()[:200]}")
             time.sleep(0.1)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
