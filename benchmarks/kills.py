@@ -18,19 +18,18 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from optuna.trial import TrialState
 
 from finetune.errors import UserError, run_command
-from hpo.problem.base import Called, Instance, Values, digest_of
 from hpo.problem.recipe_method import RecipeMethod
 from hpo.storage.open import load_study, open_storage
 from hpo.trial.record import read_trial
 
-_LOG = "KILLS_LOG"  # variable that names the file of calls
+from .logged import LOG, Logged, entries
+
 _N_SEEDS = 4  # calls of a trial
 _STUDY = """
 name = "kills"
@@ -65,23 +64,8 @@ log = true
 """
 
 
-class LoggedRecipe(RecipeMethod):
-    """The recipe, which writes down when a call begins and ends, and which process makes it."""
-
-    def call(
-        self, values: Values, instances: Sequence[Instance], *more: Any, **named: Any
-    ) -> list[Called]:
-        self._write("begin", values, instances)
-        called = super().call(values, instances, *more, **named)
-        self._write("end", values, instances)
-        return called
-
-    @staticmethod
-    def _write(what: str, values: Values, instances: Sequence[Instance]) -> None:
-        now = time.time()
-        with Path(os.environ[_LOG]).open("a") as file:
-            for instance in instances:
-                file.write(f"{what} {os.getpid()} {now} {digest_of(values)} {instance.label}\n")
+class LoggedRecipe(Logged, RecipeMethod):
+    """Its calls are those of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +94,12 @@ def calls_of(log: Path, killed_at: dict[int, float]) -> list[CallMade]:
     """All calls that were begun, in their order."""
     open_calls: dict[int, CallMade] = {}
     found: list[CallMade] = []
-    for line in log.read_text().splitlines():
-        what, pid, now, recipe, instance = line.split(maxsplit=4)
-        if what == "begin":
-            open_calls[int(pid)] = CallMade(int(pid), recipe, instance, float(now), None)
+    for entry in entries(log):
+        if entry.what == "begin":
+            call = CallMade(entry.pid, entry.recipe, entry.instance, entry.at_s, None)
+            open_calls[entry.pid] = call
         else:
-            begun = open_calls.pop(int(pid))
-            found.append(CallMade(begun.pid, recipe, instance, begun.began_s, float(now)))
+            found.append(replace(open_calls.pop(entry.pid), ended_s=entry.at_s))
     found += [call for pid, call in open_calls.items() if pid in killed_at]
     return sorted(found, key=lambda call: call.began_s)
 
@@ -155,7 +138,7 @@ def run(folder: Path, seconds: float, workers: int, trials: int, steps: int, see
     study.write_text(_STUDY.format(seeds=list(range(_N_SEEDS)), steps=steps))
     command = [sys.executable, "-m", "hpo.worker", "--study", str(study), "--threads", "1"]
     command += ["--trials", str(trials)]
-    variables = {_LOG: str(log), "RUNES_STORAGE": f"sqlite:///{database}"}
+    variables = {LOG: str(log), "RUNES_STORAGE": f"sqlite:///{database}"}
 
     def start() -> subprocess.Popen[bytes]:
         with (folder / "workers.log").open("ab") as said:

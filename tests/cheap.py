@@ -116,6 +116,9 @@ class CheapMethod:
     def machine(self) -> dict[str, object]:
         return {"device": "cpu", "threads": 1}
 
+    def speed(self) -> float | None:
+        return None
+
     def workload(self, values: Values, instance: Instance) -> Workload | None:
         return Workload({"call": 1}, {"step": 1}, values["steps"], deadline_s=10.0)
 

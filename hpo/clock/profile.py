@@ -11,16 +11,15 @@ unit, which are the profile's.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ..errors import UserError
 from ..problem.base import Workload, short_digest
-from ..settings import Table
+from ..settings import Table, TableError, find_file, read_file
 
 MACHINES_DIR = Path("studies") / "machines"
 
@@ -101,38 +100,13 @@ def load_profile(machine: str) -> Profile:
     Raises:
         UserError: there is none, or it is no profile; says what is wrong.
     """
-    path = _find(machine)
+    path = find_file(machine, MACHINES_DIR, "machine", "a machine profile", ("wall",))
     try:
-        return Profile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from error
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
+        return read_file(path, Profile)
+    except TableError as error:
         raise UserError(
-            f"{path} is no machine profile: {where}: {problem['msg']}; "
-            "make one by python -m hpo.calibrate"
+            f"{path} is no machine profile: {error}; make one by python -m hpo.calibrate"
         ) from error
-
-
-def _find(machine: str) -> Path:
-    if machine.endswith(".toml") or "/" in machine:
-        path = Path(machine)
-        if not path.is_file():
-            raise UserError(f"{path}: no such machine profile")
-        return path
-    directories = [MACHINES_DIR, Path(__file__).parents[1] / MACHINES_DIR]
-    for directory in directories:
-        path = directory / f"{machine}.toml"
-        if path.is_file():
-            return path
-    known = sorted({p.stem for d in directories for p in d.glob("*.toml")})
-    raise UserError(
-        f"no machine {machine!r}; write one of wall, {', '.join(known) or '(none found)'}, "
-        "or the path of a profile"
-    )
 
 
 def _seconds(amounts: Mapping[str, float], units: Mapping[str, float]) -> float:

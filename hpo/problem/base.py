@@ -221,6 +221,10 @@ class Method(Protocol):
     def machine(self) -> dict[str, object]:
         """What losses depend on beside the values, to the last bit."""
 
+    def speed(self) -> float | None:
+        """Training steps a second of this process, where a call's loss depends on them, because
+        wall clock ends it; None: it does not.  May take tenths of a second once."""
+
     def workload(self, values: Values, instance: Instance) -> Workload | None:
         """What a call has to do; None: not known before it ran, so wall clock has to rule it.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import UserError
 from ..formatting import counted
-from ..process.devices import check_device, machine_memory_gb, n_cores
+from ..process.devices import machine_memory_gb, n_cores
 from .base import (
     Called,
     CallFailedError,
@@ -24,6 +24,7 @@ from .base import (
     Values,
     Workload,
 )
+from .torch_method import TorchMethod
 from .user_file.parameters import Style, UserFile, parse_user_file, require_parameters
 
 # Torch takes seconds to import, and who only reads a study file needs none of it.
@@ -37,7 +38,7 @@ _LOAD_S = 120.0  # that the file may take to be imported
 _MEMORY_SHARE = 0.75
 
 
-class FileMethod:
+class FileMethod(TorchMethod):
     """A `hpo.problem.base.Method` whose calls run a person's file, each in a process of its own.
 
     A call runs the text that would be exported: the file with the values in the places of its
@@ -101,33 +102,19 @@ class FileMethod:
         from .user_file.runner import start_server
 
         start_server()  # it imports torch while this process does
-        import torch
-
-        check_device(device)
-        torch.set_num_threads(threads)
+        super().prepare(device, threads)
         self._threads = threads
         if self._tuned:  # else it takes part in a race, where it would be out
             self._check_loads()
 
-    def count_gpus(self) -> int:
+    def units(self, instruction_set: str) -> str:
         import torch
 
-        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+        # Sums round differently by the number of threads, too.
+        return f"{instruction_set}, {counted(torch.get_num_threads(), 'thread')}"
 
-    def machine(self) -> dict[str, object]:
-        import torch
-
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-        threads = torch.get_num_threads()
-        # Sums round differently by instruction set, and by the number of threads.
-        units = f"{torch.backends.cpu.get_cpu_capability()}, {counted(threads, 'thread')}"
-        return {
-            "device": gpu or "cpu",
-            "units": units,
-            "threads": threads,
-            "torch": torch.__version__,
-            "speed": self._speed,
-        }
+    def speed(self) -> float | None:
+        return self._speed
 
     @cached_property
     def _speed(self) -> float:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from finetune.recipe import Recipe, RecipeError
 
-from ..process.devices import check_device
 from .base import (
     Called,
     Claim,
@@ -28,6 +27,7 @@ from .base import (
     Workload,
 )
 from .measure import HUNG
+from .torch_method import TorchMethod
 
 # Torch takes seconds to import, and who only reads a study file needs none of it.
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _SEED = "seed"  # of a call: a study names the seeds of its instances
 _NO_DEADLINE_S = 1e6  # the longest that a recipe may have; the clock counts from a tenth of it on
 
 
-class RecipeMethod:
+class RecipeMethod(TorchMethod):
     """`finetune.adapt` with the fields of `finetune.recipe.Recipe`; a `hpo.problem.base.Method`."""
 
     @cached_property
@@ -47,32 +47,14 @@ class RecipeMethod:
     def complete(self, values: Values) -> dict[str, Any]:
         return _recipe(values).to_dict()
 
-    def prepare(self, device: str | None, threads: int) -> None:
-        import torch
-
-        check_device(device)
-        torch.set_num_threads(threads)
-
-    def count_gpus(self) -> int:
-        import torch
-
-        return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-    def machine(self) -> dict[str, object]:
+    def units(self, instruction_set: str) -> str:
         import torch
 
         from finetune.machine.device import resolve_precision
 
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-        device = torch.device("cpu" if gpu is None else "cuda")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Instruction sets round differently, and so do number formats.
-        units = [torch.backends.cpu.get_cpu_capability(), resolve_precision("auto", device)]
-        return {
-            "device": gpu or "cpu",
-            "units": " ".join(units),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
+        return f"{instruction_set} {resolve_precision('auto', device)}"
 
     def workload(self, values: Values, instance: Instance) -> Workload | None:
         from .workload import workload_of

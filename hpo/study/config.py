@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,11 +26,21 @@ from ..problem.settings import Confirm, Estimator, Instances
 from ..pruners.improvement import HOURS, SHARE
 from ..pruners.registry import Pruner
 from ..samplers.registry import Sampler
-from ..settings import Count, Finite, Natural, PositiveFloat, Table
+from ..settings import (
+    Count,
+    Finite,
+    Natural,
+    PositiveFloat,
+    Table,
+    TableError,
+    find_file,
+    first_problem,
+    read_file,
+)
 from .space import Parameter, check_parameters, check_space
 
 STUDIES_DIR = Path("studies")
-_SHOWN = 100  # characters of a study's name in a message
+_KEYS = "docs/studies.md"  # describes them
 
 
 class Limits(Table):
@@ -256,7 +265,7 @@ class StudyConfig(Table):
         try:
             return self.model_copy(update={"instances": Instances.model_validate(asked)})
         except ValidationError as error:
-            raise UserError(f"--{_first_problem(error)}") from error
+            raise UserError(f"--{first_problem(error, _KEYS)}") from error
 
     @property
     def feasible_s(self) -> float:
@@ -324,29 +333,7 @@ def find_study(study: str) -> Path:
     Raises:
         UserError: there is none; the message lists those there are.
     """
-    try:
-        return _find(study)
-    except OSError as error:  # a name that is too long, a directory that can't be entered
-        shown = study if len(study) <= _SHOWN else f"{study[:_SHOWN]}..."
-        raise UserError(f"study {shown}: {error.strerror}; write a name or a path") from error
-
-
-def _find(study: str) -> Path:
-    if study.endswith(".toml") or "/" in study:
-        path = Path(study)
-        if not path.is_file():
-            raise UserError(f"{path}: no such study file")
-        return path
-    directories = [STUDIES_DIR, Path(__file__).parents[1] / STUDIES_DIR]
-    for directory in directories:
-        path = directory / f"{study}.toml"
-        if path.is_file():
-            return path
-    known = sorted({p.stem for d in directories for p in d.glob("*.toml")})
-    raise UserError(
-        f"no study {study!r}; write one of {', '.join(known) or '(none found)'}, "
-        "or the path of a study file"
-    )
+    return find_file(study, STUDIES_DIR, "study", "a study file")
 
 
 def load_study_file(study: str) -> StudyConfig:
@@ -357,62 +344,6 @@ def load_study_file(study: str) -> StudyConfig:
     """
     path = find_study(study)
     try:
-        return StudyConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from error
-    except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(error)}") from error
-    except ValueError as error:  # of TOML, of UTF-8, or a number of thousands of digits
-        raise UserError(f"{path} is not TOML: {error}") from error
-    except RecursionError as error:
-        raise UserError(f"{path} has tables in tables without end; write a study file") from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The first thing to mend, in one line: the key, what is allowed, what was found."""
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"] if part not in _TAGS) or "study"
-    kind, message = problem["type"], problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {where}; remove it, or see docs/studies.md for those there are"
-    if problem["type"] == "missing":
-        return f"{where} is missing"
-    if problem["type"] == "value_error":
-        return message if where == "study" else f"{where}: {message}"
-    if kind == "union_tag_not_found":
-        return f"{where} has no type; write type = {_TYPES}"
-    if kind == "union_tag_invalid":
-        return f"{where}.type is {problem['ctx']['tag']!r}; write {_TYPES}"
-    allowed = _ALLOWED.get(kind) or message.removeprefix("Input should be ")
-    bounds = {name: _number(bound) for name, bound in problem.get("ctx", {}).items()}
-    found = repr(problem["input"])
-    found = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}..."
-    return f"{where} is {found}; write {allowed.format(**bounds)}"
-
-
-def _number(bound: Any) -> Any:
-    return f"{bound:.10g}" if isinstance(bound, (int, float)) else bound
-
-
-# What pydantic's kinds of problems mean for who writes a study file; others in its own words.
-_ALLOWED = {
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "{ge} or more",
-    "less_than": "less than {lt}",
-    "less_than_equal": "{le} or less",
-    "finite_number": "a finite number",
-    **dict.fromkeys(
-        ("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"
-    ),
-    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
-    "literal_error": "{expected}",
-    "string_type": "text in quotes",
-    "string_too_short": "at least one character",
-    "string_too_long": "at most {max_length} characters",
-    "too_short": "at least {min_length}",
-    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a table"),
-    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
-}
-_TYPES = '"float", "int", "choice" or "switch"'
-_TAGS = ("float", "int", "choice", "switch")  # pydantic names the kind of a parameter in the path
+        return read_file(path, StudyConfig, _KEYS)
+    except TableError as error:
+        raise UserError(f"{path}: {error}") from error

@@ -76,11 +76,11 @@ class CallKeys:
 
 
 def numerics_of(machine: Mapping[str, object]) -> dict[str, object]:
-    """What changes the bits of a loss: a machine without its number of threads and its speed.
+    """What changes the bits of a loss: a machine without its number of threads.
 
     A call computes each half of a step on one thread, however many there are.
     """
-    return {name: value for name, value in machine.items() if name not in ("threads", "speed")}
+    return {name: value for name, value in machine.items() if name != "threads"}
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,8 @@ class Objective:
                 impossible = error
             else:
                 ran_on = Machine.model_validate(self.method.machine())
+                if (speed := self.method.speed()) is not None:
+                    ran_on = ran_on.model_copy(update={"speed": speed})
                 record = TrialRecord(recipe=recipe, machine=ran_on)
                 if plans:
                     record = record.model_copy(update={"predicted_s": _longest_s(plans)})

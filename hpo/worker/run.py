@@ -37,7 +37,6 @@ def run_worker(options: WorkerOptions) -> int:
     from ..study.create import join
     from ..study.manifest import make_manifest
     from ..trial.calls import CallKeys, KeptCalls
-    from ..trial.record import Machine
     from ..trial.run import runs_of
     from .callbacks import load_callback
     from .display import Display
@@ -79,8 +78,7 @@ def run_worker(options: WorkerOptions) -> int:
         f"{counted(threads, 'thread')}"
     )
     runs = runs_of(study.get_trials(deepcopy=False))
-    machine = Machine.model_validate(method.machine())
-    if (sentence := other_speed(runs, machine.speed)) is not None:
+    if (sentence := other_speed(runs, method.speed())) is not None:
         warn(sentence)
     kept = KeptCalls(storage, study._study_id, CallKeys(method, problem, manifest))
     promotion = promotion_of(study.pruner, problem.instances()) if kept.is_on else None

@@ -94,9 +94,11 @@ def test_a_profile_is_what_its_file_says(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("about = ", "is not TOML"),
-        ("", "is no machine profile: machine: Field required; make one by"),
-        (profile().to_toml() + "[x]\n", "is no machine profile: x: Extra inputs"),
-        (profile().to_toml().replace("0.5", "-0.5"), "step.step: Input should be greater than"),
+        (f"about = {'9' * 5000}", "is not TOML"),
+        (f"about = {'[' * 5000}", "has tables in tables without end"),
+        ("", "is no machine profile: machine is missing; make one by"),
+        (profile().to_toml() + "[x]\n", "is no machine profile: unknown key x; remove it"),
+        (profile().to_toml().replace("0.5", "-0.5"), "step.step is -0.5; write 0 or more"),
     ],
 )
 def test_what_is_no_profile_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
@@ -118,6 +120,8 @@ def test_an_unknown_machine_is_told_with_those_there_are(
         load_profile("yours")
     with pytest.raises(UserError, match=r"yours\.toml: no such machine profile"):
         load_profile("./yours.toml")
+    with pytest.raises(UserError, match=r"machine nnn.*\.\.\.: File name too long; write a name"):
+        load_profile("n" * 5000)
     clock = ClockTable(machine="mine", speed=0.5).load("tests.cheap:CheapMethod")
     assert clock is not None and clock.mark == f"{profile().digest} at speed 0.5"
     with pytest.raises(UserError, match=r"timed with method 'tests\.cheap:CheapMethod' and not"):

@@ -26,7 +26,7 @@ from hpo.problem.instances import RuneInstance
 from hpo.problem.measure import Measurement, measure
 from hpo.problem.runes import RuneProblem
 from hpo.problem.settings import Confirm, Estimator, Instances
-from hpo.problem.user_file import runner
+from hpo.problem.user_file import runner, speed
 from hpo.trial.outcome import Outcome, ending_of
 
 HEAD = "import os, sys, time, torch\n"
@@ -292,6 +292,23 @@ def test_a_file_that_does_not_load_is_told_before_any_trial(tmp_path: Path) -> N
         "No module named 'nowhere'"
     )
     FileMethod(tmp_path / "mine.py", GOOD).prepare("cpu", threads)
+
+
+def test_how_fast_the_machine_is_is_measured_once_and_only_when_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: list[float] = []
+
+    def measuring() -> float:
+        measured.append(5.0)
+        return 5.0
+
+    monkeypatch.setattr(speed, "steps_per_second", measuring)
+    method = FileMethod(Path("mine.py"), GOOD)
+    assert set(method.machine()) == {"device", "units", "threads", "torch"}
+    assert measured == []
+    assert (method.speed(), method.speed()) == (5.0, 5.0)
+    assert measured == [5.0]
 
 
 def test_a_stop_ends_the_call(instance: RuneInstance) -> None:
