@@ -48,7 +48,7 @@ class Row:
     """A call: a recipe on an instance, at a speed."""
 
     recipe: int  # number
-    instance: str  # label
+    instance: str  # label of the instance at full speed
     speed: float
     steps: int
     loss: float | None  # None: not finite
@@ -88,14 +88,14 @@ def measure_all(
     config: StudyConfig,
     clock: Clock,
     recipes: Sequence[Values],
-    instances: Sequence[Instance],
-    speeds: Sequence[float],
+    instances: Sequence[Mapping[float, Instance]],
     known: Sequence[Row],
     call: Callable[[Values, Instance, int], float | None],
 ) -> Iterator[tuple[Row, bool]]:
     """Every call, recipe by recipe, and whether it was made now.
 
     Args:
+        instances: each at all speeds.
         known: calls that are not made again.
         call: makes one of so many steps; returns its loss, None: not finite.
     """
@@ -105,22 +105,16 @@ def measure_all(
     stored = {(row.basis, row.instance, row.speed) for row in known}
     for number, values in enumerate(recipes):
         basis = f"{digest_of(values)} {code} {clock.profile.digest}"
-        for instance in instances:
-            for speed in sorted(speeds):
-                plan = clock.plan(method, values, instance, speed)
-                key = (basis, instance.label, plan.steps)
+        for at in instances:
+            label = at[FULL].label
+            for speed, instance in sorted(at.items()):
+                plan = clock.plan(method, values, instance)
+                key = (basis, label, plan.steps)
                 if key not in made:
                     made[key] = call(values, instance, plan.steps)
-                row = Row(
-                    number,
-                    instance.label,
-                    speed,
-                    plan.steps,
-                    made[key],
-                    plan.full_speed_s,
-                    basis,
-                )
-                yield row, (basis, instance.label, speed) not in stored
+                loss = made[key]
+                row = Row(number, label, speed, plan.steps, loss, plan.full_speed_s, basis)
+                yield row, (basis, label, speed) not in stored
 
 
 def mean_losses(rows: Sequence[Row], speeds: Sequence[float]) -> dict[float, dict[int, float]]:
@@ -250,11 +244,15 @@ def main(argv: list[str] | None = None) -> int:
 def _measured(options: argparse.Namespace, speeds: Sequence[float], known: list[Row]) -> list[Row]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     config = load_study_file(options.study)
+    asked = config.instances.model_copy(update={"speeds": tuple(speeds)})
+    config = config.model_copy(update={"instances": asked})
     method, problem = config.load_method(), config.load_problem(options.data)
     method.prepare(None, n_cores())
     clock = Clock(load_profile(options.machine), name=options.machine)
     recipes = random_values(config.space, config.fixed, method, options.recipes, options.seed)
-    instances = problem.instances()[: options.instances]
+    every = problem.instances()  # all of the lowest speed first
+    at_speed = [every[k :: len(every) // len(speeds)] for k in range(len(every) // len(speeds))]
+    instances = [dict(zip(speeds, same, strict=True)) for same in at_speed[: options.instances]]
 
     def call(values: Values, instance: Instance, steps: int) -> float | None:
         try:
@@ -271,7 +269,7 @@ def _measured(options: argparse.Namespace, speeds: Sequence[float], known: list[
         options.out.open("a", encoding="utf-8") as file,
         tqdm(total=len(recipes) * len(instances) * len(speeds), unit="call") as bar,
     ):
-        for row, is_new in measure_all(config, clock, recipes, instances, speeds, known, call):
+        for row, is_new in measure_all(config, clock, recipes, instances, known, call):
             rows.append(row)
             bar.update()
             if is_new:

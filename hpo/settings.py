@@ -60,7 +60,7 @@ def find_file(name: str, directory: Path, what: str, file: str, also: Sequence[s
     """The TOML file that a person named by its path, or by its name in a directory.
 
     Args:
-        directory: looked for here and in this repository.
+        directory: looked for here and in this package.
         what: the thing that the file describes, for messages.
         file: such a file with its article, for messages.
         also: names that need no file.
@@ -81,7 +81,7 @@ def _find(name: str, directory: Path, what: str, file: str, also: Sequence[str])
         if not path.is_file():
             raise UserError(f"{path}: no such {file.partition(' ')[2]}")
         return path
-    directories = [directory, Path(__file__).parents[1] / directory]
+    directories = [directory, Path(__file__).parent / directory]
     for place in directories:
         path = place / f"{name}.toml"
         if path.is_file():

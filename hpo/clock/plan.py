@@ -56,15 +56,17 @@ class Clock:
     ) -> Plan:
         """What this machine would make of a call of ``values`` on ``instance``.
 
-        It makes the steps that the values ask for, or those for which there is time: a share
+        It makes the steps that the values ask for, or those for which there is time:
 
             (deadline_s * speed - startup_s) / step_s
 
-        rounded down, and one at least.
+        rounded down, and one at least. An instance of a speed of its own is a look at the whole
+        call: it makes that share of the steps asked for. A machine of another speed is still
+        asked for all of them.
 
         Args:
             values: complete.
-            speed: in the place of the instance's own, and of the clock's.
+            speed: of another machine, in the place of the instance's own and of the clock's.
 
         Raises:
             NotTimedError: the machine's profile can't tell.
@@ -72,9 +74,11 @@ class Clock:
         work = method.workload(values, instance)
         if work is None:
             raise NotTimedError('the method can\'t tell what its calls do; write machine = "wall"')
-        speed = speed or instance.speed or self.speed
-        startup_s, step_s = self.profile.startup_s(work), self.profile.step_s(work)
         steps = work.steps
+        if speed is None and instance.speed is not None:
+            steps, speed = round(instance.speed * steps), instance.speed
+        speed = speed or self.speed
+        startup_s, step_s = self.profile.startup_s(work), self.profile.step_s(work)
         if step_s > 0:
             steps = min(steps, math.floor((work.deadline_s * speed - startup_s) / step_s))
         steps = max(1, steps)

@@ -36,7 +36,9 @@ class _Measured:
 def included(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, str] | None:
     """This study's label of each of another study's instances, by the label there.
 
-    An instance without a speed of its own has that of its study's clock.
+    An instance without a speed of its own is one at speed 1 where its study's clock has that. On a
+    clock of another speed it is like no look: a look makes a share of a recipe's steps, a slower
+    machine makes all that it has time for.
 
     Args:
         theirs: the other study's manifest.
@@ -62,14 +64,19 @@ def labels_of(manifest: Mapping[str, Any]) -> list[str]:
 
 def looks_of(manifest: Mapping[str, Any]) -> int:
     """How many of a study's instances, the first ones, are at a lower speed than the last one."""
-    speeds = [float(speed or 0) for _, _, speed in _measured(manifest).labels]
+    speeds = [_own_speed(label) for label in labels_of(manifest)]
     return sum(1 for _ in itertools.takewhile(lambda speed: speed < speeds[-1], speeds))
+
+
+def _own_speed(label: str) -> float:
+    return float(label.partition("*")[2] or 0)
 
 
 def _measured(manifest: Mapping[str, Any]) -> _Measured:
     words = str(manifest.get("instances", "")).split()
     clock = manifest.get("clock")
-    machine, _, clock_speed = str(clock).partition(_AT_SPEED)
+    machine, _, speed = str(clock).partition(_AT_SPEED)
+    clock_speed = speed if speed == "1" else f"clock at {speed}"
     labels = {}
     for word in words:
         label, at, network = word.rpartition("@")

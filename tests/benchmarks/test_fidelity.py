@@ -106,11 +106,11 @@ def test_it_goes_on_where_it_was(
     rows = read_rows(Path("f.jsonl"))
     # Recipe by recipe, all speeds of an instance before the next.
     assert [(r.recipe, r.instance, r.speed, r.steps) for r in rows[:5]] == [
-        (0, "thorn/0", 0.1, 2),
-        (0, "thorn/0", 0.25, 5),
-        (0, "thorn/0", 0.5, 10),
-        (0, "thorn/0", 1.0, 20),
-        (0, "ger/0", 0.1, 2),
+        (0, "thorn/0*1", 0.1, 2),
+        (0, "thorn/0*1", 0.25, 5),
+        (0, "thorn/0*1", 0.5, 10),
+        (0, "thorn/0*1", 1.0, 20),
+        (0, "ger/0*1", 0.1, 2),
     ]
     assert len(rows) == 9 and rows[8].recipe == 1
     fail_after = -1

@@ -65,6 +65,15 @@ def test_an_instance_may_have_a_speed_of_its_own_and_a_caller_the_last_word() ->
     assert clock.plan(METHOD, values(), half, speed=1.0).steps == 18
 
 
+def test_a_look_makes_its_share_of_the_steps_and_a_slower_machine_is_asked_for_all() -> None:
+    few, half = values(steps=8), replace(INSTANCE, speed=0.5)
+    assert Clock(profile()).plan(METHOD, few, INSTANCE).steps == 8
+    assert Clock(profile()).plan(METHOD, few, half).steps == 4
+    assert Clock(profile(), speed=0.5).plan(METHOD, few, INSTANCE).steps == 8
+    assert Clock(profile()).plan(METHOD, few, half, speed=0.5).steps == 8
+    assert Clock(profile()).plan(METHOD, values(steps=1), half).steps == 1
+
+
 def test_work_that_was_not_timed_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(profile())
     unknown = Workload({"call": 1}, {"step": 1, "juggling": 2}, 10, 10.0)

@@ -19,6 +19,7 @@ from hpo.init import InitOptions, init
 from hpo.storage.open import load_study, open_storage
 from hpo.study.config import load_study_file
 from hpo.study.create import join
+from hpo.study.inclusion import included, looks_of
 from hpo.study.manifest import make_manifest
 from hpo.study.space import Parameter, sample_values
 from hpo.study.takeover import parameters_for
@@ -216,7 +217,7 @@ def test_a_study_with_more_instances_begins_with_the_calls_of_a_smaller_one(
         clock = CLOCK.format(machine=machine, speed=speed)
         return file.replace("[instances]", clock).replace("seeds = [0, 1]", instances)
 
-    old = work(url, write(text(OLD, 0.1, "seeds = [0]")), 3)
+    old = work(url, write(text(OLD, 1.0, "seeds = [0]\nspeeds = [0.1]")), 3)
     assert [t.state for t in old.trials] == [TrialState.COMPLETE] * 3
     file = write(text(NEW, 1.0, "seeds = [1, 0]\nspeeds = [0.1, 1.0]") + OLD_SPACE)
     init(InitOptions(study=str(file), storage=url, wait=0.0))
@@ -249,6 +250,19 @@ def test_a_study_with_more_instances_begins_with_the_calls_of_a_smaller_one(
         ("r/0*1", False),
         ("r/0/1*1", False),
     ]
+
+
+def test_a_look_is_a_share_of_the_steps_and_a_slower_machine_is_not() -> None:
+    networks = {"networks": "n:digest"}
+    mine = {"clock": "m at speed 1", "instances": "bilinear r/0*0.1@n r/0*1@n", **networks}
+    looks = {"clock": "m at speed 1", "instances": "bilinear r/0*0.1@n", **networks}
+    full = {"clock": "m at speed 1", "instances": "bilinear r/0@n", **networks}
+    slower = {"clock": "m at speed 0.1", "instances": "bilinear r/0@n", **networks}
+    assert included(looks, mine) == {"r/0*0.1": "r/0*0.1"}
+    assert included(full, mine) == {"r/0": "r/0*1"}
+    assert included(slower, mine) is None
+    assert included(slower, slower) == {"r/0": "r/0"}
+    assert [looks_of(m) for m in (mine, looks, full, slower)] == [1, 0, 0, 0]
 
 
 METHOD = CheapMethod()
