@@ -53,6 +53,7 @@ name = "none"
 [recovery]
 heartbeat_s = 0.5
 grace_s = 2.0
+retries = 100  # a kill is no fault of the recipe
 [fixed]
 steps = {steps}
 deadline_s = 600.0

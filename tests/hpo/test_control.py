@@ -92,8 +92,8 @@ def test_paused_workers_wait_after_the_call_in_hand_and_then_finish_the_budget(
 ) -> None:
     workers = start(30)
     wait_for(lambda: all("running" in lines_of(w) for w in workers))
-    before = reports(url)
     ask(pause)
+    before = reports(url)
     wait_for(lambda: all("paused the study" in lines_of(w) for w in workers))
     held = reports(url)
     assert held <= before + 2 * len(workers)  # the calls in hand, and those that began meanwhile
