@@ -1,4 +1,4 @@
-"""Say how a study stands: counts, best trials, pace, workers, time left."""
+"""Say how a study stands: counts, best trials, pace, workers and their last events, time left."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ _WIDTH = 100
 _CLEAR = "\x1b[H\x1b[2J"  # of a terminal
 _MOST_IMPORTANT = 10
 _MOST_CONTROLS = 5
+_MOST_EVENTS = 10
 _KEY_WIDTH = 11
 
 
@@ -113,6 +114,8 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
         yield "paused", f"{status.paused}; python -m hpo.resume lets its workers go on"
     for control in status.controls[:_MOST_CONTROLS]:
         yield "asked", control
+    for event in status.events[:_MOST_EVENTS]:
+        yield "event", str(event)
     yield "pace", _pace(status.pace)
     yield "compute", f"{duration(status.compute_s)} in finished trials"
     if status.kept_calls:

@@ -22,6 +22,7 @@ from ..study.control import wishes_in
 from ..trial.ranking import best_trials, why_passed_over
 from ..trial.run import Run, run_of, runs_of
 from ..trial.stored import Remark
+from .events import Event, events_of
 from .importance import Importance, ImportanceError, importances
 
 PACE_WINDOW_S = 3600.0
@@ -101,9 +102,10 @@ class Status:
     importances_unknown: str | None  # why there are none
     confirmed: Confirmed | None = None  # null: nothing is, or it can't be read
     confirmed_unreadable: str | None = None  # what is wrong with what is stored
-    unreadable: tuple[str, ...] = ()  # attributes of trials: what is wrong with them
+    unreadable: tuple[str, ...] = ()  # attributes of trials and workers: what is wrong with them
     paused: str | None = None  # who paused the study; null: nobody has, or it was resumed
     controls: tuple[str, ...] = ()  # what people asked of it, the newest first
+    events: tuple[Event, ...] = ()  # who joined, ended or was lost, the newest first
     dropped: tuple[int, ...] = ()  # trials that do not count any more
     kept_calls: int = 0  # that are not made again, those of unfinished trials included
     outlook: Outlook | None = None  # whether the best loss still falls
@@ -150,6 +152,7 @@ def status_of(
         mattered, why_not = importances(trials), None
     except ImportanceError as error:
         mattered, why_not = (), str(error)
+    events, odd = events_of(attrs, runs, beats, config.recovery.grace_s, now)
     more = outlook(trials)
     if (asked := config.budget.improvement) is not None:
         more = outlook(trials, asked.share, asked.hours)
@@ -177,9 +180,10 @@ def status_of(
         importances_unknown=why_not,
         confirmed=_confirmed(confirmed) if isinstance(confirmed, Confirmation) else None,
         confirmed_unreadable=confirmed.problem if isinstance(confirmed, Remark) else None,
-        unreadable=tuple(_remarks(runs)),
+        unreadable=(*_remarks(runs), *map(str, odd)),
         paused=str(wishes.paused) if wishes.paused else None,
         controls=tuple(map(str, reversed(wishes.controls))),
+        events=tuple(events),
         dropped=tuple(sorted(wishes.dropped)),
         kept_calls=kept_calls,
     )
@@ -250,7 +254,8 @@ def spent_budget(budget: Budget, finished: Sequence[FrozenTrial]) -> str | None:
     """Which part of the budget the finished trials have spent; None while none is."""
     if budget.trials is not None and len(finished) >= budget.trials:
         return f"{budget.trials} trials are finished"
-    return why_stop(budget, 0.0, lambda: finished)  # a worker's own clock is not known here
+    spent = why_stop(budget, 0.0, lambda: finished)  # a worker's own clock is not known here
+    return None if spent is None else str(spent)
 
 
 def _best(run: Run, method: Method) -> Best:

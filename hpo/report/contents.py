@@ -12,6 +12,7 @@ from .data import StudyData
 from .document import Document, Section
 from .sections.augmentations import augmentations_section
 from .sections.confirmation import candidates_section, confirmed_lead
+from .sections.events import events_section
 from .sections.history import history_section
 from .sections.instances import instances_section
 from .sections.next_steps import next_section
@@ -77,6 +78,7 @@ def _sections(data: StudyData) -> Iterator[Section]:
     yield augmentations_section(data)
     yield outcomes_section(data)
     yield overview_section(data)
+    yield events_section(data)
     yield manifest_section(data)
     yield next_section(data)
 

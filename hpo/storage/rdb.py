@@ -15,7 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ..process.logging import warn
-from . import calls, recovery, tables, transactions
+from . import calls, recovery, tables, transactions, workers
 from .cache import TrialCache
 from .calls import CallRow
 from .dialects import dialect_of
@@ -240,19 +240,38 @@ class StudyStorage(BaseStorage):
         with self.transaction() as c:
             return recovery.reclaim(c, lost, retries, self._keeps_calls is True)
 
-    def release(self, study_id: int, why: str, limit_s: float) -> list[int]:
+    def release(
+        self, study_id: int, why: str, limit_s: float, entry: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Queue again what this worker holds; returns the numbers of those trials.
 
         Args:
             why: goes into the trials' attribute ``attempts``.
             limit_s: for how long this is tried again.
+            entry: the worker's own row, written in the same transaction; None: it stays.
+
+        Raises:
+            StudyGoneError: an entry is to be written, and the study that `identify` saw was
+                deleted.
         """
 
         def work() -> list[int]:
             with self.transaction() as c:
+                if entry is not None:  # first, because claims lock the study before its trials
+                    workers.write_entry(c, study_id, self.worker, entry, token)
                 return recovery.release(c, study_id, self.worker, why, self._keeps_calls is True)
 
-        return Retry(self.name, limit_s).call(work)
+        with self._of_study(study_id) as token:
+            return Retry(self.name, limit_s).call(work)
+
+    def write_entry(self, study_id: int, entry: Mapping[str, Any]) -> None:
+        """Write this worker's own row in the study; see `hpo.study.workers`.
+
+        Raises:
+            StudyGoneError: the study that `identify` saw was deleted.
+        """
+        with self._of_study(study_id) as token:
+            self.transact(lambda c: workers.write_entry(c, study_id, self.worker, entry, token))
 
     def keeps_calls(self) -> bool:
         """Whether calls can be kept here; the first time their table is made if need be.

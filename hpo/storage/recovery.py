@@ -134,7 +134,7 @@ def reclaim(
 def _progress(
     c: sa.Connection, trial_id: int, until: datetime, keeps_calls: bool
 ) -> dict[str, Any]:
-    """Calls of a trial that are kept, and the seconds of its attempt that ends now.
+    """Calls of a trial that are kept, the seconds of its attempt that ends now, and its end.
 
     Args:
         until: naive UTC, to which the attempt is known to have run.
@@ -144,7 +144,8 @@ def _progress(
     ).scalar()
     seconds = 0.0 if started is None else max(0.0, (until - started).total_seconds())
     calls = count_of_trial(c, trial_id) if keeps_calls else 0
-    return {"calls": calls, "seconds": round(seconds, 3)}
+    at = until.replace(tzinfo=UTC).isoformat(timespec="milliseconds")
+    return {"calls": calls, "seconds": round(seconds, 3), "at": at}
 
 
 def _queue_again(

@@ -6,6 +6,7 @@ The number of trials is `hpo.storage.transactions.claim`'s, which is exact.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial
 
@@ -15,17 +16,28 @@ from ..trial.record import compute_s
 from .config import Budget
 
 
+@dataclass(frozen=True)
+class Spent:
+    """A part of a budget that is spent."""
+
+    part: str  # a field of `Budget`
+    words: str  # as a person would say it
+
+    def __str__(self) -> str:
+        return self.words
+
+
 def why_stop(
     budget: Budget, elapsed_s: float, trials: Callable[[], Sequence[FrozenTrial]]
-) -> str | None:
-    """Which part of the budget is spent, as a person would say it; None while none is.
+) -> Spent | None:
+    """Which part of the budget is spent; None while none is.
 
     Args:
         elapsed_s: of this worker's wall clock.
         trials: asked only where the budget depends on them.
     """
     if budget.seconds is not None and elapsed_s >= budget.seconds:
-        return f"{budget.seconds:g} s of this worker's time are over"
+        return Spent("seconds", f"{budget.seconds:g} s of this worker's time are over")
     kinds = (budget.compute_seconds, budget.target, budget.stagnation, budget.improvement)
     if all(kind is None for kind in kinds):
         return None
@@ -33,21 +45,24 @@ def why_stop(
     if budget.compute_seconds is not None:
         used_s = compute_seconds(finished)
         if used_s >= budget.compute_seconds:
-            return f"{used_s:.0f} s of compute are spent, of {budget.compute_seconds:g}"
+            words = f"{used_s:.0f} s of compute are spent, of {budget.compute_seconds:g}"
+            return Spent("compute_seconds", words)
     if budget.improvement is not None:
         wanted = budget.improvement
         found = outlook(finished, wanted.share, wanted.hours)
         if isinstance(found, Outlook) and found.chance < wanted.chance:
-            return f"{found}; the study goes on from {wanted.chance:.2g}"
+            words = f"{found}; the study goes on from {wanted.chance:.2g}"
+            return Spent("improvement", words)
     best = next(iter(best_trials(finished, 1)), None)
     if best is None or best.value is None or best.datetime_complete is None:
         return None
     if budget.target is not None and best.value <= budget.target:
-        return f"trial {best.number} reached {best.value:.4f}; the target is {budget.target:g}"
+        words = f"trial {best.number} reached {best.value:.4f}; the target is {budget.target:g}"
+        return Spent("target", words)
     if budget.stagnation is not None:
         since = sum(_ended_after(t, best) for t in finished)
         if since >= budget.stagnation:
-            return f"{since} trials since the best, trial {best.number}"
+            return Spent("stagnation", f"{since} trials since the best, trial {best.number}")
     return None
 
 

@@ -39,7 +39,9 @@ class Control(Stored):
     parameters: dict[str, Any] | None = None
     """Of ``enqueue``."""
 
-    def __str__(self) -> str:
+    @property
+    def words(self) -> str:
+        """What was done, without when and by whom."""
         words = {
             "budget": lambda: "set " + budget_text(self.budget or {}),
             "drop": lambda: f"dropped trial {self.trial}: {self.why}",
@@ -47,8 +49,10 @@ class Control(Stored):
             "enqueue": lambda: f"queued trial {self.trial}",
         }
         done = {"pause": "paused", "resume": "resumed", "stop": "stopped"}
-        said = words[self.action]() if self.action in words else f"{done[self.action]} the study"
-        return f"{self.author} {said} at {self.at}"
+        return words[self.action]() if self.action in words else f"{done[self.action]} the study"
+
+    def __str__(self) -> str:
+        return f"{self.author} {self.words} at {self.at}"
 
 
 @dataclass(frozen=True)

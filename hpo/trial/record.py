@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 from pydantic import BeforeValidator, ConfigDict, PlainSerializer, PrivateAttr
 
 from .outcome import Ending
-from .stored import Flag, Number, Remark, Stored, Whole, finite, read_stored
+from .stored import Flag, Moment, Number, Remark, Stored, Whole, finite, read_stored
 
 
 def _whole_series(value: object) -> object:
@@ -102,6 +102,7 @@ class Attempt(Stored):
     lost: Flag  # whether it vanished; else it gave the trial back
     calls: Whole = 0  # of the trial that are kept, those of earlier attempts included
     seconds: Number | None = None  # that it ran; None: an earlier release did not store it
+    at: Moment | None = None  # when it ended; of a lost worker its last heartbeat
 
 
 class TrialRecord(Stored):

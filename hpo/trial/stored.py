@@ -5,14 +5,45 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AllowInfNan, BaseModel, ConfigDict, Strict, ValidationError
+from pydantic import (
+    AllowInfNan,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    Strict,
+    ValidationError,
+)
+
+
+def _moment(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+            if value.tzinfo is not None:
+                return value.astimezone(UTC)
+        except (ValueError, OverflowError):
+            pass
+    elif isinstance(value, datetime) and value.tzinfo is not None:
+        return value.astimezone(UTC)
+    raise ValueError("should be a time in ISO 8601 with its offset from UTC")
+
+
+def _moment_text(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds")
+
 
 # JSON's own types: no text is read as a number, and neither are true, NaN and Infinity.
 Number = Annotated[float, Strict(), AllowInfNan(False)]
 Whole = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
+# In UTC, as text.
+Moment = Annotated[
+    datetime, BeforeValidator(_moment), PlainSerializer(_moment_text, return_type=str)
+]
 
 
 class Stored(BaseModel):

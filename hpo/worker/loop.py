@@ -21,8 +21,9 @@ from ..storage.optuna_internals import id_of
 from ..storage.rdb import StudyStorage
 from ..storage.tables import FINISHED
 from ..storage.transactions import NoTrial
-from ..study.budget import why_stop
+from ..study.budget import Spent, why_stop
 from ..study.config import Budget, Recovery
+from ..study.workers import End, WorkerEntry, join_now
 from ..trial.outcome import Ending, Outcome, ending_of
 from ..trial.ranking import FAILED, OVER_COST, OVER_LIMIT, best_trials
 from ..trial.record import TrialRecord, read_trial, write_trial
@@ -35,6 +36,7 @@ _FIRST_POLL_S = 0.5
 _LONGEST_POLL_S = 5.0
 _RELEASE_S = 4.0  # that releasing the trial may take at the end
 _WORSE_THAN_SLOW = 1000.0  # a failure's constraint, beside seconds over the limit
+_END_OF = {"trials": End.FINISHED, "seconds": End.LIMIT}  # by the part of the budget
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Loop:
     forget: Callable[[], None] = lambda: None
     after_trial: AfterTrial | None = None
     _poll_s: float = field(init=False, default=_FIRST_POLL_S)
+    _entry: WorkerEntry = field(init=False, default_factory=WorkerEntry)
 
     def __post_init__(self) -> None:
         self._id = self.study._study_id
@@ -125,46 +128,51 @@ class Loop:
             WorkerFailedError: `Recovery.failures` trials in a row failed.
             UserError: the database does not work any more, or the study was deleted.
         """
-        started = time.monotonic()
-        failures = 0
+        self._entry = join_now(self.storage, self._id)
         with Heartbeat(self.storage, self._id, self.recovery) as heartbeat:
             try:
-                while True:
-                    raise_if_stopped()
-                    wishes = self._controls.obey(
-                        raise_if_stopped, self.display.show_trial, now=True
-                    )
-                    self._budget = wishes.apply(self.budget)
-                    self._dropped = wishes.dropped
-                    self.display.show_study(self._trials() if self.display.is_on else [])
-                    spent = why_stop(self._budget, time.monotonic() - started, self._trials)
-                    if spent is not None:
-                        return spent
-                    trial_id = self._claim(started)
-                    if trial_id is None:
-                        continue
-                    if isinstance(trial_id, NoTrial):
-                        return f"{self._budget.trials} trials are finished"
-                    heartbeat.follow(trial_id)
-                    outcome = self._run_one(trial_id, self._watch(heartbeat))
-                    heartbeat.follow(None)
-                    failures = failures + 1 if outcome and outcome.is_workers_trouble else 0
-                    if failures >= self.recovery.failures:
-                        raise WorkerFailedError(
-                            f"{failures} trials in a row failed, the last of {outcome}; "
-                            "their attributes hold the reasons"
-                        )
+                spent = self._run_trials(heartbeat)
+                self._leave(_END_OF.get(spent.part, End.BUDGET), str(spent))
+                return str(spent)
             except StudyGoneError:
                 raise  # nothing is left to release
             except StudyStoppedError as stopped:
                 heartbeat.follow(None)
-                self._release("stopped")
+                self._leave(End.STOPPED, str(stopped))
                 return str(stopped)
             except BaseException as error:
                 acknowledge_stop()
                 heartbeat.follow(None)
-                self._release("stopped" if isinstance(error, KeyboardInterrupt) else "error")
+                self._leave(_end_by(error), str(error) or type(error).__name__)
                 raise
+
+    def _run_trials(self, heartbeat: Heartbeat) -> Spent:
+        """Run trials until a part of the budget is spent; returns which."""
+        started = time.monotonic()
+        failures = 0
+        while True:
+            raise_if_stopped()
+            wishes = self._controls.obey(raise_if_stopped, self.display.show_trial, now=True)
+            self._budget = wishes.apply(self.budget)
+            self._dropped = wishes.dropped
+            self.display.show_study(self._trials() if self.display.is_on else [])
+            spent = why_stop(self._budget, time.monotonic() - started, self._trials)
+            if spent is not None:
+                return spent
+            trial_id = self._claim(started)
+            if trial_id is None:
+                continue
+            if isinstance(trial_id, NoTrial):
+                return Spent("trials", f"{self._budget.trials} trials are finished")
+            heartbeat.follow(trial_id)
+            outcome = self._run_one(trial_id, self._watch(heartbeat))
+            heartbeat.follow(None)
+            failures = failures + 1 if outcome and outcome.is_workers_trouble else 0
+            if failures >= self.recovery.failures:
+                raise WorkerFailedError(
+                    f"{failures} trials in a row failed, the last of {outcome}; "
+                    "their attributes hold the reasons"
+                )
 
     def _watch(self, heartbeat: Heartbeat) -> Watch:
         return Watch(self.storage, heartbeat, self.display, self._controls)
@@ -285,12 +293,24 @@ class Loop:
             writes.system_attrs.update(links)
             writes.state, writes.values = state, values
 
-    def _release(self, why: str) -> None:
+    def _leave(self, end: End, reason: str) -> None:
+        """Release the trial at hand, if there is one, and store why this worker ends."""
+        why = "stopped" if end in (End.STOPPED, End.INTERRUPTED) else "error"
+        entry = self._entry.end(end, reason).to_json()
         try:
-            for number in self.storage.release(self._id, why, _RELEASE_S):
+            for number in self.storage.release(self._id, why, _RELEASE_S, entry):
                 info(f"trial {number}: queued again; any worker goes on with it")
         except Exception as error:
-            warn(f"the trial could not be released, and will count as lost: {error}")
+            if end in (End.FINISHED, End.BUDGET, End.LIMIT):  # between trials
+                warn(f"why this worker ends could not be stored: {error}")
+            else:
+                warn(f"the trial could not be released, and will count as lost: {error}")
+
+
+def _end_by(error: BaseException) -> End:
+    if isinstance(error, KeyboardInterrupt):
+        return End.INTERRUPTED
+    return End.FAILED if isinstance(error, WorkerFailedError) else End.ERROR
 
 
 def _tell(trial: optuna.Trial, ending: Ending, seconds: float) -> None:

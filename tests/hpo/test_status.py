@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
+from hpo.analysis.events import Event
 from hpo.analysis.importance import Importance
 from hpo.analysis.status import Best, Confirmed, Pace, Status, Worker
 from hpo.errors import UserError
@@ -123,6 +124,26 @@ def test_a_confirmed_result_is_a_line(confirmed: Confirmed, line: str) -> None:
     text = to_text(replace(STATUS, confirmed=confirmed))
     (found,) = [x for x in text.splitlines() if x.startswith("confirmed   ")]
     assert found.removeprefix("confirmed   ").startswith(line)
+
+
+def test_the_last_ten_events_are_lines_and_json_has_them_all() -> None:
+    events = tuple(
+        Event(f"2026-01-15T11:{60 - i}:00+00:00", f"vm:{i}#{i}", "vm", i, "ended", "limit",
+              reason="9 s are over")
+        for i in range(1, 13)
+    )  # fmt: skip
+    status = replace(STATUS, events=events)
+    lines = [line for line in to_text(status).splitlines() if line.startswith("event ")]
+    assert len(lines) == 10
+    assert lines[0] == (
+        "event       vm:1#1 ended (limit) at 2026-01-15T11:59:00+00:00: 9 s are over"
+    )
+    told = json.loads(to_json(status))["events"]
+    assert len(told) == 12
+    assert told[0] == {
+        **{"at": "2026-01-15T11:59:00+00:00", "worker": "vm:1#1", "host": "vm", "process": 1},
+        **{"what": "ended", "why": "limit", "trial": None, "reason": "9 s are over"},
+    }
 
 
 def test_many_values_are_wrapped_and_many_parameters_cut_short() -> None:

@@ -123,5 +123,5 @@ def test_a_budget_stops_on_it() -> None:
         assert (said is not None) == stops
         assert budget.parts == {"improvement": chance}
         if said is not None:
-            assert said == f"{found}; the study goes on from {chance:.2g}"
+            assert str(said) == f"{found}; the study goes on from {chance:.2g}"
     assert math.isclose(found.hours, 1.0)

@@ -44,7 +44,7 @@ def test_a_whole_study_is_one_sound_page(
     assert [h.text for h in page.all("h2")] == [
         "The best recipe", "The recipe", "The recipe to copy", "Loss by rune",
         "History of the search", "Parameters", "Augmentations",
-        "Outcomes of trials", "Overview", "The study", "What to do next",
+        "Outcomes of trials", "Overview", "Events", "The study", "What to do next",
     ]  # fmt: skip
     assert len(page.text.encode()) < 150_000
 
@@ -83,11 +83,18 @@ def test_whatever_is_in_the_database_stays_text(
     result["table"] = [{**row, "name": evil, "left": evil, "reason": evil} for row in
                        result["table"]]  # fmt: skip
     call = {"loss": result["loss"], "standard_error": 0.001}
-    attrs = {
+    attrs: dict[str, Any] = {
         "about": evil,
         "dashboard:note_str:0": evil,
         MANIFEST_KEY: {evil: evil, "instances": f"{evil} a/0@{evil}", "networks": evil},
         MADE_BY_KEY: {evil: evil},
+        f"worker:{evil}": {
+            "joined": "2026-01-05T10:00:00Z",
+            "ended": "2026-01-05T11:00:00Z",
+            "why": evil,
+            "reason": evil,
+        },
+        "control:000000": {"at": evil, "author": evil, "action": "drop", "trial": 1, "why": evil},
         CONFIRMED_KEY: result,
         **{f"{CALLS_PREFIX}{result['digest']}:{label}": call for label in result["instances"]},
     }
@@ -129,4 +136,21 @@ def test_where_the_database_is_is_not_told(make_data: Make) -> None:
     text = to_html(report_of(make_data([], url=url)))
     assert "from PostgreSQL" in text
     for word in ("secret", "inner-host"):
+        assert word not in text
+
+
+def test_who_ran_workers_and_steered_them_is_not_told(make_data: Make) -> None:
+    hours = [f"2026-01-05T{hour}:00:00.000+00:00" for hour in range(10, 16)]
+    ended = {"stopped": "me@inner-host stopped the study", "error": "can't open /home/me/x.db"}
+    attrs: dict[str, Any] = {
+        f"worker:inner-host:77#{place}": {
+            "joined": hours[0], "ended": hours[place], "why": why, "reason": reason
+        }
+        for place, (why, reason) in enumerate(ended.items(), start=1)
+    }  # fmt: skip
+    attrs["control:000000"] = {"at": hours[0], "author": "me@inner-host", "action": "pause"}
+    text = to_html(report_of(make_data([], attrs)))
+    for what in ("worker 2", "ended (stopped)", "ended (error)", "paused the study"):
+        assert what in text
+    for word in ("inner-host", "/home/me", "77"):
         assert word not in text

@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -412,6 +412,7 @@ def test_a_released_trial_keeps_its_parameters_and_nothing_else(
     (attempt,) = seen.user_attrs.pop("attempts")
     assert seen.user_attrs == {}
     assert 0 < attempt.pop("seconds") < 60
+    assert datetime.fromisoformat(attempt.pop("at")).utcoffset() == timedelta(0)
     assert attempt == {"worker": "me", "why": "stopped", "lost": False, "calls": 0}
     other = open_storage(url, worker="other")
     again = claim(other, load_study(other, "s", optuna.samplers.RandomSampler(seed=5)))
@@ -639,7 +640,8 @@ def test_every_operation_is_tried_again(
         "set_trial_system_attr": (trial_id, "a", 1),
         "set_trial_intermediate_value": (trial_id, 1, 1.0),
         "set_trial_state_values": (trial_id, TrialState.COMPLETE, [1.0]),
-        "release": (study_id, "stopped", 5.0),
+        "release": (study_id, "stopped", 5.0, {"why": "stopped"}),
+        "write_entry": (study_id, {"why": "stopped"}),
         "create_new_study": (minimize, "u"),
         "set_study_user_attr": (study_id, "a", 1),
         "set_study_system_attr": (study_id, "a", 1),

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.study.budget import compute_seconds, why_stop
+from hpo.study.budget import Spent, compute_seconds, why_stop
 from hpo.study.config import Budget
 from hpo.trial.ranking import OVER_LIMIT
 
@@ -42,22 +42,25 @@ TRIALS = [
 
 
 @pytest.mark.parametrize(
-    ("budget", "reason"),
+    ("budget", "spent"),
     [
         (Budget(), None),
         (Budget(trials=1), None),  # claims count those, exactly
         (Budget(seconds=101.0), None),
-        (Budget(seconds=100.0), "100 s of this worker's time are over"),
+        (Budget(seconds=100.0), Spent("seconds", "100 s of this worker's time are over")),
         (Budget(compute_seconds=57.1), None),
-        (Budget(compute_seconds=57.0), "57 s of compute are spent, of 57"),
+        (
+            Budget(compute_seconds=57.0),
+            Spent("compute_seconds", "57 s of compute are spent, of 57"),
+        ),
         (Budget(target=0.19), None),
-        (Budget(target=0.2), "trial 2 reached 0.2000; the target is 0.2"),
+        (Budget(target=0.2), Spent("target", "trial 2 reached 0.2000; the target is 0.2")),
         (Budget(stagnation=3), None),
-        (Budget(stagnation=2), "2 trials since the best, trial 2"),
+        (Budget(stagnation=2), Spent("stagnation", "2 trials since the best, trial 2")),
     ],
 )
-def test_which_part_is_spent(budget: Budget, reason: str | None) -> None:
-    assert why_stop(budget, 100.0, lambda: TRIALS) == reason
+def test_which_part_is_spent(budget: Budget, spent: Spent | None) -> None:
+    assert why_stop(budget, 100.0, lambda: TRIALS) == spent
 
 
 def test_trials_are_not_asked_for_where_nothing_depends_on_them() -> None:

@@ -71,8 +71,8 @@ ENTRIES = {
     "recipe": JSON | JSON.map(json.dumps),
     "instances": JSON | st.lists(JSON | st.dictionaries(st.sampled_from(sorted(Call.model_fields)),
                                                         JSON | NUMBERS | TEXT)),
-    "attempts": JSON | st.lists(JSON | st.dictionaries(st.sampled_from(["worker", "why", "lost"]),
-                                                       JSON | TEXT)),
+    "attempts": JSON | st.lists(JSON | st.dictionaries(
+        st.sampled_from(["worker", "why", "lost", "at"]), JSON | TEXT)),
 }  # fmt: skip
 ATTRS = st.fixed_dictionaries(
     {}, optional={name: ENTRIES.get(name, JSON) for name in TrialRecord.model_fields}

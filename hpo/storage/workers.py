@@ -1,0 +1,32 @@
+"""What each worker stores of itself, as a row among its study's attributes.
+
+The rows go where the study goes: to another database, and away with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from . import tables as db
+from .statements import lock_study, set_attrs
+
+PREFIX = "worker:"  # then the worker's name
+
+
+def write_entry(
+    c: sa.Connection, study_id: int, worker: str, entry: Mapping[str, Any], token: str | None = None
+) -> None:
+    """Write a worker's row in the place of the one that it has: the work of one transaction.
+
+    Args:
+        token: the study's own, as in `lock_study`.
+
+    Raises:
+        KeyError: there is no such study.
+    """
+    lock_study(c, study_id, token)
+    attrs = {f"{PREFIX}{worker}": entry}
+    set_attrs(c, db.STUDY_USER_ATTRS, {"study_id": study_id}, attrs)
