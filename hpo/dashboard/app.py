@@ -23,7 +23,7 @@ from ..storage.url import IN_MEMORY, shown, sqlite_file
 from ..study.config import StudyConfig
 from .middleware.responses import Request, application, page
 from .notes import Notes
-from .plugins import without_infeasible, without_missing
+from .plugins import FitsNarrowScreens, without_infeasible, without_missing
 from .response_cache import Prepared
 from .storage import WatchedStorage
 
@@ -137,6 +137,7 @@ class LiveDashboard:
         app.install(Prepared(app, self.storage))
         app.install(without_infeasible)
         app.install(without_missing)
+        app.install(FitsNarrowScreens())
         has_pictures = self._artifacts is not None
         self._notes = Notes(self.storage, self._config, self._argument, has_pictures)
         app.install(self._notes)

@@ -35,7 +35,7 @@ from .storage import WatchedStorage
 _REST = 20.0
 # A page waits so long for what is being computed, and then shows what there is.
 _FIRST_WAIT_S, _WAIT_S = 5.0, 0.5
-
+_VALUE = "loss"  # what the page calls the value of a trial
 
 _Key = tuple[int, str]  # a study's id, which may be given out again, and its name
 
@@ -119,6 +119,8 @@ class Notes:
                 found = self._config_of(self._storage.get_study_name_from_id(study_id))
                 # A study without a file may well be of this project's own method.
                 method = found[1].load_method() if found else load_method(RECIPE)
+                if found and "objective_names" not in answer:
+                    answer["objective_names"] = [_VALUE]
                 for trial in (*answer["trials"], *answer["best_trials"]):
                     if not trial["note"]["body"]:
                         note = self._trial_note(study_id, trial["trial_id"], method)

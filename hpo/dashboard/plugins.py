@@ -9,6 +9,13 @@ from typing import Any
 import bottle
 from optuna.artifacts.exceptions import ArtifactNotFound
 
+_PAGE = "/dashboard"
+# Columns of the page are as wide as their longest line otherwise, and a phone shows a corner.
+_FITTING = (
+    "<style>main,main .MuiBox-root{min-width:0}main{overflow-x:auto}"
+    "@media(max-width:800px){main .MuiGrid-container>*{max-width:100%;flex:0 0 100%}}</style>"
+)
+
 
 def without_infeasible(view: Callable[..., Any]) -> Callable[..., Any]:
     """A plug-in for the dashboard: it shows as best whatever is in ``best_trials``."""
@@ -39,3 +46,27 @@ def without_missing(view: Callable[..., Any]) -> Callable[..., Any]:
             raise bottle.HTTPError(HTTPStatus.SERVICE_UNAVAILABLE.value, text) from error
 
     return answering
+
+
+class FitsNarrowScreens:
+    """A plug-in for the dashboard: its page is not wider than the screen."""
+
+    name = "fits-narrow-screens"
+    api = 2
+
+    def apply(self, view: Callable[..., Any], route: Any) -> Callable[..., Any]:
+        """The view with a style of ours in its page, if it is the page's."""
+        if not route.rule.startswith(_PAGE):
+            return view
+
+        def fitting(*args: Any, **kwargs: Any) -> Any:
+            answer = view(*args, **kwargs)
+            if not hasattr(answer.body, "read"):  # asked for its headers, or unchanged
+                return answer
+            with answer.body as file:
+                text = file.read().decode()
+            answer.body = text.replace("</head>", f"{_FITTING}</head>")
+            answer.set_header("Content-Length", str(len(answer.body.encode())))
+            return answer
+
+        return fitting

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +21,29 @@ MOST_POINTS = 200  # of a series; of more, the lowest half and a sample of the o
 _DIGITS = 4
 _SEED = 0
 _COLUMNS = 3  # of small plots
-_LOG_TICKS = 4  # on a logarithmic axis, at most
-_ROW_PX, _AROUND_PX, _SMALL_PX = 26, 160, 320  # heights
+_TICKS, _SMALL_TICKS = 6, 3  # on an axis, at most
+_LOG_TICKS = 4
+_HEIGHT_PX = 450  # that the dashboard has for a plot; what is higher covers its neighbours
+_ROW_PX, _AROUND_PX = 26, 160
+_TITLE_CHARS = 36  # in a line: a plot has half of the page's width
+_LABEL_CHARS = 18  # of what stands beside an axis
+# The page does not tell its plots whether it is light or dark: greys that can be read on both.
+_TEXT, _GRID = "#7d7d7d", "rgba(128,128,128,0.25)"
+_CLEAR = "rgba(0,0,0,0)"
+_LAYOUT: Mapping[str, Any] = {
+    "paper_bgcolor": _CLEAR,
+    "plot_bgcolor": _CLEAR,
+    "font": {"color": _TEXT},
+    "margin": {"l": 50, "r": 15, "t": 60, "b": 45},
+    "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "font": {"size": 11}},
+    "hovermode": "closest",
+}
+_AXIS: Mapping[str, Any] = {
+    "zeroline": False,
+    "gridcolor": _GRID,
+    "automargin": True,
+    "nticks": _TICKS,
+}
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
 _SYMBOLS = ("circle", "circle-open", "diamond", "square-open")
 _STYLES: Mapping[str, Mapping[str, Any]] = {
@@ -56,12 +78,12 @@ def draw(plot: Plot | RowPlot) -> Json:
     if isinstance(plot, RowPlot):
         return _draw_rows(plot)
     layout = {
-        "title": {"text": plain(plot.title)},
+        **_LAYOUT,
+        "title": _title(plot.title),
         "xaxis": _axis(plot.x),
         "yaxis": _axis(plot.y),
         "shapes": [*(_across(line) for line in plot.across if _holds(plot.y, line)),
                    *(_upright(line) for line in plot.upright if _holds(plot.x, line))],
-        "hovermode": "closest",
     }  # fmt: skip
     return {"data": [_trace(s, plot) for s in plot.series if s.points], "layout": layout}
 
@@ -70,19 +92,23 @@ def draw_grid(title: str, plots: Sequence[Plot | RowPlot]) -> Json:
     """A figure with small plots side by side."""
     rows = -(-len(plots) // _COLUMNS)
     layout: Json = {
-        "title": {"text": plain(title)},
-        "grid": {"rows": rows, "columns": _COLUMNS, "pattern": "independent"},
-        "height": _SMALL_PX * rows,
+        **_LAYOUT,
+        "title": _title(title),
+        "font": {"color": _TEXT, "size": 10},
+        "grid": {"rows": rows, "columns": _COLUMNS, "pattern": "independent",
+                 "xgap": 0.3, "ygap": 0.45},
         "showlegend": False,
-        "hovermode": "closest",
-    }
+    }  # fmt: skip
     data = []
     for i, plot in enumerate(plots, start=1):
         if isinstance(plot, RowPlot):
             raise TypeError(f"{plot.name} has rows; only plots with two axes stand in a grid")
         suffix = "" if i == 1 else str(i)
         axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-        layout |= {f"xaxis{suffix}": _axis(plot.x), f"yaxis{suffix}": _axis(plot.y)}
+        across, upright = _axis(plot.x, is_small=True), _axis(plot.y, is_small=True)
+        if (i - 1) % _COLUMNS:  # the first of a row says what all have
+            del upright["title"]
+        layout |= {f"xaxis{suffix}": across, f"yaxis{suffix}": upright}
         data += [{**_trace(s, plot), **axes} for s in plot.series if s.points]
     return {"data": data, "layout": layout}
 
@@ -115,18 +141,28 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted(kept + random.Random(_SEED).sample(rest, MOST_POINTS - len(kept)))
 
 
-def _axis(axis: Axis) -> Json:
-    shown: Json = {"title": {"text": plain(axis.title)}, "zeroline": False}
+def _title(text: str) -> Json:
+    lines = textwrap.wrap(plain(text), _TITLE_CHARS)
+    return {"text": "<br>".join(lines), "font": {"size": 15}}
+
+
+def _axis(axis: Axis, is_small: bool = False) -> Json:
+    shown: Json = {**_AXIS, "title": {"text": plain(axis.title)}}
+    most = _LOG_TICKS
+    if is_small:
+        most = shown["nticks"] = _SMALL_TICKS
+        shown["title"]["font"] = {"size": 11}
     if axis.log:
         ends = [_short(math.log10(axis.low)), _short(math.log10(axis.high))]
         # Within a decade Plotly writes so many values that they overlap.
-        ticks = Scale(axis.low, axis.high, 0.0, 1.0, log=True).ticks(_LOG_TICKS)
+        ticks = Scale(axis.low, axis.high, 0.0, 1.0, log=True).ticks(most)
         texts = tick_texts(ticks, log=True)
         return {**shown, "type": "log", "range": ends, "tickvals": ticks, "ticktext": texts}
     shown["range"] = [_short(axis.low), _short(axis.high)]
     if axis.labels:
         places = list(range(len(axis.labels)))
-        shown |= {"tickvals": places, "ticktext": [plain(label, 30) for label in axis.labels]}
+        texts = [plain(label, _LABEL_CHARS) for label in axis.labels]
+        shown |= {"tickvals": places, "ticktext": texts}
     return shown
 
 
@@ -142,22 +178,22 @@ def _draw_rows(plot: RowPlot) -> Json:
         ]
         data.append(_row_trace(name, marks, order % len(_COLOURS)))
     layout = {
-        "title": {"text": plain(plot.title)},
+        **_LAYOUT,
+        "title": _title(plot.title),
         "xaxis": {
+            **_AXIS,
             "title": {"text": plain(plot.axis)},
             "rangemode": "tozero" if plot.from_zero else "normal",
         },
         "yaxis": {
+            **_AXIS,
             "autorange": "reversed",
-            "automargin": True,
-            "zeroline": False,
             "tickvals": list(range(len(names))),
             "ticktext": names,
         },
         "shapes": [_upright(line) for line in plot.lines],
-        "height": _AROUND_PX + _ROW_PX * len(names),
+        "height": min(_HEIGHT_PX, _AROUND_PX + _ROW_PX * len(names)),
         "showlegend": bool(plot.series),
-        "hovermode": "closest",
     }
     return {"data": data, "layout": layout}
 

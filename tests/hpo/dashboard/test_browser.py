@@ -161,6 +161,49 @@ def test_the_address_alone_leads_to_the_study_with_its_plots(page: Any, url: str
     shot(page, "plots")
 
 
+# Of each plot of ours: background, sides of the title within it, height, ticks that overlap.
+PLOTS = """() => [...document.querySelectorAll('[id^="user-defined-plot:hpo"]')].map(plot => {
+  const svg = plot.querySelector('svg.main-svg'), all = svg.getBoundingClientRect();
+  const title = plot.querySelector('.gtitle').getBoundingClientRect();
+  const ticks = [...plot.querySelectorAll('.xtick text, .ytick text')]
+    .map(tick => tick.getBoundingClientRect());
+  const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1
+    && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+  return {
+    background: getComputedStyle(svg).backgroundColor,
+    left: title.left - all.left, right: all.right - title.right, height: all.height,
+    overlaps: ticks.filter((a, i) => ticks.slice(i + 1).some(b => meet(a, b))).length,
+  };
+})"""
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1360, "dark"), (390, "light")])
+def test_plots_fit_the_screen_in_light_and_dark(
+    browser: Any, url: str, width: int, scheme: str
+) -> None:
+    viewport = {"width": width, "height": 900}
+    with browser.new_context(viewport=viewport, color_scheme=scheme) as context:
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.goto(f"{url}/dashboard/studies/1")
+        page.get_by_text("Best loss so far against compute").first.wait_for()
+        page.wait_for_load_state("networkidle")
+        plots = page.evaluate(PLOTS)
+        assert len(plots) >= 3
+        for plot in plots:
+            assert plot["background"] == "rgba(0, 0, 0, 0)"
+            assert plot["left"] >= 0 and plot["right"] >= 0
+            assert plot["height"] <= 450  # that the page has for it
+            assert plot["overlaps"] == 0
+        shot(page, f"plots-{width}-{scheme}")
+        assert page.get_by_text("Objective 0").count() == 0
+        for path in ("", "/trials", "/note"):
+            page.goto(f"{url}/dashboard/studies/1{path}")
+            page.get_by_text("seen (id=1)").first.wait_for()
+            page.wait_for_load_state("networkidle")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_a_delete_is_refused(page: Any, url: str, seen: Seen) -> None:
     page.goto(f"{url}/dashboard")
     asked = (

@@ -39,7 +39,9 @@ def test_every_figure_of_the_report_is_a_plot_of_the_dashboard(
     for figure, text in zip(document.figures(), plots.values(), strict=True):
         title = figure.title if isinstance(figure, Figures) else figure.plot.title
         shown = json.loads(text)
-        assert shown["layout"]["title"]["text"] == title
+        lines = shown["layout"]["title"]["text"].split("<br>")
+        assert " ".join(lines) == title and max(map(len, lines)) <= 36
+        assert shown["layout"].get("height", 450) <= 450  # which the dashboard has for it
         assert shown["data"]
 
 
@@ -96,12 +98,19 @@ def test_rows_go_from_top_to_bottom_with_their_intervals() -> None:
     assert shown["layout"]["yaxis"]["autorange"] == "reversed"
 
 
+def test_many_rows_share_the_height_that_there_is() -> None:
+    rows = [Row(f"rune {i}", [Mark("", float(i))]) for i in range(60)]
+    assert draw(RowPlot("r", "t", "d", "loss", rows))["layout"]["height"] == 450
+    assert draw(RowPlot("r", "t", "d", "loss", rows[:3]))["layout"]["height"] < 450
+
+
 def test_small_plots_stand_in_a_grid_with_axes_of_their_own() -> None:
     plots = [plot_of(Series("s", "cloud", [(float(i), 0.5)])) for i in range(4)]
     shown = draw_grid("title", plots)
     assert shown["layout"]["grid"]["rows"] == 2
     assert [trace["xaxis"] for trace in shown["data"]] == ["x", "x2", "x3", "x4"]
     assert {"xaxis", "yaxis4"} <= set(shown["layout"])
+    assert ["title" in shown["layout"][f"yaxis{i}"] for i in ("", 2, 3, 4)] == [1, 0, 0, 1]
 
 
 def test_what_is_not_finite_is_left_out_of_the_json() -> None:
