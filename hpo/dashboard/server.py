@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import logging
 import os
-import resource
 import socket
 import threading
 import webbrowser
@@ -20,9 +18,6 @@ from ..artifacts.store import open_store
 from ..errors import UserError
 from .options import TOKEN_VARIABLE, DashboardOptions
 
-_THREADS = 4
-_CONNECTIONS, _OWN_HANDLES = 4000, 100
-_IDLE_S = 20  # after which a connection that says nothing is closed
 _LARGEST_BODY = 128 * 2**20  # of an artifact that is uploaded
 _LARGEST_FORM = 2**16
 
@@ -64,12 +59,11 @@ def serve(options: DashboardOptions) -> int:
 
         check_names(options.allowed_host)
         # These take seconds to import; the checks above need none of them.
-        import waitress
-
         from ..storage.compressed import is_published, unpacked
         from ..storage.url import shown, study_argument
         from ..study.config import load_study_file
         from .app import LiveDashboard
+        from .connections import make_server
 
         config = load_study_file(options.study)
         url = config.storage_url(options.storage)
@@ -88,20 +82,8 @@ def serve(options: DashboardOptions) -> int:
                 allow_writes=options.allow_writes,
                 allowed_hosts=options.allowed_host,
             )
-            logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of each wait
-            server = waitress.create_server(
-                app,
-                sockets=[listener],
-                threads=_THREADS,
-                ident=None,
-                # Whoever connects and says nothing takes a place, token or not.
-                connection_limit=_most_connections(),
-                channel_timeout=_IDLE_S,
-                cleanup_interval=_IDLE_S,
-                asyncore_use_poll=True,  # select knows no handle above 1023
-                max_request_body_size=_LARGEST_BODY if options.allow_writes else _LARGEST_FORM,
-                **_trust(options.proxy),
-            )
+            largest = _LARGEST_BODY if options.allow_writes else _LARGEST_FORM
+            server = make_server(app, listener, largest, _trust(options.proxy))
             mode = "writes allowed" if options.allow_writes else "read-only"
             print(f"study {config.name} in {shown(url)}, {mode}; Ctrl-C ends it")
             if not live.study_is_there:
@@ -116,12 +98,6 @@ def serve(options: DashboardOptions) -> int:
         finally:
             live.close()
     return 0
-
-
-def _most_connections() -> int:
-    """Connections at once: as many as the limit of open files leaves, within reason."""
-    handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return max(100, min(_CONNECTIONS, handles - _OWN_HANDLES))
 
 
 def guard(
