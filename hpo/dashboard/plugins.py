@@ -12,8 +12,9 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 _PAGE = "/dashboard"
 # Columns of the page are as wide as their longest line otherwise, and a phone shows a corner.
 _FITTING = (
-    "<style>main,main .MuiBox-root{min-width:0}main{overflow-x:auto}"
-    "@media(max-width:800px){main .MuiGrid-container>*{max-width:100%;flex:0 0 100%}}</style>"
+    "<style>@media(max-width:800px){main{min-width:0;overflow-x:auto}"
+    "main .MuiBox-root{max-width:calc(100vw - 57px)}"
+    "main .MuiGrid-container>*{max-width:100%;flex:0 0 100%}}</style>"
 )
 
 

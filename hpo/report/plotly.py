@@ -26,6 +26,7 @@ _LOG_TICKS = 4
 _HEIGHT_PX = 450  # that the dashboard has for a plot; what is higher covers its neighbours
 _ROW_PX, _AROUND_PX = 26, 160
 _TITLE_CHARS = 36  # in a line: a plot has half of the page's width
+_LEGEND_PX, _LINE_PX = 45, 20  # above a plot, with a line of the title each
 _LABEL_CHARS = 18  # of what stands beside an axis
 # The page does not tell its plots whether it is light or dark: greys that can be read on both.
 _TEXT, _GRID = "#7d7d7d", "rgba(128,128,128,0.25)"
@@ -34,7 +35,6 @@ _LAYOUT: Mapping[str, Any] = {
     "paper_bgcolor": _CLEAR,
     "plot_bgcolor": _CLEAR,
     "font": {"color": _TEXT},
-    "margin": {"l": 50, "r": 15, "t": 60, "b": 45},
     "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "font": {"size": 11}},
     "hovermode": "closest",
 }
@@ -79,7 +79,7 @@ def draw(plot: Plot | RowPlot) -> Json:
         return _draw_rows(plot)
     layout = {
         **_LAYOUT,
-        "title": _title(plot.title),
+        **_title(plot.title),
         "xaxis": _axis(plot.x),
         "yaxis": _axis(plot.y),
         "shapes": [*(_across(line) for line in plot.across if _holds(plot.y, line)),
@@ -93,7 +93,7 @@ def draw_grid(title: str, plots: Sequence[Plot | RowPlot]) -> Json:
     rows = -(-len(plots) // _COLUMNS)
     layout: Json = {
         **_LAYOUT,
-        "title": _title(title),
+        **_title(title),
         "font": {"color": _TEXT, "size": 10},
         "grid": {"rows": rows, "columns": _COLUMNS, "pattern": "independent",
                  "xgap": 0.3, "ygap": 0.45},
@@ -142,8 +142,18 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def _title(text: str) -> Json:
+    """The title, and margins that have room for it."""
     lines = textwrap.wrap(plain(text), _TITLE_CHARS)
-    return {"text": "<br>".join(lines), "font": {"size": 15}}
+    return {
+        "title": {
+            "text": "<br>".join(lines),
+            "font": {"size": 15},
+            "yref": "container",
+            "y": 0.97,
+            "yanchor": "top",
+        },
+        "margin": {"l": 50, "r": 15, "t": _LEGEND_PX + _LINE_PX * len(lines), "b": 45},
+    }
 
 
 def _axis(axis: Axis, is_small: bool = False) -> Json:
@@ -179,7 +189,7 @@ def _draw_rows(plot: RowPlot) -> Json:
         data.append(_row_trace(name, marks, order % len(_COLOURS)))
     layout = {
         **_LAYOUT,
-        "title": _title(plot.title),
+        **_title(plot.title),
         "xaxis": {
             **_AXIS,
             "title": {"text": plain(plot.axis)},
