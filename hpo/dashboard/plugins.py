@@ -10,11 +10,11 @@ import bottle
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 _PAGE = "/dashboard"
-# Columns of the page are as wide as their longest line otherwise, and a phone shows a corner.
+# Columns of the page are as wide as their longest line otherwise.
 _FITTING = (
-    "<style>@media(max-width:800px){main{min-width:0;overflow-x:auto}"
-    "main .MuiBox-root{max-width:calc(100vw - 57px)}"
-    "main .MuiGrid-container>*{max-width:100%;flex:0 0 100%}}</style>"
+    "<style>main{min-width:0;overflow-x:auto}main .MuiBox-root{min-width:0}"
+    "main .MuiBox-root:has(>.MuiList-root){min-width:200px}"  # trials beside their details
+    "@media(max-width:800px){main .MuiGrid-container>*{max-width:100%;flex:0 0 100%}}</style>"
 )
 
 

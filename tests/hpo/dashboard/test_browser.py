@@ -202,6 +202,8 @@ def test_plots_fit_the_screen_in_light_and_dark(
             page.get_by_text("seen (id=1)").first.wait_for()
             page.wait_for_load_state("networkidle")
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+            for trials in page.locator("main ul.MuiList-root").all():
+                assert trials.evaluate("list => list.clientWidth") >= 199
 
 
 def test_a_delete_is_refused(page: Any, url: str, seen: Seen) -> None:
