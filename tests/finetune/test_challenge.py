@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import random
+import sys
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -17,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from finetune import challenge
 from finetune.challenge import (
     CallScore,
     ChallengeFailure,
@@ -347,3 +350,23 @@ def test_a_file_that_is_no_submission(tmp_path: Path, source: str, message: str)
 def test_an_unknown_rune_lists_those_there_are() -> None:
     with pytest.raises(UserError, match="no rune 'x'; write some of"):
         main(["--source", "drawn", "--runes", "x"])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_goes_on_while_a_call_takes_minutes(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    redrawn = threading.Semaphore(0)
+
+    class Bar:
+        def refresh(self) -> None:
+            redrawn.release()
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(challenge, "_TICK_S", 0.01)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    with challenge._ticking(Bar()):
+        for _ in range(3):
+            assert redrawn.acquire(timeout=60 if terminal else 0.1) == terminal
