@@ -9,19 +9,22 @@ from optuna.distributions import CategoricalDistribution
 
 from ...formatting import counted, setting
 from ...study.confirmation import Confirmation
+from ...trial.outcome import Outcome
 from ...trial.run import Run
 from ...trial.stored import finite
 from ..data import StudyData
 from ..document import Block, Code, Section, Text
+from ..sanitize import plain
 
 _NEAR = 0.03  # of a range: a best value this near its end may be better beyond
 _MOST_ENDS = 5
 _MANY = 0.3  # of the finished trials
+_REASON = 200  # characters
 
 
 def next_section(data: StudyData) -> Section:
     """Commands with their reasons, and what of the study file should be otherwise."""
-    blocks = [*_commands(data), *_infeasible(data), *_ends(data)]
+    blocks = [*_commands(data), *_crashed(data), *_infeasible(data), *_ends(data)]
     return Section("next", "What to do next", blocks)
 
 
@@ -74,8 +77,16 @@ def _out(data: StudyData) -> str:
     return "submission/finetune.py" if file is None else f"tuned_{file.name}"
 
 
+def _crashed(data: StudyData) -> Iterator[Block]:
+    crashed = [r for r in data.finished if r.outcome == Outcome.CRASHED.value]
+    if len(crashed) > _MANY * len(data.finished):
+        n = counted(len(data.finished), "trial")
+        reason = plain(crashed[-1].reason or "without a word", _REASON)
+        yield Text(f"{len(crashed)} of {n} crashed: mend the file. The last one: {reason}")
+
+
 def _infeasible(data: StudyData) -> Iterator[Block]:
-    n = sum(not r.feasible for r in data.finished)
+    n = sum(not r.feasible and r.outcome != Outcome.CRASHED.value for r in data.finished)
     if n > _MANY * len(data.finished):
         yield Text(
             f"{n} of {counted(len(data.finished), 'trial')} were not feasible: allow fewer steps "

@@ -457,3 +457,14 @@ def test_a_confirmation_reads_back(confirmed: Attrs) -> None:
     assert isinstance(found, Confirmation)
     assert found.parsed_recipe(RecipeMethod()) is not None
     assert read_confirmation({}) is None
+
+
+def test_a_file_that_crashes_is_to_be_mended_and_not_to_be_quicker(make_data: Make) -> None:
+    reason = "thorn/0: mine.py line 21: IndexError: index out of range in self"
+    crashed = [
+        frozen(i, TrialState.PRUNED, outcome="crashed", reason=reason, instances=[])
+        for i in range(4)
+    ]
+    said = texts(section(report_of(make_data(crashed)), "next"))
+    assert f"4 of 4 trials crashed: mend the file. The last one: {reason}" in said
+    assert "fewer steps" not in said
