@@ -97,14 +97,13 @@ def test_paused_workers_wait_after_the_call_in_hand_and_then_finish_the_budget(
     wait_for(lambda: all("paused the study" in lines_of(w) for w in workers))
     held = reports(url)
     assert held <= before + 2 * len(workers)  # the calls in hand, and those that began meanwhile
-    waiting = sum(t.state == TrialState.RUNNING for t in trials_of(url))
-    assert waiting > 0  # heartbeats go on: nobody takes them over
     ask(resume)
     for worker in workers:
         assert worker.wait(120) == 0, lines_of(worker)
         assert "going on" in lines_of(worker)
     trials = trials_of(url)
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 30
+    # Heartbeats of trials in hand went on, so that nobody took them over.
     assert not any(t.user_attrs.get("attempts") for t in trials)
 
 
