@@ -100,7 +100,7 @@ def test_it_goes_on_where_it_was(
 
     monkeypatch.setattr(CheapMethod, "behave", staticmethod(behave))
     arguments = ["--study", "./cheap.toml", "--machine", "./machine.toml", "--out", "f.jsonl"]
-    arguments += ["--recipes", "5", "--instances", "2"]
+    arguments += ["--recipes", "5", "--instances", "2", "--workers", "1"]
     with pytest.raises(KeyboardInterrupt):
         main(arguments)
     rows = read_rows(Path("f.jsonl"))
@@ -122,3 +122,20 @@ def test_it_goes_on_where_it_was(
     Path("f.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"f\.jsonl:1 is no call"):
         main(arguments)
+
+
+def test_workers_side_by_side_make_each_call_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cheap.toml").write_text(STUDY)
+    Path("machine.toml").write_text(MACHINE.to_toml())
+    arguments = ["--study", "./cheap.toml", "--machine", "./machine.toml"]
+    arguments += ["--recipes", "4", "--instances", "2"]
+    for workers in ("1", "2"):
+        main([*arguments, "--workers", workers, "--out", f"{workers}.jsonl"])
+    one, two = (
+        sorted(read_rows(Path(f"{n}.jsonl")), key=lambda r: (r.recipe, r.instance, r.speed))
+        for n in (1, 2)
+    )
+    assert one == two and len(two) == 4 * 2 * 4
