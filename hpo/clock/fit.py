@@ -21,18 +21,18 @@ class Timing:
 
     work: Workload
     startup_s: float  # before the first step
-    step_s: float  # of a step, on average
+    step_s: float  # mean of one step
 
 
 def fit(amounts: Sequence[Amounts], seconds: Sequence[float]) -> dict[str, float]:
-    """Seconds of a unit of each kind of work, none below zero.
+    """Fit the seconds that one unit of each kind of work takes; none is below zero.
 
-    Least squares of relative errors (Lawson and Hanson, Solving Least Squares Problems (1974),
-    chapter 23), so that short and long steps count alike.
+    Non-negative least squares of relative errors, so that short and long steps count alike
+    (Lawson and Hanson, Solving Least Squares Problems (1974), chapter 23).
 
     Args:
-        amounts: of work, for each measurement.
-        seconds: that each took.
+        amounts: for each measurement, the amount of each kind of work.
+        seconds: for each measurement, the time that it took.
     """
     names = list(dict.fromkeys(name for one in amounts for name in one))
     measured = np.asarray(seconds, dtype=np.float64)
@@ -42,7 +42,7 @@ def fit(amounts: Sequence[Amounts], seconds: Sequence[float]) -> dict[str, float
 
 
 def check(profile: Profile, timings: Sequence[Timing]) -> Check:
-    """How far the profile's predictions are off on timings that it was not fitted to."""
+    """Relative errors of a profile's predictions on timings that it was not fitted to."""
     steps = [abs(profile.step_s(t.work) / t.step_s - 1) for t in timings]
     startups = [abs(profile.startup_s(t.work) / t.startup_s - 1) for t in timings]
     return Check(

@@ -1,4 +1,4 @@
-"""The reference clock: how many steps the reference machine would make of a call."""
+"""The reference clock: how many steps of a call the reference machine would make."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .profile import NotTimedError, Profile
 
 @dataclass(frozen=True)
 class Plan:
-    """What the reference machine would make of a call.
+    """How a call would go on the reference machine.
 
-    ``steps``: that it would make in the deadline; the call makes as many here.
-    ``seconds``: that the call would take there, at ``speed`` of that machine.
+    ``steps``: steps that it would make before the deadline; the call makes as many here.
+    ``seconds``: time that the call would take there, at ``speed`` times that machine's speed.
     """
 
     steps: int
@@ -23,23 +23,23 @@ class Plan:
 
     @property
     def full_speed_s(self) -> float:
-        """Seconds that so many steps take on the machine itself."""
+        """Seconds that these steps take on the reference machine at full speed."""
         return self.seconds * self.speed
 
     @property
     def mark(self) -> str:
-        """What a loss depends on beside values and instance: calls of one mark are the same."""
+        """The clock's part of a call's key: with equal values and instance, equal losses."""
         return f"steps {self.steps}"
 
 
 @dataclass(frozen=True)
 class Clock:
-    """A machine whose time rules calls.
+    """A reference machine, whose speed decides how many steps a call makes.
 
     Args:
-        profile: of the machine.
-        speed: 0.5 is a machine of this kind that is half as fast.
-        name: that the study file gives it.
+        profile: cost model of the machine.
+        speed: factor on its speed; 0.5 is a machine that is half as fast.
+        name: the machine's name in the study file.
     """
 
     profile: Profile
@@ -54,7 +54,7 @@ class Clock:
     def plan(
         self, method: Method, values: Values, instance: Instance, speed: float | None = None
     ) -> Plan:
-        """What this machine would make of a call of ``values`` on ``instance``.
+        """Plan a call of ``values`` on ``instance`` for this machine.
 
         It makes the steps that the values ask for, or those for which there is time:
 
@@ -66,10 +66,10 @@ class Clock:
 
         Args:
             values: complete.
-            speed: of another machine, in the place of the instance's own and of the clock's.
+            speed: replaces both the instance's speed and the clock's.
 
         Raises:
-            NotTimedError: the machine's profile can't tell.
+            NotTimedError: the machine's profile has no times for these values.
         """
         work = method.workload(values, instance)
         if work is None:

@@ -31,29 +31,29 @@ class NotTimedError(Exception):
 
 
 class Check(Table):
-    """How far predictions are off on recipes that the model was not fitted to."""
+    """Relative errors of predictions, on recipes that the model was not fitted to."""
 
     recipes: int
-    step_median_error: float  # relative, of the seconds of a step
+    step_median_error: float  # of the seconds of one step
     step_largest_error: float
-    startup_median_error: float  # relative, of the seconds before the first step
+    startup_median_error: float  # of the seconds before the first step
     startup_largest_error: float
 
 
 class Profile(Table):
-    """Seconds of a unit of each kind of work, before the first step and in each step."""
+    """Seconds that a unit of each kind of work takes, before the first step and in each step."""
 
     about: str = ""
-    machine: dict[str, str]  # for people
-    method: str  # that was timed, by its name in study files
-    precision: str  # number format in which it computed
+    machine: dict[str, str]  # description, for people to read
+    method: str  # name, in study files, of the method that was timed
+    precision: str  # number format that the method computed in
     startup: dict[str, Seconds]
     step: dict[str, Seconds]
     check: Check | None = None
 
     @property
     def digest(self) -> str:
-        """Equal for profiles that predict the same."""
+        """Digest of the coefficients: profiles with equal digests predict the same."""
         return short_digest(json.dumps([self.method, self.precision, self.startup, self.step]))
 
     def startup_s(self, work: Workload) -> float:
@@ -95,10 +95,10 @@ _PLAIN = ("about", "method", "precision")
 
 
 def load_profile(machine: str) -> Profile:
-    """The profile of a machine: a path, or the name of one in ``studies/machines/``.
+    """Read a machine's profile, by its path or by its name in ``studies/machines/``.
 
     Raises:
-        UserError: there is none, or it is no profile; says what is wrong.
+        UserError: the file is not there or is no profile; the message says what is wrong.
     """
     path = find_file(machine, MACHINES_DIR, "machine", "a machine profile", ("wall",))
     try:

@@ -15,7 +15,7 @@ WALL = "wall"
 
 
 class ClockTable(Table):
-    """Whose time counts in a call: that of the machine it runs on, or of a reference machine."""
+    """Whether a call runs by wall clock or by the speed of a reference machine."""
 
     machine: Annotated[str, Field(min_length=1)] = WALL
     """`wall`: that of the machine a call runs on; or a profile: a name in
@@ -38,13 +38,13 @@ class ClockTable(Table):
         return self
 
     def load(self, method: str) -> Clock | None:
-        """The clock; None: wall clock rules.
+        """The reference clock; None where wall clock rules.
 
         Args:
             method: the name of the study's method.
 
         Raises:
-            UserError: the profile is not there, not usable, or of another method.
+            UserError: the profile is not there, can't be used, or is of another method.
         """
         if self.is_wall:
             return None

@@ -1,4 +1,4 @@
-"""Short calls, timed."""
+"""Time the first steps of a call."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from ..process.signals import raise_if_stopped
 from .fit import Timing
 from .profile import NotTimedError
 
-_WARM_UP = 1 / 3  # of the steps that are made: memory and kernels are new to the first
+_WARM_UP = 1 / 3  # share of the steps left untimed: the first allocate memory and load kernels
 
 
 class _EnoughError(Exception):
-    """As many steps were made as were to be timed."""
+    """Ends a call once enough steps were timed."""
 
 
 def time_call(method: Method, values: Values, instance: Instance, steps: int) -> Timing | None:
-    """Begin a call, and stop it after so many steps.
+    """Begin a call, and stop it after ``steps`` steps.
 
     Returns:
-        None where the loss stopped being finite.
+        None if the loss stopped being finite.
 
     Raises:
-        NotTimedError: the method can't tell what a call does.
+        NotTimedError: the method does not say what work a call does.
         StopError: the process was asked to stop.
     """
     work = method.workload(values, instance)
@@ -36,7 +36,7 @@ def time_call(method: Method, values: Values, instance: Instance, steps: int) ->
             raise _EnoughError
 
     try:
-        # The values' own steps: what comes before the first one depends on how many there will be.
+        # Start with the values' own number of steps: the start-up depends on it.
         method.call(values, [instance], on_step, [work.steps])
     except _EnoughError:
         pass

@@ -1,7 +1,7 @@
-"""Is another hour worth it: how probable it is that the best loss still falls.
+"""Is another hour worth it: the probability that the best loss still falls.
 
-It goes by the study's own trials: how the best of them are spread, how much of that is noise, and
-how many more trials an hour of compute makes.
+It is estimated from the study's own trials: the spread of the best of them, the share of noise in
+that spread, and the number of trials that an hour of compute makes.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from optuna.trial import FrozenTrial, TrialState
 from ..trial.ranking import is_feasible, loss_of
 from ..trial.record import compute_s
 
-SHARE = 0.01  # of the best loss, by which it is to fall
+SHARE = 0.01  # a fall counts from this share of the best loss on
 HOURS = 1.0
-LEAST_TRIALS = 12  # with a loss, before anything is said
-_PROGRESS = 2.0  # standard errors by which later losses are lower, for earlier ones not to count
-_TAIL = 0.15  # of the trials that tell how good ones are spread
+LEAST_TRIALS = 12  # with fewer losses no probability is given
+_PROGRESS = 2.0  # earlier losses are left out if later ones are lower by this many standard errors
+_TAIL = 0.15  # share of the trials, the best ones, that the tail is fitted to
 _LEAST_TAIL = 3
-_RECENT = 50  # trials whose mean seconds are those of the next ones
+_RECENT = 50  # the mean seconds of so many last trials predict those of the next
 _MOST_NOISE = 0.9
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """How probable it is that the best loss falls.
+    """The probability that the best loss falls by a given share.
 
     Args:
-        chance: in [0, 1].
-        share: of the best loss, by which it would fall.
-        hours: of compute, in which it would.
-        trials: that so much compute makes.
+        chance: that probability, in [0, 1].
+        share: the fall, as a share of the best loss.
+        hours: hours of compute that are looked ahead.
+        trials: number of trials that so much compute makes.
     """
 
     chance: float
@@ -53,13 +53,13 @@ class Outlook:
 def outlook(
     trials: Sequence[FrozenTrial], share: float = SHARE, hours: float = HOURS
 ) -> Outlook | str:
-    """What the finished trials of a study say, or why they say nothing.
+    """The outlook by a study's finished trials, or the reason why there is none.
 
-    Pruned trials count with the loss that is predicted of them.
+    Pruned trials count with their predicted loss.
 
     Args:
-        share: of the best loss, by which it is to fall.
-        hours: of compute, the seconds of trials on all workers together.
+        share: the fall to look for, as a share of the best loss.
+        hours: compute to look ahead: seconds of trials, added up over all workers.
     """
     finished = sorted((t for t in trials if t.state.is_finished()), key=lambda t: t.number)
     good = [t for t in finished if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
@@ -84,10 +84,11 @@ def outlook(
 
 
 def since_progress(losses: Sequence[float]) -> Sequence[float]:
-    """The later losses, as far back as the search has made no progress since.
+    """The latest losses: those since the search last made progress.
 
-    While the later half of the losses is lower than the earlier one (Mann and Whitney (1947), by
-    the normal approximation), the earlier one does not tell what is tried next.
+    While the later half of the losses is lower than the earlier half, by the test of Mann and
+    Whitney (1947) in its normal approximation, the earlier half is left out: it no longer tells
+    what the sampler tries next.
 
     Args:
         losses: in the order of their trials.
@@ -107,20 +108,19 @@ def since_progress(losses: Sequence[float]) -> Sequence[float]:
 
 
 def chance_of_fall(losses: Sequence[float], n: float, share: float, noise: float = 0.0) -> float:
-    """The probability that the least of ``n`` more losses is lower by a share than that of these.
+    """The probability that the lowest of ``n`` more losses undercuts the lowest so far by a share.
 
-    The lowest of the losses lie below the next higher one as an exponential distribution says,
-    whose scale is known from so many alone: the probability that one more is lower by x is
+    The k lowest of N losses are taken to lie exponentially below the next higher one (Pickands,
+    "Statistical inference using extreme order statistics" (1975)). The scale s, the mean of their
+    distances, is itself an estimate from k values, so the probability that one more loss is lower
+    by x is that of a Lomax distribution:
 
         (k / N) (1 + x / (k s)) ** -k
 
-    with the mean s of the k lowest ones' distances (Lomax; Pickands, "Statistical inference using
-    extreme order statistics" (1975), for the exponential tail).
-
     Args:
         losses: positive, two at least.
-        noise: share of noise in the spread of losses, in [0, 1): a loss that is measured anew
-            falls by so much less.
+        noise: share of noise in the spread of losses, in [0, 1). A fall by luck does not count,
+            so the spread is reduced by this share.
     """
     logs = sorted(math.log(loss) for loss in losses)
     k = min(max(_LEAST_TAIL, round(_TAIL * len(logs))), len(logs) - 1)

@@ -15,21 +15,22 @@ import numpy as np
 
 from .statistics import Array, Standings, Verdict, nominal_level, upper_tail
 
-# Before trials have both speeds, looks are taken to be off by so much, in log loss, ...
+# Prior standard deviation of a recipe around the line, in log loss, ...
 _PRIOR_DEVIATION = 0.05
-_PRIOR_DOF = 3.0  # ... with the weight of so many trials
-_SLOPE_DEVIATION = 0.3  # of the line's slope around 1, before that
+_PRIOR_DOF = 3.0  # ... which weighs as much as so many trials
+_SLOPE_DEVIATION = 0.3  # prior standard deviation of the line's slope around 1
 _LEAST_SLOPE = 0.2
-_LEAST_LEVELS = 10  # trials that tell how recipes are spread
-_LOW_QUANTILE, _LOW_NORMAL = 0.1, 1.2816  # the normal distribution's, below its median
+_LEAST_LEVELS = 10  # with fewer trials the spread of recipes is unknown
+# A low quantile, and how many standard deviations a normal's lies below its median.
+_LOW_QUANTILE, _LOW_NORMAL = 0.1, 1.2816
 
 
 @dataclass(frozen=True)
 class Line:
-    """Mean log loss at the target from that in looks, with the deviation of single trials.
+    """Regression of the mean log loss at the target on the mean log loss in looks.
 
-    ``variance`` is a trial's around the line, known with ``dof`` degrees of freedom, from ``n``
-    trials.
+    ``variance`` is that of a trial around the line; it has ``dof`` degrees of freedom and comes
+    from ``n`` trials.
     """
 
     intercept: float
@@ -44,11 +45,11 @@ class Line:
 
 
 def fit_line(looks: Array, targets: Array) -> Line:
-    """The line through the mean log losses of trials with both; n = 0 gives what is assumed before.
+    """Fit the line to trials that have both looks and calls at the target; no trials: the prior.
 
-    Slope and deviation are shrunk to a slope of 1 and `_PRIOR_DEVIATION`: a few trials do not tell.
-    That trials were chosen by their looks does not bias it, as it would the line of looks from
-    targets.
+    Slope and deviation are shrunk to 1 and `_PRIOR_DEVIATION`, because a few trials say little.
+    Promotion chooses trials by their looks. That does not bias this regression of target on looks;
+    it would bias the opposite one.
 
     Args:
         looks: losses, (n, L).
@@ -68,19 +69,19 @@ def fit_line(looks: Array, targets: Array) -> Line:
 
 
 class LookStandings:
-    """What the trials of a study say where the first instances are looks.
+    """Statistics of a study whose first instances are looks.
 
     Args:
-        whole: losses on all instances of a complete trial each.
-        partial: of a pruned one, on the first instances.
-        n_looks: how many of the instances are looks; one trial has met these at least.
+        whole: for each complete trial, its losses on all instances.
+        partial: for each pruned trial, its losses on the first instances.
+        n_looks: how many of the instances are looks. At least one trial has made all of them.
     """
 
     def __init__(
         self, whole: Sequence[Sequence[float]], partial: Sequence[Sequence[float]], n_looks: int
     ) -> None:
         self.n_looks = n_looks
-        # Before a trial is complete nobody knows how many there are.
+        # The number of instances is unknown before the first trial is complete.
         self.n_instances = len(whole[0]) if whole else n_looks + 1
         rows = _longest([*whole, *partial], n_looks)
         self.looks = Standings(np.array([row[:n_looks] for row in rows if len(row) >= n_looks]))
@@ -93,9 +94,9 @@ class LookStandings:
         self._center, self._spread = _spread_of(levels)
 
     def judge(self, losses: Sequence[float], alpha: float) -> Verdict:
-        """Whether a candidate's first losses show it to be worse than the incumbent at the target.
+        """Test whether a candidate is worse at the target than the incumbent, by its first losses.
 
-        Looks and calls at the target have half of ``alpha`` each.  A recipe that is as good as the
+        Looks and calls at the target have half of ``alpha`` each: a recipe that is as good as the
         incumbent at the target is dropped in either with at most that probability.
         """
         looks, target = losses[: self.n_looks], losses[self.n_looks :]
@@ -114,24 +115,24 @@ class LookStandings:
         ratio = math.exp(self.line.slope * (mean - expected))
         if noise.scale <= 0:
             return Verdict(False, 1.0, ratio)
-        chance = noise.scale * (1 / k - 1 / self.n_looks)  # of the looks that are not made yet
+        chance = noise.scale * (1 / k - 1 / self.n_looks)  # noise of the looks still to be made
         total = variance + chance
-        # Welch and Satterthwaite.
+        # Degrees of freedom by Welch and Satterthwaite.
         dof = total**2 / (variance**2 / self.line.dof + chance**2 / noise.dof)
         p_value = upper_tail((mean - expected) / math.sqrt(total), dof)
         return Verdict(p_value < nominal_level(alpha, self.n_looks), p_value, ratio)
 
     def _equals_look(self) -> tuple[float, float]:
-        """The mean log loss in looks of an equal of the incumbent: its mean and variance.
+        """Mean and variance of the log loss that a recipe as good as the incumbent has in looks.
 
-        Before a trial is complete, the incumbent is the trial of the best looks.
+        Before a trial is complete, the incumbent is the trial with the best looks.
         """
         slope, own = self.line.slope, self.line.variance
         if self.target is None:
             return self.looks.best, 2 * own / slope**2
         own *= 1 + 1 / self.line.n
-        # By Bayes' rule, from how recipes are spread in looks and the line: the incumbent is
-        # better than most, so its equals' looks are on average less good than the line says.
+        # By Bayes' rule from the line and the spread of recipes in looks. The incumbent is better
+        # than most recipes, so the looks of its equals regress to the mean of all.
         best = self.target.best + self.target.optimism
         ahead = best - self.line.at(self._center)
         if math.isinf(self._spread):
@@ -141,9 +142,9 @@ class LookStandings:
         return self._center + slope * prior / whole * ahead, prior * own / whole
 
     def predicted(self, losses: Sequence[float]) -> float:
-        """The mean log loss at the target that a trial's first losses predict.
+        """Predict a trial's mean log loss at the target from its first losses.
 
-        Looks and calls at the target count by the inverse of their variances.
+        Looks and calls at the target are weighted by the inverse of their variances.
         """
         looks, target = losses[: self.n_looks], losses[self.n_looks :]
         by_looks = self.line.at(self.looks.mean_log(looks))
@@ -154,16 +155,16 @@ class LookStandings:
         k, n = len(target), self.n_instances - self.n_looks
         noise = self.target.noise(np.log(target) - self.target.difficulty[:k]).scale
         variance = noise * (1 / k - 1 / n)
-        share = self.line.variance / (self.line.variance + variance)  # of the calls at the target
+        share = self.line.variance / (self.line.variance + variance)  # weight of target calls
         return share * self.target.mean_log(target) + (1 - share) * by_looks
 
     def full_loss(self, losses: Sequence[float]) -> float:
-        """The mean loss at the target that a trial's first losses predict."""
+        """Predict a trial's mean loss at the target from its first losses."""
         return (self.target or self.looks).loss_at(self.predicted(losses))
 
 
 def _longest(rows: Sequence[Sequence[float]], n_looks: int) -> list[list[float]]:
-    """Each recipe once: one that was promoted has the looks of its first trial."""
+    """Each recipe once: a promoted trial has the same looks as the trial that waited."""
     found: dict[tuple[float, ...], list[float]] = {}
     for row in rows:
         key = tuple(row[:n_looks])
@@ -173,9 +174,10 @@ def _longest(rows: Sequence[Sequence[float]], n_looks: int) -> list[list[float]]
 
 
 def _spread_of(levels: Array) -> tuple[float, float]:
-    """Where recipes lie in looks, and how far the better ones are below that: a normal's deviation.
+    """Median of recipes in looks, and a standard deviation by the better ones.
 
-    Bad recipes are far away and say nothing of the good ones.  Infinite: too few trials.
+    Bad recipes lie far away and say nothing of the good ones. With too few trials the deviation
+    is infinite.
     """
     center = float(np.median(levels))
     if len(levels) < _LEAST_LEVELS:

@@ -1,8 +1,8 @@
 """Promotion: which recipes go on from looks to the target speed, and when.
 
-A trial that has made all its looks waits.  Workers look at new recipes until the time for the best
-one that waits has come; its calls at the target speed are then a trial of its own, which reads
-the looks from the table of calls.
+A trial that has made all its looks waits.  Workers look at new recipes until the best waiting one
+is due.  Its calls at the target speed are then a trial of their own, which reads the looks from
+the table of calls.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from ..trial.ranking import is_feasible
 from .looks import LookStandings
 from .racing import Race, RacingPruner
 
-RECIPE_KEY = "recipe"  # user attribute of a trial: equal for equal recipes
+RECIPE_KEY = "recipe"  # user attribute of a trial: a digest of its recipe
 _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a search has spent, in calls at the target speed: on looks, and there."""
+    """Compute spent on looks and at the target, in units of one call at the target speed."""
 
     looks: float
     target: float
 
 
 class Promotion:
-    """Chooses by evidence: the best recipe that waits, unless the race would drop it.
+    """Chooses the waiting recipe with the best prediction, unless the race would drop it.
 
-    Looks have a share of the compute.  A recipe is promoted as soon as its calls at the target
-    speed, all of them, fit into what the other share leaves.
+    Compute is divided between looks and calls at the target speed.  A recipe is promoted as soon
+    as all its calls at the target speed fit into their share.
 
     Args:
-        pruner: whose test drops those that wait.
-        n_looks: instances at lower speeds, the first ones.
-        n_instances: all of them.
-        look_cost: of a look, over that of a call at the target speed.
-        share: of the compute that calls at the target speed have.
+        pruner: its test decides whether a waiting recipe is dropped.
+        n_looks: number of looks; they are the first instances.
+        n_instances: number of all instances.
+        look_cost: cost of a look, in calls at the target speed.
+        share: share of the compute for calls at the target speed.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Promotion:
         """The trial to promote now; None: more looks come first.
 
         Args:
-            waiting: looks of the trials that wait, by their numbers.
-            spent: on all recipes, those that run at the target speed in full.
+            waiting: losses in looks of the waiting trials, by trial number.
+            spent: compute of all recipes. One that runs at the target speed counts in full.
         """
         calls = self._n_instances - self._n_looks
         target = spent.target + calls
@@ -76,7 +76,7 @@ class Promotion:
         return None if self._pruner.judge(standings, waiting[best]).drop else best
 
     def forget(self) -> None:
-        """Look at all trials again: one of them has changed."""
+        """Drop what is cached of the trials, because one of them has changed."""
         self._race.forget()
 
     def goes_on(self, study: optuna.Study, number: int, losses: Sequence[float]) -> bool:
@@ -95,7 +95,7 @@ class Promotion:
         standings = self._race.of(trials)
         if not isinstance(standings, LookStandings):
             return None
-        recipes: dict[str, tuple[FrozenTrial, list[float]]] = {}  # each one's longest trial
+        recipes: dict[str, tuple[FrozenTrial, list[float]]] = {}  # longest trial of each recipe
         for trial in trials:
             losses = self._race.losses(trial)
             recipe = str(trial.user_attrs.get(RECIPE_KEY, trial.number))
@@ -123,7 +123,7 @@ class Promotion:
         return self.chosen(standings, {**waiting, **ready}, spent)
 
     def _committed(self, trial: FrozenTrial, losses: Sequence[float]) -> int:
-        """Calls of a trial at the target speed, of one that runs there all that it may make."""
+        """Calls at the target speed: those made, or all of them if the trial runs there now."""
         if len(losses) <= self._n_looks:
             return 0
         running = trial.state == TrialState.RUNNING
@@ -133,9 +133,9 @@ class Promotion:
 def promotion_of(
     pruner: optuna.pruners.BasePruner, instances: Sequence[Instance]
 ) -> Promotion | None:
-    """How a study promotes; None: it has no looks, or its pruner does not race.
+    """The study's promotion; None if it has no looks or its pruner is not the racing one.
 
-    Calls on these instances have to be kept, or a promoted recipe would look again.
+    Calls on these instances have to be stored, or a promoted recipe would make its looks again.
     """
     n_looks = count_looks(instances)
     if not n_looks or not isinstance(pruner, RacingPruner):
@@ -146,6 +146,6 @@ def promotion_of(
 
 
 def _parameters(trial: FrozenTrial) -> Mapping[str, Any]:
-    """Of a trial that may not have sampled them yet."""
+    """A trial's parameters, also those that were fixed for it but not sampled yet."""
     fixed = trial.system_attrs.get(FIXED_PARAMS_KEY)
     return trial.params or (fixed if isinstance(fixed, dict) else {})

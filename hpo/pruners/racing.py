@@ -1,7 +1,7 @@
 """Racing: a pruner that drops a trial as soon as a paired test says that it is worse.
 
-Usable with any Optuna study whose trials meet the same instances in the same order and report
-after the i-th one, under step i, the mean of their losses so far (or that loss alone).
+It can be used in any Optuna study whose trials meet the same instances in the same order, and
+report at step i the mean of their losses so far (or the loss on instance i alone).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Race:
-    """What a study's finished trials say, kept up as they finish.
+    """Statistics of a study's finished trials, updated as trials finish.
 
-    Without looks at a lower speed only complete trials count.
+    In a study without looks only complete trials count.
 
     Args:
-        running_means: reports are means of the losses so far; else they are the losses.
+        running_means: whether trials report the mean of their losses so far, or each loss alone.
     """
 
     def __init__(self, running_means: bool = True) -> None:
@@ -36,11 +36,11 @@ class Race:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew: trials that were looked at have changed."""
+        """Drop what is cached of the trials, because one of them has changed."""
         self._seen: set[int] = set()
-        self._whole: list[list[float]] = []  # losses of a complete trial each
-        self._partial: list[list[float]] = []  # of pruned ones
-        self.n_looks = 0  # of the study's instances, the first ones; as far as trials say
+        self._whole: list[list[float]] = []  # losses of each complete trial
+        self._partial: list[list[float]] = []  # losses of each pruned trial
+        self.n_looks = 0  # number of looks, as told by the trials seen so far
         self._standings: Standings | LookStandings | None = None
 
     def losses(self, trial: FrozenTrial) -> list[float] | None:
@@ -54,11 +54,11 @@ class Race:
         return [float(v) for v in values] if good else None
 
     def standings(self, study: optuna.Study) -> Standings | LookStandings | None:
-        """Of the feasible trials of a study; see `of`."""
+        """Statistics of a study's feasible trials; see `of`."""
         return self.of(study.get_trials(deepcopy=False, states=_ENDED))
 
     def of(self, trials: Sequence[FrozenTrial]) -> Standings | LookStandings | None:
-        """Of the feasible ones of a study's trials; None before any can be compared with."""
+        """Statistics of the feasible ones of these trials; None if no trial can be compared with."""
         is_new = False
         for trial in trials:
             if trial.number in self._seen or trial.state not in _ENDED:
@@ -102,7 +102,7 @@ class RacingPruner(optuna.pruners.BasePruner):
 
     Args:
         alpha: that probability, in (0, 1).
-        running_means: as of `Race`.
+        running_means: as in `Race`.
 
     Raises:
         ValueError: ``alpha`` is not in (0, 1).
@@ -115,7 +115,7 @@ class RacingPruner(optuna.pruners.BasePruner):
         self._race = Race(running_means)
 
     def forget(self) -> None:
-        """Look at all trials again: one of them has changed."""
+        """Drop what is cached of the trials, because one of them has changed."""
         self._race.forget()
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:

@@ -1,4 +1,4 @@
-"""Pruners by the names that a study file gives them."""
+"""The table of a study file that names its pruner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..settings import Count, Table
 
 
 class Pruner(Table):
-    """What ends weak trials; its steps are instances."""
+    """Settings of the pruner; its steps count instances."""
 
     name: str = "racing"
     """`racing`, `median`, `percentile`, `none`, or a class such as
@@ -35,10 +35,10 @@ class Pruner(Table):
 
 
 def make_pruner(table: Pruner) -> optuna.pruners.BasePruner:
-    """The pruner that the study asks for; its steps are numbers of instances.
+    """Make the pruner that the study asks for; its steps count instances.
 
     Raises:
-        UserError: it is of a class that can't be had here.
+        UserError: its class can't be imported here.
     """
     if table.name not in PRUNERS:
         try:
@@ -58,7 +58,7 @@ def _percentile(table: Pruner, percentile: float) -> optuna.pruners.BasePruner:
 
 
 def _racing(table: Pruner) -> optuna.pruners.BasePruner:
-    # SciPy takes a while to import, and who only reads a study file needs none of it.
+    # Imported late: SciPy is slow to import, and reading a study file does not need it.
     from .racing import RacingPruner
 
     return RacingPruner(table.alpha)

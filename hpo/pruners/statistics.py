@@ -1,7 +1,7 @@
-"""The statistics of a race: which trial is worse than the best, from few instances.
+"""The statistics of a race: is a trial worse than the best one, judged on few instances.
 
-Losses are compared as logarithms, because hard instances are hard for every recipe by about the
-same factor.  Rows are trials that have met all instances, columns are instances in their order.
+Losses are compared as logarithms, because a hard instance raises every recipe's loss by about the
+same factor.  In tables of losses, rows are complete trials and columns are instances in order.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from scipy import special
 Array = NDArray[np.float64]
 
 _ROOT_WITHIN = 1e-7
-_POINTS = 120  # at which a density is integrated
-_LEAST_PRIOR_TRIALS = 4  # whose variances tell how much trials differ in their noise
-_POOLED_DOF = 4.0  # of the prior before that; recorded trials give 4.6 (benchmarks/replay.py)
-_WIDTH = 8.0  # standard deviations below the mean where it is cut off
+_POINTS = 120  # quadrature points for a density
+_LEAST_PRIOR_TRIALS = 4  # with fewer trials the prior of the noise is not fitted, but pooled
+_POOLED_DOF = 4.0  # of the pooled prior; recorded trials give 4.6 (benchmarks/replay.py)
+_WIDTH = 8.0  # a density is cut off so many standard deviations below its mean
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a comparison with the incumbent says.
+    """The result of a comparison with the incumbent.
 
     ``p_value`` is the probability of a difference at least this bad if the candidate were as
     good; ``ratio`` is the candidate's loss over the incumbent's, as far as seen.
@@ -39,20 +39,20 @@ class Verdict:
 
 @dataclass(frozen=True)
 class VariancePrior:
-    """A scaled inverse chi-squared distribution: ``scale`` is a variance, ``dof`` its weight."""
+    """A scaled inverse chi-squared distribution of a variance, with ``dof`` as its weight."""
 
     scale: float
     dof: float
 
 
 class Standings:
-    """What the complete trials of a study say about instances, noise and the incumbent.
+    """Instance difficulties, noise and the incumbent, estimated from complete trials.
 
     Args:
         losses: (n, K), positive and finite; each row is a complete trial, n >= 1.
 
     Raises:
-        ValueError: another shape, or a loss that is not positive.
+        ValueError: the shape is another, or a loss is not positive.
     """
 
     def __init__(self, losses: Array) -> None:
@@ -65,32 +65,31 @@ class Standings:
         self.n_trials, self.n_instances = logs.shape
         self.difficulty = logs.mean(0)  # (K,)
         self.best = float(means[best])  # the incumbent's mean log loss
-        # What the incumbent would have, were no instance kinder to it than to the others, (K,).
+        # Expected log losses of the incumbent, by its mean and each instance's difficulty, (K,).
         self.reference = self.difficulty + means[best] - logs.mean()
         residuals = logs - means[:, None] - self.difficulty + logs.mean()
         self.prior = _noise_prior(residuals)
-        # Of the variance of trials' means, that which is noise: they are means of K instances.
+        # The noise in the variance of trials' means, which are means of K instances.
         self.share_of_noise = _share_of_noise(residuals, means)
-        # How much better than it is the incumbent looks, on average, in log loss: trials' means are
-        # true values plus noise, both taken as normal, so the expected true value of the best lies
-        # between its mean and the mean of all (empirical Bayes; Efron and Morris, "Data analysis
-        # using Stein's estimator" (1975)).
+        # The incumbent's expected luck, in log loss. Trials' means are true values plus noise, both
+        # taken as normal, so the expected true value of the best lies between its mean and the mean
+        # of all (empirical Bayes; Efron and Morris, "Data analysis using Stein's estimator"
+        # (1975)).
         self.optimism = max(0.0, self.share_of_noise * float(means.mean() - means[best]))
 
     def judge(self, losses: Sequence[float], alpha: float) -> Verdict:
-        """Whether a candidate's first losses, on the first instances, show it to be worse.
+        """Test whether a candidate is worse than the incumbent, by losses on the first instances.
 
-        A one-sided t-test on logarithms, of the differences to what the incumbent would have on
-        each instance by its mean and the instance's difficulty for all complete trials.  (Its own
-        loss there has as much noise as the candidate's.)  Three things make the test honest and
-        strong:
+        It is a one-sided t-test of the candidate's log losses, each less the incumbent's expected
+        one: the incumbent's mean and the instance's difficulty for all complete trials.  (The
+        incumbent's own loss on the instance is as noisy as the candidate's.)  Three refinements:
 
-        - it is looked at after each instance but the last, each time at the level at which all
-          looks together drop an equal with probability ``alpha`` (`nominal_level`);
-        - the variance of what is left is moderated by that of earlier trials (Smyth, "Linear
-          models and empirical Bayes methods" (2004), section 4), so that one or two instances can
-          suffice;
-        - the incumbent is the best of many and therefore lucky; its expected luck is taken off
+        - The test is repeated after each instance but the last.  Its level is such that all of
+          these looks together drop an equal with probability ``alpha`` (`nominal_level`).
+        - The variance of the differences is moderated by that of earlier trials (Smyth, "Linear
+          models and empirical Bayes methods" (2004), section 4), so one or two instances can be
+          enough.
+        - The incumbent is the best of many and therefore lucky.  Its expected luck is taken off
           (`optimism`).
         """
         k = len(losses)
@@ -102,20 +101,20 @@ class Standings:
         noise = self.noise(differences)
         if noise.scale <= 0:
             return Verdict(False, 1.0, math.exp(mean))
-        # Of the candidate's mean, the incumbent's, and the difference of both in difficulty.
+        # Variances: of the candidate's mean, the incumbent's, and their difference in difficulty.
         error = math.sqrt(noise.scale / k * (1 + share + (1 - share) / n))
         p_value = upper_tail((mean - self.optimism) / error, noise.dof)
         level = nominal_level(alpha, max(1, self.n_instances - 1))
         return Verdict(p_value < level, p_value, math.exp(mean))
 
     def noise(self, differences: Array) -> VariancePrior:
-        """The variance of a trial's log losses around its mean, moderated by that of earlier ones.
+        """The variance of a trial's log losses around its mean, moderated by earlier trials.
 
         Args:
-            differences: of the trial's log losses to what is expected on each instance, (k,).
+            differences: the trial's log losses less the expected one on each instance, (k,).
 
         Returns:
-            Weight and scale 0: nothing is known of it.
+            Weight and scale are 0 if nothing is known of the variance.
         """
         own_dof = len(differences) - 1
         dof = own_dof + self.prior.dof
@@ -123,37 +122,37 @@ class Standings:
             return VariancePrior(0.0, 0.0)
         if math.isinf(dof):
             return self.prior
-        # Difficulties are means over n trials, and have an nth of their noise.
+        # Difficulties are means over n trials, so they have 1 / n of a trial's noise.
         own = float(differences.var(ddof=1)) / (1 + 1 / self.n_trials) if own_dof else 0.0
         return VariancePrior((own_dof * own + self.prior.dof * self.prior.scale) / dof, dof)
 
     def mean_log(self, losses: Sequence[float]) -> float:
-        """The mean log loss over all instances of a trial that has met the first ones only.
+        """Predict a trial's mean log loss over all instances from its losses on the first ones.
 
-        Each instance's difficulty is that which the complete trials found: a trial that met
-        easy ones is not taken for a good one.
+        Instances' difficulties are taken off, so a trial that met easy instances is not mistaken
+        for a good one.
         """
         ratios = np.log(np.asarray(losses, dtype=np.float64)) - self.difficulty[: len(losses)]
         return float(ratios.mean() + self.difficulty.mean())
 
     def loss_at(self, mean_log: float) -> float:
-        """The mean loss over all instances of a trial with this mean log loss."""
+        """The mean loss over all instances that belongs to a mean log loss."""
         return float(np.exp(self.difficulty - self.difficulty.mean() + mean_log).mean())
 
     def full_loss(self, losses: Sequence[float]) -> float:
-        """The mean loss over all instances of a trial that has met the first ones only."""
+        """Predict a trial's mean loss over all instances from its losses on the first ones."""
         return self.loss_at(self.mean_log(losses))
 
 
 def upper_tail(t: float, dof: float) -> float:
-    """The probability that Student's t of so many degrees of freedom is above ``t``."""
+    """The probability that Student's t with ``dof`` degrees of freedom is above ``t``."""
     return float(special.ndtr(-t) if math.isinf(dof) else special.stdtr(dof, -t))
 
 
 def _noise_prior(residuals: Array) -> VariancePrior:
-    """What is known of a trial's noise from those of complete trials (n, K), additive effects out.
+    """The prior of a trial's noise, from the residuals (n, K) of complete trials.
 
-    Two or three do not tell how much trials differ in their noise: they are pooled.
+    Two or three trials do not tell how much trials differ in their noise, so theirs is pooled.
     """
     n, k = residuals.shape
     if n < 2 or k < 2:
@@ -166,10 +165,10 @@ def _noise_prior(residuals: Array) -> VariancePrior:
 
 
 def variance_prior(variances: Array, dof: int) -> VariancePrior:
-    """The distribution from which sample variances of ``dof`` degrees of freedom come.
+    """Fit the distribution that sample variances of ``dof`` degrees of freedom come from.
 
-    Smyth (2004), section 6.2: moments of log variances.  Fewer than three say nothing: the
-    prior then has weight 0.
+    By the moments of log variances (Smyth (2004), section 6.2).  With fewer than three variances
+    the prior has weight 0.
     """
     variances = variances[variances > 0]
     if len(variances) < 3 or dof < 1:
@@ -177,7 +176,7 @@ def variance_prior(variances: Array, dof: int) -> VariancePrior:
     half = dof / 2
     e = np.log(variances) - special.digamma(half) + math.log(half)
     excess = float(e.var(ddof=1) - special.polygamma(1, half))
-    if excess <= 0:  # no more spread than chance makes: one variance for all
+    if excess <= 0:  # no more spread than by chance: one variance for all
         return VariancePrior(float(np.exp(e.mean())), math.inf)
     prior_half = _trigamma_inverse(excess)
     shift = special.digamma(prior_half) - math.log(prior_half)
@@ -194,10 +193,10 @@ def _trigamma_inverse(value: float) -> float:
 
 
 def _share_of_noise(residuals: Array, means: Array) -> float:
-    """Of the variance of trials' mean log losses, the share that is noise, in [0, 1].
+    """The share of noise in the variance of trials' mean log losses, in [0, 1].
 
-    The noise is what is left of the table when trials' and instances' means are taken out
-    (``residuals``). Two trials tell nothing.
+    ``residuals`` are the log losses without the trials' and the instances' means. Two trials are
+    too few to tell.
     """
     n, k = residuals.shape
     if n < 3 or k < 2:
@@ -209,14 +208,14 @@ def _share_of_noise(residuals: Array, means: Array) -> float:
 
 @cache
 def nominal_level(alpha: float, looks: int) -> float:
-    """The level of each of ``looks`` equally spaced looks so that all together have ``alpha``.
+    """The level of a test that is repeated ``looks`` times with an error rate of ``alpha`` in all.
 
     Pocock, "Group sequential methods in the design and analysis of clinical trials" (1977): a
     constant boundary for the standardised sum of normal differences, by the recursive
     integration of Armitage, McPherson and Rowe (1969).
 
     Raises:
-        ValueError: ``alpha`` is not in (0, 1), or no look.
+        ValueError: ``alpha`` is not in (0, 1), or ``looks`` is below 1.
     """
     if not 0 < alpha < 1 or looks < 1:
         raise ValueError(f"alpha is {alpha} and looks {looks}; write 0 < alpha < 1 and looks >= 1")
@@ -234,7 +233,7 @@ def _crossing_probability(boundary: float, looks: int) -> float:
     """Probability that S_k > boundary sqrt(k) for some k <= looks; S is a standard random walk."""
     low = -_WIDTH * math.sqrt(looks)
     points, weights = _quadrature(low, boundary)
-    mass = _normal_density(points) * weights  # of S_1, where it has not crossed
+    mass = _normal_density(points) * weights  # probability of S_1 below the boundary
     crossed = float(special.ndtr(-boundary))
     for k in range(2, looks + 1):
         edge = boundary * math.sqrt(k)

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from ..pruners.looks import LookStandings
     from ..pruners.statistics import Standings
 
-RECIPE_KEY = "recipe"  # user attribute of a trial: equal for equal recipes
-_BEST_SHARE = 0.25  # of the history that is the best trials, the rest being drawn from the others
+RECIPE_KEY = "recipe"  # user attribute of a trial: a digest of its recipe
+_BEST_SHARE = 0.25  # share of the best trials in what is shown; the rest is a random sample
 
 
 class BoundedSampler(WrappingSampler):
-    """Shows a sampler at most so many finished trials, so that a sample's cost stays bounded.
+    """Shows a sampler a bounded number of finished trials, so that the cost of a sample is bounded.
 
-    TPE's cost grows in proportion to the trials it sees, GP's with their cube.
+    TPE's cost grows in proportion to the trials that it sees, GP's with their cube.
     """
 
     def __init__(self, sampler: optuna.samplers.BaseSampler, history: int, seed: int) -> None:
@@ -65,35 +65,37 @@ class BoundedSampler(WrappingSampler):
 
 
 class History:
-    """The informative part of a study's finished trials.
+    """The part of a study's finished trials that a sampler sees.
 
-    A pruned trial's value is an estimate of its loss on all instances (`Standings.full_loss`), and
-    is shown as if it were measured: else TPE would rank pruned trials behind all complete ones, by
-    partial means, and GP would not see them.  Where the first instances are looks at a lower speed,
-    what they predict is computed anew as more trials have both speeds, and a recipe that was
-    promoted is shown once.
+    A pruned trial is shown with its predicted loss on all instances (`Standings.full_loss`), as if
+    it were measured.  Otherwise TPE would rank pruned trials behind all complete ones, by partial
+    means, and GP would not see them.  In a study with looks the predictions are computed again as
+    more trials have both speeds, and a promoted recipe is shown once.
 
-    It holds the best ones, which TPE's density of good values is made of, and a random sample of
-    all others, which stands for them in their true proportions.  Samples of successive calls
-    overlap, because a trial's draw depends on its number alone.
+    The part has the best trials, from which TPE makes its density of good values, and a random
+    sample that represents all others.  Samples of successive calls overlap, because a trial's draw
+    depends on its number alone.
     """
 
     def __init__(self, size: int, seed: int) -> None:
-        from ..pruners.racing import Race  # SciPy takes a while to import
+        from ..pruners.racing import Race  # imported late: SciPy is slow to import
 
         self._size = size
         self._seed = seed
         self._race = Race()
         self._standings: Standings | LookStandings | None = None
         self._shown: dict[int, FrozenTrial] = {}  # by number
-        self._passed_over: set[int] = set()  # numbers of trials that would mislead a sampler
+        self._passed_over: set[int] = set()  # numbers of trials that are not shown
         self._by_rank: list[tuple[tuple[bool, float], int, FrozenTrial]] = []
         self._by_draw: list[tuple[int, int, FrozenTrial]] = []
-        # One sample asks some ten times, with Optuna's same list.
+        # One sample asks about ten times, each time with the same list.
         self._last: tuple[Sequence[FrozenTrial], list[FrozenTrial]] = ([], [])
 
     def part_of(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Of all trials of the study: the informative ones and all that run, by their numbers."""
+        """The trials to show, out of all trials of the study, ordered by number.
+
+        Running trials are always among them.
+        """
         if trials is not self._last[0]:
             self._last = trials, self._choose(trials)
         return self._last[1]
@@ -121,7 +123,7 @@ class History:
         return sorted([*chosen.values(), *unfinished], key=lambda t: t.number)
 
     def _forget(self, passed_over: set[int]) -> None:
-        """Begin anew, because what pruned trials are shown with has changed."""
+        """Drop the cache, because predictions of pruned trials have changed."""
         self._shown.clear()
         self._by_rank.clear()
         self._by_draw.clear()
@@ -137,14 +139,14 @@ class History:
             shown.values = [self._standings.full_loss(losses)]
         trial = shown
         self._shown[trial.number] = trial
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):  # failed ones say nothing
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):  # a failed trial has no loss
             insort(self._by_rank, (_rank(trial), trial.number, trial))
             draw = zlib.crc32(f"{self._seed}:{trial.number}".encode())
             insort(self._by_draw, (draw, trial.number, trial))
 
 
 def _superseded(trials: Sequence[FrozenTrial]) -> set[int]:
-    """Numbers of finished trials whose recipe another one has measured on more instances."""
+    """Numbers of finished trials whose recipe another trial measured on more instances."""
     longest: dict[object, tuple[int, int]] = {}  # by recipe: instances, number
     measured = {
         trial.number: trial.user_attrs[RECIPE_KEY]
@@ -159,7 +161,7 @@ def _superseded(trials: Sequence[FrozenTrial]) -> set[int]:
 
 
 class _BoundedStudy:
-    """A study with the informative part of its trials."""
+    """A study that shows only a part of its trials."""
 
     def __init__(self, study: optuna.Study, history: History) -> None:
         self._study = study
@@ -183,15 +185,15 @@ class _BoundedStudy:
         states: Container[TrialState] | None = None,
         use_cache: bool = False,
     ) -> list[FrozenTrial]:
-        # Read once a trial, even where TPE would read again for each group of parameters, and
-        # whatever the states: the history must see every trial.
+        # Trials are read once for each new trial, though TPE asks for each group of parameters.
+        # They are read in all states, because the history must see every trial.
         trials = self._history.part_of(self._study._get_trials(False, None, use_cache=True))
         chosen = [t for t in trials if states is None or t.state in states]
         return copy.deepcopy(chosen) if deepcopy else chosen
 
 
 def _as_measured(trial: FrozenTrial) -> FrozenTrial:
-    """A pruned trial with an estimated loss as a complete one of that loss; others unchanged."""
+    """A pruned trial with a predicted loss becomes a complete one; others stay as they are."""
     if trial.state != TrialState.PRUNED or trial.value is None or not is_feasible(trial):
         return trial
     shown = copy.copy(trial)
@@ -200,5 +202,5 @@ def _as_measured(trial: FrozenTrial) -> FrozenTrial:
 
 
 def _rank(trial: FrozenTrial) -> tuple[bool, float]:
-    """Best first; what broke a constraint comes last."""
+    """Sort key: best first, infeasible trials last."""
     return not is_feasible(trial), trial.value if trial.value is not None else float("inf")

@@ -1,4 +1,4 @@
-"""Priors: values that a person takes to be likely are tried first, and less and less later."""
+"""Priors: values that a person thinks likely are tried first, and less often later on."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .wrapping import WrappingSampler
 
-SPREAD = 0.25  # of a parameter's range (of its logarithm where that is sampled): a deviation
-_FIRST_SHARE = 0.5  # of the trials that are drawn from the prior, at first
+SPREAD = 0.25  # standard deviation, as a share of the range (in logarithms for a log parameter)
+_FIRST_SHARE = 0.5  # share of the first trials that is drawn from the prior
 _CHOICE = 0.5  # probability of the likely choice; the others share the rest
 
 
 class PriorSampler(WrappingSampler):
     """Draws some trials from a prior, and asks another sampler for the rest.
 
-    Half of the first trials are drawn; after n of them a share of ``trials`` / n, so that a prior
-    that is wrong costs little (as in Hvarfner et al., "πBO" (2022), whose weight falls like 1 / n).
+    At first half of the trials are drawn from the prior. After n trials it is a share of
+    ``trials`` / n, so that a wrong prior costs little (as in Hvarfner et al., "πBO" (2022), where
+    the prior's weight falls like 1 / n).
 
     Args:
-        likely: a likely value of each parameter that has one; numbers near it are drawn, by a
-            normal distribution of `SPREAD`. Other parameters are drawn at random in such trials.
+        likely: likely values by parameter. Numbers are drawn near them, by a normal distribution
+            of `SPREAD`. In such trials all other parameters are drawn uniformly.
         trials: how many trials the prior is worth.
     """
 
@@ -46,7 +47,7 @@ class PriorSampler(WrappingSampler):
         self._likely, self._trials = dict(likely), trials
         self._random = optuna.samplers.RandomSampler(seed=seed)
         self._rng = np.random.default_rng([seed, 1])
-        self._drawn = False  # whether the trial at hand is from the prior
+        self._drawn = False  # whether the current trial is from the prior
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -79,7 +80,7 @@ _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def draw(likely: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    """A value near a likely one, within its range; or that choice, or another one."""
+    """Draw a number near the likely one, within its range; or a choice, often the likely one."""
     if isinstance(distribution, CategoricalDistribution):
         others = [choice for choice in distribution.choices if choice != likely]
         if not others or rng.random() < _CHOICE:

@@ -1,4 +1,4 @@
-"""Samplers by the names that a study file gives them."""
+"""The table of a study file that names its sampler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .bounded import BoundedSampler
 
 
 class Sampler(Table):
-    """Which sampler proposes values."""
+    """Settings of the sampler, which proposes values."""
 
     name: str = "tpe"
     """`tpe`, `gp`, `random`, or a class such as `optuna.samplers:CmaEsSampler`."""
@@ -41,10 +41,10 @@ class Sampler(Table):
 
 
 def make_sampler(table: Sampler, seed: int) -> optuna.samplers.BaseSampler:
-    """The sampler that the study asks for, with this worker's own seed.
+    """Make the sampler that the study asks for, with this worker's own seed.
 
     Raises:
-        UserError: it is of a class that can't be had here.
+        UserError: its class can't be imported here.
     """
     made = _make_sampler(table, seed)
     if not table.prior:
@@ -69,7 +69,7 @@ def _make_sampler(table: Sampler, seed: int) -> optuna.samplers.BaseSampler:
 
 
 def _tpe(table: Sampler, seed: int) -> optuna.samplers.BaseSampler:
-    # Grouped and multivariate: interactions count, conditional parameters may be absent.
+    # Multivariate for interactions; grouped because conditional parameters may be absent.
     sampler = optuna.samplers.TPESampler(
         n_startup_trials=table.startup_trials, multivariate=True, group=True, seed=seed
     )

@@ -1,4 +1,4 @@
-"""A sampler around another one."""
+"""Base class of samplers that wrap another sampler."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 
 class WrappingSampler(optuna.samplers.BaseSampler):
-    """Passes on to another sampler what this service's own samplers leave as it is."""
+    """Delegates every method to another sampler; subclasses override what they change."""
 
     def __init__(self, sampler: optuna.samplers.BaseSampler) -> None:
         self.sampler = sampler
 
     def forget(self) -> None:
-        """Look at all trials again: one of them has changed."""
+        """Drop what is cached of the trials, because one of them has changed."""
         if isinstance(self.sampler, WrappingSampler):
             self.sampler.forget()
 
