@@ -58,7 +58,7 @@ class Race:
         return self.of(study.get_trials(deepcopy=False, states=_ENDED))
 
     def of(self, trials: Sequence[FrozenTrial]) -> Standings | LookStandings | None:
-        """Statistics of the feasible ones of these trials; None if no trial can be compared with."""
+        """Statistics of the feasible trials; None if there is none to compare with."""
         is_new = False
         for trial in trials:
             if trial.number in self._seen or trial.state not in _ENDED:

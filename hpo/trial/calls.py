@@ -1,7 +1,7 @@
-"""Calls that are kept: under which key, how they are written, and how they are read again.
+"""Stored calls: their keys, how they are written, and how they are read again.
 
-A call is made once. Its key names all that its outcome depends on, so whoever needs the same call
-reads it: the next worker of a trial that was interrupted, another trial of the same recipe, another
+A call is made once. Its key names everything that its outcome depends on. Whoever needs the same
+call reads it: the next worker of an interrupted trial, another trial of the same recipe, or another
 study on the same instances.
 """
 
@@ -20,9 +20,9 @@ from ..storage.rdb import StudyStorage
 from .record import Call, FailedCall, read_call
 from .stored import Remark
 
-WALL = "wall"  # the clock of calls that end by this machine's own
-# Entries of a manifest that are no part of a call's key: the instance and the clock are in it
-# anyway, and the limits judge a call that was made.
+WALL = "wall"  # clock of a call that ends by this machine's wall clock
+# Entries of a manifest that are no part of a call's key. The instance and the clock are in the key
+# on their own; limits apply after the call.
 _NOT_OF_A_CALL = ("clock", "cost", "instances", "limit", "networks", "space")
 
 
@@ -41,12 +41,12 @@ class CallKey:
 
 
 class CallKeys:
-    """Makes the keys of the calls that a process makes for one study.
+    """Makes the keys of a study's calls in this process.
 
     Args:
-        manifest: the study's. Code, drawings and estimator enter the keys, as does each entry that
-            this module does not know.
-        table_seed: of the noise on which losses are measured; None: the study's.
+        manifest: the study's. Code, drawings and estimator enter the keys, and so does each entry
+            that this module does not know.
+        table_seed: seed of the noise that losses are measured on; None: the study's.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class CallKeys:
         self._problem = problem
         common = {k: v for k, v in manifest.items() if k not in _NOT_OF_A_CALL}
         self._common = [common, table_seed, numerics_of(method.machine())]
-        self._identities: dict[str, list[str]] = {}  # by label: a digest of a network takes a while
+        self._identities: dict[str, list[str]] = {}  # by label; a network's digest is slow
 
     def key(self, values: Values, instance: Instance, clock: str = WALL) -> CallKey:
         """The key of a call with these complete values.
 
         Args:
-            clock: what ends the call: `WALL`, or the planned steps.
+            clock: `WALL`, or the mark of the call's plan.
         """
         label = instance.label
         if label not in self._identities:
@@ -76,26 +76,26 @@ class CallKeys:
 
 
 def numerics_of(machine: Mapping[str, object]) -> dict[str, object]:
-    """What changes the bits of a loss: a machine without its number of threads.
+    """The part of a machine's description that changes the bits of a loss.
 
-    A call computes each half of a step on one thread, however many there are.
+    The number of threads is not in it: a call computes each half of a step on one thread.
     """
     return {name: value for name, value in machine.items() if name != "threads"}
 
 
 @dataclass(frozen=True)
 class KeptCall:
-    """A call that somebody has made."""
+    """A call that was read from the database."""
 
     outcome: Call | FailedCall
-    is_own: bool  # this study made it, so its picture is among this study's files
+    is_own: bool  # whether this study made it, so that its picture is among this study's files
 
 
 class KeptCalls:
-    """The calls in a database, as a study reads and keeps them.
+    """A study's access to the calls stored in its database.
 
     Args:
-        keys: of the study's calls.
+        keys: makes the keys of the study's calls.
     """
 
     def __init__(self, storage: StudyStorage, study_id: int, keys: CallKeys) -> None:
@@ -105,9 +105,9 @@ class KeptCalls:
     def of(
         self, values: Values, instances: Sequence[Instance], clock: str = WALL
     ) -> dict[str, KeptCall]:
-        """The calls of complete values on these instances that were made, by their labels.
+        """Find the stored calls of complete values on these instances, by the instances' labels.
 
-        Rows that can't be read count as calls that were not made, with a line in the log.
+        A row that can't be read is logged and counts as a call that was not made.
         """
         wanted = {
             (k.instance, k.basis) for k in (self._keys.key(values, i, clock) for i in instances)
@@ -119,7 +119,7 @@ class KeptCalls:
         ]
         found: dict[str, KeptCall] = {}
         remarks: dict[str, Remark] = {}
-        # This study's last, so that they are those that stay.
+        # This study's own come last, so that they win over other studies'.
         for row in sorted(rows, key=lambda row: row.study_id == self._study_id):
             outcome = read_row(row)
             if isinstance(outcome, Remark):
@@ -140,32 +140,32 @@ class KeptCalls:
         trial: int | None,
         clock: str = WALL,
     ) -> CallRow:
-        """What to keep of a call that was just made.
+        """The row to store for a call that was just made.
 
         Args:
-            trial: number of the trial that made it; None: no trial did.
+            trial: number of the trial that made it; None if no trial did.
         """
         return row_of(self._keys.key(values, instance, clock), self._study_id, trial, outcome)
 
     @property
     def is_on(self) -> bool:
-        """Whether the database keeps calls; false where its table can't be made or used."""
+        """Whether the database stores calls; false if the table can't be created or used."""
         return self._storage.keeps_calls()
 
     def keep(self, row: CallRow) -> None:
-        """Write a call that is no trial's; a trial's goes with the trial's report."""
+        """Store a call that belongs to no trial. A trial's calls are stored with its reports."""
         self._storage.keep_calls([row])
 
 
 def row_of(key: CallKey, study_id: int, trial: int | None, outcome: Call | FailedCall) -> CallRow:
-    """A call as the table holds it."""
+    """The row of the table for a call."""
     value_json = json.dumps({**outcome.to_json(), "instance": key.instance})
     checksum = _checksum(key.recipe, key.instance, key.basis, value_json)
     return CallRow(key.recipe, key.instance, key.basis, study_id, trial, value_json, checksum)
 
 
 def read_row(row: CallRow) -> Call | FailedCall | Remark:
-    """The call of a row; a remark if another program wrote it, or something has damaged it."""
+    """The call in a row; a remark if the row is damaged or of another program."""
     place = f"hpo_calls: {row.instance} of recipe {row.recipe}"
     if _checksum(row.recipe, row.instance, row.basis, row.value_json) != row.checksum:
         return Remark(place, "is damaged: its checksum is another one")

@@ -1,8 +1,8 @@
 """How trials end, and which of Optuna's states stands for each end.
 
 A recipe's own failures (a loss that is not finite, memory, time) are stored as pruned *and*
-infeasible, so that samplers learn to avoid them: samplers ignore failed trials.  A trial is
-failed only if its end says nothing about its recipe: a bug, or workers that were lost too often.
+infeasible, so that samplers learn to avoid them: samplers ignore failed trials.  A trial counts as
+failed only if the recipe is not the cause: a bug, or workers that were lost too often.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Outcome(enum.StrEnum):
 
     COMPLETE = "complete"
     PRUNED = "pruned"
-    INFEASIBLE = "infeasible"  # a call took too long, or an answer costs too much
+    INFEASIBLE = "infeasible"  # a call took too long, or an answer of the network costs too much
     NOT_FINITE = "not finite"
     OUT_OF_MEMORY = "out of memory"
     OUT_OF_TIME = "out of time"  # a call was stopped at the limit
@@ -34,7 +34,7 @@ class Outcome(enum.StrEnum):
 
     @property
     def state(self) -> TrialState:
-        """Optuna's state for it."""
+        """Optuna's state for this outcome."""
         if self is Outcome.COMPLETE:
             return TrialState.COMPLETE
         return TrialState.FAIL if self in (Outcome.LOST_WORKER, Outcome.BUG) else TrialState.PRUNED
@@ -62,7 +62,7 @@ class TrialEndedError(Exception):
     """Raised while a trial runs, to end it.
 
     Args:
-        value: an estimate of the loss that it would have had.
+        value: estimate of the loss of the whole trial.
     """
 
     def __init__(self, outcome: Outcome, reason: str, value: float | None = None) -> None:
@@ -74,19 +74,19 @@ class TrialEndedError(Exception):
 
 @dataclass(frozen=True)
 class Ending:
-    """A trial's end, as it will be stored."""
+    """A trial's end, as it is stored."""
 
     outcome: Outcome
     reason: str = ""
     value: float | None = None
-    traceback: str | None = None  # of a bug, or what a person's file has said
+    traceback: str | None = None  # of a bug; or the output of a user's file
 
 
 def ending_of(error: Exception) -> Ending:
-    """The end that an exception out of a trial stands for."""
+    """Translate an exception that left a trial into the trial's end."""
     if isinstance(error, TrialEndedError):
         return Ending(error.outcome, error.reason, error.value)
-    # What a method that runs in its own process has printed is in the notes.
+    # A method that runs in a process of its own puts its output into the notes.
     said = "\n".join(getattr(error, "__notes__", ()))[-_TRACEBACK_CHARS:] or None
     if isinstance(error, OutOfTimeError):
         return Ending(Outcome.OUT_OF_TIME, str(error), traceback=said)
@@ -103,7 +103,7 @@ def ending_of(error: Exception) -> Ending:
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    # By name: torch is not imported for the sake of one class.
+    # Compared by name, because importing torch for one class is slow.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     words = str(error).lower()

@@ -1,4 +1,4 @@
-"""Which trials count as good."""
+"""Ranking of trials: which are feasible, and which are best."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAILED = "failed"
 
 
 def constraints_of(trial: FrozenTrial) -> Mapping[str, float] | None:
-    """The trial's constraints; None if another program stored something else in their place."""
+    """The trial's constraints; None if another program stored something else under their key."""
     try:
         found = trial.constraints
     except TypeError:
@@ -28,18 +28,18 @@ def constraints_of(trial: FrozenTrial) -> Mapping[str, float] | None:
 
 
 def loss_of(trial: FrozenTrial) -> float | None:
-    """The trial's loss, of one that was pruned an estimate; None: it has none, or no finite one."""
+    """The trial's loss, or the estimate of a pruned trial; None if there is no finite one."""
     return finite(trial.values[0]) if trial.values else None
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether all limits were kept and no failure was the recipe's."""
+    """Whether the trial kept all limits and did not fail by its recipe's fault."""
     constraints = constraints_of(trial)
     return constraints is not None and all(value <= 0 for value in constraints.values())
 
 
 def why_passed_over(trial: FrozenTrial) -> str | None:
-    """What is odd about a finished trial that no worker stores so; None: nothing is."""
+    """Why a finished trial is ignored: another program stored it unlike a worker; None if it's fine."""
     if constraints_of(trial) is None:
         return "constraints should be numbers; the trial is passed over"
     if trial.state == TrialState.COMPLETE and loss_of(trial) is None:
@@ -49,7 +49,7 @@ def why_passed_over(trial: FrozenTrial) -> str | None:
 
 
 def was_measured(trial: FrozenTrial) -> bool:
-    """Whether a worker of this service ran it; another program may add what it likes."""
+    """Whether a worker of this service ran the trial, and not another program."""
     record = read_trial(trial)
     return record.recipe is not None and bool(record.instances)
 
@@ -62,7 +62,7 @@ def best_trials(trials: Iterable[FrozenTrial], count: int | None = None) -> list
 
 
 def best_measured(trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
-    """Those of `best_trials` that a worker of this service ran; the log names the others."""
+    """The `best_trials` that a worker of this service ran; others are named in the log."""
     for trial in best_trials(trials):
         if was_measured(trial):
             yield trial
@@ -71,5 +71,5 @@ def best_measured(trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
 
 
 def describe_loss(trial: FrozenTrial) -> str:
-    """A trial's loss with its standard error, where that is known."""
+    """A trial's loss, with its standard error if that is known."""
     return with_error(trial.value, read_trial(trial).standard_error)

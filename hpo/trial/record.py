@@ -1,4 +1,4 @@
-"""What a trial and a call store: one model each, its reader and its writer."""
+"""The stored form of a trial and of a call: one model each, with its reader and its writer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .stored import Flag, Moment, Number, Remark, Stored, Whole, finite, read_st
 
 
 def _whole_series(value: object) -> object:
-    # A list without its bad entries would have the others in wrong places.
+    # Bad entries are not dropped from a series: the others would change their places.
     if isinstance(value, (list, tuple)) and all(v is None or finite(v) is not None for v in value):
         return value
     raise ValueError("should be a list of numbers")
@@ -30,7 +30,7 @@ def _parsed(value: object) -> object:
 
 
 Series = Annotated[tuple[Number | None, ...], BeforeValidator(_whole_series)]
-# An object that is stored as text.
+# A JSON object that is stored as text.
 ObjectText = Annotated[
     dict[str, Any], BeforeValidator(_parsed), PlainSerializer(json.dumps, return_type=str)
 ]
@@ -39,28 +39,28 @@ ObjectText = Annotated[
 class Call(Stored):
     """One timed call of a recipe on one instance.
 
-    It is an entry of a trial's attribute ``instances``, and a row of the table of calls. Older
-    databases have those of a confirmation (without ``instance``, ``curve``, ``per_t_bin`` and
-    ``picture``) as study attributes.
+    It is stored as an entry of a trial's attribute ``instances``, and as a row of the table of
+    calls. Older databases have a confirmation's calls as study attributes, without ``instance``,
+    ``curve``, ``per_t_bin`` and ``picture``.
     """
 
-    instance: str  # its label
+    instance: str  # label of the instance
     loss: Number  # on drawings that the call did not see
     standard_error: Number | None = None
     seconds: Number | None = None
     steps: Whole | None = None
-    steps_wanted: Whole | None = None  # of a schedule that no clock cuts
-    curve: Series = ()  # training loss, by share of the schedule
-    per_t_bin: Series = ()  # loss by t, of `finetune.scoring.estimators.T_BINS` bins
-    picture: str | None = None  # id of the artifact that shows it
+    steps_wanted: Whole | None = None  # steps of the schedule without any time limit
+    curve: Series = ()  # training loss over the schedule
+    per_t_bin: Series = ()  # loss in each of `finetune.scoring.estimators.T_BINS` bins of t
+    picture: str | None = None  # id of the artifact with the call's picture
     cost: Number | None = None  # CPU time of an answer, over the plain network's
-    basis: str | None = None  # digest of what it depends on beside recipe and instance
-    output: str | None = None  # the end of what a person's file printed
-    kept: Flag = False  # it was read, not made: an earlier attempt or another trial had made it
+    basis: str | None = None  # digest of what the loss depends on beside recipe and instance
+    output: str | None = None  # the end of what a user's file printed
+    kept: Flag = False  # whether it was read from the table of calls instead of being made
 
 
 class FailedCall(Stored):
-    """A call of a confirmation that gave no loss: stopped, not finite, or out of memory."""
+    """A confirmation's call without a loss: it was stopped, not finite, or out of memory."""
 
     loss: None = None
     seconds: Number
@@ -69,11 +69,11 @@ class FailedCall(Stored):
 
 
 def read_call(value: object, instance: str, place: str) -> Call | FailedCall | Remark:
-    """A call that a confirmation stored.
+    """Read a call that a confirmation stored as a study attribute.
 
     Args:
-        instance: its label, which is no part of the stored value.
-        place: the study attribute that holds it.
+        instance: label of the instance; the stored value does not have it.
+        place: name of the study attribute.
     """
     if not isinstance(value, Mapping):
         return Remark(place, "should be an object")
@@ -83,7 +83,7 @@ def read_call(value: object, instance: str, place: str) -> Call | FailedCall | R
 
 
 class Machine(Stored):
-    """What losses depend on beside the recipe, to the last bit."""
+    """The properties of a machine and its software that change a loss in its last bits."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -91,7 +91,7 @@ class Machine(Stored):
     units: str | None = None  # the CPU's instruction set, and the number format of "auto"
     threads: Whole | None = None
     torch: str | None = None
-    speed: Number | None = None  # training steps a second, where wall clock ends a file's calls
+    speed: Number | None = None  # training steps a second of a user's file that runs by wall clock
 
 
 class Attempt(Stored):
@@ -99,60 +99,60 @@ class Attempt(Stored):
 
     worker: str
     why: str = ""
-    lost: Flag  # whether it vanished; else it gave the trial back
-    calls: Whole = 0  # of the trial that are kept, those of earlier attempts included
-    seconds: Number | None = None  # that it ran; None: an earlier release did not store it
-    at: Moment | None = None  # when it ended; of a lost worker its last heartbeat
+    lost: Flag  # whether the worker vanished; otherwise it released the trial
+    calls: Whole = 0  # calls of the trial stored by then, those of earlier attempts included
+    seconds: Number | None = None  # duration; None if an earlier release did not store it
+    at: Moment | None = None  # when the attempt ended: a lost worker's last heartbeat
 
 
 class TrialRecord(Stored):
     """The user attributes of a trial, by their names."""
 
-    recipe: ObjectText | None = None  # values by the names of the method's fields
+    recipe: ObjectText | None = None  # values by names of the method's fields
     machine: Machine | None = None
     instances: tuple[Call, ...] = ()
-    # How many of the study's instances, the first ones, are looks at a lower speed, which predict
-    # the loss and are no part of it.
+    # How many of the study's first instances are looks at a lower speed. Looks predict the loss and
+    # are no part of it.
     looks: Whole = 0
     standard_error: Number | None = None  # of the mean loss
     longest_call_s: Number | None = None
-    predicted_s: Number | None = None  # of its longest call, on the study's reference machine
-    cost: Number | None = None  # the calls' mean
-    outcome: str | None = None  # an `Outcome`, or that of another release
+    predicted_s: Number | None = None  # time of the longest call on the study's reference machine
+    cost: Number | None = None  # mean of the calls' costs
+    outcome: str | None = None  # an `Outcome`, or one of another release
     worker: str | None = None
     reason: str = ""
     traceback: str | None = None
     attempts: tuple[Attempt, ...] = ()
-    taken_from: str | None = None  # STUDY/NUMBER: this study took it over from there
+    taken_from: str | None = None  # STUDY/NUMBER of the trial that this study took over
 
     _remarks: tuple[Remark, ...] = PrivateAttr(default=())
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What its reader could not read."""
+        """The stored values that could not be read."""
         return self._remarks
 
     @property
     def limited_s(self) -> float | None:
-        """Seconds of its longest call to which a limit applies: predicted ones where there are."""
+        """Seconds of the longest call as the limit counts them: predicted ones if there are any."""
         return self.longest_call_s if self.predicted_s is None else self.predicted_s
 
     @property
     def counted(self) -> tuple[Call, ...]:
-        """The calls whose mean is the trial's loss; as long as there are none, its looks."""
+        """The calls whose mean is the trial's loss; its looks while there are no such calls."""
         return self.instances[self.looks :] or self.instances
 
     @property
     def mean_loss(self) -> float | None:
-        """Over the calls that count; None without any."""
+        """Mean loss of the calls that count; None if there are none."""
         return mean_loss(self.counted) if self.instances else None
 
     @classmethod
     def of_calls(cls, calls: Sequence[Call], looks: int = 0) -> TrialRecord:
-        """What a trial stores after each of its calls.
+        """The record that a trial stores after each of its calls.
 
         Args:
-            looks: how many of the study's instances, the first ones, are looks at a lower speed.
+            looks: how many of the study's first instances are looks at a lower speed.
         """
         counted = calls[looks:] or calls
         errors = [c.standard_error for c in counted]
@@ -166,7 +166,7 @@ class TrialRecord(Stored):
                 else None
             ),
             longest_call_s=max(c.seconds or 0.0 for c in calls),
-            # Each is timed for a moment, and a mean of them is steadier.
+            # Each cost is timed for a moment only; their mean is steadier.
             cost=sum(costs) / len(costs) if costs else None,
         )
         # A field that is set is stored.
@@ -174,32 +174,32 @@ class TrialRecord(Stored):
 
     @classmethod
     def of_ending(cls, ending: Ending, worker: str) -> TrialRecord:
-        """What a trial stores at its end."""
+        """The record that a trial stores at its end."""
         optional = {"reason": ending.reason, "traceback": ending.traceback}
         told = {key: text for key, text in optional.items() if text}
         return cls.model_validate({"outcome": ending.outcome.value, "worker": worker, **told})
 
 
 def mean_loss(calls: Sequence[Call]) -> float:
-    """The mean of the calls' losses; of one call at least."""
+    """The mean of the losses of one or more calls."""
     return sum(c.loss for c in calls) / len(calls)
 
 
 def compute_s(trial: FrozenTrial) -> float:
-    """Seconds that workers ran a trial, those of attempts that did not finish it included.
+    """Seconds that workers ran a trial, unfinished attempts included.
 
-    Without the attempt at hand while it runs.
+    An attempt that still runs does not count.
     """
     duration = trial.duration
     seconds = 0.0 if duration is None else duration.total_seconds()
-    if "attempts" not in trial.user_attrs:  # most trials: it saves reading the whole record
+    if "attempts" not in trial.user_attrs:  # so for most trials; it saves reading the whole record
         return seconds
     return seconds + sum(a.seconds or 0.0 for a in read_trial(trial).attempts)
 
 
 def read_trial(trial: FrozenTrial | optuna.Trial) -> TrialRecord:
-    """What is stored with a trial; what can't be read is left out, with a remark for each."""
-    # An `optuna.Trial` copies all of its attributes whenever it is asked for them.
+    """Read a trial's record. What can't be read is left out, with a remark for each part."""
+    # Read once: an `optuna.Trial` copies all attributes each time.
     frozen = trial._cached_frozen_trial if isinstance(trial, optuna.Trial) else trial
     record, remarks = read_stored(TrialRecord, frozen.user_attrs)
     if record is None:  # every field is optional

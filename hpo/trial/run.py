@@ -19,12 +19,12 @@ from .record import Call, TrialRecord, compute_s, read_trial
 
 @dataclass(frozen=True)
 class Run:
-    """A trial, whoever wrote it.
+    """A trial, of this service or another program.
 
     Args:
-        trial: as the storage has it.
+        trial: as the storage returns it.
         record: its user attributes.
-        loss: of one that was pruned an estimate; None: there is none, or it is not finite.
+        loss: its loss, or the estimate of a pruned trial; None if there is no finite one.
     """
 
     trial: FrozenTrial
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """How it ended, maybe in another release's word; empty while it runs."""
+        """How the trial ended, perhaps in the word of another release; empty while it runs."""
         if not self.state.is_finished():
             return ""
         return NO_OUTCOME if self.record.outcome is None else self.record.outcome
@@ -56,12 +56,12 @@ class Run:
 
     @property
     def longest_s(self) -> float | None:
-        """Seconds of its longest call."""
+        """Seconds of the longest call."""
         return self.record.longest_call_s
 
     @property
     def cost(self) -> float | None:
-        """CPU time of an answer, over the plain network's."""
+        """CPU time of an answer, relative to the plain network's."""
         return self.record.cost
 
     @cached_property
@@ -74,7 +74,7 @@ class Run:
 
     @property
     def counted(self) -> Sequence[Call]:
-        """The calls whose mean is its loss."""
+        """The calls whose mean is the trial's loss."""
         return self.record.counted
 
     @property
@@ -87,29 +87,29 @@ class Run:
 
     @property
     def compute_s(self) -> float:
-        """Seconds that workers ran it, without an attempt that still runs."""
+        """Seconds that workers ran the trial, without an attempt that still runs."""
         return compute_s(self.trial)
 
     @property
     def ended_s(self) -> float | None:
-        """Since the epoch."""
+        """When the trial ended, in seconds since the epoch."""
         ended = self.trial.datetime_complete
         return None if ended is None else ended.timestamp()
 
     @property
     def is_good(self) -> bool:
-        """Complete and feasible, with a loss: may be best."""
+        """Whether it is complete and feasible and has a loss, so that it may be the best trial."""
         return self.state == TrialState.COMPLETE and self.feasible and self.loss is not None
 
     def recipe(self, method: Method) -> dict[str, Any] | None:
-        """The values that it ran; None: not stored, or of a release with other fields."""
+        """The values that it ran with; None if they are not stored or are of another release."""
         try:
             return recipe_of(self.record, method)
         except InvalidValuesError:
             return None
 
     def ran(self, recipe: Values) -> bool:
-        """Whether it ran these very values, complete."""
+        """Whether it ran with exactly these complete values."""
         return self.record.recipe == dict(recipe)
 
     @property
@@ -118,15 +118,15 @@ class Run:
 
 
 def run_of(trial: FrozenTrial) -> Run:
-    """A trial with what is stored in it."""
+    """Read a trial with its record."""
     return Run(trial, read_trial(trial), loss_of(trial))
 
 
 def runs_of(trials: Sequence[FrozenTrial]) -> list[Run]:
-    """All trials, by their numbers."""
+    """Read all trials, ordered by number."""
     return [run_of(t) for t in sorted(trials, key=lambda t: t.number)]
 
 
 def best_of(runs: Sequence[Run]) -> list[Run]:
-    """The complete, feasible ones, lowest loss first."""
+    """The complete, feasible trials, lowest loss first."""
     return sorted((r for r in runs if r.is_good), key=lambda r: (r.loss, r.number))

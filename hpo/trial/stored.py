@@ -1,4 +1,4 @@
-"""Reading what a database holds: other releases and other programs write there, too."""
+"""Read stored values leniently: other releases and other programs write to the database, too."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ def _moment_text(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds")
 
 
-# JSON's own types: no text is read as a number, and neither are true, NaN and Infinity.
+# Strict types: text, true, NaN and Infinity are not read as numbers.
 Number = Annotated[float, Strict(), AllowInfNan(False)]
 Whole = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
-# In UTC, as text.
+# A time in UTC, stored as text.
 Moment = Annotated[
     datetime, BeforeValidator(_moment), PlainSerializer(_moment_text, return_type=str)
 ]
 
 
 class Stored(BaseModel):
-    """A JSON object in a database.  Fields of other releases are ignored."""
+    """Base of models of JSON objects in a database.  Fields of other releases are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
     def to_json(self) -> dict[str, Any]:
-        """What to store: the fields that were set, by their stored names, as plain JSON values."""
+        """The fields that were set, by their stored names, as plain JSON values."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
@@ -61,8 +61,8 @@ class Remark:
     """A stored value that this release can't read.
 
     Args:
-        place: the attribute, and the way to the value in it, such as ``instances.3.loss``.
-        problem: what is wrong with it, to be read behind the place.
+        place: attribute and path to the value in it, such as ``instances.3.loss``.
+        problem: what is wrong with it, worded to follow the place.
     """
 
     place: str
@@ -80,24 +80,24 @@ _PROBLEMS = {"missing": "is missing", "model_type": "should be an object"}
 def read_stored(
     model: type[M], value: object, place: Sequence[str] = ()
 ) -> tuple[M | None, tuple[Remark, ...]]:
-    """Read a value as far as it is what the model says.
+    """Read as much of a value as fits the model.
 
-    What does not fit is left out: an optional field, or an entry of a list.  An object that lacks
-    a required field is left out as a whole.
+    Parts that do not fit are left out: an optional field, or an entry of a list.  An object that
+    lacks a required field is left out as a whole.
 
     Args:
-        value: JSON as Python's values.
+        value: parsed JSON.
         place: where it was found, for remarks.
 
     Returns:
-        The model, None where nothing of it is left; and a remark for each part that was left out.
+        The model, or None if nothing is left of it; and a remark for each part that was left out.
     """
     remarks: tuple[Remark, ...] = ()
     while True:
         try:
             return model.model_validate(value), remarks
         except ValidationError as error:
-            # Later rounds only find what the first one has made incomplete.
+            # Later rounds only find what the first one has made incomplete, so its remarks stand.
             remarks = remarks or remarks_of(error, place)
             # An object that lacks a field is unfit itself.
             unfit = {
@@ -142,6 +142,6 @@ def finite(value: object) -> float | None:
         return None
     try:
         number = float(value)
-    except OverflowError:  # JSON's whole numbers have any size
+    except OverflowError:  # a whole number in JSON may be of any size
         return None
     return number if math.isfinite(number) else None
