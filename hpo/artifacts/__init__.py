@@ -1,1 +1,1 @@
-"""Where the files that belong to trials are kept."""
+"""Storage of the files that belong to trials."""

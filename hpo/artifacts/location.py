@@ -1,4 +1,4 @@
-"""The place of a study's files: which words name one."""
+"""The place of a study's files: its default, and which names are valid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHAPE = "write a directory, s3://BUCKET, s3://BUCKET?endpoint=https://HOST, or n
 
 
 def default_place(study: str, storage_url: str) -> str:
-    """Where a study's files are kept unless somebody says otherwise: beside its SQLite file.
+    """The default place of a study's files: beside its SQLite file.
 
     Raises:
         UserError: ``storage_url`` is no database URL.
@@ -27,10 +27,10 @@ def default_place(study: str, storage_url: str) -> str:
 
 
 def check_place(place: str) -> None:
-    """Whether ``place`` names a store, as far as that can be told without asking it.
+    """Check that ``place`` names a store, without contacting it.
 
     Raises:
-        ValueError: it names none; says what to write.
+        ValueError: it does not; the message says what to write.
     """
     parts = urlsplit(place)
     if not place.strip() or "\0" in place:
@@ -49,10 +49,10 @@ def check_place(place: str) -> None:
 
 
 def check_directory(place: str | None) -> None:
-    """Whether a place that somebody named to look at is there, if it is a directory.
+    """Check that a place that a user wants to look at exists, if it is a directory.
 
     Raises:
-        UserError: it is not.
+        UserError: it does not exist.
     """
     if place and place != NOWHERE and "://" not in place and not Path(place).is_dir():
         raise UserError(f"--artifacts: {place} is no directory; write one that exists")

@@ -1,4 +1,4 @@
-"""Where the files that belong to trials are kept: a directory, or a bucket that speaks S3."""
+"""Stores of the files that belong to trials: a directory, or a bucket with the S3 protocol."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from optuna.artifacts import Boto3ArtifactStore
 
 
-# Someone waits, a trial or a page; a store that is away is tried again later.
+# Short, because a trial or a page waits; a store that is away is tried again later.
 _CONNECT_S, _ANSWER_S = 5, 20
 _ATTEMPTS = 2
 _CHECKSUMS = "request_checksum_calculation"
 
 
 class Store(Protocol):
-    """Optuna's interface of a store; every error is an `OSError` or Optuna's `ArtifactNotFound`."""
+    """Optuna's interface of a store. Errors are `OSError` or Optuna's `ArtifactNotFound` only."""
 
     def open_reader(self, artifact_id: str) -> BinaryIO: ...
 
@@ -32,10 +32,10 @@ class Store(Protocol):
 
 
 def open_store(place: str) -> Store | None:
-    """The store at ``place``; None where nothing is kept.  It is not asked for anything yet.
+    """Make the store at ``place`` without contacting it; None if no files are to be stored.
 
     Raises:
-        UserError: ``place`` names none, or what it needs is not installed.
+        UserError: ``place`` does not name a store, or a package that it needs is not installed.
     """
     try:
         check_place(place)
@@ -47,13 +47,13 @@ def open_store(place: str) -> Store | None:
 
 
 class _Folder:
-    """A directory, made when the first file comes."""
+    """A directory, which is created with the first file."""
 
     def __init__(self, path: Path) -> None:
         from optuna.artifacts import FileSystemArtifactStore
 
         self._path = path
-        self._files = FileSystemArtifactStore(path)  # which keeps ids from leaving the directory
+        self._files = FileSystemArtifactStore(path)  # rejects ids that point out of the directory
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         return self._files.open_reader(artifact_id)
@@ -62,7 +62,7 @@ class _Folder:
         self._path.mkdir(parents=True, exist_ok=True)
         try:
             self._files.write(artifact_id, content_body)
-        except OSError:  # the disk is full, say: half of a file is of no use
+        except OSError:  # such as a full disk; half a file is of no use
             with suppress(Exception):
                 self._files.remove(artifact_id)
             raise
@@ -72,7 +72,7 @@ class _Folder:
 
 
 class _Bucket:
-    """A bucket; keys and region are found where boto3 looks for them."""
+    """A bucket. Keys and region come from where boto3 looks for them."""
 
     def __init__(self, place: str) -> None:
         try:
@@ -93,7 +93,7 @@ class _Bucket:
             "read_timeout": _ANSWER_S,
             "retries": {"mode": "standard", "total_max_attempts": _ATTEMPTS},
         }
-        # Releases that send checksums unasked are not understood by all of Amazon's likes.
+        # Newer releases of boto3 send checksums by default, which some S3-compatible stores reject.
         if endpoint and _CHECKSUMS in Config.OPTION_DEFAULTS:
             options[_CHECKSUMS] = "when_required"
         config = Config(**options)
@@ -106,7 +106,7 @@ class _Bucket:
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         try:
-            # Whole: a server would hold a stream's connection until its browser has read it.
+            # Read whole: a stream would hold its connection until the browser has read it.
             return io.BytesIO(self._bucket.open_reader(artifact_id).read())
         except self._errors as error:
             raise OSError(str(error)) from error

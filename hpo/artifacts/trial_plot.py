@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 _INCHES = (9.0, 3.4)
 _DPI = 100
-_COLOURS = 128  # a third of the bytes of all that there are
-_MOST_NAMED = 8  # lines; of more, none has a name
+_COLOURS = 128  # size of the PNG's palette; a third of the bytes of full colour
+_MOST_NAMED = 8  # with more lines the plot has no legend
 
 
 def plot_trial(calls: Sequence[Call]) -> bytes:
     """A PNG of a trial's calls."""
-    # Half a second to import; no pyplot, which keeps figures and looks for a screen.
+    # Imported late, as it takes half a second. Not pyplot, which keeps figures and needs a screen.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -50,7 +50,7 @@ def plot_trial(calls: Sequence[Call]) -> bytes:
 
 
 def _line(axes: Axes, call: Call, values: Sequence[float | None]) -> None:
-    # Each value is a mean over its part of the axis, and stands in the part's middle.
+    # Each value is a mean over a part of the axis, so it is drawn in the part's middle.
     middles = [(i + 0.5) / len(values) for i in range(len(values))]
     known = [math.nan if value is None else value for value in values]
     axes.plot(middles, known, marker=".", markersize=4, linewidth=1.2, label=call.instance)

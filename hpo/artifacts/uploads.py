@@ -1,4 +1,4 @@
-"""Files that are kept with trials; what goes wrong with them is told once and harms no trial."""
+"""Store files with trials; a failure is logged once and harms no trial."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ..process.logging import warn
 from .location import NOWHERE
 from .store import open_store
 
-# Of system attributes, as Optuna's `upload_artifact` writes them, which links a file before it is
-# there.
+# Prefix of a system attribute that links a file. Optuna's `upload_artifact` writes the same, but
+# before the file is there.
 ARTIFACT_PREFIX = "artifacts:"
-_REST_S = 300.0  # after a failure: a store that is away costs each trial no time-outs
+_REST_S = 300.0  # pause after a failure, so that not every trial waits for a store that is away
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file that is in the store; ``link`` belongs among the system attributes of its trial."""
+    """A stored file; ``link`` has the system attributes that link it to its trial."""
 
     id: str
     link: dict[str, str] = field(repr=False)
 
 
 def linked(artifact_id: str, filename: str) -> Artifact:
-    """A file that is kept under this id, as it would be linked with a trial."""
+    """A stored file by its id, with the link for a trial."""
     from optuna.artifacts import ArtifactMeta  # which imports boto3 where that is installed
 
     mimetype, encoding = mimetypes.guess_type(filename)
@@ -43,13 +43,13 @@ def linked(artifact_id: str, filename: str) -> Artifact:
 
 
 class Gallery:
-    """Keeps files of trials at a place, as far as that goes.
+    """Stores files of trials at a place; failures are logged.
 
     Args:
-        place: as `hpo.artifacts.store.open_store` takes it.
+        place: as in `hpo.artifacts.store.open_store`.
 
     Raises:
-        UserError: the place names no store.
+        UserError: the place does not name a store.
     """
 
     def __init__(self, place: str = NOWHERE) -> None:
@@ -60,14 +60,14 @@ class Gallery:
 
     @property
     def is_on(self) -> bool:
-        """Whether it keeps anything at all."""
+        """Whether files are stored at all."""
         return self._store is not None
 
     def keep(self, filename: str, draw: Callable[[], bytes]) -> Artifact | None:
-        """Draw a file and keep it; None if nothing is kept, or that did not work.
+        """Draw a file and store it; None if files are not stored or that failed.
 
         Args:
-            filename: tells what the file is, also its type.
+            filename: its suffix tells the type of the file.
         """
         if self._store is None or time.monotonic() < self._again_at:
             return None

@@ -1,1 +1,1 @@
-"""What a process needs of its machine: signals, devices, a log."""
+"""The process and its machine: signals, devices, logging."""

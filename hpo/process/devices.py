@@ -1,4 +1,4 @@
-"""Which device a process uses, and how many threads."""
+"""The device that a process uses, and its number of threads."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..errors import UserError
 
-_WORKER_BYTES = 300 * 2**20  # of one that has imported torch, at the least
-_WORKER_HANDLES = 3  # of a pool, for each of its workers
+_WORKER_BYTES = 300 * 2**20  # least memory of a worker, once torch is imported
+_WORKER_HANDLES = 3  # file handles that a pool needs for each worker
 _OWN_HANDLES = 64
 
 
@@ -23,10 +23,10 @@ def n_cores() -> int:
 def machine_memory_gb() -> float:
     """Memory that this process's machine or container has, in GiB."""
     limits = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroups, second and first
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups v2 and v1
         try:
             limits.append(float(Path("/sys/fs/cgroup", name).read_text()))
-        except (OSError, ValueError):  # there is none, or it is "max"
+        except (OSError, ValueError):  # there is no such file, or it says "max"
             continue
     return min(limits) / (1 << 30)
 
@@ -40,7 +40,7 @@ def check_room(workers: int) -> None:
     """Check that the machine can hold so many workers.
 
     Raises:
-        UserError: their memory, or the handles that a pool needs for them, are more than there is.
+        UserError: there is not enough memory, or there are not enough file handles for the pool.
     """
     memory = int(machine_memory_gb() * 2**30)
     handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -67,7 +67,7 @@ def choose_device(device: str | None) -> None:
         device: ``cpu``, ``cuda``, ``cuda:N`` or None for torch's own choice.
 
     Raises:
-        UserError: ``device`` is no device's name.
+        UserError: ``device`` is not the name of a device.
     """
     if device is None or device == "cuda":
         return
@@ -78,7 +78,7 @@ def choose_device(device: str | None) -> None:
     if match[1] is None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     elif visible:
-        # N counts the devices that were left to this process.
+        # N counts the devices that this process sees, not all of the machine's.
         names = visible.split(",")
         if int(match[1]) >= len(names):
             raise UserError(f"--device is {device}; CUDA_VISIBLE_DEVICES leaves {len(names)}")
@@ -100,10 +100,10 @@ def check_device(device: str | None) -> None:
 
 
 def describe_processor() -> str:
-    """The processor's name, as the system has it."""
+    """The processor's name, as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # another system than Linux
+    except OSError:  # not Linux
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())

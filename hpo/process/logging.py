@@ -1,4 +1,4 @@
-"""Log lines on standard error, for people and for grep: time, process, then what happened."""
+"""Log lines on standard error, for people and for grep: time, process, message."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class _BesideBars(logging.Handler):
 
 
 def write_line(line: str) -> None:
-    """Write a line to standard error, above progress bars; without a reader it gets lost."""
-    # A closed terminal or a reader that ended must not end the work.
+    """Write a line to standard error, above progress bars; it is lost if nobody reads it."""
+    # A closed terminal or a reader that ended must not stop the work.
     with suppress(OSError):
         tqdm.write(printable(line), file=sys.stderr)
         sys.stderr.flush()
@@ -32,18 +32,18 @@ def start_log(who: str) -> None:
     """Send this process's log to standard error.
 
     Args:
-        who: the name of the process, such as ``host:pid``; each line begins with the time and it.
+        who: name of the process, such as ``host:pid``, printed after the time in each line.
     """
     handler = _BesideBars()
     handler.setFormatter(logging.Formatter(f"%(asctime)s {who} %(message)s", "%Y-%m-%d %H:%M:%S"))
     _LOGGER.handlers = [handler]
-    if _LOGGER.level == logging.NOTSET:  # no command line has set it
+    if _LOGGER.level == logging.NOTSET:  # neither --quiet nor --verbose has set it
         _LOGGER.setLevel(logging.INFO)
     _LOGGER.propagate = False
 
 
 def no_bars() -> bool | None:
-    """tqdm's ``disable``: true with ``--quiet``; None, its word for: unless this is a terminal."""
+    """tqdm's argument ``disable``: True with ``--quiet``; None shows bars on a terminal only."""
     return None if _LOGGER.isEnabledFor(logging.INFO) else True
 
 
@@ -53,10 +53,10 @@ def debug(message: str) -> None:
 
 
 def info(message: str) -> None:
-    """Log what went as it should."""
+    """Log that something went as it should."""
     _LOGGER.info(message)
 
 
 def warn(message: str) -> None:
-    """Log what a person may want to look at."""
+    """Log something that a person may want to look at."""
     _LOGGER.warning("warning: %s", message)

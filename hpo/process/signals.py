@@ -1,9 +1,9 @@
 """Signals that stop a process cleanly: the first one raises `StopError`.
 
-They are SIGTERM, SIGINT, SIGUSR1, and SIGHUP, which a terminal sends that is closed, unless nohup
-lets the process ignore it.  A second SIGTERM or SIGINT ends the process at once.  SIGUSR1, which
-batch systems send before they take a machine away, never does.  A parent that passes a signal on
-to children which may have received it as well therefore sends SIGUSR1.
+They are SIGTERM, SIGINT, SIGUSR1 and SIGHUP.  A closed terminal sends SIGHUP; nohup makes the
+process ignore it.  Batch systems send SIGUSR1 before they take a machine away.  A second SIGTERM or
+SIGINT ends the process at once, a second SIGUSR1 does not.  So a parent sends SIGUSR1 to children
+that may have received the parent's own signal as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import FrameType
 
 from ..errors import EXIT_INTERRUPTED
 
-_pending: StopError | None = None  # raised by a signal, and not yet acknowledged
+_pending: StopError | None = None  # raised by a signal and not acknowledged yet
 
 
 class StopError(KeyboardInterrupt):
@@ -27,7 +27,7 @@ class StopError(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """0 for what a scheduler sends on purpose; 130 for SIGINT, as shells expect."""
+        """0 for signals that schedulers send on purpose; 130 for SIGINT, as shells expect."""
         return EXIT_INTERRUPTED if self.number == signal.SIGINT else 0
 
 
@@ -58,9 +58,9 @@ def raise_on_signals() -> None:
 
 
 def raise_if_stopped() -> None:
-    """Raise a `StopError` that Python dropped, if there is one.  Long work calls this often.
+    """Raise a `StopError` again that Python dropped, if there is one.  Long work calls this often.
 
-    A signal may arrive while Python runs a destructor, and Python drops what is raised there.
+    A signal may arrive while Python runs a destructor, and exceptions in destructors are dropped.
 
     Raises:
         StopError: the process was asked to stop, and `acknowledge_stop` was not called since.

@@ -39,7 +39,7 @@ def is_feasible(trial: FrozenTrial) -> bool:
 
 
 def why_passed_over(trial: FrozenTrial) -> str | None:
-    """Why a finished trial is ignored: another program stored it unlike a worker; None if it's fine."""
+    """Why a finished trial is ignored, as no worker stores it so; None if nothing is odd."""
     if constraints_of(trial) is None:
         return "constraints should be numbers; the trial is passed over"
     if trial.state == TrialState.COMPLETE and loss_of(trial) is None:

@@ -1,4 +1,4 @@
-"""What a person's own function is told when a trial ends."""
+"""The callback of a study file: a user's function that is called when a trial ends."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ _LONG_S = 10.0
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial that has ended, as ``[callbacks] after_trial`` is given it."""
+    """A trial that has ended; the argument of ``[callbacks] after_trial``."""
 
     study: str
     worker: str
-    number: int  # of the trial
+    number: int  # trial number
     outcome: str  # a value of `hpo.trial.outcome.Outcome`
     reason: str | None
-    loss: float | None  # of one that was pruned an estimate
+    loss: float | None  # estimated if the trial was pruned
     standard_error: float | None
-    params: Mapping[str, Any]  # that the sampler chose
-    recipe: Mapping[str, Any] | None  # all values; None: they contradict each other
+    params: Mapping[str, Any]  # chosen by the sampler
+    recipe: Mapping[str, Any] | None  # all values; None if they contradict each other
     seconds: float
-    is_best: bool  # no complete, feasible trial has a lower loss
+    is_best: bool  # whether no complete, feasible trial has a lower loss
 
 
 AfterTrial = Callable[[TrialEnded], object]
 
 
 def load_callback(name: str | None) -> AfterTrial | None:
-    """The function that a study file names.
+    """Import the function that a study file names.
 
     Raises:
-        ValueError: it can't be imported, or is none.
+        ValueError: it can't be imported, or it is not a function.
     """
     return None if name is None else find_function(name)
 
 
 def call_back(after_trial: AfterTrial, event: TrialEnded) -> None:
-    """Call a person's function; that it fails or takes long is said in the log and nothing else."""
+    """Call a user's function. If it fails or takes long, that is logged and has no other effect."""
     began = time.monotonic()
     try:
         after_trial(event)

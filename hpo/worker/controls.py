@@ -1,4 +1,4 @@
-"""What a worker makes of what people ask of its study."""
+"""How a worker obeys what people ask of its study: pause, resume, stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..process.logging import info
 from ..storage.rdb import StudyStorage
 from ..study.control import Control, Wishes, read_wishes
 
-_SELDOM_S = 0.2  # between looks; calls take longer, but for tests'
+_SELDOM_S = 0.2  # least time between two queries of the controls
 _POLL_S = 0.5
 
 
@@ -18,12 +18,12 @@ class StudyStoppedError(Exception):
 
 
 class Controls:
-    """Looks at the controls of a study between calls.
+    """Reads the controls of a study between calls.
 
-    What was asked before this worker joined does not stop it.
+    A request to stop from before this worker joined is ignored.
 
     Args:
-        forget: is called when a trial was dropped or restored, so that nobody goes by what it was.
+        forget: called when a trial was dropped or restored, to drop what is cached of it.
     """
 
     def __init__(self, storage: StudyStorage, study_id: int, forget: Callable[[], None]) -> None:
@@ -34,15 +34,15 @@ class Controls:
         self._said: Control | None = None
 
     def obey(self, check: Callable[[], None], show: Callable[[str], None], now: bool) -> Wishes:
-        """Wait while the study is paused; returns what else was asked.
+        """Wait while the study is paused; returns the study's current controls.
 
         Args:
-            check: is called while it waits, and may raise.
-            show: shows a line in the place of the trial's.
-            now: look, however short ago the last look was.
+            check: called while it waits; it may raise.
+            show: shows a line instead of the trial's.
+            now: query at once, even if the last query was a moment ago.
 
         Raises:
-            StudyStoppedError: somebody asked workers to stop.
+            StudyStoppedError: somebody asked the workers to stop.
         """
         if not now and time.monotonic() - self._looked_at < _SELDOM_S:
             return self._wishes

@@ -1,4 +1,4 @@
-"""What a person sees while a worker runs: a line for the study, a line for its trial."""
+"""A worker's progress bars: one for the study, one for its trial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REFRESH_S = 1.0
 
 
 class Display:
-    """Two tqdm lines on a terminal; nothing elsewhere, and with ``--quiet``."""
+    """Two tqdm bars on a terminal; none elsewhere or with ``--quiet``."""
 
     def __init__(self, study_name: str, budget: int | None, finished: int) -> None:
         self._shared = {"file": sys.stderr, "disable": no_bars(), "dynamic_ncols": True}
@@ -28,7 +28,7 @@ class Display:
             position=0,
             **self._shared,
         )
-        self._trial: tqdm | None = None  # until there is one to show
+        self._trial: tqdm | None = None  # None until there is a trial to show
         self._title, self._shown_at = "", 0.0
 
     @property
@@ -36,7 +36,7 @@ class Display:
         return not self._study.disable
 
     def show_study(self, trials: Sequence[FrozenTrial]) -> None:
-        """Bring the study's line up to date."""
+        """Update the study's bar."""
         if not self.is_on:
             return
         count = {state: sum(t.state == state for t in trials) for state in TrialState}
@@ -51,7 +51,7 @@ class Display:
         self._study.refresh()
 
     def show_trial(self, title: str, share: float = 0.0, loss: float | None = None) -> None:
-        """What the running trial is at; cheap enough to call after every step."""
+        """Update the trial's bar; cheap enough to be called after every step."""
         now = time.monotonic()
         if not self.is_on or (title == self._title and now - self._shown_at < _REFRESH_S):
             return
@@ -64,7 +64,7 @@ class Display:
         self._trial.set_postfix_str("" if loss is None else f"loss {loss:.3f}", refresh=False)
         self._trial.n = round(100 * share)
         self._trial.refresh()
-        self._study.refresh()  # its clock goes on
+        self._study.refresh()  # its elapsed time goes on
 
     def __enter__(self) -> Display:
         return self

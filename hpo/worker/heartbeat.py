@@ -18,15 +18,15 @@ class Heartbeat:
     """A thread that writes heartbeats for the worker's trial and requeues trials of lost workers.
 
     A worker is lost when its last heartbeat is older than the grace period by the database's
-    clock *and* this thread has seen it unchanged for two intervals of its own.  After a database
-    that was away, a machine that slept or a clock that was set, heartbeats are old, too.  The
-    second condition covers that: workers that live write a new one within an interval.
+    clock *and* this thread has seen it unchanged for two intervals of its own.  The second
+    condition is needed because all heartbeats are old after a database was away, a machine slept
+    or a clock was set.  Live workers then write a new one within an interval.
 
     Errors of the database end neither the thread nor the trial; the next heartbeat tries again.
 
     Args:
-        storage: in the name of this worker.
-        study_id: of the study whose trials are watched.
+        storage: writes in this worker's name.
+        study_id: the study whose trials are watched.
         recovery: intervals, grace period and retries.
     """
 
@@ -34,11 +34,11 @@ class Heartbeat:
         self.storage = storage
         self.study_id = study_id
         self.recovery = recovery
-        self.trial_id: int | None = None  # that heartbeats are written for
-        self.lost = threading.Event()  # the trial belongs to another worker now
+        self.trial_id: int | None = None  # trial to write heartbeats for
+        self.lost = threading.Event()  # set when the trial belongs to another worker
         self._following = threading.Lock()
         self._stop = threading.Event()
-        # By trial: its heartbeat, and since when that has not changed.
+        # By trial: its last heartbeat, and since when that has been unchanged.
         self._seen: dict[int, tuple[stored.Heartbeat, float]] = {}
         self._is_failing = False
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -49,7 +49,7 @@ class Heartbeat:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        # The thread is a daemon: a database that does not answer must not delay the exit.
+        # A daemon thread, so that a database that does not answer can't delay the exit.
         self._thread.join(timeout=1.0)
 
     def follow(self, trial_id: int | None) -> None:
@@ -63,8 +63,8 @@ class Heartbeat:
             try:
                 self._write()
                 self._reclaim_lost()
-            except Exception as error:  # whichever: without this thread the trial would be lost
-                self._seen.clear()  # nothing was read, so nothing was seen unchanged
+            except Exception as error:  # any: without this thread the trial would count as lost
+                self._seen.clear()  # nothing was read, so nothing is known to be unchanged
                 if not self._is_failing:
                     warn(f"no heartbeat: {driver_message(error)}; trying again")
                 self._is_failing = True
@@ -76,7 +76,7 @@ class Heartbeat:
         if trial_id is None or self.storage.beat(trial_id):
             return
         with self._following:
-            # The worker may have ended that trial meanwhile and may run the next one.
+            # Meanwhile the worker may have ended that trial and begun the next one.
             if self.trial_id == trial_id:
                 self.lost.set()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 N_PARTS = 16
-_DIGITS = 4  # that are kept, of a number whose noise is larger
+_DIGITS = 4  # significant digits to store; the noise is larger than the rest
 
 
 class LearningCurve:
@@ -16,13 +16,13 @@ class LearningCurve:
         self._counts = [0] * N_PARTS
 
     def add(self, share: float, loss: float) -> None:
-        """The loss of the step that ended at ``share`` of the schedule, in (0, 1]."""
+        """Add the loss of the step that ended at ``share`` of the schedule, in (0, 1]."""
         part = min(max(math.ceil(share * N_PARTS) - 1, 0), N_PARTS - 1)
         self._sums[part] += loss
         self._counts[part] += 1
 
     def means(self) -> tuple[float, ...]:
-        """Mean loss of each of `N_PARTS` parts; one without a step has the value before it.
+        """Mean loss of each of `N_PARTS` parts; a part without a step repeats the one before it.
 
         Empty before the first step.
         """

@@ -34,14 +34,14 @@ from .heartbeat import Heartbeat
 
 _FIRST_POLL_S = 0.5
 _LONGEST_POLL_S = 5.0
-_RELEASE_S = 4.0  # that releasing the trial may take at the end
-_WORSE_THAN_SLOW = 1000.0  # a failure's constraint, beside seconds over the limit
+_RELEASE_S = 4.0  # time limit for releasing the trial at the end
+_WORSE_THAN_SLOW = 1000.0  # constraint of a failure; that of a slow trial is its seconds too many
 _END_OF = {"trials": End.FINISHED, "seconds": End.LIMIT}  # by the part of the budget
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What a running trial uses of its worker."""
+    """What a running trial needs of its worker."""
 
     storage: StudyStorage
     heartbeat: Heartbeat
@@ -52,7 +52,7 @@ class Watch:
         """To be called often.
 
         Raises:
-            TrialTakenError: the trial at hand is not this worker's any more.
+            TrialTakenError: the running trial belongs to another worker now.
             StopError: the process was asked to stop.
         """
         raise_if_stopped()
@@ -63,8 +63,8 @@ class Watch:
         """To be called before each call: waits while the study is paused.
 
         Raises:
-            StudyStoppedError: somebody asked workers to stop.
-            TrialTakenError, StopError: as `check`.
+            StudyStoppedError: somebody asked the workers to stop.
+            TrialTakenError, StopError: as in `check`.
         """
         self.check()
         if self.controls is not None:
@@ -80,7 +80,7 @@ def _plot_nothing(trial: optuna.Trial) -> Mapping[str, Any]:
 
 
 class WorkerFailedError(Exception):
-    """Too many trials in a row failed for reasons that are not their recipes'."""
+    """Too many trials in a row failed, and their recipes are not the cause."""
 
 
 @dataclass
@@ -88,14 +88,14 @@ class Loop:
     """Runs trials of a study, one after another.
 
     Args:
-        run: the objective: runs a trial and returns its value.
-        feasible_s: a trial with a call that is longer is infeasible; under a reference clock that
-            is decided by the attribute ``predicted_s``, else by ``longest_call_s``.
-        feasible_cost: so is one whose attribute ``cost`` is above this; None: no limit.
-        plot: makes and keeps the plot of a trial that ends; returns system attributes for it.
-        promotion: queues recipes whose looks say that they go on to the target speed.
-        forget: is called when a person has changed a finished trial.
-        after_trial: is called with each trial that has ended here.
+        run: the objective; runs a trial and returns its value.
+        feasible_s: time limit of a call. A trial with a longer call is infeasible, by its attribute
+            ``predicted_s`` under a reference clock, and else by ``longest_call_s``.
+        feasible_cost: limit of the attribute ``cost``; None: no limit.
+        plot: makes and stores the plot of a trial that ends; returns system attributes for it.
+        promotion: chooses the recipes that go on from looks to the target speed.
+        forget: called when a person has changed a finished trial.
+        after_trial: called with each trial that has ended here.
     """
 
     study: optuna.Study
@@ -116,17 +116,17 @@ class Loop:
     def __post_init__(self) -> None:
         self._id = self.study._study_id
         self._controls = Controls(self.storage, self._id, self.forget)
-        self._budget = self.budget  # with what was set since
+        self._budget = self.budget  # with changes made since the study began
         self._dropped: frozenset[int] = frozenset()
 
     def work(self) -> str:
         """Run trials until the budget is spent or somebody stops the study; returns which it was.
 
-        Whatever ends this early, the trial at hand is queued again.
+        If anything else ends it, the running trial is queued again.
 
         Raises:
             WorkerFailedError: `Recovery.failures` trials in a row failed.
-            UserError: the database does not work any more, or the study was deleted.
+            UserError: the database stopped working, or the study was deleted.
         """
         self._entry = join_now(self.storage, self._id)
         with Heartbeat(self.storage, self._id, self.recovery) as heartbeat:
@@ -135,7 +135,7 @@ class Loop:
                 self._leave(_END_OF.get(spent.part, End.BUDGET), str(spent))
                 return str(spent)
             except StudyGoneError:
-                raise  # nothing is left to release
+                raise  # there is no trial to release
             except StudyStoppedError as stopped:
                 heartbeat.follow(None)
                 self._leave(End.STOPPED, str(stopped))
@@ -147,7 +147,7 @@ class Loop:
                 raise
 
     def _run_trials(self, heartbeat: Heartbeat) -> Spent:
-        """Run trials until a part of the budget is spent; returns which."""
+        """Run trials until a part of the budget is spent; returns that part."""
         started = time.monotonic()
         failures = 0
         while True:
@@ -181,7 +181,7 @@ class Loop:
         return self.study.get_trials(deepcopy=False, states=FINISHED)
 
     def _claim(self, started: float) -> int | NoTrial | None:
-        """A trial's id; or, when the budget may be spent by others, a pause and None."""
+        """Claim a trial and return its id; None after a pause, if others may spend the budget."""
         if self.promotion is not None:
             promoted = self.promotion.next_parameters(self.study)
             if promoted is not None and self.storage.queue_once(self._id, promoted):
@@ -192,7 +192,7 @@ class Loop:
             return claimed
         if self._poll_s == _FIRST_POLL_S:
             self._say_what_runs()
-        # Seldom, and not all in the same instant.
+        # Ask seldom, and not all workers at the same moment.
         pause_s = self._poll_s * random.uniform(0.7, 1.0)
         if self._budget.seconds is not None:
             left_s = self._budget.seconds - (time.monotonic() - started)
@@ -202,7 +202,7 @@ class Loop:
         return None
 
     def _say_what_runs(self) -> None:
-        """Name the trials that this worker waits for, and those that it may wait for in vain."""
+        """Log the trials that this worker waits for, and those that may never end."""
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         beating = {
             b.trial_id for b in self.storage.retry.call(lambda: self.storage.heartbeats(self._id))
@@ -219,8 +219,8 @@ class Loop:
 
     def _run_one(self, trial_id: int, watch: Watch) -> Outcome | None:
         """Run a trial and store its end; None if somebody else has ended it."""
-        # Where samplers look, so that what other workers found since counts; `Study.ask` empties
-        # it, and samplers would then read all that run, whole.
+        # Fill the cache that samplers read, so that other workers' latest results count.
+        # `Study.ask` empties it, and samplers would then read every running trial in full.
         known = [
             t for t in self.storage.trials_for_sampling(self._id) if t.number not in self._dropped
         ]
@@ -267,7 +267,7 @@ class Loop:
         state = ending.outcome.state
         value = ending.value
         if value is None and state == TrialState.PRUNED:
-            # Without an estimate, as Optuna does: the last report.
+            # Without an estimate the value is the last report, as in Optuna.
             reports = trial._cached_frozen_trial.intermediate_values
             last = reports[max(reports)] if reports else None
             value = last if last == last else None
@@ -294,7 +294,7 @@ class Loop:
             writes.state, writes.values = state, values
 
     def _leave(self, end: End, reason: str) -> None:
-        """Release the trial at hand, if there is one, and store why this worker ends."""
+        """Release the running trial, if there is one, and store why this worker ends."""
         why = "stopped" if end in (End.STOPPED, End.INTERRUPTED) else "error"
         entry = self._entry.end(end, reason).to_json()
         try:

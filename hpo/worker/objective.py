@@ -36,10 +36,10 @@ from .loop import Watch
 from .pace import Pace
 from .visuals import Visuals
 
-_DIGITS = 4  # that are kept of losses by t, whose noise is larger
+_DIGITS = 4  # significant digits to store of losses by t; the noise is larger than the rest
 
 
-Plans = Mapping[str, Plan]  # of the calls on instances, by their labels; none: wall clock rules
+Plans = Mapping[str, Plan]  # plans of calls by label of the instance; empty under wall clock
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,23 @@ class _Measured:
 
     call: Call
     picture: Artifact | None
-    row: CallRow | None = None  # to keep; None: the call was read, or none are kept
+    row: CallRow | None = None  # to store; None: the call was read, or calls are not stored
 
 
 class Objective:
-    """What workers minimise: the mean loss over the instances, those at the target speed alone.
+    """The objective: the mean loss over the instances at the target speed.
 
-    After each instance the mean so far is reported under the number of instances, so that a
-    pruner compares trials on the same ones.  A trial that has made its looks at lower speeds
-    waits until `Promotion` chooses its recipe for the target speed.  A call over the limit ends
-    the trial; under a reference clock it is the predicted call, before any is made.  A call that
-    is kept in the database is read and not made.
+    After each instance the mean so far is reported, with the number of instances as its step, so
+    that a pruner compares trials on the same instances.  A trial that has made its looks at lower
+    speeds waits until `Promotion` chooses its recipe for the target speed.  A call over the time
+    limit ends the trial; under a reference clock the predicted time counts, and no call is made.
+    A call that is stored in the database is read instead of made.
 
     Args:
-        problem: whose instances trials are measured on.
-        visuals: makes each call's picture; none by default.
-        together: instances whose calls go side by side.
-        kept: calls that were made already, and where those made here are kept; None: nowhere.
+        problem: provides the instances and measures losses.
+        visuals: makes a picture of each call; none by default.
+        together: how many calls go side by side.
+        kept: the table of stored calls; None: calls are not stored.
         promotion: decides which recipes are measured at the target speed; None: all that are left.
     """
 
@@ -91,15 +91,15 @@ class Objective:
         self._pace = Pace()
 
     def forget(self) -> None:
-        """Look at all trials again: one of them has changed."""
+        """Drop what is cached of the trials, because one of them has changed."""
         self._race.forget()
 
     def __call__(self, trial: optuna.Trial, watch: Watch) -> float:
-        """The mean loss of the trial's recipe.
+        """Measure the trial's recipe and return its mean loss.
 
         Raises:
-            TrialEndedError: the trial is over earlier, and how.
-            TrialTakenError: somebody else has it now.
+            TrialEndedError: the trial ended early; it says how.
+            TrialTakenError: the trial belongs to another worker now.
         """
         recipe, plans = self._sample(trial, watch)
         self._check_predicted(plans)
@@ -122,9 +122,9 @@ class Objective:
         return mean_loss(record.counted)
 
     def _wait_unless_promoted(self, trial: optuna.Trial, record: TrialRecord) -> None:
-        """Ends a trial that has made its looks, unless its recipe goes on.
+        """End a trial that has made its looks, unless its recipe is promoted.
 
-        A recipe that was promoted is a trial of its own, whose looks are read and not made.
+        A promoted recipe is a trial of its own, which reads the looks instead of making them.
         """
         if self._promotion is None or all(call.kept for call in record.instances):
             return
@@ -153,7 +153,7 @@ class Objective:
     def _report(
         self, trial: optuna.Trial, watch: Watch, record: TrialRecord, last: _Measured
     ) -> None:
-        """Store what is measured so far; ``last`` is its last call."""
+        """Store the calls so far; ``last`` is the latest."""
         # In one batch, so that a worker that is lost here leaves nothing half written.
         with watch.storage.batch(trial._trial_id) as writes:
             if last.picture is not None:
@@ -167,7 +167,7 @@ class Objective:
         debug(f"trial {trial.number}: {call.instance} loss {call.loss:.4f}, {was}")
 
     def _weak(self, trial: optuna.Trial, losses: Sequence[float]) -> TrialEndedError:
-        """The end of a trial that the pruner drops, with the loss that it probably has."""
+        """The end of a trial that the pruner drops, with its predicted loss."""
         study = trial.study
         reason = f"weak after {len(losses)} of {len(self.instances)} instances"
         standings = self._race.standings(study)
@@ -180,7 +180,7 @@ class Objective:
         return TrialEndedError(Outcome.PRUNED, reason, standings.full_loss(losses))
 
     def _sample(self, trial: optuna.Trial, watch: Watch) -> tuple[Values, Plans]:
-        """The trial's recipe, and under a reference clock the plan of its call on each instance."""
+        """Sample the trial's recipe; under a reference clock also plan its calls, by instance."""
         with watch.storage.batch(trial._trial_id):
             try:
                 space, fixed = self.config.space, self.config.fixed
@@ -215,7 +215,7 @@ class Objective:
             )
 
     def _known(self, recipe: Values, plans: Plans) -> dict[str, KeptCall]:
-        """The calls of a recipe that are kept, by their instances."""
+        """The stored calls of a recipe, by instance."""
         known: dict[str, KeptCall] = {}
         if self._kept is not None:
             of_clock: dict[str, list[Instance]] = {}
@@ -234,7 +234,7 @@ class Objective:
         instances: Sequence[Instance],
         known: Mapping[str, KeptCall],
     ) -> Iterator[_Measured]:
-        """The calls on these instances, in their order; those that are known are not made."""
+        """The calls on these instances in order; known ones are read, the others made."""
         found = {i.label: call for i in instances if (call := self._read(i, known)) is not None}
         missing = [i for i in instances if i.label not in found]
         made = self._call(trial, watch, recipe, plans, missing) if missing else iter(())
@@ -242,11 +242,11 @@ class Objective:
             yield found[instance.label] if instance.label in found else next(made)
 
     def _read(self, instance: Instance, known: Mapping[str, KeptCall]) -> _Measured | None:
-        """A call that somebody has made; None if it is to be made."""
+        """A stored call; None if the call has yet to be made."""
         kept = known.get(instance.label)
         if kept is None or not isinstance(kept.outcome, Call):
             return None
-        # Another study's picture may be at a place that is not this one's.
+        # Another study's pictures may be stored elsewhere.
         picture_id = kept.outcome.picture if kept.is_own else None
         call = kept.outcome.model_copy(update={"picture": picture_id, "kept": True})
         return _Measured(call, self._visuals.of_kept_call(instance, picture_id))
@@ -279,7 +279,7 @@ class Objective:
             self.problem,
             recipe,
             instances,
-            # At many times the machine's speed calls take that many times as long here.
+            # At twice the reference machine's speed a call makes twice the steps, so it is longer.
             max([self.config.limit_s, *(plan.full_speed_s for plan in planned or ())]),
             on_step,
             steps=[plan.steps for plan in planned] if planned else None,
@@ -312,10 +312,10 @@ class Objective:
 
 
 def _check_queued(trial: optuna.Trial, space: Mapping[str, Parameter]) -> None:
-    """Another program may queue what the space has not.
+    """Check a queued trial's parameters: another program may have queued unknown ones.
 
     Raises:
-        InvalidValuesError: it did.
+        InvalidValuesError: the space can't sample them.
     """
     try:
         queued = trial._cached_frozen_trial.system_attrs.get(FIXED_PARAMS_KEY)
@@ -329,5 +329,5 @@ def _longest_s(plans: Plans) -> float:
 
 
 def _short(loss: float) -> float | None:
-    """A loss to store; None for that of a bin into which no time fell."""
+    """A rounded loss to store; None for a bin without any t."""
     return float(f"{loss:.{_DIGITS}g}") if math.isfinite(loss) else None

@@ -14,12 +14,12 @@ from ..arguments import (
     option,
 )
 
-SAMPLERS = ("tpe", "gp", "random")  # Optuna's, by the names that a study file gives them
+SAMPLERS = ("tpe", "gp", "random")  # Optuna's samplers, by their names in study files
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions(DeviceOptions, ArtifactsOptions, DrawingsOptions, StudyOptions):
-    """What a worker is told."""
+    """Options of a worker."""
 
     trials: int | None = option(
         "stop when the study has this many finished", None, variable=True, above=0
@@ -48,5 +48,5 @@ class WorkerOptions(DeviceOptions, ArtifactsOptions, DrawingsOptions, StudyOptio
         most=LARGEST_SEED,
     )
     dry_run: bool = option("show the study and a sampled recipe, create nothing", False)
-    # Set for the workers that --workers starts.
+    # Set in workers that a pool (--workers) starts.
     in_pool: bool = option(argparse.SUPPRESS, False)

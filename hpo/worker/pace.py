@@ -1,4 +1,4 @@
-"""How fast this machine is beside the study's reference machine."""
+"""Compare this machine's speed with that of the study's reference machine."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from ..clock.plan import Plan
 from ..process.logging import info
 
-_CALLS = 3  # before anything is said: the first one of a process is slow
-_LARGE = 1.5  # times as slow or as fast
+_CALLS = 3  # calls to wait for, as the first one of a process is slow
+_LARGE = 1.5  # a ratio of speeds from this on is logged
 
 
 class Pace:
-    """Says once, after a few calls, if calls take much longer or shorter than there."""
+    """Logs once, after a few calls, if this machine is much slower or faster."""
 
     def __init__(self) -> None:
         self._ratios: list[float] = []
 
     def add(self, plans: Sequence[Plan], seconds: Sequence[float], machine: str) -> None:
-        """Calls were made in so many seconds here.
+        """Add calls that were made in so many seconds here.
 
         Args:
             machine: the reference machine's name.

@@ -1,8 +1,8 @@
 """``--workers N``: a pool of worker processes on one machine, watched and stopped as one.
 
-A worker that dies of a signal is replaced, at first at once, then after pauses that double up to a
-minute. The pool gives up when every worker that is left died three times in a row before it joined
-the study: then the machine or the installation is at fault.
+A worker that dies of a signal is replaced: at first at once, then after pauses that double up to a
+minute. The pool gives up when every remaining worker died three times in a row before it joined the
+study, because then the machine or the installation is at fault.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from .options import WorkerOptions
 _POLL_S = 0.5
 _DISPLAY_S = 3.0
 _PAUSES_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # before a worker is started again
-_LONG_S = 60.0  # a worker that lived for so long is replaced at once
-_FALSE_STARTS = 3  # in a row, of every worker, end the pool
-_STOP_S = 20.0  # for all workers to release their trials
+_LONG_S = 60.0  # a worker that lived for so long is replaced without a pause
+_FALSE_STARTS = 3  # so many in a row, of every worker, end the pool
+_STOP_S = 20.0  # time limit for all workers to release their trials
 
 
 @dataclass
@@ -45,16 +45,16 @@ class _Worker:
 
 @dataclass
 class _Place:
-    """The place of one worker, which is filled again when the worker dies."""
+    """One worker's place in the pool; a worker that dies is replaced."""
 
     index: int
     worker: _Worker | None = None  # the latest
     deaths: int = 0  # in a row, each within `_LONG_S` of a start
     false_starts: int = 0  # in a row, each before the worker was in the study
-    start_at: float | None = 0.0  # when to start one; None: one runs
+    start_at: float | None = 0.0  # when to start a worker; None while one runs
 
     def replace(self, dead: _Worker) -> None:
-        """Its worker died: say so, and when there will be another."""
+        """Log that the worker died, and schedule its replacement."""
         now = time.monotonic()
         self.false_starts = 0 if dead.joined.is_set() else self.false_starts + 1
         self.deaths = 0 if now - dead.started > _LONG_S else self.deaths + 1
@@ -69,14 +69,14 @@ def run_pool(options: WorkerOptions) -> int:
     """Run ``options.workers`` workers until all are done; returns the exit code.
 
     Raises:
-        UserError: no worker could start, for a reason that all of them share, or the machine has
-            no room for so many.
+        UserError: no worker could start, for the same reason, or the machine has no room for so
+            many.
         StopError: the pool was asked to stop; every worker has released its trial.
     """
     if options.seed is not None:
         raise UserError("--seed is one worker's; leave it out, or leave out --workers")
     check_room(options.workers)
-    # Before `choose_device`: workers choose again, from all devices that this process sees.
+    # Copied before `choose_device` changes it: workers choose again from all devices.
     environment = dict(os.environ)
     choose_device(options.device)
     from ..study.config import load_study_file
@@ -99,7 +99,7 @@ def run_pool(options: WorkerOptions) -> int:
     devices = _devices(options, method.count_gpus())
     url = config.storage_url(options.storage)
     manifest = make_manifest(config, config.load_problem(options.data))
-    # Mistakes are reported here, once; and the tables exist before workers use them.
+    # Done here so that mistakes are reported once, and the tables exist before workers use them.
     storage, study = create(config, url, manifest)
     start_log("pool")
     info(f"{options.workers} workers of {counted(threads, 'thread')} each")
@@ -129,10 +129,10 @@ def run_pool(options: WorkerOptions) -> int:
 def _watch(
     places: list[_Place], start: Callable[[int], _Worker], show: Callable[[], None]
 ) -> list[int]:
-    """Start a worker for each place and replace those that die; returns the others' exit codes.
+    """Start a worker for each place and replace those that die of a signal; returns exit codes.
 
     Args:
-        start: starts the worker of a place.
+        start: starts the worker of the place with this index.
         show: called several times a second.
     """
     codes: list[int] = []
@@ -184,7 +184,7 @@ def _start(study: str, arguments: Sequence[str], environment: Mapping[str, str])
     def show() -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            if f" study {study}: " in line:  # what a worker says first
+            if f" study {study}: " in line:  # a worker's first line
                 joined.set()
             write_line(line.rstrip("\n"))
 
@@ -196,7 +196,7 @@ def _start(study: str, arguments: Sequence[str], environment: Mapping[str, str])
 def _stop(workers: Sequence[_Worker]) -> None:
     for worker in workers:
         if worker.process.poll() is None:
-            # A batch system may have sent SIGTERM to each of them; a second would kill them.
+            # A batch system may have sent SIGTERM to every worker; a second one would kill it.
             worker.process.send_signal(signal.SIGUSR1)
     deadline = time.monotonic() + _STOP_S
     for worker in workers:

@@ -1,4 +1,4 @@
-"""``--dry-run``: what a worker would do, without creating anything."""
+"""``--dry-run``: print what a worker would do, without creating anything."""
 
 from __future__ import annotations
 

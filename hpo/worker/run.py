@@ -1,4 +1,4 @@
-"""The work of `hpo.worker` in one process."""
+"""One worker, in this process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def run_worker(options: WorkerOptions) -> int:
     Raises:
         UserError: the study file, the data, the networks or the database are not usable, or the
             study was made to measure something else.
-        StopError: the process was asked to stop; the trial at hand is queued again.
+        StopError: the process was asked to stop; the running trial is queued again.
     """
     choose_device(options.device)
     from ..study.config import load_study_file
@@ -47,7 +47,7 @@ def run_worker(options: WorkerOptions) -> int:
     from .summary import print_summary
     from .visuals import Visuals
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs tracebacks as warnings
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # Optuna logs tracebacks as warnings
     threads = options.threads or share_cores(options.workers)
     method, problem = config.load_method(), config.load_problem(options.data)
     method.prepare(options.device, threads)
@@ -58,7 +58,7 @@ def run_worker(options: WorkerOptions) -> int:
     if options.dry_run:
         print_preview(config, problem.instances(), url, manifest)
         return 0
-    start_log("worker")  # until it has a name in the study
+    start_log("worker")  # until the worker has a name in the study
     study, storage = join(config, url, manifest, options.seed)
     start_log(storage.worker)
     if options.in_pool:

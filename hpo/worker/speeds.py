@@ -1,4 +1,4 @@
-"""Whether workers of a study whose calls end by wall clock are of one speed."""
+"""Compare the speeds of workers, for studies whose calls end by wall clock."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 from ..trial.run import Run
 
-_LARGE = 1.5  # times as fast or as slow
+_LARGE = 1.5  # a ratio of speeds from this on is reported
 
 
 def other_speed(runs: Sequence[Run], mine: float | None) -> str | None:
-    """A sentence for people if this worker is much faster or slower than those that measured.
+    """A warning if this worker is much faster or slower than the workers so far; else None.
 
     Args:
         runs: trials of the study.
-        mine: training steps a second, as a trial's `Machine` has them; None: not known.
+        mine: this worker's training steps a second, as in a trial's `Machine`; None: unknown.
     """
     theirs = [
         run.record.machine.speed

@@ -1,4 +1,4 @@
-"""What a worker prints at its end."""
+"""The summary that a worker prints at its end."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def print_summary(study: optuna.Study, config: StudyConfig, named: str, url: str
     """Print the result, its recipe and what to do next.
 
     Args:
-        named: the study as the person named it, by `study_argument`.
-        url: of its database.
+        named: the study's name or path as the user wrote it, by `study_argument`.
+        url: of the study's database.
     """
     data = StudyData(
         config=config,

@@ -16,11 +16,11 @@ _PLOT = "learning curve and loss by time.png"
 
 
 class Visuals:
-    """Makes a worker's pictures and plots; none of them can fail a trial.
+    """Makes a worker's pictures and plots; an error in one never fails a trial.
 
     Args:
-        gallery: keeps the files.
-        problem: whose instances the pictures show.
+        gallery: stores the files.
+        problem: draws the pictures of its instances.
     """
 
     def __init__(self, gallery: Gallery, problem: Problem) -> None:
@@ -28,15 +28,15 @@ class Visuals:
         self._problem = problem
 
     def of_call(self, instance: Instance, model: Any) -> Artifact | None:
-        """The picture of one call; None if there is none."""
+        """Draw the picture of a call; None if there is none."""
         return self._gallery.keep(_name(instance), lambda: self._problem.picture(instance, model))
 
     def of_kept_call(self, instance: Instance, picture: str | None) -> Artifact | None:
-        """The picture that was made with a call, by its id; None if there was none."""
+        """The stored picture of a call that was read; None if it has none."""
         return None if picture is None else linked(picture, _name(instance))
 
     def of_trial(self, trial: optuna.Trial) -> Mapping[str, str]:
-        """The plot of a trial that ends now, as the system attributes that link it."""
+        """Draw the plot of a trial that ends; returns the system attributes that link it."""
         calls = read_trial(trial).instances
         plot = self._gallery.keep(_PLOT, lambda: plot_trial(calls)) if calls else None
         return plot.link if plot else {}
