@@ -1,4 +1,4 @@
-"""What a process knows of a study's trials: the finished ones for good, of the others little."""
+"""A process's cache of a study's trials: finished ones for good, unfinished ones in part."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Read = Callable[[Callable[[sa.Connection], Any]], Any]
 class TrialCache:
     """Reads each finished trial once.
 
-    One short statement per look tells which trials have finished since the last one. It looks
-    only among those that had not finished and above the highest id seen: a study's trials are
-    made one at a time, so their ids appear in order.
+    Each query first asks which trials have finished since the last one. It asks only for ids that
+    were unfinished then, and for ids above the highest one seen: a study's trials are created one
+    at a time, so their ids are in order.
 
     Args:
         read: runs a function on a connection to the database.
@@ -36,15 +36,15 @@ class TrialCache:
         self._lists: dict[frozenset[TrialState], list[FrozenTrial]] = {}
 
     def get(self, trial_id: int) -> FrozenTrial | None:
-        """A finished trial that is known already."""
+        """A finished trial, if it is in the cache."""
         return self._finished.get(trial_id)
 
     def trials(self, states: Collection[TrialState]) -> list[FrozenTrial]:
-        """The study's trials in these states, by their numbers, as they are now."""
+        """The study's current trials in these states, ordered by number."""
         self._look()
         finished = self._listed(frozenset(states) & set(FINISHED))
         if set(states) <= set(FINISHED):
-            return list(finished)  # pruners ask this after every report
+            return list(finished)  # pruners ask for these after every report
         trials = list(finished)
         for trial in self._whole(self._unfinished):
             if trial.state in states:
@@ -52,10 +52,10 @@ class TrialCache:
         return trials
 
     def for_sampling(self) -> list[FrozenTrial]:
-        """All trials with what samplers go by: of those that run, the parameters.
+        """All trials, as far as samplers need them.
 
-        A trial gets all its parameters at once, so one that has some is not read again until it
-        is finished; its reports and attributes may be old.
+        A running trial gets all its parameters at once. So one that has parameters is not read
+        again until it is finished, and its reports and attributes may be out of date.
         """
         self._look()
         unread = [i for i in self._unfinished if i not in self._running]

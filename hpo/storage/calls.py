@@ -1,8 +1,8 @@
-"""The table of calls: what each measured, under a key that names all that it depends on.
+"""The table of calls: each call's result, under a key that names everything it depends on.
 
 Optuna has no place for calls outside of trials, and a trial that is queued again loses its
-attributes. So this is a table of this service's own, ``hpo_calls``, beside Optuna's. Each function
-is the work of one transaction and may run again on top of its own effects.
+attributes. So this service has a table of its own, ``hpo_calls``, beside Optuna's. Each function is
+the body of one transaction and may be repeated after it has succeeded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .dialects import dialect_of
 from .errors import driver_message, is_transient
 from .statements import upsert
 
-# No foreign key: Optuna, which deletes studies, knows nothing of these rows.
+# No foreign key: Optuna deletes studies and knows nothing of these rows.
 CALLS = sa.Table(
     "hpo_calls",
     sa.MetaData(),
@@ -31,27 +31,27 @@ CALLS = sa.Table(
     sa.Column("checksum", sa.Text, nullable=False),
 )
 _KEY = ("recipe", "instance", "basis", "study_id")
-_READ_AT_ONCE = 100  # recipes, whose calls take some thousand characters each
+_READ_AT_ONCE = 100  # recipes in one query; a call has some thousand characters
 
 
 @dataclass(frozen=True)
 class CallRow:
-    """A call as the table holds it."""
+    """A row of the table of calls."""
 
     recipe: str  # digest of the complete values
-    instance: str  # its label
+    instance: str  # label of the instance
     basis: str  # digest of what else the call depends on
-    study_id: int  # that keeps it; others may read it
+    study_id: int  # study that the row belongs to; other studies may read it
     trial: int | None  # number of the trial that made it; None: a confirmation did
     value_json: str
-    checksum: str  # of all of the above but for study and trial
+    checksum: str  # of all fields above but study and trial
 
 
 def make_table(engine: sa.Engine) -> str | None:
-    """Make the table, unless it is there; None if calls can be read and written now.
+    """Create the table if it is not there.
 
     Returns:
-        Why they can't: there is no right to make or to use the table, say.
+        None if calls can be read and written now; else the reason why not, such as missing rights.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database is away for a while.
@@ -61,7 +61,7 @@ def make_table(engine: sa.Engine) -> str | None:
             with engine.begin() as c, dialect_of(c).table_lock(c):
                 c.execute(sa.schema.CreateTable(CALLS, if_not_exists=True))
         with engine.begin() as c:
-            # They change nothing, and fail where the rights or the columns are not there.
+            # These statements change nothing, and fail if rights or columns are missing.
             c.execute(sa.select(CALLS).limit(0))
             nothing = sa.select(*CALLS.c).where(sa.false())
             c.execute(sa.insert(CALLS).from_select([column.name for column in CALLS.c], nothing))
@@ -74,7 +74,7 @@ def make_table(engine: sa.Engine) -> str | None:
 
 
 def has_table(place: sa.Engine | sa.Connection) -> bool:
-    """Whether the database has the table; another program's of that name does not count."""
+    """Whether the database has our table; another program's table of that name does not count."""
     inspector = sa.inspect(place)
     if not inspector.has_table(CALLS.name):
         return False
@@ -82,14 +82,14 @@ def has_table(place: sa.Engine | sa.Connection) -> bool:
 
 
 def calls_of(c: sa.Connection, recipe: str) -> list[CallRow]:
-    """All calls of a recipe, whichever study keeps them."""
+    """All calls of a recipe, of any study."""
     return [CallRow(*row) for row in c.execute(sa.select(CALLS).where(CALLS.c.recipe == recipe))]
 
 
 def calls_of_study(c: sa.Connection, study_id: int) -> Iterator[CallRow]:
-    """The calls that a study keeps, in the order of their keys; the table is there."""
+    """A study's calls, in the order of their keys; the table has to exist."""
     mine = CALLS.c.study_id == study_id
-    # The order of bytes, which both kinds of databases have.
+    # Ordered by bytes, because both kinds of databases can do that.
     order = [sa.collate(CALLS.c[name], dialect_of(c).bytewise) for name in _KEY[:3]]
     recipes = list(c.execute(sa.select(CALLS.c.recipe).where(mine).distinct()).scalars())
     recipes.sort(key=str.encode)
@@ -100,20 +100,20 @@ def calls_of_study(c: sa.Connection, study_id: int) -> Iterator[CallRow]:
 
 
 def write_calls(c: sa.Connection, rows: Sequence[CallRow]) -> None:
-    """Write calls, each in the place of what the study has kept under its key."""
+    """Write calls; each replaces the study's row with the same key."""
     names = [column.name for column in CALLS.c]
     upsert(c, CALLS, _KEY, [dict(zip(names, astuple(row), strict=True)) for row in rows])
 
 
 def count_of_study(c: sa.Connection, study_id: int) -> int:
-    """How many calls a study keeps."""
+    """How many calls a study has."""
     if not has_table(c):
         return 0
     return _count(c, CALLS.c.study_id == study_id)
 
 
 def count_of_trial(c: sa.Connection, trial_id: int) -> int:
-    """How many calls a trial's workers have made and kept; the table is there."""
+    """How many stored calls a trial's workers have made; the table has to exist."""
     columns = (db.TRIALS.c.study_id, db.TRIALS.c.number)
     trial = c.execute(sa.select(*columns).where(db.TRIALS.c.trial_id == trial_id)).one()
     return _count(c, CALLS.c.study_id == trial.study_id, CALLS.c.trial == trial.number)
@@ -125,6 +125,6 @@ def _count(c: sa.Connection, *conditions: sa.ColumnElement[bool]) -> int:
 
 
 def forget_study(c: sa.Connection, study_id: int) -> None:
-    """Delete the calls that a study keeps."""
+    """Delete a study's calls."""
     if has_table(c):
         c.execute(sa.delete(CALLS).where(CALLS.c.study_id == study_id))

@@ -1,4 +1,4 @@
-"""Databases of finished studies as they are published: a SQLite file, compressed by gzip."""
+"""Published databases of finished studies: SQLite files compressed by gzip."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_published(storage: str) -> bool:
 
 
 def plain_url(storage: str) -> str:
-    """The URL of the database that ``storage`` would be, unpacked where it lies."""
+    """The URL that the database would have if it were unpacked beside the compressed file."""
     if not is_published(storage):
         return storage
     return _SCHEME + storage.removeprefix(_SCHEME).removesuffix(_SUFFIX)
@@ -30,9 +30,9 @@ def plain_url(storage: str) -> str:
 
 @contextmanager
 def unpacked(storage: str) -> Iterator[str]:
-    """The URL to look at: of a compressed file that of a copy, which is gone afterwards.
+    """Unpack a compressed database into a temporary copy and yield the copy's URL.
 
-    Any other storage is given back as it is.
+    Any other storage is yielded as it is.
 
     Raises:
         UserError: there is no such file, or it can't be unpacked.
@@ -56,9 +56,9 @@ def unpacked(storage: str) -> Iterator[str]:
 
 
 def _remove(directory: Path) -> None:
-    """Remove it with all in it, though a thread may be at work there.
+    """Remove the directory with its files, though another thread may still use them.
 
-    A server that is stopped leaves its threads behind.  Where one opens the copy just then, SQLite
-    adds files beside it; under another name none is added after the directory was listed.
+    A server that is stopped leaves its threads behind.  If one of them opens the copy just then,
+    SQLite adds files beside it.  So the directory is renamed first: no files are added after that.
     """
     shutil.rmtree(directory.rename(directory.with_name(f"{directory.name}-removed")))

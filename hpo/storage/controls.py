@@ -1,7 +1,7 @@
-"""What people have asked of a study, as rows among its attributes, and the marks on its trials.
+"""Controls of a study, such as pause and stop, and marks on dropped trials.
 
-The rows go where the study goes: to another database, and away with it. Each function is the work
-of one transaction.
+Controls are stored among the study's attributes, so they move and are deleted with the study. Each
+function is the body of one transaction.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from . import tables as db
 from .statements import lock_study, set_attrs
 
 PREFIX = "control:"
-_DIGITS = 6  # of a row's number, so that keys have the numbers' order
+_DIGITS = 6  # a row's number is padded to so many digits, so that keys sort like numbers
 DROPPED = "dropped"  # name of a constraint, and of the attribute that says why
-_CONSTRAINT = f"constraints:{DROPPED}"  # Optuna's key of it
-_OLDER = "constraints"  # the list that the dashboard reads
+_CONSTRAINT = f"constraints:{DROPPED}"  # Optuna's key of the constraint
+_OLDER = "constraints"  # older key, a list, that the dashboard reads
 _WORSE_THAN_ANY = 1e6
 
 
 def read_controls(c: sa.Connection, study_id: int) -> list[Any]:
-    """The JSON values of a study's controls, the oldest first."""
+    """A study's controls as JSON values, oldest first."""
     attrs = db.STUDY_USER_ATTRS
     query = sa.select(attrs.c.value_json).where(
         attrs.c.study_id == study_id, attrs.c.key.startswith(PREFIX)
@@ -35,7 +35,7 @@ def read_controls(c: sa.Connection, study_id: int) -> list[Any]:
 def add_control(
     c: sa.Connection, study_id: int, control: Mapping[str, Any], token: str | None = None
 ) -> None:
-    """Add a row behind those that are there.
+    """Append a row.
 
     Raises:
         KeyError: there is no such study.
@@ -47,10 +47,10 @@ def add_control(
 
 
 def mark_dropped(c: sa.Connection, trial_id: int, why: str | None) -> None:
-    """Make a finished trial infeasible, or what it was before.
+    """Mark a finished trial as dropped, which makes it infeasible, or remove the mark.
 
     Args:
-        why: None takes the mark away.
+        why: the reason; None removes the mark.
     """
     attrs = db.SYSTEM_ATTRS
     mine = attrs.c.trial_id == trial_id

@@ -18,13 +18,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ..errors import UserError
 
-IN_MEMORY = Path(":memory:")  # no file: a database of each process's own
+IN_MEMORY = Path(":memory:")  # a database without a file, which other processes can't see
 
 
 class Dialect:
-    """How a kind of database is connected to, locked and asked, and what its errors mean."""
+    """A kind of database: connect arguments, locks, statements, and the meaning of its errors."""
 
-    bytewise: str  # the collation that compares texts byte by byte
+    bytewise: str  # name of the collation that compares texts byte by byte
 
     def engine_options(self, url: sa.URL) -> dict[str, Any]:
         """Keyword arguments for `sqlalchemy.create_engine`.
@@ -35,39 +35,39 @@ class Dialect:
         raise NotImplementedError
 
     def file(self, url: sa.URL) -> Path | None:
-        """The file that holds the database; None if it is on a server."""
+        """The database's file; None if the database is on a server."""
         return None
 
     def to_read(self, url: sa.URL) -> sa.URL:
-        """The URL by which the database can be read with no right to write."""
+        """The URL to read the database without the right to write."""
         return url
 
     def prepare(self, connection: sa.Connection) -> None:
-        """Set up the database itself; may run again at any time."""
+        """Set up the database itself; may be repeated at any time."""
 
     def tune(self, engine: sa.Engine) -> None:
         """Set up the connections that ``engine`` opens from now on."""
 
     def table_lock(self, connection: sa.Connection) -> AbstractContextManager[object]:
-        """Keep other processes out while this one makes the tables."""
+        """Lock out other processes while this one creates the tables."""
         raise NotImplementedError
 
     def snapshot(self, engine: sa.Engine) -> AbstractContextManager[sa.Connection]:
-        """A connection that sees the database as it is now and cannot write."""
+        """A read-only connection that sees the database as it is now."""
         raise NotImplementedError
 
     def never_idle(self, connection: sa.Connection) -> None:
-        """Let this transaction be idle for as long as it takes."""
+        """Turn off the limit on idle time for this transaction."""
 
     def limit_lock_wait(self, connection: sa.Connection, limit_ms: int) -> None:
-        """Let this transaction wait for a lock for ``limit_ms`` at most."""
+        """Limit the time that this transaction waits for a lock to ``limit_ms``."""
 
     def insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-        """An insert that has ``on_conflict_do_update``."""
+        """An insert statement with ``on_conflict_do_update``."""
         raise NotImplementedError
 
     def now(self) -> sa.ColumnElement[Any]:
-        """The database's clock in UTC, in the form in which SQLAlchemy stores moments."""
+        """The database's current time in UTC, in the form in which SQLAlchemy stores it."""
         raise NotImplementedError
 
     def is_transient(self, error: BaseException) -> bool:
@@ -75,14 +75,14 @@ class Dialect:
         raise NotImplementedError
 
     def remedy(self, error: BaseException) -> str | None:
-        """What a person can do about the driver's ``error``, where that is known."""
+        """What a person can do about the driver's ``error``; None if that is unknown."""
         raise NotImplementedError
 
 
 class _Sqlite(Dialect):
     bytewise = "BINARY"
     _BUSY_S = 10
-    # Another process holds the file, or was about to start its log.
+    # Another process holds the file, or was about to create its write-ahead log.
     _TRANSIENT: ClassVar = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
     _REMEDIES: ClassVar = {
         sqlite3.SQLITE_FULL: "free space on its disk",
@@ -104,13 +104,13 @@ class _Sqlite(Dialect):
         file = self.file(url)
         if file == IN_MEMORY or Path(f"{file}-wal").exists() or os.access(file.parent, os.W_OK):
             return url
-        # SQLite reads a database with a write-ahead log only where it can write beside it, unless
-        # it is told that nobody changes the file.
+        # To read a database with a write-ahead log, SQLite has to write beside it, unless it is
+        # told that nobody changes the file.
         database = f"file:{quote(str(file))}"
         return url.set(database=database).update_query_dict({"immutable": "1", "uri": "true"})
 
     def prepare(self, connection: sa.Connection) -> None:
-        # With a write-ahead log, readers and a writer do not wait for each other.
+        # With a write-ahead log, readers do not wait for a writer, nor a writer for readers.
         connection.exec_driver_sql("PRAGMA journal_mode=WAL")
         version = connection.exec_driver_sql("PRAGMA user_version").scalar()
         connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -121,19 +121,19 @@ class _Sqlite(Dialect):
     def tune(self, engine: sa.Engine) -> None:
         if not sa.event.contains(engine, "connect", _relax_sync):
             sa.event.listen(engine, "connect", _relax_sync)
-            engine.dispose()  # closes connections from before the listener
+            engine.dispose()  # close connections that were opened before the listener
 
     def table_lock(self, connection: sa.Connection) -> AbstractContextManager[object]:
         if not connection.engine.url.database:
             return nullcontext()
-        # The lock file is not beside the database: a directory of studies shall hold studies.
+        # The lock file is not beside the database, to leave directories of studies tidy.
         path = str(Path(connection.engine.url.database).resolve())
         name = hashlib.sha256(path.encode()).hexdigest()[:16]
         return FileLock(Path(tempfile.gettempdir()) / f"hpo-{os.getuid()}-{name}.lock")
 
     @contextmanager
     def snapshot(self, engine: sa.Engine) -> Iterator[sa.Connection]:
-        # The driver begins no transaction to read, so this one is begun by hand.
+        # The driver begins no transaction for reads, so this one is begun explicitly.
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("PRAGMA query_only=ON")
             connection.exec_driver_sql("BEGIN")
@@ -153,7 +153,7 @@ class _Sqlite(Dialect):
 
     @staticmethod
     def _code(error: BaseException) -> int:
-        # The low byte is the primary code; a lock may come as SQLITE_BUSY_SNAPSHOT, say.
+        # The low byte is the primary code; a lock may also be SQLITE_BUSY_SNAPSHOT, for example.
         return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
@@ -162,19 +162,18 @@ def _relax_sync(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
-_UTC = "-c timezone=UTC"  # heartbeats are compared with now() of whichever connection asks
+_UTC = "-c timezone=UTC"  # heartbeats are compared with now() on any connection
 
 
 class _PostgreSQL(Dialect):
     bytewise = "C"
     _TABLE_LOCK = 0x72756E6573  # the key of an advisory lock
-    # A worker's own statements and its heartbeat's; one more when both hold one.
+    # One connection for the worker's statements and one for its heartbeat, and a spare.
     _POOL: ClassVar = {"pool_size": 2, "max_overflow": 1}
     _CONNECT_S = 10
     _SESSION: ClassVar = {
         # The server releases the locks of a machine that vanished, or of a process that was
-        # halted, in the middle of a transaction. By its own defaults it keeps them for two hours,
-        # or for ever.
+        # halted, in the middle of a transaction. By default it keeps them for two hours or for ever.
         "tcp_keepalives_idle": 15,  # s
         "tcp_keepalives_interval": 5,  # s
         "tcp_keepalives_count": 3,
@@ -199,7 +198,7 @@ class _PostgreSQL(Dialect):
         "53100": "free space on the server's disk",
         "25006": "connect to the primary, which takes writes",
     }
-    # The driver's errors that come without a class, because there is no connection.
+    # Messages of errors without a class, which the driver raises when there is no connection.
     _CONNECTION_ERRORS = ("OperationalError", "InterfaceError")
     # A refused connection has no class: parts of its message, and what to do about it.
     _REFUSALS: ClassVar = {
@@ -234,9 +233,9 @@ class _PostgreSQL(Dialect):
 
     @staticmethod
     def _prepare_threshold(url: sa.URL) -> dict[str, int | None]:
-        """After how many runs a statement is prepared, if the URL tells; None: never.
+        """After how many runs a statement is prepared, if the URL says so; None: never.
 
-        Older poolers of transactions do not know which connection has prepared what.
+        Older transaction poolers do not track which connection has prepared which statement.
         """
         given = url.query.get("prepare_threshold")
         if given is None:

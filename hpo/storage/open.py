@@ -1,4 +1,4 @@
-"""How a study's database is opened."""
+"""Open a study's database."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _BRIEF_RETRY_S = 10.0
 
 
 def open_storage(url: str, worker: str | None = None, retry_s: float = RETRY_S) -> StudyStorage:
-    """SQLite (write-ahead log, one machine) or PostgreSQL, with its tables made if need be.
+    """Open SQLite (write-ahead log, one machine) or PostgreSQL, and create missing tables.
 
     Args:
-        worker: who will claim trials; None: a name of this process.
-        retry_s: for how long an operation is tried again while the database is away.
+        worker: name under which trials are claimed; None: a name of this process.
+        retry_s: how long an operation is retried while the database is away.
 
     Raises:
         UserError: the URL is malformed or the database can't be opened; no password is shown.
@@ -52,10 +52,10 @@ def open_storage(url: str, worker: str | None = None, retry_s: float = RETRY_S) 
 
 
 def open_to_read(url: str, retry_s: float = _BRIEF_RETRY_S) -> StudyStorage:
-    """A database whose tables are there, for a look: rights to read are enough.
+    """Open a database that has its tables, to read it; read rights are enough.
 
-    Nothing in it is changed, not even SQLite's journal mode. Writes are tried where somebody asks
-    for them.
+    Nothing in it is changed, not even SQLite's journal mode. A write is tried if somebody asks for
+    one.
 
     Raises:
         UserError: the URL is malformed or the database can't be opened; no password is shown.
@@ -68,7 +68,7 @@ def open_to_read(url: str, retry_s: float = _BRIEF_RETRY_S) -> StudyStorage:
 
 
 def has_studies(url: str) -> bool:
-    """Whether the database is there, with the tables for studies in it.
+    """Whether the database exists and has Optuna's tables.
 
     Raises:
         UserError: the URL is malformed or the database can't be opened; no password is shown.
@@ -81,10 +81,10 @@ def has_studies(url: str) -> bool:
 
 
 def wait_for_server(url: str, limit_s: float) -> None:
-    """Return once the database's server lets this user in; a SQLite file has none to wait for.
+    """Wait until the database's server accepts this user; with SQLite there is no wait.
 
     Raises:
-        UserError: it did not within ``limit_s``, or waiting would not help.
+        UserError: it did not accept within ``limit_s``, or waiting would not help.
     """
     if sqlite_file(url) is not None:
         return
@@ -93,11 +93,11 @@ def wait_for_server(url: str, limit_s: float) -> None:
 
 
 def open_existing(url: str, study: str, *, to_write: bool = False) -> StudyStorage:
-    """A database that is there already: nothing is made, and it is waited for briefly.
+    """Open a database that exists already, with a short timeout; nothing is created.
 
     Args:
-        study: as the person named it, for the advice.
-        to_write: whether more than a look at it is wanted.
+        study: the study as the user named it, for the advice in errors.
+        to_write: whether the caller wants to write.
 
     Raises:
         UserError: there is no such database, no study was ever made in it, or it can't be opened.
@@ -111,10 +111,10 @@ def open_existing(url: str, study: str, *, to_write: bool = False) -> StudyStora
 
 @contextmanager
 def looked_at(url: str, study: str) -> Iterator[StudyStorage]:
-    """What `open_existing` opens, closed afterwards; of a compressed file a copy.
+    """Like `open_existing`, and closed afterwards; a compressed file is opened as a copy.
 
     Raises:
-        UserError: as `open_existing`, or the file can't be unpacked.
+        UserError: as in `open_existing`, or the file can't be unpacked.
     """
     with unpacked(url) as plain:
         try:
@@ -132,9 +132,9 @@ def looked_at(url: str, study: str) -> Iterator[StudyStorage]:
 
 @contextmanager
 def reading(url: str) -> Iterator[sa.Connection]:
-    """A database as it is at this moment, however long one looks at it; it takes no writes.
+    """A read-only snapshot of a database.
 
-    Rights to read are enough, and nothing in the database is changed.
+    Read rights are enough, and nothing in the database is changed.
 
     Raises:
         UserError: there is no such database, no study was ever made in it, it can't be opened,
@@ -147,12 +147,12 @@ def reading(url: str) -> Iterator[sa.Connection]:
             with engine.connect() as connection:
                 if not _has_tables(connection):
                     raise UserError(f"{shown(url)} has no studies; write another database's URL")
-            _open(engine.url).engine.dispose()  # it checks the tables' release
+            _open(engine.url).engine.dispose()  # this checks the release of the tables
             connection = stack.enter_context(dialect_of(engine).snapshot(engine))
 
         def explain_failure(context: sa.engine.ExceptionContext) -> None:
             if not isinstance(context.original_exception, Exception):
-                return  # somebody stops this process, in the middle of a statement
+                return  # this process was stopped in the middle of a statement
             error = context.sqlalchemy_exception or context.original_exception
             message = hide_passwords(explain(error), url)
             raise _kind_of(error)(f"can't read {shown(url)}: {message}")
@@ -167,10 +167,10 @@ def load_study(
     sampler: optuna.samplers.BaseSampler | None = None,
     pruner: optuna.pruners.BasePruner | None = None,
 ) -> optuna.Study:
-    """The study called ``name``.
+    """Load the study called ``name``.
 
     Raises:
-        UserError: there is none; the message lists those there are.
+        UserError: there is no such study; the message lists the studies that exist.
     """
     try:
         return optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
@@ -181,13 +181,13 @@ def load_study(
 
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
-    """What goes wrong when a database is opened, as one line without a password."""
+    """Turn errors of opening a database into UserError, in one line without a password."""
     try:
         yield
     except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
         message = hide_passwords(explain(error), url)
         raise _kind_of(error)(f"can't open {shown(url)}: {message}") from error
-    except RuntimeError as error:  # Optuna's, for tables of another release
+    except RuntimeError as error:  # Optuna raises it for tables of another release
         raise UserError(f"can't open {shown(url)}: {_release_advice(str(error))}") from error
 
 
@@ -217,37 +217,37 @@ def _engine(url: str, to_read: bool = False) -> Iterator[sa.Engine]:
 
 
 def _check_file(url: str, advice: str) -> None:
-    """Raises UserError if this is SQLite and there is no such file, which opening would make."""
+    """Raise UserError if a SQLite file does not exist, because opening would create it."""
     file = sqlite_file(url)
     if file is not None and not file.is_file():
         raise UserError(f"{shown(url)}{_where(file)}: no such database; {advice}")
 
 
 def _where(file: Path) -> str:
-    """Where a file would be that a URL names from somewhere else."""
+    """A hint at where the file of a relative URL is looked for."""
     return "" if file == IN_MEMORY or file.is_absolute() else f" ({file.absolute()})"
 
 
 @contextmanager
 def _one_makes_tables(url: str) -> Iterator[None]:
-    """Connect, and while the tables are not there yet let one process at a time go on."""
+    """Connect; while the tables do not exist, let in one process at a time."""
     with _engine(url) as engine, engine.connect() as connection:
         dialect = dialect_of(engine)
         Retry(shown(url), _BRIEF_RETRY_S).call(lambda: dialect.prepare(connection))
         if not _has_tables(connection):
             with dialect.table_lock(connection):
-                if not _has_tables(connection):  # another process may have made them meanwhile
+                if not _has_tables(connection):  # another process may have created them meanwhile
                     yield
                     return
-        # A pooler's connections are few. Many workers that open the database would each wait for
-        # another's.
+        # Close it, because a pooler has few connections: many workers that open the database would
+        # wait for each other's.
         connection.close()
         engine.dispose()
         yield
 
 
 def _has_tables(connection: sa.Connection) -> bool:
-    # The last thing that Optuna writes when it makes its tables.
+    # Optuna writes this last when it creates its tables.
     if not sa.inspect(connection).has_table("alembic_version"):
         return False
     return connection.exec_driver_sql("SELECT 1 FROM alembic_version").first() is not None

@@ -1,6 +1,6 @@
-"""What this package uses of Optuna that is not public, each with the reason.
+"""The adapter to Optuna's private parts, each with the reason why it is used.
 
-Optuna's release is pinned for its sake. Where Optuna changes, this module changes.
+Optuna's release is pinned because of them. Where Optuna changes, this module changes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
-# A claim, a block of writes and a heartbeat have to be one transaction, and a look at a study few
-# statements. `RDBStorage` makes a transaction of each parameter, attribute and report.
+# A claim, a batch of writes and a heartbeat each have to be one transaction, and reading a study
+# takes few statements. `RDBStorage` makes a transaction of each parameter, attribute and report.
 from optuna.storages._rdb import models
 
-# The return type of `BaseStorage.get_all_studies`, which is public.
+# Not exported, though it is the return type of the public `BaseStorage.get_all_studies`.
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial
 
@@ -37,12 +37,12 @@ def table(name: str) -> sa.Table:
 
 
 def stored_value(value: float) -> tuple[float | None, Any]:
-    """A trial's value as the table holds it: infinities have no number in SQL, but a kind."""
+    """A trial's value in the table's form: SQL has no infinities, so a kind stands for them."""
     return models.TrialValueModel.value_to_stored_repr(value)
 
 
 def stored_report(value: float) -> tuple[float | None, Any]:
-    """An intermediate value as the table holds it: infinities and NaN are kinds."""
+    """An intermediate value in the table's form: a kind stands for infinities and NaN."""
     return models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
 
 
@@ -52,7 +52,7 @@ def id_of(trial: FrozenTrial) -> int:
 
 
 def open_rdb(url: str, engine_options: dict[str, Any]) -> RDBStorage:
-    """Optuna's own storage, which makes the tables if need be.
+    """Open Optuna's own storage, which creates missing tables.
 
     Raises:
         RuntimeError: the tables are of a release that this Optuna can't use.
@@ -60,7 +60,7 @@ def open_rdb(url: str, engine_options: dict[str, Any]) -> RDBStorage:
     rdb = RDBStorage(url, engine_options, skip_compatibility_check=True)
     release = rdb.get_current_version()
     if release not in _checked:
-        # The check reads all of Optuna's migrations. `RDBStorage` runs it each time or never.
+        # The check is slow, as it reads all of Optuna's migrations; `RDBStorage` would always run it.
         rdb._version_manager.check_table_schema_compatibility()
         _checked.add(release)
     return rdb

@@ -1,7 +1,7 @@
-"""Whether a database and its studies are still those that a process began with.
+"""Check that a database and its studies are still the ones that a process began with.
 
-SQLite gives the id of a deleted study to the next one, and a connection to a file outlives the
-file's name. A process that does not look goes on in another study, or in a file that nobody sees.
+SQLite gives the id of a deleted study to the next one, and a connection outlives the name of its
+file. Without this check a process would go on in another study, or in a deleted file.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from .errors import StudyGoneError
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells a study from any other, in every database."""
+    """Identifies a study among all studies in all databases."""
 
     name: str
     token: str  # random
 
 
 class Presence:
-    """What a storage checks before it reads or writes.
+    """Checks that a storage makes before it reads or writes.
 
     Args:
-        engine: of a database whose file is there.
-        name: the database's, as it may be printed.
+        engine: engine of the database; its file exists.
+        name: the database's name without passwords.
     """
 
     def __init__(self, engine: sa.Engine, name: str) -> None:
@@ -37,19 +37,19 @@ class Presence:
         self._studies: dict[int, Identity] = {}
 
     def keep(self, study_id: int, identity: Identity) -> None:
-        """Check this study from now on, and the file with it."""
+        """From now on check this study and the database's file."""
         self._studies[study_id] = identity
 
     def token(self, study_id: int) -> str | None:
-        """The token of a study that is checked; None for any other."""
+        """The token of a study that is checked; None for other studies."""
         known = self._studies.get(study_id)
         return known.token if known else None
 
     def check_file(self) -> None:
-        """Look whether the file is the same one.
+        """Check that the database's file is still the same.
 
         Raises:
-            StudyGoneError: it was removed or replaced, and a study of it is checked.
+            StudyGoneError: it was removed or replaced, and one of its studies is checked.
         """
         if self._studies and self._file_now() != self._known_file:
             raise StudyGoneError(
@@ -58,7 +58,7 @@ class Presence:
             )
 
     def gone(self, study_id: int) -> StudyGoneError | None:
-        """The error for a study that was not found; None if it is not checked."""
+        """The error to raise for a study that was not found; None if it is not checked."""
         if (known := self._studies.get(study_id)) is None:
             return None
         return StudyGoneError(
@@ -74,6 +74,6 @@ class Presence:
             found = self._file.stat()
         except FileNotFoundError:
             return None
-        except OSError:  # a disk that does not answer says nothing about the file
+        except OSError:  # the disk does not answer, so nothing is known of the file
             return self._known_file
         return found.st_dev, found.st_ino

@@ -30,20 +30,21 @@ T = TypeVar("T")
 
 
 class StudyStorage(BaseStorage):
-    """Optuna's tables, read in few statements and written in few transactions.
+    """A storage on Optuna's tables that reads in few statements and writes in few transactions.
 
-    It holds Optuna's `RDBStorage`, which makes the tables and does what is done to whole studies,
-    and is none itself: in front of every `RDBStorage` Optuna puts a cache of its own, which does
-    not know of claimed trials, and the dashboard offers to migrate its tables.
+    It delegates operations on whole studies to Optuna's `RDBStorage`, which also creates the
+    tables. It is not a subclass: Optuna puts a cache in front of every `RDBStorage`, and that cache
+    does not know of claimed trials; and the dashboard would offer to migrate its tables.
 
-    Every operation is tried again while the database is away, but for those that say otherwise.
-    A storage is for one thread, and for its heartbeat's.
+    Operations are retried while the database is away, unless they say otherwise.  A storage is for
+    one thread and its heartbeat's thread.
 
     Args:
         rdb: Optuna's storage of the database.
-        worker: who claims trials. Nobody else may write them. An empty name claims nothing and may
-            write to any trial that is not finished: a person at the dashboard.
-        retry: how operations are tried again.
+        worker: name under which trials are claimed; only the worker that claimed a trial may write
+            to it. With an empty name, as for a person at the dashboard, nothing is claimed and any
+            unfinished trial may be written to.
+        retry: how operations are retried.
     """
 
     def __init__(self, rdb: RDBStorage, worker: str, retry: Retry) -> None:
@@ -55,13 +56,13 @@ class StudyStorage(BaseStorage):
         self._presence = Presence(self.engine, retry.name)
         self._reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._batch: tuple[int, Writes] | None = None
-        self._keeps_calls: bool | None = None  # None: nobody has asked yet
+        self._keeps_calls: bool | None = None  # None: not known yet
         self._forget()
 
     def _forget(self) -> None:
-        """Begin with nothing known of studies and trials."""
+        """Empty all caches."""
         self._caches: dict[int, TrialCache] = {}  # by study
-        # The distribution of each parameter of a study, which may not change.
+        # The distributions of parameters; within a study they may not change.
         self._distributions: dict[tuple[int, str], BaseDistribution] = {}
         self._study_of: dict[int, int] = {}  # by trial
         self._claimed: set[int] = set()  # trials that this worker holds, or has held
@@ -74,15 +75,15 @@ class StudyStorage(BaseStorage):
 
     @property
     def name(self) -> str:
-        """The database's URL as it may be printed."""
+        """The database's URL without passwords."""
         return self.retry.name
 
     # -- transactions ------------------------------------------------------------------------
 
     def transact(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run ``work`` in one transaction, again and again until it is committed.
+        """Run ``work`` in one transaction, and retry until it is committed.
 
-        When a commit's answer is lost, ``work`` runs once more on top of its own effects.
+        If the answer to a commit is lost, ``work`` is repeated although it has succeeded.
         """
 
         def once() -> T:
@@ -92,7 +93,7 @@ class StudyStorage(BaseStorage):
         return self.retry.call(once)
 
     def transaction(self) -> AbstractContextManager[sa.Connection]:
-        """One transaction that is not tried again.
+        """A transaction that is not retried.
 
         Raises:
             StudyGoneError: the database's file is not the one that `identify` saw.
@@ -101,10 +102,10 @@ class StudyStorage(BaseStorage):
         return self.engine.begin()
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run ``work``, which writes nothing, again and again until it succeeds.
+        """Run ``work``, which only reads, and retry until it succeeds.
 
-        Each of its statements is a transaction of its own, which saves the round trips that begin
-        and end one.
+        Each statement is a transaction of its own, which saves the round trips to begin and end
+        one.
         """
 
         def once() -> T:
@@ -115,7 +116,7 @@ class StudyStorage(BaseStorage):
         return self.retry.call(once)
 
     def _transact_counted(self, work: Callable[[sa.Connection, bool], T]) -> T:
-        """`transact` for work that has to know whether it is run again."""
+        """`transact` for work that has to know whether it is a retry."""
         again = False
 
         def counted(connection: sa.Connection) -> T:
@@ -138,10 +139,10 @@ class StudyStorage(BaseStorage):
 
         Args:
             queue: parameters of the trials that run first, in this order.
-            taken: what another study has measured and this one begins with.
+            taken: trials and calls of another study that this one takes over.
 
         Returns:
-            Whether it was created; false if there is one of that name.
+            Whether it was created; false if a study of that name exists.
         """
         try:
             return self.transact(lambda c: transactions.create_study(c, name, attrs, queue, taken))
@@ -149,37 +150,37 @@ class StudyStorage(BaseStorage):
             return False
 
     def identify(self, study_id: int) -> None:
-        """From now on work on this study alone, and on no other that gets its id.
+        """From now on check that the study is still this one, and not another with the same id.
 
-        Claims, attributes of the study and looks at its trials raise StudyGoneError once it was
-        deleted; all operations do once the file of the database was removed or replaced.
+        Once the study is deleted, claims and operations on its attributes and trials raise
+        StudyGoneError. Once the database's file is removed or replaced, all operations do.
         """
         found = self.transact(lambda c: transactions.identify(c, study_id))
         self._presence.keep(study_id, found)
 
     @contextmanager
     def _of_study(self, study_id: int) -> Iterator[str | None]:
-        """Gives the study's token; that it is not there is told as it is meant."""
+        """Yield the study's token; turn KeyError into StudyGoneError if the study is checked."""
         try:
             yield self._presence.token(study_id)
         except KeyError as error:
             raise (self._presence.gone(study_id) or error) from error
 
     def join(self, study_id: int) -> int:
-        """This worker's ordinal in the study, from 0: nobody else's, now or later."""
+        """Give this worker an ordinal in the study, from 0, that no other worker ever gets."""
         with self._of_study(study_id) as token:
             return self.transact(lambda c: transactions.join(c, study_id, token))
 
     def queue_starts(self, study_id: int, starts: Sequence[Mapping[str, Any]]) -> int:
-        """Queue those starting trials that were never queued in the study; returns how many."""
+        """Queue the starting trials that were never queued in the study; returns how many."""
         with self._of_study(study_id) as token:
             return self.transact(lambda c: transactions.queue_starts(c, study_id, starts, token))
 
     def queue_once(self, study_id: int, parameters: Mapping[str, Any]) -> bool:
-        """Queue a trial of these parameters, unless one that was queued with them has yet to end.
+        """Queue a trial of these parameters, unless an unfinished trial was queued with them.
 
         Returns:
-            Whether it was queued here.
+            Whether it was queued.
 
         Raises:
             StudyGoneError: the study that `identify` saw was deleted.
@@ -188,10 +189,10 @@ class StudyStorage(BaseStorage):
             return self.transact(lambda c: transactions.queue_once(c, study_id, parameters, token))
 
     def claim(self, study_id: int, budget: int | None) -> int | NoTrial:
-        """A trial for this worker to run: a queued one, else a new one.
+        """Claim a trial for this worker: a queued one, else a new one.
 
         Args:
-            budget: how many trials may be finished and running in the study; None: any number.
+            budget: most finished and running trials of the study; None: any number.
 
         Returns:
             The trial's id, or why there is none.
@@ -210,10 +211,10 @@ class StudyStorage(BaseStorage):
 
     @contextmanager
     def batch(self, trial_id: int) -> Iterator[Writes]:
-        """Writes to one trial inside this block become one transaction at its end.
+        """Collect writes to one trial and make them in one transaction at the end of the block.
 
         Raises:
-            TrialTakenError: the trial is not this worker's any more.
+            TrialTakenError: the trial no longer belongs to this worker.
         """
         if self._batch is not None:
             raise RuntimeError("a batch of writes is open already")
@@ -226,38 +227,38 @@ class StudyStorage(BaseStorage):
         self._write(trial_id, writes)
 
     def beat(self, trial_id: int) -> bool:
-        """Write a heartbeat, not tried again; false if the trial is not this worker's any more."""
+        """Write a heartbeat, without retries; false if the trial is no longer this worker's."""
         with self.transaction() as c:
             return recovery.beat(c, trial_id, self.worker)
 
     def heartbeats(self, study_id: int) -> list[Heartbeat]:
-        """The heartbeats of all running trials, read once, not tried again."""
+        """Read the heartbeats of all running trials, without retries."""
         with self.transaction() as c:
             return recovery.heartbeats(c, study_id)
 
     def reclaim(self, lost: Heartbeat, retries: int) -> TrialState | None:
-        """Take a trial from a lost worker, not tried again; see `recovery.reclaim`."""
+        """Take a trial from a lost worker, without retries; see `recovery.reclaim`."""
         with self.transaction() as c:
             return recovery.reclaim(c, lost, retries, self._keeps_calls is True)
 
     def release(
         self, study_id: int, why: str, limit_s: float, entry: Mapping[str, Any] | None = None
     ) -> list[int]:
-        """Queue again what this worker holds; returns the numbers of those trials.
+        """Queue this worker's trials again; returns their numbers.
 
         Args:
-            why: goes into the trials' attribute ``attempts``.
-            limit_s: for how long this is tried again.
-            entry: the worker's own row, written in the same transaction; None: it stays.
+            why: reason, for the trials' attribute ``attempts``.
+            limit_s: how long this is retried.
+            entry: new row of the worker, written in the same transaction; None: it stays.
 
         Raises:
-            StudyGoneError: an entry is to be written, and the study that `identify` saw was
+            StudyGoneError: there is an entry to write, and the study that `identify` saw was
                 deleted.
         """
 
         def work() -> list[int]:
             with self.transaction() as c:
-                if entry is not None:  # first, because claims lock the study before its trials
+                if entry is not None:  # first, because claims lock the study before its trials, too
                     workers.write_entry(c, study_id, self.worker, entry, token)
                 return recovery.release(c, study_id, self.worker, why, self._keeps_calls is True)
 
@@ -274,9 +275,9 @@ class StudyStorage(BaseStorage):
             self.transact(lambda c: workers.write_entry(c, study_id, self.worker, entry, token))
 
     def keeps_calls(self) -> bool:
-        """Whether calls can be kept here; the first time their table is made if need be.
+        """Whether calls can be stored here; the first time, create their table if need be.
 
-        Where it can't be made, the log says so once, and nothing else changes.
+        If it can't be created, that is logged once, and calls are not stored.
         """
         if self._keeps_calls is None:
             why_not = self.retry.call(lambda: calls.make_table(self.engine))
@@ -289,11 +290,11 @@ class StudyStorage(BaseStorage):
         return self._keeps_calls
 
     def calls_of(self, recipe: str) -> list[CallRow]:
-        """The calls that are kept of a recipe, by its digest, whichever study keeps them."""
+        """The stored calls of a recipe, by its digest, of any study."""
         return self.read(lambda c: calls.calls_of(c, recipe)) if self.keeps_calls() else []
 
     def calls_of_study(self, study_id: int) -> list[CallRow]:
-        """The calls that a study keeps; it makes no table."""
+        """A study's stored calls; none if the table does not exist."""
 
         def work(c: sa.Connection) -> list[CallRow]:
             return list(calls.calls_of_study(c, study_id)) if calls.has_table(c) else []
@@ -301,16 +302,16 @@ class StudyStorage(BaseStorage):
         return self.transact(work)
 
     def keep_calls(self, rows: Sequence[CallRow]) -> None:
-        """Write calls that are no trial's; `Writes.calls` are those of a trial."""
+        """Write calls that belong to no trial; a trial's calls are in `Writes.calls`."""
         if self.keeps_calls():
             self.transact(lambda c: calls.write_calls(c, rows))
 
     def count_calls(self, study_id: int) -> int:
-        """How many calls a study keeps; it makes no table."""
+        """How many calls a study has stored; 0 if the table does not exist."""
         return self.read(lambda c: calls.count_of_study(c, study_id))
 
     def forget_trials(self, study_id: int) -> None:
-        """Read a study's finished trials anew: a person has changed one."""
+        """Empty the cache of a study's finished trials, because a person has changed one."""
         self._caches.pop(study_id, None)
 
     def trials_for_sampling(self, study_id: int) -> list[FrozenTrial]:
@@ -364,7 +365,7 @@ class StudyStorage(BaseStorage):
         return is_started
 
     def _take(self, trial_id: int) -> None:
-        """Make a trial that Optuna lets run this worker's."""
+        """Claim a trial that Optuna sets to running, for this worker."""
         if self.worker:
             self.transact(lambda c: set_worker(c, trial_id, self.worker))
             self._claimed.add(trial_id)
@@ -379,7 +380,7 @@ class StudyStorage(BaseStorage):
         try:
             self._check_distribution(self._study(trial_id), param_name, distribution)
         except ValueError:
-            self._write(trial_id, Writes())  # that the trial takes no writes counts for more
+            self._write(trial_id, Writes())  # an error that the trial takes no writes comes first
             raise
         self._add(trial_id, Writes(params={param_name: (param_value_internal, distribution)}))
 
@@ -390,7 +391,7 @@ class StudyStorage(BaseStorage):
         return self._study_of[trial_id]
 
     def _check_distribution(self, study_id: int, name: str, new: BaseDistribution) -> None:
-        """Raises ValueError if the study has a parameter of that name that is something else."""
+        """Raise ValueError if the study has this parameter with an incompatible distribution."""
         known = self._distributions.get((study_id, name))
         if known is None:
             found = self.read(lambda c: tables.distribution_of(c, study_id, name))
@@ -432,11 +433,11 @@ class StudyStorage(BaseStorage):
 
     def delete_study(self, study_id: int) -> None:
         identity = self.transact(lambda c: transactions.identify(c, study_id))
-        # Optuna gives up without a word where a worker adds a trial at the same moment.
+        # Optuna silently does nothing if a worker adds a trial at the same moment.
         while self._is_there(study_id, identity):
             self.retry.call(partial(self.rdb.delete_study, study_id))
         self.transact(lambda c: calls.forget_study(c, study_id))
-        self._forget()  # SQLite gives the ids of deleted rows to the next ones
+        self._forget()  # SQLite reuses the ids of deleted rows
 
     def _is_there(self, study_id: int, identity: Identity) -> bool:
         try:

@@ -1,8 +1,8 @@
-"""Heartbeats of running trials, and how a trial is queued again: released, or reclaimed.
+"""Heartbeats of running trials, and how a trial is queued again: released or reclaimed.
 
-A trial is one row from first to last. Whoever releases or loses it leaves its parameters, and in
-the table of calls what it has measured; the next worker goes on from there under the same number.
-Each function is the work of one transaction and may run again on top of its own effects.
+A trial that is released or lost stays the same row, with its parameters, and its calls are in the
+table of calls. The next worker goes on from there under the same trial number. Each function is the
+body of one transaction and may be repeated after it has succeeded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .dialects import dialect_of
 from .statements import is_held_by, set_attrs
 from .transactions import FIXED_PARAMS_KEY
 
-ATTEMPTS_KEY = "attempts"  # user attribute of a trial: the attempts that did not finish it
+ATTEMPTS_KEY = "attempts"  # user attribute of a trial: its unfinished attempts
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Heartbeat:
     trial_id: int
     number: int
     worker: str
-    at: datetime  # the database's clock
+    at: datetime  # by the database's clock
     age_s: float
 
 
 def beat(c: sa.Connection, trial_id: int, worker: str) -> bool:
-    """Write a heartbeat; false if the trial is not this worker's any more."""
+    """Write a heartbeat; false if the trial is no longer this worker's."""
     mine = sa.exists().where(db.TRIALS.c.trial_id == trial_id, is_held_by(worker))
     beaten = c.execute(
         sa.update(db.HEARTBEATS)
@@ -74,10 +74,10 @@ def heartbeats(c: sa.Connection, study_id: int) -> list[Heartbeat]:
 def release(
     c: sa.Connection, study_id: int, worker: str, why: str, keeps_calls: bool = False
 ) -> list[int]:
-    """Queue again whatever this worker holds; returns the numbers of those trials.
+    """Queue this worker's trials again; returns their numbers.
 
     Args:
-        keeps_calls: whether the database has the table of calls, for this worker to read.
+        keeps_calls: whether this worker can read the table of calls.
     """
     query = sa.select(db.TRIALS.c.trial_id, db.TRIALS.c.number).where(
         db.TRIALS.c.study_id == study_id, is_held_by(worker)
@@ -95,15 +95,15 @@ def reclaim(
 ) -> TrialState | None:
     """Queue a lost worker's trial again, or fail it for good after ``retries`` such losses.
 
-    Losses before the latest call that was kept do not count: a trial that goes on is not the reason
-    why its workers vanish.
+    Losses before the latest stored call do not count: if a trial makes progress, it is not the
+    reason why its workers vanish.
 
     Args:
         lost: the heartbeat that was too old.
-        keeps_calls: as of `release`.
+        keeps_calls: as in `release`.
 
     Returns:
-        What became of the trial; None if its worker beat again, or someone else was quicker.
+        The trial's new state; None if its worker wrote a heartbeat, or another worker was first.
     """
     attempts = _attempts(c, lost.trial_id)
     progress = _progress(c, lost.trial_id, _aware(lost.at).replace(tzinfo=None), keeps_calls)
@@ -118,7 +118,7 @@ def reclaim(
     failed = c.execute(
         sa.update(db.TRIALS)
         .where(db.TRIALS.c.trial_id == lost.trial_id, is_held_by(lost.worker), unchanged)
-        # It took until its last heartbeat, however late the loss was noticed.
+        # The attempt lasted until its last heartbeat, however late the loss was noticed.
         .values(state=TrialState.FAIL, datetime_complete=lost.at)
     )
     if failed.rowcount != 1:
@@ -134,10 +134,10 @@ def reclaim(
 def _progress(
     c: sa.Connection, trial_id: int, until: datetime, keeps_calls: bool
 ) -> dict[str, Any]:
-    """Calls of a trial that are kept, the seconds of its attempt that ends now, and its end.
+    """A trial's number of stored calls, the seconds of the attempt that ends, and its end.
 
     Args:
-        until: naive UTC, to which the attempt is known to have run.
+        until: end of the attempt, in naive UTC.
     """
     started = c.execute(
         sa.select(db.TRIALS.c.datetime_start).where(db.TRIALS.c.trial_id == trial_id)
@@ -155,7 +155,7 @@ def _queue_again(
     condition: sa.ColumnElement[bool],
     attempt: dict[str, Any],
 ) -> bool:
-    """Queue a running trial again with its parameters and nothing else; false if it is taken."""
+    """Queue a running trial again with nothing but its parameters; false if another has it."""
     queued = c.execute(
         sa.update(db.TRIALS)
         .where(db.TRIALS.c.trial_id == trial_id, is_held_by(worker), condition)
@@ -180,5 +180,5 @@ def _attempts(c: sa.Connection, trial_id: int) -> list[dict[str, Any]]:
 
 
 def _aware(moment: datetime) -> datetime:
-    # Connections are set to UTC; SQLite knows no other.
+    # Connections are set to UTC; SQLite has no other time zone.
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

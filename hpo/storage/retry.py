@@ -1,4 +1,4 @@
-"""Operations are tried again while a database is away."""
+"""Retry operations while a database is away."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .errors import driver_message, explain, is_database_error, is_transient
 
 T = TypeVar("T")
 
-_QUIET_S = 1.0  # shorter troubles are not worth a line
+_QUIET_S = 1.0  # shorter outages are not logged
 _PAUSE = tenacity.wait_exponential(multiplier=0.1, max=10.0)  # s
 
 
 class Retry:
     """Repeats an operation until it succeeds.
 
-    The pauses grow to ten seconds. The log gets a line for each pause once a trouble lasts, and
-    one when the database answers again.
+    The pauses grow to ten seconds. Once an outage lasts, each pause is logged, and so is the end
+    of the outage.
 
     Args:
-        name: the database's, as it may be printed.
-        limit_s: how long one trouble may last.
+        name: the database's name without passwords.
+        limit_s: longest outage to wait for.
     """
 
     def __init__(self, name: str, limit_s: float) -> None:
@@ -38,11 +38,11 @@ class Retry:
         self.limit_s = limit_s
 
     def call(self, operation: Callable[[], T]) -> T:
-        """The operation's result; it must be safe to repeat, even after an unseen success.
+        """Run an operation that may safely be repeated, even after an unseen success.
 
         Raises:
-            DatabaseAwayError: the trouble lasted for ``limit_s``.
-            UserError: it will not pass.
+            DatabaseAwayError: the outage lasted for ``limit_s``.
+            UserError: the error is not transient.
             StopError: the process was asked to stop.
         """
         started = time.monotonic()
@@ -59,7 +59,7 @@ class Retry:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_may_pass),
             stop=tenacity.stop_after_delay(self.limit_s),
-            # Spread out, so that many workers do not come back in the same instant.
+            # Spread out, so that many workers do not come back at the same moment.
             wait=lambda state: _PAUSE(state) * random.uniform(0.5, 1.0),
             sleep=_pause,
             before_sleep=tell,

@@ -1,4 +1,4 @@
-"""The statements that transactions are made of."""
+"""SQL statements that several transactions use."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .dialects import Dialect, dialect_of
 
 
 def lock_study(c: sa.Connection, study_id: int, token: str | None = None) -> None:
-    """Make other transactions that lock the study wait until this one ends.
+    """Lock the study: other transactions that lock it wait until this one ends.
 
     Args:
-        token: the study's own, which `transactions.identify` returned; None: any study will do.
+        token: token of the study, from `transactions.identify`; None: it is not checked.
 
     Raises:
         KeyError: there is no such study.
@@ -50,7 +50,7 @@ def insert(c: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> int:
 def upsert(
     c: sa.Connection, table: sa.Table, key: tuple[str, ...], rows: Sequence[dict[str, Any]]
 ) -> None:
-    """Insert rows of equal columns; those whose key is there are replaced."""
+    """Insert rows with equal columns; rows with the same key are replaced."""
     if rows:
         c.execute(_upsert_statement(dialect_of(c), table, key, tuple(rows[0])), list(rows))
 
@@ -67,7 +67,7 @@ def _upsert_statement(
 def set_attrs(
     c: sa.Connection, table: sa.Table, owner: dict[str, int], attrs: Mapping[str, Any]
 ) -> None:
-    """Set attributes of a study or a trial, whose key is ``owner``, such as ``{"trial_id": 7}``."""
+    """Set attributes of a study or trial; ``owner`` is its key, such as ``{"trial_id": 7}``."""
     rows = [{**owner, "key": key, "value_json": json.dumps(v)} for key, v in attrs.items()]
     upsert(c, table, (*owner, "key"), rows)
 
@@ -81,7 +81,7 @@ def set_worker(c: sa.Connection, trial_id: int, worker: str) -> None:
 
 
 def is_owned_by(worker: str | sa.BindParameter[str]) -> sa.ColumnElement[bool]:
-    """The condition that a row of the trials is the worker's."""
+    """SQL condition: the trial in the row belongs to the worker."""
     attrs = db.SYSTEM_ATTRS.alias()
     return sa.exists().where(
         attrs.c.trial_id == db.TRIALS.c.trial_id,
@@ -91,5 +91,5 @@ def is_owned_by(worker: str | sa.BindParameter[str]) -> sa.ColumnElement[bool]:
 
 
 def is_held_by(worker: str) -> sa.ColumnElement[bool]:
-    """The condition that a row of the trials is running and the worker's."""
+    """SQL condition: the trial in the row is running and belongs to the worker."""
     return sa.and_(db.TRIALS.c.state == TrialState.RUNNING, is_owned_by(worker))

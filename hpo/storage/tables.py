@@ -1,7 +1,7 @@
-"""Optuna's tables, and how trials are read from them in few statements.
+"""Read trials from Optuna's tables in few statements.
 
-Optuna's own storage reads rows through an object mapper; with many workers that is most of what a
-trial costs. The tables are Optuna's, so its dashboard and tools work on them as ever.
+Optuna's own storage reads rows through an object mapper; with many workers that is most of the
+cost of a trial. The tables are Optuna's, so its dashboard and tools work on them as usual.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ VALUES = table("trial_values")
 INTERMEDIATE = table("trial_intermediate_values")
 HEARTBEATS = table("trial_heartbeats")
 
-# The system attribute that names a trial's worker. It is this service's own bookkeeping: readers
-# of a trial do not see it.
+# The system attribute that names a trial's worker. It is internal: readers of a trial do not see
+# it.
 WORKER_KEY = "hpo:worker"
-# The system attribute that tells a study from any other, whose id and name may be the same.
+# The system attribute that identifies a study; another one may have the same id and name.
 IDENTITY_KEY = "hpo:identity"
 STATE_INDEX = "ix_hpo_trials_study_id_state"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-_READ_AT_ONCE = 2000  # ids in a statement; SQLite takes 32,766 variables
+_READ_AT_ONCE = 2000  # ids in one statement; SQLite takes at most 32,766 variables
 _INDEX_WAIT_MS = 2000
 
 
 def add_state_index(engine: sa.Engine) -> None:
-    """Add the index by which queued and running trials are found among all the finished ones.
+    """Add an index to find queued and running trials among all the finished ones.
 
-    Optuna's tables have none, and a claim would read every finished trial.
-    Without the right to add one, or while another process holds the table, all works as well.
+    Optuna's tables have none, so a claim would read every finished trial. If there is no right to
+    add it, or another process holds the table, everything works without it.
     """
     try:
         known = sa.inspect(engine).get_indexes(TRIALS.name)
@@ -78,12 +78,12 @@ def study_of(c: sa.Connection, trial_id: int) -> int:
 def states_of(
     c: sa.Connection, study_id: int, among: Collection[int] = (), after: int = -1
 ) -> list[tuple[int, TrialState]]:
-    """Ids and states of the study's trials ``among`` some ids, and of all above ``after``.
+    """Ids and states of the study's trials whose id is in ``among`` or above ``after``.
 
     Raises:
         KeyError: there is no such study.
     """
-    # Sorted: the same ids make the same statement, which is compiled once.
+    # Sorted, so that equal sets of ids give the same statement, which is compiled once.
     known = TRIALS.c.trial_id.in_(sorted(among))
     query = sa.select(TRIALS.c.trial_id, TRIALS.c.state).where(
         TRIALS.c.study_id == study_id, sa.or_(TRIALS.c.trial_id > after, known)
@@ -97,7 +97,7 @@ def states_of(
 
 
 def distribution_of(c: sa.Connection, study_id: int, name: str) -> BaseDistribution | None:
-    """The distribution of a parameter in the study's trials; None if none has that parameter."""
+    """The distribution of a parameter in the study's trials; None if no trial has it."""
     query = (
         sa.select(PARAMS.c.distribution_json)
         .join(TRIALS)
@@ -109,7 +109,7 @@ def distribution_of(c: sa.Connection, study_id: int, name: str) -> BaseDistribut
 
 
 def system_attrs_of(c: sa.Connection, trial_id: int) -> dict[str, Any]:
-    """A trial's system attributes alone: samplers and pruners ask for them often.
+    """A trial's system attributes alone, because samplers and pruners often ask for them.
 
     Raises:
         KeyError: there is no such trial.
@@ -126,7 +126,7 @@ def system_attrs_of(c: sa.Connection, trial_id: int) -> dict[str, Any]:
 
 
 def trials_of(c: sa.Connection, ids: Collection[int]) -> list[FrozenTrial]:
-    """The whole trials with these ids, in the order of the ids."""
+    """Read the trials with these ids, in the order of the ids."""
     ordered = sorted(ids)
     parts = range(0, len(ordered), _READ_AT_ONCE)
     return [trial for i in parts for trial in _some_trials(c, ordered[i : i + _READ_AT_ONCE])]
@@ -173,22 +173,22 @@ def _some_trials(c: sa.Connection, ids: list[int]) -> list[FrozenTrial]:
 
 
 def _number(value: float | None, kind: str) -> float:
-    """A stored number; those that SQL has no number for are stored as a kind."""
+    """A stored number; infinities and NaN are stored as a kind."""
     special = {"INF_POS": float("inf"), "INF_NEG": float("-inf"), "NAN": float("nan")}
     return special[kind] if kind in special else float(value)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=4096)
 def _distribution(text: str) -> BaseDistribution:
-    # The same few texts come with every trial.
+    # Cached, because every trial has the same few texts.
     return json_to_distribution(text)
 
 
 def _local(moment: datetime | None) -> datetime | None:
-    """Optuna stores naive UTC and shows naive local time."""
+    """Naive local time, which Optuna shows, from naive UTC, which it stores."""
     return moment and moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
 def utc_now() -> datetime:
-    """Naive UTC, as the tables hold it."""
+    """The current time as naive UTC, as the tables store it."""
     return datetime.now(UTC).replace(tzinfo=None)

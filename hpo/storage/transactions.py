@@ -1,7 +1,7 @@
-"""What is written about studies and trials: created, queued, claimed, measured, finished.
+"""Transactions on studies and trials: create, queue, claim, report, finish.
 
-Each function is the work of one transaction. It may run again on top of its own effects, because a
-commit whose answer got lost is tried again.
+Each function is the body of one transaction. It may be repeated after it has succeeded, because a
+commit is retried if its answer got lost.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from .statements import (
     upsert,
 )
 
-WORKERS_KEY = "hpo:workers"  # system attribute of a study: how many have joined
-FIXED_PARAMS_KEY = "fixed_params"  # Optuna's, of a trial that was queued
+WORKERS_KEY = "hpo:workers"  # system attribute of a study: how many workers have joined
+FIXED_PARAMS_KEY = "fixed_params"  # Optuna's system attribute of a queued trial
 
 
 class NoTrial(enum.Enum):
@@ -47,18 +47,18 @@ class NoTrial(enum.Enum):
 
 @dataclass
 class Writes:
-    """What is to be written about one trial, in one transaction."""
+    """Writes to one trial, made in one transaction."""
 
     params: dict[str, tuple[float, BaseDistribution]] = field(default_factory=dict)
     user_attrs: dict[str, Any] = field(default_factory=dict)
     system_attrs: dict[str, Any] = field(default_factory=dict)
     reports: dict[int, float] = field(default_factory=dict)
-    calls: list[CallRow] = field(default_factory=list)  # to keep, where the database has the table
-    state: TrialState | None = None  # where the trial goes; None: it keeps running
+    calls: list[CallRow] = field(default_factory=list)  # stored if the database has their table
+    state: TrialState | None = None  # the trial's new state; None: it keeps running
     values: Sequence[float] | None = None
 
     def add(self, more: Writes) -> None:
-        """Add parameters, attributes and reports; the newest of a name counts."""
+        """Add parameters, attributes and reports; the newest of each name counts."""
         self.params.update(more.params)
         self.user_attrs.update(more.user_attrs)
         self.system_attrs.update(more.system_attrs)
@@ -67,16 +67,16 @@ class Writes:
 
 @dataclass(frozen=True)
 class TakenTrial:
-    """A finished trial of another study, as it is to be written; its state is ``writes.state``."""
+    """A finished trial of another study, to be written into this one."""
 
     writes: Writes
-    started: datetime | None  # naive UTC, as the tables hold it
+    started: datetime | None  # naive UTC, as the tables store it
     ended: datetime | None
 
 
 @dataclass(frozen=True)
 class Taken:
-    """Trials in their order, and calls whose ``study_id`` does not count."""
+    """Trials and calls taken over from another study; the calls' ``study_id`` is ignored."""
 
     trials: Sequence[TakenTrial]
     calls: Sequence[CallRow]
@@ -89,11 +89,11 @@ def create_study(
     queue: Sequence[Mapping[str, Any]],
     taken: Taken | None = None,
 ) -> bool:
-    """Create a study with its attributes and first trials; false if there is one of that name.
+    """Create a study with its attributes and first trials; false if one of that name exists.
 
     Args:
         queue: parameters of the trials that run first, in this order.
-        taken: what another study has measured and this one begins with.
+        taken: trials and calls of another study that this one takes over.
     """
     found = c.execute(sa.select(db.STUDIES.c.study_id).where(db.STUDIES.c.study_name == name))
     if found.first():
@@ -119,10 +119,10 @@ def create_study(
 def queue_once(
     c: sa.Connection, study_id: int, parameters: Mapping[str, Any], token: str | None = None
 ) -> bool:
-    """Queue a trial of these parameters; false if one that was queued with them has yet to end.
+    """Queue a trial of these parameters; false if an unfinished trial was queued with them.
 
     Args:
-        token: the study's own, as in `lock_study`.
+        token: token of the study, as in `lock_study`.
 
     Raises:
         KeyError: there is no such study.
@@ -149,10 +149,10 @@ def queue_starts(
     starts: Sequence[Mapping[str, Any]],
     token: str | None = None,
 ) -> int:
-    """Queue those starting trials that were never queued in this study; returns how many.
+    """Queue the starting trials that were never queued in this study; returns how many.
 
     Args:
-        token: the study's own, as in `lock_study`.
+        token: token of the study, as in `lock_study`.
 
     Raises:
         KeyError: there is no such study.
@@ -165,7 +165,7 @@ def queue_starts(
         .where(db.TRIALS.c.study_id == study_id, attrs.c.key == FIXED_PARAMS_KEY)
     )
     queued = [json.loads(text) for text in c.execute(query).scalars()]
-    # A trial that was queued again has all its parameters there.
+    # A trial that was queued again has all its parameters in this attribute.
     new = [s for s in starts if not any(s.items() <= q.items() for q in queued)]
     for parameters in new:
         _queue(c, study_id, parameters)
@@ -193,7 +193,7 @@ def _queue(c: sa.Connection, study_id: int, parameters: Mapping[str, Any]) -> in
 
 
 def identify(c: sa.Connection, study_id: int) -> Identity:
-    """The study's identity, which it gets here if it has none.
+    """The study's identity; it gets one if it has none.
 
     Raises:
         KeyError: there is no such study.
@@ -210,7 +210,7 @@ def identify(c: sa.Connection, study_id: int) -> Identity:
 
 
 def join(c: sa.Connection, study_id: int, token: str | None = None) -> int:
-    """This worker's ordinal in the study, from 0: nobody else's, now or later.
+    """Give a worker an ordinal in the study, from 0, that no other worker ever gets.
 
     Raises:
         KeyError: there is no such study.
@@ -250,15 +250,15 @@ def claim(
     again: bool = False,
     token: str | None = None,
 ) -> int | NoTrial:
-    """The id of a trial that is now this worker's: a queued one, else a new one.
+    """Claim a trial for a worker, a queued one or else a new one, and return its id.
 
-    There are never more trials finished and running than ``budget``, so exactly that many finish,
-    with any number of workers. All workers pass here one after another, so no statement may look
-    at all trials of the study.
+    There are never more than ``budget`` finished and running trials, so exactly that many finish
+    with any number of workers. Workers claim one after another, so no statement here may read all
+    trials of the study.
 
     Args:
-        again: an earlier attempt of this claim may have succeeded.
-        token: the study's own, as in `lock_study`.
+        again: whether this is a retry, after an attempt that may have succeeded.
+        token: token of the study, as in `lock_study`.
 
     Raises:
         KeyError: there is no such study.
@@ -291,7 +291,7 @@ def claim(
 
 
 def _count_unfinished(c: sa.Connection, study_id: int) -> dict[TrialState, int]:
-    """How many trials run and how many wait, if any do."""
+    """How many trials are running and how many are queued; a state without trials is left out."""
     rows = c.execute(
         sa.select(db.TRIALS.c.state, sa.func.count())
         .where(
@@ -304,7 +304,7 @@ def _count_unfinished(c: sa.Connection, study_id: int) -> dict[TrialState, int]:
 
 
 def _count_trials(c: sa.Connection, study_id: int) -> int:
-    # By the number of the newest: numbers are given out one after another, and none goes away.
+    # Counted by the newest trial's number: numbers are consecutive, and trials are never deleted.
     newest = sa.select(sa.func.max(db.TRIALS.c.trial_id)).where(db.TRIALS.c.study_id == study_id)
     number = c.execute(
         sa.select(db.TRIALS.c.number).where(db.TRIALS.c.trial_id == newest.scalar_subquery())
@@ -320,17 +320,18 @@ def write(
     was_claimed: bool = True,
     again: bool = False,
 ) -> None:
-    """Write everything about a trial at once, its end included.
+    """Make all writes to a trial, its end included.
 
     Args:
-        worker: who writes; an empty name may write to any trial that is not finished.
-        was_claimed: the worker has held this trial, so it may write only while it holds it.
-            Otherwise it may write as well while nobody holds it, as Optuna's own loop does.
-        again: an earlier attempt of this write may have succeeded.
+        worker: who writes; with an empty name any unfinished trial may be written to.
+        was_claimed: whether the worker has ever claimed this trial. If so, it may write only while
+            the trial is still its own; if not, also while no worker has it, as in Optuna's own
+            loop.
+        again: whether this is a retry, after an attempt that may have succeeded.
 
     Raises:
-        KeyError: there is no such trial, and the worker never held it.
-        TrialTakenError: the trial is finished, deleted, or not this worker's; nothing is written.
+        KeyError: there is no such trial, and the worker never claimed it.
+        TrialTakenError: the trial is finished, deleted, or another worker's; nothing is written.
     """
     ids = {"of_trial": trial_id, "of_worker": json.dumps(worker)}
     at = db.utc_now() if writes.state is not None and writes.state.is_finished() else None
@@ -387,7 +388,7 @@ def _write_parts(c: sa.Connection, trial_id: int, writes: Writes) -> None:
 
 
 def _lock_trial(c: sa.Connection, trial_id: int) -> tuple[TrialState, str | None]:
-    """A trial's state and worker, which do not change until the transaction ends.
+    """Lock a trial until the transaction ends; returns its state and worker.
 
     Raises:
         KeyError: there is no such trial.
@@ -408,7 +409,7 @@ def _lock_trial(c: sa.Connection, trial_id: int) -> tuple[TrialState, str | None
     return row[0], None if row[1] is None else str(json.loads(row[1]))
 
 
-# Statements of every report, built once: to build one takes longer than to run it.
+# Statements of every report, built once, because building one takes longer than running it.
 _MINE_RUNNING = sa.and_(
     db.TRIALS.c.trial_id == sa.bindparam("of_trial", type_=sa.Integer),
     is_owned_by(sa.bindparam("of_worker", type_=sa.Text)),

@@ -1,4 +1,4 @@
-"""Database URLs: what is accepted, and how they are printed."""
+"""Database URLs: which are accepted, and how they are printed without passwords."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["IN_MEMORY", "hide_passwords", "parse_url", "shown", "sqlite_file", "
 
 
 def shown(url: str) -> str:
-    """The URL as it may be printed: without its passwords; a compressed file's as it is.
+    """The URL without passwords; the name of a compressed file is returned as it is.
 
     Raises:
-        UserError: it is no database URL.
+        UserError: it is not a database URL.
     """
     if is_published(url):
         return url
@@ -30,10 +30,10 @@ def shown(url: str) -> str:
 
 
 def parse_url(url: str) -> sa.URL:
-    """The parts of a database URL; PostgreSQL's has the driver that this project installs.
+    """Parse a database URL; for PostgreSQL the driver that this project installs is filled in.
 
     Raises:
-        UserError: it is no URL, or of a database that is not supported.
+        UserError: it is not a URL, or of a database that is not supported.
     """
     if is_published(url):
         raise UserError(
@@ -57,25 +57,25 @@ def parse_url(url: str) -> sa.URL:
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite database, `IN_MEMORY` if it has none; None for a server's.
+    """The file of a SQLite database, `IN_MEMORY` if it has none; None for a server's database.
 
     Raises:
-        UserError: as `parse_url`.
+        UserError: as in `parse_url`.
     """
     parsed = parse_url(url)
     return dialect_of(parsed).file(parsed)
 
 
 def study_argument(study: str, storage: str | None) -> str:
-    """What to write after ``--study`` in a command, to name the same study in the same database.
+    """The text after ``--study`` in a command that names the same study in the same database.
 
     Args:
-        study: as the person named it.
-        storage: what ``--storage`` was; None: it was not given. A compressed file is left out:
-            most commands take none.
+        study: the study as the user named it.
+        storage: value of ``--storage``; None if it was not given. A compressed file is left out,
+            because most commands can't open one.
 
     Raises:
-        UserError: the storage is no database URL.
+        UserError: the storage is not a database URL.
     """
     named = shlex.quote(study)
     if storage is None or is_published(storage):
@@ -84,7 +84,7 @@ def study_argument(study: str, storage: str | None) -> str:
 
 
 def hide_passwords(message: str, url: str) -> str:
-    """The message with asterisks in place of the URL's passwords."""
+    """Replace the URL's passwords in a message by asterisks."""
     parsed = parse_url(url)
     secrets = [v for name, v in parsed.query.items() if "password" in name]
     for password in map(str, filter(None, [parsed.password, *secrets])):

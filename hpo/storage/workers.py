@@ -1,6 +1,6 @@
-"""What each worker stores of itself, as a row among its study's attributes.
+"""A row of each worker about itself, among its study's attributes.
 
-The rows go where the study goes: to another database, and away with it.
+There the rows move and are deleted with the study.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ PREFIX = "worker:"  # then the worker's name
 def write_entry(
     c: sa.Connection, study_id: int, worker: str, entry: Mapping[str, Any], token: str | None = None
 ) -> None:
-    """Write a worker's row in the place of the one that it has: the work of one transaction.
+    """Write or replace a worker's row; the body of one transaction.
 
     Args:
-        token: the study's own, as in `lock_study`.
+        token: token of the study, as in `lock_study`.
 
     Raises:
         KeyError: there is no such study.
