@@ -1,1 +1,1 @@
-"""What is tuned and what it is measured on: the seam to `finetune`, which nothing else imports."""
+"""Methods and problems: the seam to `finetune`, which no other package imports."""

@@ -1,7 +1,7 @@
 """The seam between the service and what it tunes: a method, and a problem to measure it on.
 
-The service knows both by the protocols below.  A method's values travel through it as plain
-mappings, from the search space to the record of a trial and to the exported file.
+The service knows both only by the protocols below.  A method's values are plain mappings all the
+way from the search space to the record of a trial and the exported file.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-_SHOWN = 100  # characters of a value in a message
-Values = Mapping[str, Any]  # of a method's fields, as JSON has them
+_SHOWN = 100  # most characters of a value in a message
+Values = Mapping[str, Any]  # values of a method's fields, as JSON types
 
 
 class InvalidValuesError(ValueError):
-    """A method does not take these values.  The message names the field and what is allowed."""
+    """A method does not accept these values.  The message names the field and what is allowed."""
 
 
 class OutOfTimeError(Exception):
-    """A call was stopped at its limit."""
+    """A call was stopped at its time limit."""
 
 
 class NotFiniteError(Exception):
@@ -32,20 +32,20 @@ class NotFiniteError(Exception):
 
 
 class CallFailedError(Exception):
-    """A method's own code failed on these values.  Its notes hold what it said."""
+    """A method's own code failed on these values.  The exception's notes have its output."""
 
 
 class ExportError(Exception):
-    """The file to hand in can't be made."""
+    """The exported file can't be made."""
 
 
 class ProofError(Exception):
-    """The file to hand in does not do what was measured, or can't be scored."""
+    """The exported file does not reproduce what was measured, or can't be scored."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A value of a method.
+    """The description of one of a method's values.
 
     A "choice" is one of ``choices``, a "subset" a list of some of them, a "text" any string.
     """
@@ -53,14 +53,14 @@ class Field:
     default: Any
     kind: Literal["float", "int", "bool", "choice", "subset", "text"]
     meaning: str = ""
-    unit: str = ""  # empty: a plain number, or none
+    unit: str = ""  # empty if it has none
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[str, ...] = ()
-    set_by: str = ""  # key of a study file that sets it; empty: [fixed] or [space]
+    set_by: str = ""  # key of the study file that sets it; empty: [fixed] or [space]
 
     def check(self, name: str, value: Any) -> None:
-        """Raises InvalidValuesError unless the field called ``name`` may have this value."""
+        """Raise InvalidValuesError unless the field, called ``name``, may have this value."""
         if not self._allows(value):
             found = repr(value)
             found = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}..."
@@ -101,19 +101,19 @@ class Instance(Protocol):
 
     @property
     def label(self) -> str:
-        """Its name in attributes and plots; unique among a problem's instances."""
+        """Name in attributes and plots; unique among a problem's instances."""
 
     @property
     def rune(self) -> str:
-        """What it shares with other instances, whose losses are then not independent of its."""
+        """The rune; losses of instances with the same rune are not independent."""
 
     @property
     def network(self) -> str:
-        """Name of what a call starts from."""
+        """Name of the pretrained network that a call starts from."""
 
     @property
     def speed(self) -> float | None:
-        """Of the reference machine, over its own, in a call on this; None: the study's."""
+        """Factor on the reference machine's speed in calls on this instance; None: the study's."""
 
 
 class Progress(Protocol):
@@ -121,27 +121,27 @@ class Progress(Protocol):
 
     @property
     def step(self) -> int:
-        """Steps that are done."""
+        """Number of finished steps."""
 
     @property
     def share(self) -> float:
-        """Of the schedule, in [0, 1]."""
+        """Finished share of the schedule, in [0, 1]."""
 
     @property
     def loss(self) -> float | None:
-        """The training loss of this step; None: it is not told."""
+        """Training loss of this step; None if it is unknown."""
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the call began."""
 
 
-OnStep = Callable[[int, Progress], None]  # is told which of the call's instances made the step
+OnStep = Callable[[int, Progress], None]  # the integer is the index of the instance
 
 
 @dataclass(frozen=True)
 class Called:
-    """What a call returned, and what it took."""
+    """The result of a call, with its time and steps."""
 
     model: Any
     steps: int
@@ -152,14 +152,14 @@ class Called:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a call has to do, in units for which a machine profile has seconds (`hpo.clock`).
+    """The work in a call, in the units of a machine profile (`hpo.clock`).
 
     Args:
-        startup: amounts of work before the first step, by their names.
-        step: amounts of work of one step.
-        steps: that the values ask for.
-        deadline_s: wall-clock seconds after which the call returns, whatever it has done.
-        precision: number format of a step, "auto": what the machine is fastest in.
+        startup: amounts of work before the first step, by kind.
+        step: amounts of work in one step, by kind.
+        steps: number of steps that the values ask for.
+        deadline_s: wall-clock seconds after which the call returns, finished or not.
+        precision: number format of a step; "auto" is the one that the machine is fastest in.
     """
 
     startup: Mapping[str, float]
@@ -171,19 +171,19 @@ class Workload:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a returned model is worth on an instance."""
+    """The score of a returned model on an instance."""
 
     loss: float
     standard_error: float
-    by_t: tuple[float, ...]  # loss in equal bins of t from 0 to 1; NaN: no time fell into the bin
-    cost: float | None  # CPU time of an answer, over the plain network's
+    by_t: tuple[float, ...]  # loss in equal bins of t from 0 to 1; NaN for a bin without any t
+    cost: float | None  # CPU time of an answer, relative to the plain network's
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a trial measured on an instance."""
+    """A trial's result on an instance, which an export has to reproduce."""
 
-    instance: str  # its label
+    instance: str  # label of the instance
     loss: float
     standard_error: float
     steps: int
@@ -191,45 +191,45 @@ class Claim:
 
 
 class Method(Protocol):
-    """What is tuned.  Making one is quick: it imports what it computes with when it is called."""
+    """What is tuned.  Constructing one is quick: heavy imports wait for the first call."""
 
     @property
     def fields(self) -> Mapping[str, Field]:
-        """By name, each with its default, kind, bounds, unit and meaning."""
+        """The method's values by name, each with default, kind, bounds, unit and meaning."""
 
     def complete(self, values: Values) -> dict[str, Any]:
-        """These values and the defaults of all other fields, as JSON has them.
+        """Fill in the defaults of all other fields; returns JSON types.
 
         Raises:
-            InvalidValuesError: a field is unknown, or values are not allowed or contradict.
+            InvalidValuesError: a field is unknown, a value is not allowed, or values contradict.
         """
 
     def prepare(self, device: str | None, threads: int) -> None:
         """Make this process ready for calls.
 
         Args:
-            device: "cpu", "cuda" or "cuda:N", as `hpo.process.devices.choose_device` took it.
-            threads: that the process may compute with.
+            device: "cpu", "cuda" or "cuda:N", as in `hpo.process.devices.choose_device`.
+            threads: number of threads that the process may compute with.
 
         Raises:
-            UserError: the device is not there.
+            UserError: the device does not exist.
         """
 
     def count_gpus(self) -> int:
-        """GPUs that this process can use."""
+        """Number of GPUs that this process can use."""
 
     def machine(self) -> dict[str, object]:
-        """What losses depend on beside the values, to the last bit."""
+        """The properties of machine and software that change a loss in its last bits."""
 
     def speed(self) -> float | None:
-        """Training steps a second of this process, where a call's loss depends on them, because
-        wall clock ends it; None: it does not.  May take tenths of a second once."""
+        """Training steps a second of this process, if wall clock ends calls so that losses depend
+        on it; else None.  The first query may take tenths of a second."""
 
     def workload(self, values: Values, instance: Instance) -> Workload | None:
-        """What a call has to do; None: not known before it ran, so wall clock has to rule it.
+        """The work in a call; None if it is unknown before the call, which then ends by wall clock.
 
         Args:
-            values: complete.
+            values: complete values.
         """
 
     def call(
@@ -239,15 +239,15 @@ class Method(Protocol):
         on_step: OnStep,
         steps: Sequence[int] | None = None,
     ) -> list[Called]:
-        """One call for each instance, side by side where that is quicker.
+        """Make one call for each instance, side by side if that is quicker.
 
         Args:
-            values: complete.
-            on_step: called after each step, and now and then by a method that does not see its
-                steps; what it raises ends the calls.
-            steps: that the call on each instance makes, however long that takes here: what comes
-                of it then depends on values, instance and number format alone.  None: wall clock
-                rules, as in the file to hand in.
+            values: complete values.
+            on_step: called after each step, or from time to time by a method that does not see its
+                steps; an exception that it raises ends the calls.
+            steps: number of steps of the call on each instance, however long they take here. The
+                result then depends on values, instance and number format alone.  None: calls end
+                by wall clock, as in the exported file.
 
         Raises:
             NotFiniteError: a training loss is not finite.
@@ -255,13 +255,13 @@ class Method(Protocol):
         """
 
     def fingerprint(self) -> dict[str, str]:
-        """Entries of a study's manifest: what tells this method's losses from another's."""
+        """The method's entries of a study's manifest: what its losses depend on."""
 
     def export(self, values: Values, about: str) -> str:
-        """The text of the file to hand in, which begins with ``about``.
+        """Make the text of the file to hand in, which begins with ``about``.
 
         Raises:
-            ExportError: it can't be made.
+            ExportError: the file can't be made.
         """
 
     def prove(
@@ -270,25 +270,25 @@ class Method(Protocol):
         """Run an exported file in a clean interpreter against what trials ran.
 
         Args:
-            limit_s: seconds that a call may take.
-            claims: what a trial measured; empty: the values are of no trial.
+            limit_s: time limit of a call.
+            claims: a trial's results to reproduce; empty if the values are not a trial's.
 
         Yields:
             A line for people for each thing that is proved.
 
         Raises:
-            ProofError: the file does something else.
+            ProofError: the file does not reproduce the results.
         """
 
 
 class Problem(Protocol):
     """What a method is measured on.
 
-    Its method `instances` may take a while: data is read and checked there.
+    Its method `instances` may take a while, because it reads and checks the data.
     """
 
     def instances(self, held_out: bool = False) -> Sequence[Instance]:
-        """What trials are measured on; ``held_out``: what confirmations are, and no trial was.
+        """The instances of trials or, with ``held_out``, of confirmations, which no trial sees.
 
         Raises:
             UserError: data is missing or not usable, or names are unknown.
@@ -297,34 +297,34 @@ class Problem(Protocol):
     def evaluate(
         self, model: Any, instance: Instance, seconds: float, table_seed: int | None = None
     ) -> Evaluation:
-        """Score what a call on the instance returned.
+        """Score the model that a call on the instance returned.
 
         Args:
-            seconds: that the call took; evaluating its cost takes a small share of that.
-            table_seed: of the noise on which losses are measured; None: the study's.
+            seconds: time of the call; measuring the model's cost takes a small share of it.
+            table_seed: seed of the noise that losses are measured on; None: the study's.
 
         Raises:
             NotFiniteError: the loss is not finite.
         """
 
     def picture(self, instance: Instance, model: Any) -> bytes:
-        """A PNG that shows what the call on the instance made."""
+        """Draw a PNG that shows the result of a call on the instance."""
 
     def fingerprint(self) -> dict[str, str]:
-        """Entries of a study's manifest: data, networks, instances, estimator."""
+        """The problem's entries of a study's manifest: data, networks, instances, estimator."""
 
     def identity(self, instance: Instance) -> list[str]:
         """What a loss on the instance depends on beside the method and `fingerprint`."""
 
     def grade(self, loss: float) -> str | None:
-        """What a mean loss is worth, in words; None where nobody grades it."""
+        """A mean loss in words of the grading; None if there is no grading."""
 
     def challenge(self, file: Path, runes: int, passes: int) -> Iterator[str]:
-        """Score an exported file on what no trial saw.
+        """Score an exported file on runes that no trial saw.
 
         Args:
-            runes: to score it on, at most.
-            passes: over the drawings of each.
+            runes: most runes to score it on.
+            passes: passes over the drawings of each rune.
 
         Yields:
             Lines for people.
@@ -335,22 +335,22 @@ class Problem(Protocol):
 
 
 def count_looks(instances: Sequence[Instance]) -> int:
-    """How many of the instances, the first ones, are looks: at a lower speed than the last one."""
+    """How many of the first instances are looks: calls at a lower speed than the last instance."""
     if not instances or (target := instances[-1].speed) is None:
         return 0
     return sum(1 for _ in itertools.takewhile(lambda i: (i.speed or 0.0) < target, instances))
 
 
 def digest_of(values: Values) -> str:
-    """A short digest that names complete values: equal for equal values alone."""
+    """A short digest of complete values."""
     return short_digest(json.dumps(dict(values), sort_keys=True))
 
 
 def short_digest(text: str) -> str:
-    """Twelve hexadecimal digits."""
+    """The digest of a text, as twelve hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def changed_values(values: Values, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """Those of complete values that are not the defaults."""
+    """The values that differ from the defaults."""
     return {name: values[name] for name, f in fields.items() if values[name] != f.default}

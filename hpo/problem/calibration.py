@@ -1,6 +1,6 @@
-"""Recipes whose calls are timed for a machine profile, and what they are timed on.
+"""Recipes and instances to time for a machine profile.
 
-Nothing but the package's own drawings and network is needed.
+They need only the package's own drawings and network.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .runes import RuneProblem
 from .settings import Confirm, Estimator, Instances
 
 _RUNES = ("thorn", "ger", "os", "ear")
-_DRAWINGS = (10, 10, 5, 15)  # to learn from; the challenge's number counts twice
-_DRAWN_AT_ONCE = 256  # by a call, of which a timing needs whole rounds
+_DRAWINGS = (10, 10, 5, 15)  # numbers of drawings, in turn; the challenge's number comes twice
+_DRAWN_AT_ONCE = 256  # images that a call draws in one round; a timing needs whole rounds
 _LEAST_STEPS = 24
 
-# Choices that change what a call costs, each as fields of the recipe.
+# Choices that change the cost of a call, each as fields of the recipe.
 _BATCHES = ({"batch_size": b} for b in (4, 8, 8, 16, 16, 32, 32, 64))
 _TRAINED: tuple[dict[str, Any], ...] = (
     {},
@@ -62,10 +62,10 @@ _FACTORS = (tuple(_BATCHES), _TRAINED, _LOW_RANK, tuple(_HEADS), _OUTPUTS, _DRAW
 
 
 def calibration_values(n: int, precision: str) -> list[dict[str, Any]]:
-    """Complete values of ``n`` recipes to time; the first are one change each from the default.
+    """Complete values of ``n`` recipes to time; the first differ from the default by one change.
 
     Args:
-        precision: number format of all.
+        precision: number format of all recipes.
     """
     changes: list[dict[str, Any]] = [{}]
     changes += [one for factor in _FACTORS for one in _distinct(factor) if one]
@@ -76,7 +76,7 @@ def calibration_values(n: int, precision: str) -> list[dict[str, Any]]:
 
 
 def calibration_instance(number: int) -> RuneInstance:
-    """What the recipe of this number is timed on: a rune that the package draws itself."""
+    """The instance that the recipe of this number is timed on: a rune drawn by the package."""
     at = number % len(_RUNES)
     return _instance(_RUNES[at], _DRAWINGS[at])
 
@@ -88,13 +88,13 @@ def _instance(rune: str, train: int) -> RuneInstance:
 
 
 def steps_to_time(values: dict[str, Any]) -> int:
-    """How many steps of a call tell its speed: three rounds of drawing, of which one warms up."""
+    """Number of steps to time in a call: three rounds of drawing, one of them as a warm-up."""
     round_steps = max(1, _DRAWN_AT_ONCE // int(values["batch_size"]))
     return max(_LEAST_STEPS, 3 * round_steps)
 
 
 def precision_here(asked: str) -> str:
-    """The number format in which a step is computed on this machine: "bf16" or "fp32"."""
+    """The number format that this machine computes a step in: "bf16" or "fp32"."""
     network = calibration_instance(0).pretrained
     return resolve_precision(asked, training_device(next(network.parameters()).device))
 

@@ -1,4 +1,4 @@
-"""A person's own file as a method: any Python file with a `finetune_model`."""
+"""A user's own file as a method: any Python file with a `finetune_model`."""
 
 from __future__ import annotations
 
@@ -32,25 +32,24 @@ if TYPE_CHECKING:
     from .instances import RuneInstance
     from .user_file.runner import Moment, Request
 
-_MOST_OUTPUT = 500  # characters of what a call printed that its record keeps
-_LOAD_S = 120.0  # that the file may take to be imported
-# Of the machine's memory, that all workers of this machine together leave to calls.
+_MOST_OUTPUT = 500  # characters of a call's output that are stored, from its end
+_LOAD_S = 120.0  # time limit for importing the file
+# Share of the machine's memory that the calls of all its workers may use together.
 _MEMORY_SHARE = 0.75
 
 
 class FileMethod(TorchMethod):
-    """A `hpo.problem.base.Method` whose calls run a person's file, each in a process of its own.
+    """A `hpo.problem.base.Method` whose calls run a user's file, each in a process of its own.
 
-    A call runs the text that would be exported: the file with the values in the places of its
-    defaults.
+    A call runs the text that would be exported: the file with the values in place of its defaults.
 
     Args:
-        path: of the file.
-        text: of the file.
-        style: which of its values are parameters; None: the first kind that it has.
-        steps: name of the parameter that counts its steps.
-        memory_gb: GiB that a call may use; None: this worker's share of most of the memory.
-        tuned: whether it must have parameters.
+        path: path of the file.
+        text: text of the file.
+        style: which kind of values are parameters; None: the first kind that the file has.
+        steps: name of the parameter with the number of steps.
+        memory_gb: memory limit of a call in GiB; None: this worker's share of most of the memory.
+        tuned: whether the file must have parameters.
 
     Raises:
         UserError: the file has no parameters of that style, or none called ``steps``.
@@ -79,7 +78,7 @@ class FileMethod(TorchMethod):
 
     @property
     def file(self) -> UserFile:
-        """The file as it was read."""
+        """The parsed file."""
         return self._file
 
     @cached_property
@@ -101,16 +100,16 @@ class FileMethod(TorchMethod):
     def prepare(self, device: str | None, threads: int) -> None:
         from .user_file.runner import start_server
 
-        start_server()  # it imports torch while this process does
+        start_server()  # started now, so that it imports torch while this process does, too
         super().prepare(device, threads)
         self._threads = threads
-        if self._tuned:  # else it takes part in a race, where it would be out
+        if self._tuned:  # in a race of files one that can't be loaded just loses
             self._check_loads()
 
     def units(self, instruction_set: str) -> str:
         import torch
 
-        # Sums round differently by the number of threads, too.
+        # The number of threads changes the rounding of sums, too.
         return f"{instruction_set}, {counted(torch.get_num_threads(), 'thread')}"
 
     def speed(self) -> float | None:
@@ -123,7 +122,7 @@ class FileMethod(TorchMethod):
         return steps_per_second()
 
     def workload(self, values: Values, instance: Instance) -> Workload | None:
-        return None  # nobody knows what a step of the file does
+        return None  # the work in a step of the file is unknown
 
     def call(
         self,
@@ -132,7 +131,7 @@ class FileMethod(TorchMethod):
         on_step: OnStep,
         steps: Sequence[int] | None = None,
     ) -> list[Called]:
-        # One after another: a call may use all of its worker's threads.
+        # One after another, because a call may use all of its worker's threads.
         called = []
         for index, instance in enumerate(instances):
             asked, rune = self.complete(values), cast("RuneInstance", instance)
@@ -178,10 +177,10 @@ class FileMethod(TorchMethod):
         )
 
     def _check_loads(self) -> None:
-        """Load the file once with its own values, so that a mistake is told before any trial.
+        """Load the file once with its own values, to report mistakes before the first trial.
 
         Raises:
-            UserError: it can't be loaded.
+            UserError: the file can't be loaded.
         """
         from .user_file.runner import Call
 
@@ -204,7 +203,7 @@ class FileMethod(TorchMethod):
         }
 
     def export(self, values: Values, about: str) -> str:
-        # The file stays its author's: nothing is written above it.
+        # The file stays as its author wrote it: no heading is added.
         return self._file.with_values(self.complete(values))
 
     def prove(
@@ -217,7 +216,7 @@ class FileMethod(TorchMethod):
         yield from prove_call(self, text, problem, limit_s, claims)
 
     def as_written(self, text: str) -> FileMethod:
-        """The method of another text of the file, as an export has written it."""
+        """This method with another text of the file, such as an exported one."""
         method = FileMethod(self._file.path, text, self._file.style, self._steps, self._memory_gb)
         method._threads = self._threads
         return method

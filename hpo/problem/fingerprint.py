@@ -10,31 +10,31 @@ from finetune.submission.imports import needed_modules
 
 from .base import short_digest
 
-# Modules of `finetune` that a loss depends on, with all that they import: those of the data and of
-# the evaluation, and with them those of a call of the recipe.
+# Modules of `finetune` that a loss depends on, together with everything that they import: those of
+# the data and the evaluation, and for a call of the recipe also `adapt`.
 _EVALUATION = ("data.runes", "model.checkpoints", "scoring.cost", "scoring.estimators")
 _ENTRIES = ("adapt", *_EVALUATION)
 _WITH_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def code_digest() -> str:
-    """Of the modules that losses depend on, without their comments and docstrings."""
+    """Digest of the modules that losses depend on, without comments and docstrings."""
     return short_digest("".join(map(_without_words, needed_modules(*_ENTRIES).values())))
 
 
 def file_digest(text: str) -> str:
-    """Of a person's file and the modules that measure what it returns, without comments."""
+    """Digest of a user's file and the modules that score its result, without comments."""
     modules = "".join(map(_without_words, needed_modules(*_EVALUATION).values()))
     try:
         return short_digest(modules + _without_words(text))
-    except (SyntaxError, ValueError, tokenize.TokenError):  # it is not Python
+    except (SyntaxError, ValueError, tokenize.TokenError):  # not Python
         return short_digest(modules + text)
 
 
 def _without_words(source: str) -> str:
-    """The source without comments, docstrings and blank lines, which have no say in a loss."""
+    """The source without comments, docstrings and blank lines, which can't change a loss."""
     source = source.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    lines = source.split("\n")  # as the tokenizer counts them, and not `splitlines`
+    lines = source.split("\n")  # not `splitlines`, which splits at more characters
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start

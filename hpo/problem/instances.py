@@ -1,4 +1,4 @@
-"""Instances of (rune, split, network, seed): those of trials, and those that no trial sees."""
+"""Instances of (rune, split, network, seed): those of trials, and those of confirmations."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from .settings import Confirm, Instances
 
 @dataclass(frozen=True)
 class RuneInstance:
-    """What one call is measured on."""
+    """An instance of `RuneProblem`, on which one call is measured."""
 
     rune: str
     split_seed: int
     network: str
-    seed: int  # of the call's random numbers
+    seed: int  # seed of the call's random numbers
     pretrained: nn.Module
     split: Split
-    resize: Resize | None = None  # that the drawings went through; None: the study's
-    speed: float | None = None  # of the reference machine in a call; None: the study's
+    resize: Resize | None = None  # how drawings were resized; None: the study's way
+    speed: float | None = None  # factor on the reference machine's speed; None: the study's
 
     @property
     def label(self) -> str:
-        """Its name in attributes and plots; unique among the instances of its kind."""
+        """Name in attributes and plots; unique among the instances of a problem."""
         speed = "" if self.speed is None else f"*{self.speed:g}"
         return self.place + speed + (f" {self.resize}" if self.resize else "")
 
     @property
     def place(self) -> str:
-        """The label without resize and speed, on which the evaluation's noise does not depend."""
+        """The label without resize and speed; the noise of the evaluation depends on this part."""
         return f"{self.rune}/{self.split_seed}" + (f"/{self.seed}" if self.seed else "")
 
     @cached_property
     def group_sizes(self) -> dict[str, int]:
-        """Parameters of the network in each of `finetune.recipe.GROUPS`."""
+        """Number of the network's parameters in each of `finetune.recipe.GROUPS`."""
         sizes = dict.fromkeys(GROUPS, 0)
         for name, parameter in self.pretrained.named_parameters():
             sizes[group_of(name, parameter)] += parameter.numel()
@@ -53,9 +53,9 @@ class RuneInstance:
 
 
 def load_instances(config: Instances, source: RuneSource) -> list[RuneInstance]:
-    """Every rune of every split with every seed at every speed; network i goes with rune i.
+    """The instances of trials: every rune of every split with every seed at every speed.
 
-    Networks are counted round.
+    Network i goes with rune i, starting again when there are fewer networks than runes.
 
     Raises:
         UserError: networks are missing, a rune or network is unknown, or a rune has too few
@@ -83,10 +83,10 @@ def load_instances(config: Instances, source: RuneSource) -> list[RuneInstance]:
 
 
 def load_held_out(study: Instances, asked: Confirm, source: RuneSource) -> list[RuneInstance]:
-    """What ``[confirm]`` asks for: each rune with each split, seed and resize.
+    """The instances of ``[confirm]``: each rune with each split, seed and resize.
 
-    Successive instances have different runes, and splits and resizes take turns, so that the
-    first few are a fair sample of all.
+    Successive instances have different runes, and splits and resizes take turns, so the first few
+    are a balanced sample of all.
 
     Raises:
         UserError: a rune or network is unknown, or trials were measured on one of the instances.
@@ -98,7 +98,7 @@ def load_held_out(study: Instances, asked: Confirm, source: RuneSource) -> list[
     runes = asked.runes or tuple(r for r in source.runes if r not in held_in) or source.runes
     again = [rune for rune in runes if rune in held_in]
     splits = asked.splits or (_others(study.splits) if again else study.splits)
-    # Whatever the network and the seed: the search chose by these drawings.
+    # Networks and seeds do not matter here: the search has used these drawings.
     if again and (seen := sorted(set(splits) & set(study.splits))):
         other = _others(study.splits)[0]
         raise UserError(
@@ -111,7 +111,7 @@ def load_held_out(study: Instances, asked: Confirm, source: RuneSource) -> list[
         "splits": splits,
         "seeds": seeds,
         "networks": asked.networks or study.networks,
-        "speeds": (),  # a confirmation is at the study's own
+        "speeds": (),  # confirmations run at the study's own speed
     }
     resizes = asked.resizes or (study.resize,)
     loaded = {
@@ -120,7 +120,7 @@ def load_held_out(study: Instances, asked: Confirm, source: RuneSource) -> list[
         for i in load_instances(study.model_copy(update={**update, "resize": resize}), source)
     }
     ways = list(itertools.product(splits, seeds, resizes))
-    # As in a Latin square: in each pass every rune comes once, and each in another way.
+    # As in a Latin square: every pass has each rune once, each in another way.
     return [
         loaded[(rune, *ways[(turn + i) % len(ways)])]
         for turn in range(len(ways))
@@ -129,7 +129,7 @@ def load_held_out(study: Instances, asked: Confirm, source: RuneSource) -> list[
 
 
 def unseen_runes(config: Instances, source: RuneSource, most: int) -> list[str]:
-    """Runes that the source has and no trial sees, at most so many, spread evenly."""
+    """At most ``most`` runes of the source that no trial sees, spread evenly."""
     seen = config.runes or source.runes
     unseen = [rune for rune in source.runes if rune not in seen]
     n = min(most, len(unseen))
@@ -150,6 +150,6 @@ def _check_networks(table: str, names: Collection[str], known: Collection[str]) 
 
 
 def _others(used: Collection[int]) -> tuple[int, ...]:
-    """The smallest numbers that are not used, as many as are."""
+    """The smallest unused numbers, as many as there are used ones."""
     unused = (number for number in itertools.count() if number not in used)
     return tuple(itertools.islice(unused, len(used)))

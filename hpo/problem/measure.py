@@ -19,20 +19,20 @@ from .base import (
     Values,
 )
 
-# A call by steps takes as long as the machine needs; one that takes so many limits hangs.
+# A call by steps may take as long as the machine needs, but after so many time limits it hangs.
 HUNG = 20
 
 
 class HungError(RuntimeError):
-    """A call by steps took many times the limit: the machine's fault, not the values'."""
+    """A call by steps took many times the limit, which is the machine's fault."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What came out of a call, and what it took."""
+    """The score of a call, with its time and steps."""
 
     evaluation: Evaluation
-    seconds: float  # of the call alone
+    seconds: float  # time of the call, without the evaluation
     steps: int
     steps_wanted: int | None  # of a schedule that no clock cuts; None: not known
     model: object  # that the call returned
@@ -53,10 +53,9 @@ def measure(
 
     Args:
         limit_s: seconds after which a call is stopped.
-        on_step: as of `Method.call`.
-        table_seed: as of `Problem.evaluate`.
-        steps: as of `Method.call`; where they are given, a call is stopped only after many times
-            the limit.
+        on_step: as in `Method.call`.
+        table_seed: as in `Problem.evaluate`.
+        steps: as in `Method.call`; if given, a call is stopped only after many times the limit.
 
     Raises:
         OutOfTimeError: a call was stopped at the limit.
@@ -102,7 +101,7 @@ def measure(
 
 @contextmanager
 def _named(label: str) -> Iterator[None]:
-    """Puts the instance before what went wrong on it; notes stay."""
+    """Prefix errors with the instance's label; their notes stay."""
     try:
         yield
     except (NotFiniteError, CallFailedError) as error:

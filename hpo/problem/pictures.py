@@ -21,14 +21,14 @@ from .instances import RuneInstance
 
 # A quarter of the evaluations by which the same network's loss is measured in studies/runes.toml.
 N_SAMPLES, EULER_STEPS = 10, 24
-_SEED = 0  # every trial's samples start from the same noise, so that pictures can be compared
+_SEED = 0  # all samples start from the same noise, so that pictures can be compared
 _ROWS = ("real, unseen", "before", "after")
-_MARGIN_PX = 96  # for the rows' names
+_MARGIN_PX = 96  # left margin for the names of rows
 _PAPER, _INK = 255, 0
 
 
 class InstancePictures:
-    """Draws instances; samples of a pretrained network are drawn once per process."""
+    """Draws pictures of instances; a pretrained network is sampled once per process."""
 
     def __init__(self) -> None:
         self._before: weakref.WeakKeyDictionary[nn.Module, Tensor] = weakref.WeakKeyDictionary()
@@ -37,16 +37,16 @@ class InstancePictures:
         """A grey PNG: drawings that the call did not see, samples before it and after it."""
         pretrained = instance.pretrained
         if pretrained not in self._before:
-            # What adaptation starts from: a class of its own, as yet the mean of the others.
+            # Adaptation starts from here: the new class is the mean of the others.
             self._before[pretrained] = draw_samples(with_mean_class(pretrained))
         real = instance.split.test[:N_SAMPLES].cpu()
         return to_png([real, self._before[pretrained], draw_samples(adapted)])
 
 
 def draw_samples(model: nn.Module) -> Tensor:
-    """`N_SAMPLES` samples under the new label, (N_SAMPLES, 1, 28, 28) in [0, 1].
+    """Draw samples under the new label, (N_SAMPLES, 1, 28, 28) in [0, 1].
 
-    The model's mode is put back; no global random stream is touched.
+    The model's mode is restored, and no global random stream is used.
     """
     device = next(model.parameters()).device
     noise = torch.Generator().manual_seed(_SEED)
@@ -55,7 +55,7 @@ def draw_samples(model: nn.Module) -> Tensor:
     was_training = model.training
     model.eval()
     try:
-        # Ten images are too few for more, which would wait for each other on a busy machine.
+        # One thread: with ten images more threads would only wait for each other.
         with torch.inference_mode(), one_thread(device):
             drawn = sample(model, e, c, n_steps=EULER_STEPS, method="euler")
     finally:
@@ -64,7 +64,7 @@ def draw_samples(model: nn.Module) -> Tensor:
 
 
 def to_png(rows: list[Tensor]) -> bytes:
-    """The rows of `InstancePictures.draw`, each (n, 1, 28, 28), with their names beside them."""
+    """A PNG of the rows of `InstancePictures.draw`, each (n, 1, 28, 28), with their names."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sheet.png"
         save_sheet(rows, path)

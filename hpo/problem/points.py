@@ -1,4 +1,4 @@
-"""The points that the author of the challenge gives for mean losses."""
+"""The points of the challenge for mean losses."""
 
 from finetune.challenge import POINTS, points
 

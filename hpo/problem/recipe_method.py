@@ -33,8 +33,8 @@ from .torch_method import TorchMethod
 if TYPE_CHECKING:
     from .instances import RuneInstance
 
-_SEED = "seed"  # of a call: a study names the seeds of its instances
-_NO_DEADLINE_S = 1e6  # the longest that a recipe may have; the clock counts from a tenth of it on
+_SEED = "seed"  # the recipe's field of a call's seed; a study sets it by its instances
+_NO_DEADLINE_S = 1e6  # longest deadline of a recipe, so long that the schedule ends first
 
 
 class RecipeMethod(TorchMethod):
@@ -53,7 +53,7 @@ class RecipeMethod(TorchMethod):
         from finetune.machine.device import resolve_precision
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        # Instruction sets round differently, and so do number formats.
+        # Rounding depends on the instruction set and the number format.
         return f"{instruction_set} {resolve_precision('auto', device)}"
 
     def workload(self, values: Values, instance: Instance) -> Workload | None:
@@ -72,7 +72,7 @@ class RecipeMethod(TorchMethod):
         from finetune.adapt import AdaptationError
         from finetune.side_by_side import Task, adapt_together
 
-        if steps is not None and len(set(steps)) > 1:  # calls side by side make equally many
+        if steps is not None and len(set(steps)) > 1:  # side by side all need the same number
             return [
                 called
                 for k, (instance, n) in enumerate(zip(instances, steps, strict=True))
@@ -80,7 +80,7 @@ class RecipeMethod(TorchMethod):
             ]
         recipe = _recipe(values)
         if steps:
-            # The schedule then never looks at the time.
+            # With it the schedule never looks at the time.
             recipe = dataclasses.replace(recipe, steps=steps[0], deadline_s=_NO_DEADLINE_S)
         tasks = [
             Task(i.pretrained, i.split.train, dataclasses.replace(recipe, seed=i.seed))
@@ -122,7 +122,7 @@ class RecipeMethod(TorchMethod):
         claim = max(uncut, key=lambda c: c.steps) if uncut else claims[0] if claims else None
         instance = instances[claim.instance] if claim else next(iter(instances.values()))
         told = proof.Claim(claim.loss, claim.standard_error, claim.steps) if claim else None
-        steps = None  # that a reference clock planned; the file makes as many here
+        steps = None  # planned by a reference clock; the file makes as many
         if claim is not None and claim.steps == claim.steps_wanted != recipe.steps:
             steps, limit_s = claim.steps, HUNG * limit_s
         try:
@@ -139,7 +139,7 @@ class RecipeMethod(TorchMethod):
 def _recipe(values: Values) -> Recipe:
     try:
         return Recipe.from_dict(dict(values))
-    except (RecipeError, TypeError) as error:  # TypeError: a value of a type that no release had
+    except (RecipeError, TypeError) as error:  # TypeError: a stored value of a wrong type
         raise InvalidValuesError(str(error)) from error
 
 

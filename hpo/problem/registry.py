@@ -1,4 +1,4 @@
-"""Methods and problems by the names that a study file gives them."""
+"""Load methods and problems by their names in study files."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from .base import Method, Problem
 from .settings import Confirm, Estimator, Instances
 
-RECIPE, RUNES = "recipe", "runes"  # of this project; others are MODULE:ATTRIBUTE
+RECIPE, RUNES = "recipe", "runes"  # this project's own; others are MODULE:ATTRIBUTE
 
 
 @cache
 def load_method(name: str) -> Method:
-    """The method of a study; ``MODULE:ATTRIBUTE`` names a class without arguments.
+    """Load a study's method; ``MODULE:ATTRIBUTE`` names a class without arguments.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is no such method.
     """
     if name == RECIPE:
         from .recipe_method import RecipeMethod
@@ -31,7 +31,7 @@ def load_method(name: str) -> Method:
 def load_file_method(
     path: Path, style: str | None = None, steps: str | None = None, memory_gb: float | None = None
 ) -> Method:
-    """The method of a person's own file; arguments as of `hpo.problem.file_method.FileMethod`.
+    """Load a user's own file; arguments as in `hpo.problem.file_method.FileMethod`.
 
     Raises:
         UserError: the file can't be read, or has no parameters of that style.
@@ -42,10 +42,10 @@ def load_file_method(
 
 
 def load_submission(path: Path) -> Method:
-    """A file with its own values as a method without fields.
+    """Load a file with its own values, as a method without fields.
 
     Raises:
-        UserError: it can't be read, is not Python, or has no ``finetune_model``.
+        UserError: the file can't be read, is not Python, or has no ``finetune_model``.
     """
     from .file_method import FileMethod
     from .user_file.parameters import read_text
@@ -54,10 +54,10 @@ def load_submission(path: Path) -> Method:
 
 
 def file_text_digest(path: Path) -> str:
-    """Of a person's file, without its comments, and of the modules that measure it.
+    """Digest of a user's file and the modules that score its result, without comments.
 
     Raises:
-        UserError: it can't be read.
+        UserError: the file can't be read.
     """
     from .fingerprint import file_digest
     from .user_file.parameters import read_text
@@ -77,13 +77,13 @@ def _file_method(
 def load_problem(
     name: str, instances: Instances, estimator: Estimator, confirm: Confirm, data: Path | None
 ) -> Problem:
-    """The problem of a study; ``MODULE:ATTRIBUTE`` names a class of these arguments.
+    """Load a study's problem; ``MODULE:ATTRIBUTE`` names a class with these arguments.
 
     Args:
-        data: directory of the data; None: where it is looked for by itself.
+        data: directory of the data; None: the default places.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is no such problem.
     """
     if name == RUNES:
         from .runes import RuneProblem
@@ -94,7 +94,7 @@ def load_problem(
 
 
 def check_name(name: str, known: str) -> None:
-    """Raises ValueError unless ``name`` is ``known``, or can be imported."""
+    """Raise ValueError unless ``name`` is ``known`` or can be imported."""
     if name != known:
         _attribute(name, known)
 

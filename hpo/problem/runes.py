@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from .instances import RuneInstance
     from .pictures import InstancePictures
 
-_COST_SHARE, _COST_S = 0.05, 1.0  # of a call's seconds, and at most: to measure an answer's cost
+_COST_SHARE, _COST_S = 0.05, 1.0  # time to measure a network's cost: share of the call's; at most
 
 
 @runtime_checkable
 class Remote(Protocol):
-    """A network that computes in another process."""
+    """A network that runs in another process."""
 
     def measure_cost(self, drawings: Tensor, label: int, budget_s: float) -> float:
-        """CPU time of an answer over the plain network's; see `finetune.scoring.cost`."""
+        """CPU time of an answer, relative to the plain network's; see `finetune.scoring.cost`."""
 
 
 class RuneProblem:
@@ -40,8 +40,8 @@ class RuneProblem:
 
     Args:
         asked: the runes, splits, networks and seeds of trials.
-        estimator: the table of noise on which all losses are measured.
-        confirm: the instances that confirmations are measured on.
+        estimator: settings of the noise that all losses are measured on.
+        confirm: the instances of confirmations.
         data: directory of the data, as in `finetune.data.runes.open_source`.
     """
 
@@ -56,7 +56,7 @@ class RuneProblem:
         """The drawings.
 
         Raises:
-            UserError: they are missing or not usable.
+            UserError: they are missing or can't be used.
         """
         from finetune.data.runes import open_source
 
@@ -106,7 +106,7 @@ class RuneProblem:
         # Evaluated where it was trained: it comes back to where the pretrained network is.
         device = training_device(next(model.parameters()).device)
         model = model.to(device)
-        with one_thread(device):  # a sum's last bits may depend on the number of threads
+        with one_thread(device):  # the number of threads may change a sum's last bits
             losses = estimate(model, rune.split.test, NEW_LABEL, self.noise_table(rune, table_seed))
         if not math.isfinite(losses.mean):
             raise NotFiniteError(f"{rune.label}: the loss on unseen drawings is {losses.mean}")
@@ -126,10 +126,10 @@ class RuneProblem:
         )
 
     def noise_table(self, instance: RuneInstance, seed: int | None = None) -> NoiseTable:
-        """The times and noises on which the instance's loss is measured, whatever the recipe.
+        """The times and noises that losses on the instance are measured on, for all recipes.
 
         Args:
-            seed: None: the study's.
+            seed: seed of the table; None: the study's.
         """
         from finetune.scoring.estimators import NoiseTable
 

@@ -1,4 +1,4 @@
-"""The tables of a study file that say what runes are measured, and how."""
+"""The tables of a study file for runes: instances, confirmation and estimator."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from finetune.data.futhorc import ALPHABET
 
 from ..settings import Count, Seed, Speed, Table
 
-_AUTHORS_TRAIN = 10  # drawings of a rune, of twenty
-_MOST_BINS = 10_000  # a table of so many times for each drawing fills no memory
+_AUTHORS_TRAIN = 10  # of twenty drawings, the challenge trains on so many
+_MOST_BINS = 10_000  # limit, so that the table of times fits into memory
 
 
 class Instances(Table):
-    """What a trial is measured on: each rune of each split with each seed, in this order."""
+    """The instances of trials: each rune of each split with each seed, in this order."""
 
     source: Literal["omniglot", "drawn", "drawings"]
     """Drawings of people, of the package itself, or your own; not needed with `drawings`."""
@@ -49,7 +49,7 @@ class Instances(Table):
     @model_validator(mode="before")
     @classmethod
     def _from_folder(cls, table: Any) -> Any:
-        """Who names a folder need not say that it is the source."""
+        """A table that names a folder need not name the source as well."""
         if isinstance(table, dict) and "drawings" in table:
             return {"source": "drawings", **table}
         return table
@@ -84,7 +84,7 @@ class Instances(Table):
 
     @property
     def has_points(self) -> bool:
-        """Whether the author's thresholds are for these: ten drawings of Omniglot's Futhorc."""
+        """Whether the challenge's points apply: ten drawings of Omniglot's Futhorc."""
         return (
             self.source == "omniglot"
             and self.alphabet in (None, ALPHABET)
@@ -93,7 +93,7 @@ class Instances(Table):
 
 
 class Confirm(Table):
-    """Where the best few recipes meet at the end: instances that no trial was measured on."""
+    """The instances of a confirmation of the best few recipes; no trial is measured on them."""
 
     runes: tuple[str, ...] = ()
     """Empty: those of the source that `[instances]` does not name, else all."""
@@ -121,7 +121,7 @@ def _check_distinct(table: Table, keys: Iterable[str]) -> None:
 
 
 class Estimator(Table):
-    """The table of times and noises that all trials share."""
+    """Settings of the table of times and noises that losses of all trials are measured on."""
 
     strata: Annotated[int, Field(gt=0, le=_MOST_BINS)] = 25
     """Times for each drawing, one in each of as many bins, which are narrow where losses change."""

@@ -1,4 +1,4 @@
-"""What methods that compute with torch have in common."""
+"""Base class of methods that compute with torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TorchMethod:
         }
 
     def units(self, instruction_set: str) -> str:
-        """What sums and products round by, beside the device and torch's release."""
+        """What rounding depends on beside the device and torch's release."""
         return instruction_set
 
     def speed(self) -> float | None:

@@ -1,7 +1,7 @@
-"""What a call of the recipe has to do, in units that a machine profile gives seconds for.
+"""The work in a call of the recipe, in the units of a machine profile.
 
-The amounts follow from the recipe, the number of drawings and the sizes of the network's groups;
-how many seconds a unit takes is measured (`hpo.calibrate`).
+The amounts follow from the recipe, the number of drawings and the sizes of the network's groups.
+The seconds of a unit are measured (`hpo.calibrate`).
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from finetune.recipe import Recipe
 
 from .base import Workload
 
-# As in `finetune.augment.mix` and `finetune.train.run`: more drawings do not blend, or have no
-# path of a pen; a CPU draws so many images at once, and so many to count levels.
+# Limits of `finetune.augment.mix` and `finetune.train.run`: more drawings than these do not blend,
+# or have no pen path; a CPU draws so many images at once, and so many to count levels.
 _MOST_BLENDED, _MOST_TRACED = 20, 60
 _DRAWN_AT_ONCE = 256
 _LEVEL_SAMPLES = 512
-_BANK_IMAGES = 4096  # unit of comparisons with a bank
+_BANK_IMAGES = 4096  # comparisons with a bank are counted in units of so many images
 _MILLION = 1e6
-# Groups in the order in which the network runs; norms, biases and the class embedding act from its
-# first layer on.
+# Groups in the order in which the network runs. Norms, biases and the class embedding are used from
+# the first layer on.
 _ORDER = ("input", "down", "middle", "up", "output")
 _FROM_FIRST = ("norm_bias", "embedding")
 
 
 def workload_of(recipe: Recipe, n_drawings: int, sizes: Mapping[str, int]) -> Workload:
-    """What a call of ``recipe`` on so many drawings has to do.
+    """The work in a call of ``recipe`` on ``n_drawings`` drawings.
 
     Args:
-        sizes: parameters of the network in each of `finetune.recipe.GROUPS`.
+        sizes: number of the network's parameters in each of `finetune.recipe.GROUPS`.
     """
     return Workload(
         startup=_nonzero(_startup(recipe, n_drawings)),
@@ -41,7 +41,7 @@ def workload_of(recipe: Recipe, n_drawings: int, sizes: Mapping[str, int]) -> Wo
 
 
 def _startup(recipe: Recipe, n: int) -> dict[str, float]:
-    """Before the first step: drawings are prepared, levels counted, the bank is drawn."""
+    """Work before the first step: prepare drawings, count levels, draw the bank."""
     by_pen = recipe.render == "pen" and n <= _MOST_TRACED
     blends = by_pen and recipe.blend > 0 and n <= _MOST_BLENDED
     drawn = float(max(_DRAWN_AT_ONCE, recipe.batch_size))  # the first batches
@@ -61,14 +61,14 @@ def _startup(recipe: Recipe, n: int) -> dict[str, float]:
 
 
 def _step(recipe: Recipe, n: int, sizes: Mapping[str, int]) -> dict[str, float]:
-    """Of one step, on all threads: images are drawn, the network runs forward and back."""
+    """Work in one step on all threads: draw images, run the network forward and backward."""
     b = float(recipe.batch_size)
     by_pen = recipe.render == "pen" and n <= _MOST_TRACED
     levels = recipe.output == "levels"
     blends = by_pen and recipe.blend > 0 and n <= _MOST_BLENDED
     updated = {g for g in _ORDER if g in recipe.train_groups or g in recipe.lora_groups}
     if levels:
-        updated.discard("output")  # the head is in its place
+        updated.discard("output")  # the head replaces it
     from_first = set(_FROM_FIRST) & set(recipe.train_groups)
     amounts = {
         "step": 1.0,
@@ -85,7 +85,7 @@ def _step(recipe: Recipe, n: int, sizes: Mapping[str, int]) -> dict[str, float]:
         "gradients of the embedding": b if "embedding" in from_first else 0.0,
         "gradients of norms": b if "norm_bias" in from_first else 0.0,
     }
-    earlier = bool(from_first)  # a trained parameter lies in this group or before it
+    earlier = bool(from_first)  # whether this group or an earlier one has trained parameters
     for group in _ORDER:
         earlier = earlier or group in updated
         amounts[f"gradients through {group}"] = b if earlier else 0.0

@@ -173,7 +173,7 @@ class _PostgreSQL(Dialect):
     _CONNECT_S = 10
     _SESSION: ClassVar = {
         # The server releases the locks of a machine that vanished, or of a process that was
-        # halted, in the middle of a transaction. By default it keeps them for two hours or for ever.
+        # halted, in the middle of a transaction. By default it keeps them for hours or for ever.
         "tcp_keepalives_idle": 15,  # s
         "tcp_keepalives_interval": 5,  # s
         "tcp_keepalives_count": 3,

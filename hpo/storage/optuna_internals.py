@@ -60,7 +60,7 @@ def open_rdb(url: str, engine_options: dict[str, Any]) -> RDBStorage:
     rdb = RDBStorage(url, engine_options, skip_compatibility_check=True)
     release = rdb.get_current_version()
     if release not in _checked:
-        # The check is slow, as it reads all of Optuna's migrations; `RDBStorage` would always run it.
+        # The check reads all of Optuna's migrations, which is slow; `RDBStorage` always runs it.
         rdb._version_manager.check_table_schema_compatibility()
         _checked.add(release)
     return rdb

@@ -1,1 +1,1 @@
-"""A person's own file with a `finetune_model`: its parameters, its process, its text."""
+"""A user's own file with a `finetune_model`: its parameters, its process, its text."""

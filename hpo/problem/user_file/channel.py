@@ -1,6 +1,6 @@
-"""Messages between a worker and the process of a person's file: JSON and tensors as bytes.
+"""Messages between a worker and the process of a user's file: JSON, and tensors as bytes.
 
-Nothing that comes in is unpickled.
+Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _DTYPES = {
 
 
 class ChannelClosedError(Exception):
-    """The other side is gone, or sent what is no message."""
+    """The other side is gone, or sent something that is not a message."""
 
 
 class Channel:
     """One side of a pair of sockets.
 
     Args:
-        send_s: seconds after which the other side, which takes no message, counts as gone; None:
-            it is waited for.
+        send_s: seconds after which the other side counts as gone if it takes no message; None: wait
+            for ever.
     """
 
     def __init__(self, end: socket.socket, send_s: float | None = None) -> None:
@@ -54,7 +54,7 @@ class Channel:
         """Send a message.
 
         Raises:
-            ChannelClosedError: nobody receives it.
+            ChannelClosedError: the other side is gone.
         """
         tensors = [t.detach().cpu().contiguous() for t in tensors]
         described = [[str(t.dtype).removeprefix("torch."), list(t.shape)] for t in tensors]
@@ -67,10 +67,10 @@ class Channel:
             raise ChannelClosedError from error
 
     def receive(self, timeout_s: float | None = None) -> tuple[dict[str, Any], list[Tensor]] | None:
-        """The next message and its tensors; None: it is not whole after ``timeout_s``.
+        """Receive a message and its tensors; None if it is not complete after ``timeout_s``.
 
         Raises:
-            ChannelClosedError: there will be none.
+            ChannelClosedError: the other side is gone.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while (message := self._next()) is None:
@@ -87,7 +87,7 @@ class Channel:
         return message
 
     def _next(self) -> tuple[dict[str, Any], list[Tensor]] | None:
-        """The message at the start of what was received, if it is whole."""
+        """The first message of what was received, if it is complete."""
         have = len(self._buffer)
         if have < _LENGTH.size:
             return None

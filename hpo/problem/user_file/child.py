@@ -1,8 +1,8 @@
-"""The process of a person's file: it makes one call, then answers what its network is asked.
+"""The process of a user's file: it makes one call, then evaluates the returned network.
 
-It is forked by `hpo.problem.user_file.supervisor` and ends with the call.  It gets what the course
-gives: a network of the course's class, a dataset of pairs, seeded random numbers.  The drawings
-that the network is scored on come after the call, as questions to it.
+It is forked by `hpo.problem.user_file.supervisor` and ends with the call.  The file gets what the
+course gives: a network of the course's class, a dataset of pairs, seeded random numbers.  The
+drawings that the network is scored on arrive only after the call, as questions.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from finetune.scoring.cost import measure_cost
 from .channel import Channel, ChannelClosedError
 from .parameters import FUNCTION, REPORT
 
-_MODULE = "finetune_file"  # under which the file is known while it runs
-_REPORT_S = 0.2  # between two messages of reported losses
+_MODULE = "finetune_file"  # module name of the file while it runs
+_REPORT_S = 0.2  # least time between two messages with reported losses
 _MOST_TRACEBACK = 3000  # characters
 
 
 class _CallError(Exception):
-    """The file did what ends its call.  The message is one line."""
+    """The file failed.  The message is one line."""
 
 
 def run_child(channel: Channel) -> None:
-    """Make the call that the first message asks for and answer questions; never returns."""
+    """Make the call of the first message, then answer questions; never returns."""
     me = os.getpid()
     try:
         _run(channel, me)
     except ChannelClosedError:
-        pass  # the worker has what it wanted, or is gone
-    except BaseException as error:  # whatever a file raises, SystemExit as well
+        pass  # the worker is done, or gone
+    except BaseException as error:  # anything that a file raises, also SystemExit
         if os.getpid() == me:
             with contextlib.suppress(ChannelClosedError):
                 channel.send(_failure(error))
     finally:
-        # Also where the file has forked: nobody waits for what that other process makes.
+        # Also in a process that the file has forked, whose result nobody waits for.
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -97,11 +97,11 @@ def _run(channel: Channel, me: int) -> None:
 
 
 def _load(text: str, path: Path) -> ModuleType:
-    """The module of a file's text, as if it had been imported."""
+    """Run a file's text as a module, as an import would."""
     sys.path.insert(0, str(path.parent))
     module = ModuleType(_MODULE)
     vars(module).update(notebook_globals(), __file__=str(path))
-    sys.modules[_MODULE] = module  # dataclasses and pickles look it up
+    sys.modules[_MODULE] = module  # dataclasses and pickle look it up there
     lines = text.splitlines(keepends=True)
     linecache.cache[str(path)] = (len(text), None, lines, str(path))  # for tracebacks
     exec(compile(text.removeprefix("\ufeff"), str(path), "exec"), module.__dict__)
@@ -115,7 +115,7 @@ def _network(state: dict[str, Tensor]) -> nn.Module:
 
 
 class _Reports:
-    """The callable ``report(step, loss)``: sends what it is told a few times a second."""
+    """The callable ``report(step, loss)``; it sends reported losses a few times a second."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -140,7 +140,7 @@ class _Reports:
 
 
 def _count_steps() -> Callable[[], int]:
-    """From now on; the answer is how many steps the busiest optimizer has made."""
+    """Count optimizer steps from now on; returns a function that gives the busiest's count."""
     steps: Counter[int] = Counter()
 
     def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -151,13 +151,13 @@ def _count_steps() -> Callable[[], int]:
 
 
 def _answer(channel: Channel, model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Answer for the returned network until there are no more questions."""
-    # The settings of the process that grades, whatever the file has set.
+    """Answer questions to the returned network until there are no more."""
+    # Restore the settings of the grader's process, which the file may have changed.
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     torch.set_grad_enabled(False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(1)  # a sum's last bits may depend on the number of threads
+    torch.set_num_threads(1)  # the number of threads may change a sum's last bits
     try:
         model = model.to(device).eval()
     except Exception as error:
@@ -190,7 +190,7 @@ def _cost(
     question: dict[str, Any],
     device: torch.device,
 ) -> float:
-    """CPU time of an answer over the plain network's."""
+    """CPU time of an answer, relative to the plain network's."""
     plain = _network(copy.deepcopy(state)).to(device)
     return measure_cost(
         model, plain, drawings, question["label"], budget_s=question["budget_s"]
@@ -215,7 +215,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
-    """The message of what ended a call: a line, and the traceback in the person's own code."""
+    """The message for an error in a call: one line, and the traceback in the user's own code."""
     if isinstance(error, _CallError):
         cause = error.__cause__
         trace = "".join(traceback.format_exception(cause)) if cause else ""

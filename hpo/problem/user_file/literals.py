@@ -1,4 +1,4 @@
-"""Values that are written in a Python file: where they stand, and how others take their place."""
+"""Values written in a Python file: find their places, and replace them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Behind the last value of a line: a comment behind others may mean any of them.
+# Only a comment behind the last value of a line: behind several values it could mean any of them.
 _COMMENT = re.compile(r"[\s,):]*#+([^\r\n]*)")
 _MARK = "\ufeff"
 _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n|$)")
@@ -17,7 +17,7 @@ _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n|$)")
 
 @dataclass(frozen=True)
 class Place:
-    """The part of a file that holds a value: byte offsets into its UTF-8 text."""
+    """The place of a value in a file: byte offsets into its UTF-8 text."""
 
     start: int
     end: int
@@ -27,20 +27,20 @@ class Source:
     """The text of a Python file, and its syntax tree.
 
     Raises:
-        SyntaxError: it is not Python.
-        ValueError: it holds a null character.
+        SyntaxError: the text is not Python.
+        ValueError: the text has a null character.
     """
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.tree = ast.parse(text.removeprefix(_MARK))
         self._bytes = text.encode()
-        # `ast` gives lines, and columns in bytes; a byte order mark is in no column.
+        # `ast` gives lines, and columns in bytes, without a byte order mark.
         self._mark = len(_MARK.encode()) if text.startswith(_MARK) else 0
         self._lines = [match.start() for match in _LINE.finditer(self._bytes)]
 
     def place(self, node: ast.expr) -> Place:
-        """Where an expression stands."""
+        """The place of an expression."""
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
         return Place(
@@ -49,17 +49,17 @@ class Source:
         )
 
     def written(self, place: Place) -> str:
-        """The text of a place."""
+        """The text at a place."""
         return self._bytes[place.start : place.end].decode()
 
     def comment_behind(self, place: Place) -> str:
-        """What a comment on the line of a place says; empty if there is none."""
+        """The comment on the line of a place; empty if there is none."""
         end = next((start for start in self._lines if start > place.end), len(self._bytes))
         found = _COMMENT.match(self._bytes[place.end : end].decode())
         return found[1].strip() if found else ""
 
     def with_values(self, values: Mapping[Place, Any]) -> str:
-        """The text with other values in these places, and nothing else changed."""
+        """The text with other values in these places; nothing else changes."""
         parts, done = [], 0
         for place in sorted(values, key=lambda place: place.start):
             parts.append(self._bytes[done : place.start])
@@ -68,7 +68,7 @@ class Source:
         return b"".join([*parts, self._bytes[done:]]).decode()
 
     def around(self, places: Collection[Place]) -> list[str]:
-        """The parts of the text before, between and behind these places."""
+        """The parts of the text before, between and after these places."""
         ordered = sorted(places, key=lambda place: place.start)
         starts = [0, *(place.end for place in ordered)]
         ends = [*(place.start for place in ordered), len(self._bytes)]
@@ -79,7 +79,7 @@ class Source:
 
 
 def literal(node: ast.expr | None) -> bool | int | float | str | None:
-    """The value of an expression that is a plain number, a string, true or false; else None."""
+    """The value of an expression if it is a plain number, string or boolean; else None."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
         value = literal(node.operand)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -91,7 +91,7 @@ def literal(node: ast.expr | None) -> bool | int | float | str | None:
 
 
 def written_as(value: bool | int | float | str, before: str) -> str:
-    """A value as Python writes it, with the quotes of what stood there before."""
+    """A value as Python source, with the same quotes as in ``before``."""
     if isinstance(value, str) and before.startswith('"') and not set(value) & {'"', "\\"}:
         return f'"{value}"' if value.isprintable() else repr(value)
     return repr(value)

@@ -1,6 +1,6 @@
-"""The parameters of a person's file: what its author wrote as values that may be others.
+"""The parameters of a user's file: values in it that a search can replace.
 
-The file is read and not run.  Its parameters are, whichever it has,
+The file is parsed and not run.  Its parameters are the first of these that it has:
 
 - the keyword arguments of ``finetune_model`` whose defaults are plain values;
 - the fields of a dataclass of the file whose instance ``Config()`` is the default of an argument;
@@ -23,36 +23,36 @@ Style = Literal["keywords", "dataclass", "constants"]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 FUNCTION, REPORT = "finetune_model", "report"
-_GIVEN = 2  # arguments that the course gives: a network and a dataset
+_GIVEN = 2  # arguments that every call gets: a network and a dataset
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A value of the file that may be another."""
+    """A value of the file that can be replaced."""
 
     name: str
     field: Field
-    place: Place  # of its default
+    place: Place  # where its default is written
 
 
 @dataclass(frozen=True)
 class UserFile:
-    """A file with a `finetune_model`, read and not run."""
+    """A parsed file with a `finetune_model`."""
 
     path: Path
     source: Source
-    style: Style | None  # None: it has no parameters
+    style: Style | None  # None if it has no parameters
     parameters: Mapping[str, Parameter]
-    others: Mapping[Style, tuple[str, ...]]  # names of the parameters that another style would give
+    others: Mapping[Style, tuple[str, ...]]  # names of the parameters in other styles
     reports: bool  # whether `finetune_model` takes ``report``
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The file's name, for messages."""
         return self.path.name
 
     def with_values(self, values: Mapping[str, Any]) -> str:
-        """The file's text with these values; those that are its own stay as they are written."""
+        """The file's text with these values; values equal to its own stay as they are written."""
         changed = {
             self.parameters[name].place: value
             for name, value in values.items()
@@ -62,10 +62,10 @@ class UserFile:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, with its line ends as they are.
+    """Read a file's text without changing its line ends.
 
     Raises:
-        UserError: it can't be read.
+        UserError: the file can't be read.
     """
     try:
         return path.read_bytes().decode("utf-8")
@@ -80,13 +80,13 @@ def read_text(path: Path) -> str:
 
 
 def require_parameters(file: UserFile, style: Style | None) -> None:
-    """Check that a file has what a study can vary.
+    """Check that a file has parameters.
 
     Args:
-        style: that was asked for; None: any.
+        style: the style that the parameters must have; None: any.
 
     Raises:
-        UserError: it has no parameters of that style.
+        UserError: the file has no parameters of that style.
     """
     if file.parameters:
         return
@@ -105,7 +105,7 @@ _SUGGEST = (
 
 
 def parse_user_file(path: Path, text: str, style: Style | None = None) -> UserFile:
-    """The file of this text; it may have no parameters.
+    """Parse a file; it may have no parameters.
 
     Raises:
         UserError: it is not Python, or has no ``finetune_model`` that can be called.
@@ -169,7 +169,7 @@ def _named_arguments(function: Function) -> list[ast.arg]:
 
 
 def _defaults(function: Function) -> Iterator[tuple[ast.arg, ast.expr]]:
-    """The arguments behind the first two that have defaults, with these."""
+    """The arguments after the first two that have defaults, with their defaults."""
     arguments = function.args
     plain = [*arguments.posonlyargs, *arguments.args]
     first = len(plain) - len(arguments.defaults)
@@ -240,7 +240,7 @@ def _constants(source: Source, function: Function) -> Iterator[Parameter]:
         if not isinstance(target, ast.Name) or not isinstance(node, ast.Assign | ast.AnnAssign):
             continue
         name = target.id
-        # One that gets several values has no place for its value.
+        # A name that is assigned several times has no single place for its value.
         if name.isupper() and not name.startswith("_") and stored[name] == 1 and node.value:
             yield from _parameter(source, name, node.value, annotation)
 
@@ -255,7 +255,7 @@ _FINDERS: Mapping[Style, Callable[[Source, Function], Iterator[Parameter]]] = {
 def _parameter(
     source: Source, name: str, default: ast.expr, annotation: ast.expr | None
 ) -> Iterator[Parameter]:
-    """The parameter of a plain value; nothing of any other expression."""
+    """Yield the parameter of a plain value; nothing for any other expression."""
     value = literal(default)
     if value is None:
         return
@@ -276,7 +276,7 @@ def _parameter(
 
 
 def _choices(annotation: ast.expr | None) -> tuple[str, ...]:
-    """The strings that ``Literal["a", "b"]`` allows; none of any other annotation."""
+    """The strings of ``Literal["a", "b"]``; none for any other annotation."""
     if not isinstance(annotation, ast.Subscript) or "Literal" not in ast.unparse(annotation.value):
         return ()
     named = annotation.slice

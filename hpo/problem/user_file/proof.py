@@ -1,4 +1,4 @@
-"""Proof that an exported file is its author's with other numbers, and scores what a trial did."""
+"""Proof that an exported file differs only in its values, and reproduces a trial's loss."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .parameters import UserFile, parse_user_file
 if TYPE_CHECKING:
     from ..file_method import FileMethod
 
-_ERRORS = 3.0  # of the difference of two losses on one table of noise
+_ERRORS = 3.0  # allowed difference of two losses, in standard errors
 
 
 def prove_text(file: UserFile, text: str, values: Mapping[str, Any]) -> str:
-    """The text has the values where the file has its defaults, and differs nowhere else.
+    """Check that a text has these values in place of the file's defaults, and no other change.
 
     Returns:
         A line for people.
 
     Raises:
-        ProofError: it has other values, or differs elsewhere.
+        ProofError: the text has other values, or differs elsewhere.
     """
     written = parse_user_file(file.path, text, file.style)
     found = {name: p.field.default for name, p in written.parameters.items()}
@@ -49,13 +49,13 @@ def _around_values(file: UserFile) -> list[str]:
 def prove_call(
     method: FileMethod, text: str, problem: Problem, limit_s: float, claims: Sequence[Claim]
 ) -> Iterator[str]:
-    """A whole call of the text in a new process gives the loss that the trial had.
+    """Check that a call of the text in a new process gives the trial's loss.
 
     Yields:
         A line for people.
 
     Raises:
-        ProofError: it fails, takes too long, or has another loss.
+        ProofError: the call fails, takes too long, or has another loss.
     """
     claim = claims[0] if claims else None
     instances = {i.label: i for i in problem.instances()}

@@ -1,4 +1,4 @@
-"""A worker's side of calls of a person's file: it starts them, follows them and ends them."""
+"""A worker's side of the calls of a user's file: start them, follow them, end them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from ..base import CallFailedError, NotFiniteError
 from .channel import Channel, ChannelClosedError
 
-_START_S = 120.0  # that the server may take to import torch, on a busy machine
-_POLL_S = 0.2  # between looks whether to go on
-_ANSWER_S = 300.0  # for one evaluation of the returned network
-_SEND_S = 60.0  # for a process to take a question
-_GONE_S = 10.0  # for a supervisor to say how its process ended
+_START_S = 120.0  # timeout for the server to start: importing torch is slow on a busy machine
+_POLL_S = 0.2  # interval of checks whether to go on
+_ANSWER_S = 300.0  # timeout for one evaluation of the returned network
+_SEND_S = 60.0  # timeout for the process to accept a question
+_GONE_S = 10.0  # timeout for the supervisor to say how its process ended
 _ROOT = Path(__file__).parents[3]
-_SPINS = "1000"  # some microseconds
-_PRIVATE = "RUNES_"  # a database's URL may hold a password
+_SPINS = "1000"  # threads spin for some microseconds before they sleep
+_PRIVATE = "RUNES_"  # variables that the file must not see: a database's URL may have a password
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Request:
     """A call of a file.
 
     Args:
-        text: of the file, with its values.
-        path: of the file, for messages and for what it imports from beside it.
-        drawings: (n, 1, 28, 28) to learn from.
-        state: of the pretrained network.
+        text: text of the file, with the values of the call.
+        path: path of the file, for messages and for imports of files beside it.
+        drawings: drawings to learn from, (n, 1, 28, 28).
+        state: state dict of the pretrained network.
         reports: whether `finetune_model` takes ``report``.
     """
 
@@ -56,7 +56,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Moment:
-    """How far a call is, as far as it is known; see `hpo.problem.base.Progress`."""
+    """A call's progress, as far as it is known; see `hpo.problem.base.Progress`."""
 
     step: int
     share: float
@@ -73,12 +73,12 @@ class Server:
         path = [str(_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
         environment |= {
             "PYTHONPATH": os.pathsep.join(path),
-            "PYTHONHASHSEED": "0",  # the order of sets is the same in every call
-            "OPENBLAS_NUM_THREADS": "1",  # whose threads would run before there is a call
+            "PYTHONHASHSEED": "0",  # the same order of sets in every call
+            "OPENBLAS_NUM_THREADS": "1",  # its threads would start before the fork
             "MPLBACKEND": "Agg",
         }
         # Torch's threads wait for each other after each operation.  By default they spin, which
-        # makes a step many times slower where another program wants their core.
+        # makes a step many times slower if another program needs their core.
         environment.setdefault("GOMP_SPINCOUNT", _SPINS)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hpo.problem.user_file.server", str(theirs.fileno())],
@@ -86,7 +86,7 @@ class Server:
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             env=environment,
-            start_new_session=True,  # a terminal's Ctrl-C is the worker's
+            start_new_session=True,  # a terminal's Ctrl-C goes to the worker alone
         )
         theirs.close()
         self._socket, self._is_ready = ours, False
@@ -97,7 +97,7 @@ class Server:
         return self._process.poll() is None
 
     def fork(self) -> tuple[Channel, Channel]:
-        """A new supervisor: channels to its child and to itself.
+        """Fork a supervisor; returns channels to its child and to itself.
 
         Raises:
             ChannelClosedError: the server is gone.
@@ -124,7 +124,7 @@ class Server:
             self._process.wait()
 
     def _wait(self) -> None:
-        """Until it can fork."""
+        """Wait until the server can fork."""
         if self._is_ready:
             return
         self._socket.settimeout(_START_S)
@@ -140,7 +140,7 @@ _server: Server | None = None  # of this process
 
 
 def start_server() -> Server:
-    """This process's server, started if there is none, or if it is gone."""
+    """This process's server; it is started if there is none, or if it is gone."""
     global _server
     if _server is None or not _server.is_alive:
         if _server is None:
@@ -160,7 +160,7 @@ def stop_server() -> None:
 
 
 class Call:
-    """A call that runs in a process of its own.  Whoever starts it closes it."""
+    """A call in a process of its own.  Whoever starts it has to close it."""
 
     def __init__(self, request: Request, load_only: bool = False) -> None:
         self.output = ""
@@ -184,7 +184,7 @@ class Call:
             raise RuntimeError("the server of calls is gone; start the worker again") from error
 
     def close(self) -> None:
-        """End the process, and all that it has started."""
+        """End the process and all processes that it has started."""
         self._control.close()
         self._data.close()
 
@@ -192,7 +192,7 @@ class Call:
         """Wait until the file is loaded.
 
         Raises:
-            CallFailedError: it can't be.
+            CallFailedError: the file can't be loaded.
         """
         message = self._receive(limit_s)
         if message is None:
@@ -202,10 +202,9 @@ class Call:
         """Wait for the end of the call; returns its steps and its seconds.
 
         Args:
-            on_moment: told a few times a second how far the call is.  Losses that were reported
-                are told at the end, when it is known how many there are, or at once if ``steps``
-                says it.
-            steps: that the call will make; None: not known.
+            on_moment: called a few times a second with the call's progress.  Reported losses are
+                passed on at once if ``steps`` is known, and else at the end.
+            steps: number of steps of the call; None: unknown.
 
         Raises:
             CallFailedError, NotFiniteError: the call failed.
@@ -241,12 +240,12 @@ class Call:
     def ask(
         self, question: dict[str, Any], tensors: list[Tensor]
     ) -> tuple[dict[str, Any], list[Tensor]]:
-        """Ask the returned network.
+        """Ask the returned network a question.
 
         Raises:
-            CallFailedError: it has no answer.
+            CallFailedError: there is no answer.
         """
-        with suppress(ChannelClosedError):  # what it said before it ended is still to be read
+        with suppress(ChannelClosedError):  # after its end the last message can still be read
             self._data.send(question, tensors)
         received = self._receive_whole(_ANSWER_S)
         if received is None:
@@ -254,7 +253,7 @@ class Call:
         return received
 
     def note_output(self, error: BaseException) -> None:
-        """Add what the file printed last to an error that ended the call."""
+        """Add the end of the file's output to an error that ended the call."""
         try:
             self.output = self.output or self._ask_output()
         except CallFailedError:
@@ -286,7 +285,7 @@ class Call:
         return error
 
     def _fail_as_ended(self) -> NoReturn:
-        """Raise the error of a process that is gone, as its supervisor tells it."""
+        """Raise an error for a process that is gone, with what its supervisor knows of its end."""
         ended = self._ended()
         self.output = ended.get("output", "")
         status, over_gb = ended.get("ended"), ended.get("over_gb")
@@ -313,7 +312,7 @@ class Call:
         return {}
 
     def _ask_output(self) -> str:
-        with suppress(ChannelClosedError):  # it has ended, and has said so with the output
+        with suppress(ChannelClosedError):  # at its end the process has sent the output
             self._control.send({"ask": "output"})
         try:
             received = self._control.receive(_GONE_S)
@@ -323,15 +322,15 @@ class Call:
 
 
 class RemoteNetwork(nn.Module):
-    """The network that a call returned, which stays in its process and answers from there.
+    """The network that a call returned; it stays in the call's process and is evaluated there.
 
     Args:
-        call: is closed when nobody has this network any more.
+        call: closed when this object is no longer used.
     """
 
     def __init__(self, call: Call) -> None:
         super().__init__()
-        self.place = nn.Parameter(torch.zeros(()))  # where questions come from
+        self.place = nn.Parameter(torch.zeros(()))  # its device tells where inputs are
         self._call = call
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
@@ -339,7 +338,7 @@ class RemoteNetwork(nn.Module):
         return answer.to(x_t.device)
 
     def measure_cost(self, drawings: Tensor, label: int, budget_s: float) -> float:
-        """CPU time of an answer over the plain network's, measured where the network is."""
+        """CPU time of an answer, relative to the plain network's, measured in its process."""
         question = {"ask": "cost", "label": label, "budget_s": budget_s}
         return float(self._call.ask(question, [drawings])[0]["cost"])
 

@@ -1,10 +1,10 @@
-"""Forks a clean process for each call of a person's file: a script, started by `runner`.
+"""Forks a clean process for each call of a user's file: a script, started by `runner`.
 
     python -m hpo.problem.user_file.server FD
 
-It has imported torch already, which takes seconds, and has one thread, because a process of
-several can't be forked safely.  On the socket FD it receives a pair of sockets for each call, and
-it ends when its worker closes the other side.
+It imports torch once, which takes seconds.  It has a single thread, because a process with several
+can't be forked safely.  On the socket FD it receives a pair of sockets for each call, and it ends
+when its worker closes the other side.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def main(number: int) -> None:
     requests = socket.socket(fileno=number)
     # Torch's first optimizer imports as much again.
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how supervisors end
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for supervisors
     gc.collect()
-    gc.freeze()  # pages that nobody writes to are shared
+    gc.freeze()  # the collector then does not write to pages that forks share
     requests.sendall(b"ready")
     while True:
         message, files, _, _ = socket.recv_fds(requests, 1, 2)

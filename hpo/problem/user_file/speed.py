@@ -1,4 +1,4 @@
-"""How fast this worker trains, to tell whether workers that share a study are of one speed."""
+"""Measure how fast this worker trains, to compare the workers of a study."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _BATCH, _ROUNDS = 8, 4
 
 
 def steps_per_second() -> float:
-    """Training steps of the course's network with a batch of eight, the best of a few.
+    """Training steps a second of the course's network with a batch of eight: the best of a few.
 
-    Takes a tenth of a second or two, on the process's own threads.  Its random numbers are its own.
+    It takes a tenth of a second or two, on the process's own threads, and leaves the process's
+    random numbers alone.
     """
     device = training_device(torch.device("cpu"))
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Watches the process of one call: its memory, its end, and what it leaves behind."""
+"""Watches the process of one call: its memory, its end, and processes that it leaves behind."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from .channel import Channel, ChannelClosedError
 from .child import run_child
 
 _POLL_S = 0.1
-_TAIL_BYTES = 8192  # of what the process printed, that are kept
+_TAIL_BYTES = 8192  # the end of the process's output that is kept
 _GIB = 1 << 30
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36  # of Linux's prctl
+_SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36  # options of Linux's prctl
 
 
 def supervise(data: socket.socket, control: socket.socket) -> NoReturn:
-    """Run a call in a process of its own until it ends or the worker lets go.
+    """Run a call in a child process until it ends or the worker ends it.
 
-    The first message on ``control`` sets ``memory_gb``.  ``{"ask": "output"}`` is answered by the
-    end of what was printed.  When the process has ended, ``{"ended": STATUS, ...}`` is sent.  The
-    worker ends the process by closing ``control``.
+    The first message on ``control`` sets ``memory_gb``.  ``{"ask": "output"}`` is answered with the
+    end of the output.  When the child has ended, ``{"ended": STATUS, ...}`` is sent.  The worker
+    ends the child by closing ``control``.
 
     Args:
-        data: the child's side of its channel to the worker.
-        control: this process's side of its own.
+        data: the child's end of its channel to the worker.
+        control: this process's end of its channel to the worker.
     """
     channel = Channel(control)
     directory = tempfile.mkdtemp(prefix="hpo-call-")
     try:
-        _prctl(_SET_CHILD_SUBREAPER, 1)  # of processes that the file leaves behind
+        _prctl(_SET_CHILD_SUBREAPER, 1)  # for processes that the file leaves behind
         _watch(data, channel, directory)
     except ChannelClosedError:
         pass
@@ -94,13 +94,13 @@ def _become_child(write_end: int, directory: str) -> None:
     for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         stream = os.fdopen(number, "w" if number else "r", 1, errors="replace", closefd=False)
         setattr(sys, name, stream)
-    with contextlib.suppress(OSError):  # if the machine runs out of memory, it goes first
+    with contextlib.suppress(OSError):  # if the machine runs out of memory, it is killed first
         Path("/proc/self/oom_score_adj").write_text("1000")
-    os.chdir(directory)  # of its own: two workers may run the same file
+    os.chdir(directory)  # its own, because two workers may run the same file
 
 
 def _drained(printed: int) -> bytes:
-    """What is left in the pipe when all who write to it are gone."""
+    """Read the rest of the pipe, once all processes that write to it are gone."""
     data = b""
     deadline = time.monotonic() + 1.0
     while select.select([printed], [], [], 0)[0] and time.monotonic() < deadline:
@@ -112,20 +112,20 @@ def _drained(printed: int) -> bytes:
 
 
 def readable(printed: bytes) -> str:
-    """Printed text without what progress bars have overwritten."""
+    """Printed text without the lines that progress bars have overwritten."""
     text = printed.decode("utf-8", "replace")
     lines = (line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n"))
     return "\n".join(filter(None, lines))
 
 
 def memory_gb(root: int) -> float:
-    """Memory that the processes under ``root`` hold, in GiB; shared pages count once.
+    """Memory of the processes under ``root`` in GiB; shared pages count once.
 
-    0 where the system does not tell (anything but Linux).
+    It is 0 on systems other than Linux, which do not tell.
     """
     processes = descendants(root)
     resident = sum(map(_resident_bytes, processes))
-    # Resident pages are quick to count, though each process counts those that it shares.
+    # Resident pages are quick to count, but shared ones count in each process.
     if resident < _GIB or len(processes) < 2:
         return resident / _GIB
     return sum(map(_proportional_bytes, processes)) / _GIB
@@ -150,7 +150,7 @@ def _proportional_bytes(pid: int) -> int:
 
 
 def descendants(root: int) -> list[int]:
-    """Processes that ``root`` has started, and theirs."""
+    """Process ids of all descendants of ``root``."""
     found, look = [], [root]
     while look:
         for tasks in Path(f"/proc/{look.pop()}/task").glob("*/children"):
@@ -162,13 +162,13 @@ def descendants(root: int) -> list[int]:
 
 
 def _kill_all(but: int | None = None) -> None:
-    """End every process that this one has started, and those that come to it meanwhile."""
+    """Kill all descendants, also those that are adopted meanwhile."""
     for _ in range(100):
         processes = [pid for pid in descendants(os.getpid()) if pid != but]
         for pid in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if but is not None:  # whose end is waited for elsewhere
+        if but is not None:  # it is waited for elsewhere
             return
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
