@@ -1,1 +1,1 @@
-"""From trials to numbers: status, importances, references, groups."""
+"""Numbers computed from trials: status, importances, references, groups. No drawing."""

@@ -1,4 +1,4 @@
-"""A recipe compared with the public reference recipes, on the instances that both have."""
+"""Compare a recipe with the public reference recipes, on the instances that both have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .references import over_runes
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean losses over runes, ours and a reference recipe's."""
+    """Mean losses over runes: ours and a reference recipe's."""
 
     reference: str
     instances: int
@@ -27,7 +27,7 @@ class Comparison:
 
     @property
     def bounds(self) -> str:
-        """The 95 % interval of the difference, as text."""
+        """The 95 % interval of the difference as text."""
         if self.difference.units < 2:
             return "not known"
         return f"{self.difference.low:+.4f} to {self.difference.high:+.4f}"
@@ -36,7 +36,7 @@ class Comparison:
 def compare(
     references: Mapping[str, Mapping[str, Call]], own: Mapping[str, Call]
 ) -> list[Comparison]:
-    """A comparison with each reference that has an instance in common with ``own``.
+    """Compare with each reference recipe that has an instance in common with ``own``.
 
     Args:
         references: calls by recipe and instance.

@@ -1,7 +1,7 @@
-"""What happened to the workers of a study: who joined, who ended and why, who was lost.
+"""Events of a study's workers: who joined, who ended and why, who was lost.
 
-Joining and ending are what workers store of themselves. Losses are read from trials and from
-heartbeats, and for a worker of an older release its first trial says when it was there.
+Workers store when they join and end. Losses are read from trials and from heartbeats. A worker of
+an older release has stored nothing, so its first trial tells when it was there.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a worker."""
+    """An event in the life of a worker."""
 
-    # Of one that was lost, its last heartbeat. ISO 8601, UTC; null: an older release lost it.
+    # ISO 8601, UTC. For a lost worker its last heartbeat; null: an older release did not store it.
     at: str | None
     worker: str  # its name, HOST:PID#PLACE
-    host: str | None  # null: the name is of another form
+    host: str | None  # null if the name is of another form
     process: int | None
     what: Literal["joined", "ended", "lost"]
-    why: str | None = None  # of one that ended, a value of `hpo.study.workers.End`
-    trial: int | None = None  # that a lost worker held
+    why: str | None = None  # of a worker that ended: a value of `hpo.study.workers.End`
+    trial: int | None = None  # the trial that a lost worker had
     reason: str = ""
 
     @property
     def words(self) -> str:
-        """What happened, without when and to whom."""
+        """The event in words, without time and worker."""
         if self.what == "joined":
             return "joined"
         if self.what == "ended":
@@ -55,19 +55,19 @@ def events_of(
     grace_s: float,
     now: datetime,
 ) -> tuple[list[Event], list[Remark]]:
-    """The events of a study's workers, the newest first, and what of the stored ones can't be read.
+    """The events of a study's workers, newest first, with remarks on unreadable ones.
 
     Args:
         attrs: user attributes of the study.
-        runs: all of its trials.
-        beats: of those that run.
-        grace_s: a heartbeat that is older is a lost worker's.
+        runs: all trials of the study.
+        beats: heartbeats of the running trials.
+        grace_s: a worker whose heartbeat is older is lost.
         now: when the heartbeats were read.
     """
     entries, remarks = entries_in(attrs)
     found = [*_stored(entries), *_first_trials(runs, entries), *_lost(runs)]
     found += _silent(beats, grace_s, now)
-    # Of the same moment, what was found first happened first.
+    # Events of the same moment stay in the order in which they were found.
     found.sort(key=lambda dated: dated[0] or _LONG_AGO)
     return [event for _, event in reversed(found)], remarks
 
@@ -90,7 +90,7 @@ def _stored(entries: Mapping[str, WorkerEntry]) -> Iterator[_Dated]:
 
 
 def _first_trials(runs: Sequence[Run], entries: Mapping[str, WorkerEntry]) -> Iterator[_Dated]:
-    """Workers without a row: of an older release."""
+    """First trials of workers without a row, which are of an older release."""
     first: dict[str, Run] = {}
     for run in runs:
         worker, start = run.record.worker, run.trial.datetime_start
@@ -106,7 +106,7 @@ def _first_trials(runs: Sequence[Run], entries: Mapping[str, WorkerEntry]) -> It
 
 def _lost(runs: Sequence[Run]) -> Iterator[_Dated]:
     for run in runs:
-        if run.record.taken_from:  # it happened in another study
+        if run.record.taken_from:  # it was run in another study
             continue
         for i, attempt in enumerate(run.record.attempts, start=1):
             is_last = i == len(run.record.attempts)

@@ -1,4 +1,4 @@
-"""Mean loss of trials by the value of one parameter, in a few groups."""
+"""Mean losses of trials, grouped by the value of one parameter."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from ..formatting import setting
 from ..trial.run import Run
 from ..trial.stored import finite
 
-# The recipe's fields of its augmentation mix.
+# Fields of the recipe that make up the augmentation mix.
 AUGMENTATIONS = (
     *("render", "rotation_deg", "scale", "aspect", "shear", "slope", "shift_px"),
     *("elastic_px", "vertical", "blend", "blend_from_t", "blend_spread"),
 )
-_N_GROUPS = 3  # of a number's values
-_LEAST = 6  # trials, before anything is said
+_N_GROUPS = 3  # groups of a numeric parameter
+_LEAST = 6  # with fewer trials there are no groups
 
 
 @dataclass(frozen=True)
 class Group:
-    """Trials with like values of a parameter."""
+    """Trials with similar values of a parameter."""
 
-    label: str  # a value, or the least and the most
+    label: str  # a value, or the range of values
     trials: int
     loss: float  # mean
-    standard_error: float | None  # over trials; None: of a single one
+    standard_error: float | None  # over trials; None for a single trial
 
 
 def measured_runs(runs: Sequence[Run]) -> list[Run]:
-    """The trials that groups are made of.
+    """The trials to group: those with a loss.
 
-    Pruned trials count with the loss that they would probably have had: a value whose trials are
-    mostly pruned is a bad one.
+    Pruned trials count with their predicted loss, because a value whose trials are mostly pruned is
+    a bad one.
     """
     return [
         r for r in runs
@@ -44,7 +44,7 @@ def measured_runs(runs: Sequence[Run]) -> list[Run]:
 
 
 def groups_of(runs: Sequence[Run], name: str) -> list[Group]:
-    """Trials by their values of a parameter, in thirds if it is a number.
+    """Group trials by their values of a parameter; a number's values are split into thirds.
 
     Returns:
         The groups from low to high; none if there are too few trials or only one value.
@@ -75,7 +75,7 @@ def groups_of(runs: Sequence[Run], name: str) -> list[Group]:
 
 
 def _decimals(span: float) -> int:
-    """Enough to tell parts of a range from each other."""
+    """Number of decimals that tells the parts of a range apart."""
     return max(0, 1 - math.floor(math.log10(span)))
 
 

@@ -1,4 +1,4 @@
-"""How much each parameter mattered for ending among the best trials, by PED-ANOVA."""
+"""Importance of each parameter for being among the best trials, by PED-ANOVA."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..trial.stored import finite
 
-NEEDED = 20  # complete trials
-_TOP_SHARE = 0.1  # of the trials, whose parameters are compared with all trials'
-_TOP_LEAST = 5  # of them; with fewer the method tells little
-_LARGEST_SAMPLE = 300  # trials; the time grows with them
+NEEDED = 20  # least number of complete trials
+_TOP_SHARE = 0.1  # share of the best trials, which are compared with all trials
+_TOP_LEAST = 5  # least number of best trials; with fewer the method tells little
+_LARGEST_SAMPLE = 300  # most trials; the time grows with their number
 _RESAMPLES = 30
 
 
 class ImportanceError(Exception):
-    """There is nothing to estimate importances from; the message says why."""
+    """Importances can't be estimated; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class Importance:
 
 
 def importances(trials: Sequence[FrozenTrial], seed: int = 0) -> tuple[Importance, ...]:
-    """Every parameter of the complete trials, the most important first.
+    """Importances of all parameters of the complete trials, most important first.
 
-    A parameter that only some trials have is judged by those: PED-ANOVA compares its values
-    among the best of them with its values among all of them, and weighs that by how many of the
-    best trials have it.  The standard error is that of drawing other trials from the same
-    sampler; it does not know that a sampler learns from its earlier trials.  Shares carry an
-    upward bias of about their error, so one that is no larger than it may well be zero.
+    A parameter that only some trials have is judged by those trials: PED-ANOVA compares its values
+    among the best of them with its values among all of them, weighted by the share of best trials
+    that have it.  The standard error is that of a bootstrap over trials, which ignores that a
+    sampler learns from earlier trials.  Shares are biased upward by about their standard error, so
+    a share that is no larger than its error may well be zero.
 
     Args:
-        seed: of the bootstrap, and of the choice among more trials than are used.
+        seed: seed of the bootstrap, and of the choice of trials if there are too many.
 
     Raises:
-        ImportanceError: fewer than `NEEDED` complete trials with a finite loss, no two of
-            different loss, no parameter that varies, or trials that Optuna can't judge.
+        ImportanceError: there are fewer than `NEEDED` complete trials with a finite loss, all
+            losses are equal, no parameter varies, or Optuna fails on the trials.
     """
     usable = [t for t in trials if t.state == TrialState.COMPLETE and finite(t.value) is not None]
     if len(usable) < NEEDED:
@@ -70,7 +70,7 @@ def importances(trials: Sequence[FrozenTrial], seed: int = 0) -> tuple[Importanc
             sample.shares([usable[i] for i in rng.integers(len(usable), size=len(usable))], names)
             for _ in range(_RESAMPLES)
         ]
-    except Exception as error:  # a report is not to fail for the sake of this part
+    except Exception as error:  # a report must not fail because of this part
         raise ImportanceError(f"Optuna can't judge them: {error!r}") from error
     if not shares.any():
         raise ImportanceError("no parameter varies among the complete trials")
@@ -83,7 +83,7 @@ def importances(trials: Sequence[FrozenTrial], seed: int = 0) -> tuple[Importanc
 
 
 class _Sample(optuna.Study):
-    """Trials in the place of a study's: the same one may be there twice, and none is copied."""
+    """A study made of given trials: a trial may occur twice, and none is copied."""
 
     def __init__(self) -> None:
         storage = InMemoryStorage()
@@ -97,12 +97,12 @@ class _Sample(optuna.Study):
         return self._drawn
 
     def shares(self, drawn: list[FrozenTrial], names: Sequence[str]) -> np.ndarray:
-        """The importance of each parameter over the sum of all; zeros where none has any."""
+        """Importances as shares of their sum; zeros if no parameter has any."""
         self._drawn = drawn
         top = max(_TOP_SHARE, _TOP_LEAST / len(drawn))
         with warnings.catch_warnings():
-            # Of few trials with some parameter, and of `normalize` being experimental.  Its
-            # normalization would make all parameters equal where none matters.
+            # Warnings of few trials with a parameter, and of `normalize` being experimental.
+            # Optuna's normalization would make all parameters equal if none matters.
             warnings.simplefilter("ignore")
             found = get_param_importances(
                 self, evaluator=PedAnovaImportanceEvaluator(target_quantile=top), normalize=False

@@ -17,14 +17,14 @@ class Interval:
     """A mean over units with its confidence interval."""
 
     mean: float
-    standard_error: float  # not a number for a single unit
+    standard_error: float  # NaN for a single unit
     low: float
     high: float
     units: int
 
     @property
     def has_zero(self) -> bool:
-        """Whether the data leave open which of the two is better."""
+        """Whether the interval contains zero, so that either side may be better."""
         return self.low <= 0 <= self.high
 
 
@@ -32,9 +32,9 @@ def interval(values: Sequence[float], comparisons: int = 1) -> Interval:
     """Mean of independent values with its two-sided 95 % interval by Student's t.
 
     Args:
-        values: (n,).  One value has an endless interval, none has no mean.
-        comparisons: so many intervals hold at once with 95 % (Bonferroni): each has the level
-            1 - 0.05 / comparisons.
+        values: (n,).  A single value has an infinite interval; no values have a mean of NaN.
+        comparisons: number of intervals that hold together with 95 % (Bonferroni): each has the
+            level 1 - 0.05 / comparisons.
     """
     n = len(values)
     mean = float(np.mean(values)) if n else math.nan
@@ -46,9 +46,9 @@ def interval(values: Sequence[float], comparisons: int = 1) -> Interval:
 
 
 def units_of(runes: Mapping[str, str]) -> dict[str, str]:
-    """The unit of each instance: its rune; the instance itself when there is one rune only.
+    """The unit of each instance: its rune, or the instance itself if there is only one rune.
 
-    With one rune errors say nothing about other runes.
+    With one rune, errors do not cover the variation between runes.
     """
     if len(set(runes.values())) > 1:
         return dict(runes)
@@ -56,7 +56,7 @@ def units_of(runes: Mapping[str, str]) -> dict[str, str]:
 
 
 def unit_means(values: Mapping[str, float], units: Mapping[str, str]) -> dict[str, float]:
-    """Means of instances' values within each unit that occurs."""
+    """Mean of the instances' values in each unit."""
     by_unit: dict[str, list[float]] = {}
     for instance, value in values.items():
         by_unit.setdefault(units[instance], []).append(value)

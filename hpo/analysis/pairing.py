@@ -1,4 +1,4 @@
-"""Two recipes on the instances that both were measured on."""
+"""Compare two recipes on the instances that both were measured on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .intervals import interval, unit_means, units_of
 
 @dataclass(frozen=True)
 class Ratio:
-    """A loss over another with its 95 % interval, over runes."""
+    """A ratio of losses with its 95 % interval, over runes."""
 
     value: float
     low: float
@@ -21,22 +21,22 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Losses of two recipes on shared instances, by rune and by noise level."""
+    """Losses of two recipes on their shared instances, by rune and by noise level."""
 
     instances: int
-    runes: Mapping[str, tuple[float, float]]  # mean losses of the first and the second
-    bins: Sequence[tuple[float, float] | None]  # the same in ten equal bins of t; None: not known
-    ratio: Ratio  # of the second's loss over the first's, paired
+    runes: Mapping[str, tuple[float, float]]  # by rune: mean losses of the first and the second
+    bins: Sequence[tuple[float, float] | None]  # in ten equal bins of t: the same; None: unknown
+    ratio: Ratio  # the second's loss over the first's, paired
 
 
 def pair(first: Mapping[str, Call], second: Mapping[str, Call]) -> Pairing | None:
-    """Compare calls by their instances; None: no instance is shared."""
+    """Compare calls, given by instance; None if they share no instance."""
     shared = [label for label in first if label in second]
     if not shared:
         return None
     rune_of = {label: label.partition("/")[0] for label in shared}
     units = units_of(rune_of)
-    # Logarithms: a hard rune is hard for both by about the same factor.
+    # In logarithms, because a hard rune is hard for both by about the same factor.
     logs = {label: math.log(second[label].loss / first[label].loss) for label in shared}
     found = interval(list(unit_means(logs, units).values()))
     runes = {

@@ -1,4 +1,4 @@
-"""Losses of the public reference recipes, as `benchmarks.references` wrote them."""
+"""Losses of the public reference recipes, as measured by `benchmarks.references`."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Reference:
 
     recipe: str  # one of `NAMES`
     data: str  # digest of the drawings
-    network: str  # digest
-    label: str  # of the instance, as in a study: RUNE/SPLIT
+    network: str  # digest of the network
+    label: str  # label of the instance, as in a study: RUNE/SPLIT
     resize: str
     loss: float
     standard_error: float | None
 
 
 def read_references(path: Path | None) -> list[Reference]:
-    """The reference recipes' rows of a file; None: those that come with this project, if any do.
+    """Read a file of reference losses; None: the file of this project, if it is there.
 
     Raises:
-        UserError: the file can't be read, or holds something else.
+        UserError: the file can't be read, or has something else in it.
     """
     if path is None:
         if not MEASURED.is_file():
@@ -70,16 +70,16 @@ def _reference(row: Mapping[str, Any]) -> Reference:
 
 @dataclass(frozen=True)
 class Place:
-    """An instance of a study, and what the loss there depends on beside the recipe."""
+    """An instance of a study, with what its losses depend on beside the recipe."""
 
     label: str  # in the study's attributes
     drawings: str  # RUNE/SPLIT
     resize: str
-    network: str | None  # digest; None: not known
+    network: str | None  # digest of the network; None: unknown
 
 
 def searched_places(manifest: Mapping[str, Any]) -> list[Place]:
-    """The instances that trials are measured on, as the manifest names them."""
+    """The instances of trials, from the manifest."""
     resize, _, rest = str(manifest.get("instances", "")).partition(" ")
     digests = _network_digests(manifest)
     places = []
@@ -92,7 +92,7 @@ def searched_places(manifest: Mapping[str, Any]) -> list[Place]:
 def confirmed_places(manifest: Mapping[str, Any], labels: Sequence[str]) -> list[Place]:
     """The instances of a confirmation, ``RUNE/SPLIT[/SEED] RESIZE``.
 
-    Their networks are known where the study has just one.
+    Their network is known only if the study has a single one.
     """
     digests = set(_network_digests(manifest).values())
     network = digests.pop() if len(digests) == 1 else None
@@ -106,7 +106,7 @@ def confirmed_places(manifest: Mapping[str, Any], labels: Sequence[str]) -> list
 def losses_on(
     references: Sequence[Reference], manifest: Mapping[str, Any], places: Sequence[Place]
 ) -> dict[str, dict[str, Call]]:
-    """By recipe and by the instance's label, where drawings and network are the same."""
+    """Losses of references by recipe and instance, where drawings and network are the same."""
     data = str(manifest.get("data", "")).rpartition(" ")[2]
     known = {(r.recipe, r.data, r.network, r.label, r.resize): r for r in references}
     found: dict[str, dict[str, Call]] = {}
@@ -140,12 +140,12 @@ def losses_of(
     """A candidate's calls in a confirmation, by instance.
 
     Args:
-        attrs: user attributes of the study: older databases have the calls there.
-        row: the candidate's, of the result.
+        attrs: user attributes of the study; older databases have the calls there.
+        row: the candidate's row in the result.
 
     Returns:
-        None of them if they are not what the loss in the result was made of: a later confirmation
-        has begun.
+        Empty if the calls do not belong to the loss in the result, because a later confirmation has
+        begun.
     """
     if row.measured:
         return {call.instance: call for call in row.measured}
@@ -158,6 +158,6 @@ def losses_of(
 
 
 def over_runes(values: Mapping[str, float], instances: Sequence[str]) -> Interval:
-    """The mean over runes of values by instance, with its interval."""
+    """The mean over runes, with its interval, of values that are given by instance."""
     units = units_of({label: label.partition("/")[0] for label in instances})
     return interval(list(unit_means(values, units).values()))

@@ -30,53 +30,53 @@ PACE_WINDOW_S = 3600.0
 
 @dataclass(frozen=True)
 class Worker:
-    """Who holds a running trial."""
+    """A worker that runs a trial."""
 
     worker: str
-    trial: int  # its number
-    silent_s: float  # since its last heartbeat
-    alive: bool  # silent for no longer than the study's grace
+    trial: int  # number of the trial
+    silent_s: float  # seconds since the last heartbeat
+    alive: bool  # whether the last heartbeat is within the study's grace period
 
 
 @dataclass(frozen=True)
 class Best:
     """A complete, feasible trial."""
 
-    trial: int  # its number
+    trial: int  # number of the trial
     loss: float
     standard_error: float | None  # of the loss
     longest_call_s: float | None
-    changed: dict[str, Any] | None  # what its recipe has otherwise than the default, if stored
-    params: dict[str, Any]  # that the sampler chose
-    cost: float | None = None  # CPU time of an answer, over the plain network's
+    changed: dict[str, Any] | None  # values that differ from the default; null: not stored
+    params: dict[str, Any]  # parameters chosen by the sampler
+    cost: float | None = None  # CPU time of an answer, relative to the plain network's
 
 
 @dataclass(frozen=True)
 class Confirmed:
-    """The winner that `hpo.confirm` named, on instances that no trial was measured on."""
+    """The winner of `hpo.confirm`, on instances that no trial was measured on."""
 
     name: str  # "default", "best 3" (of the search), or a recipe's file
-    trial: int | None  # its number; null: no trial ran this recipe
+    trial: int | None  # number of its trial; null: no trial ran this recipe
     loss: float
     standard_error: float | None  # over runes
-    difference: float | None  # to the default recipe's loss; null: it is the default
-    low: float | None  # the difference's 95 % interval
+    difference: float | None  # its loss minus the default recipe's; null: it is the default
+    low: float | None  # 95 % interval of the difference
     high: float | None
 
     @property
     def is_default(self) -> bool:
-        """Whether nothing was found that is better than the default recipe."""
+        """Whether the default recipe won."""
         return self.name == BASELINE
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Finished trials per time in which at least one trial ran; pauses do not count."""
+    """Rate of finished trials over the time in which at least one trial ran, without pauses."""
 
     trials_per_hour: float
-    finished: int  # in that time
-    active_s: float  # the last hour of such time, or all of it if that is less
-    since_start: bool  # whether it is all of it
+    finished: int  # trials finished in that time
+    active_s: float  # length of that time: the last hour, or all of it if there is less
+    since_start: bool  # whether it is all of the study's time
 
 
 @dataclass(frozen=True)
@@ -84,32 +84,32 @@ class Status:
     """A study at one moment.  These are also the keys of ``--json``."""
 
     study: str
-    storage: str  # the database URL, its password hidden
-    at: str  # when, in ISO 8601 with the offset from UTC
-    states: dict[str, int]  # trials by Optuna's state; all five are there
-    outcomes: dict[str, int]  # finished trials by `Outcome`; those that occur
+    storage: str  # URL of the database without its password
+    at: str  # the moment, in ISO 8601 with the offset from UTC
+    states: dict[str, int]  # number of trials in each of Optuna's five states
+    outcomes: dict[str, int]  # number of finished trials by `Outcome`, where there are any
     finished: int  # complete, pruned and failed trials
     best: tuple[Best, ...]  # lowest loss first
-    pace: Pace | None  # null: no trial has run for any time yet
+    pace: Pace | None  # null: no trial has run yet
     workers: tuple[Worker, ...]  # by trial
-    no_heartbeat: int  # running trials without any heartbeat: another program runs them
-    compute_s: float  # that finished trials took, all together
+    no_heartbeat: int  # running trials without any heartbeat, which another program runs
+    compute_s: float  # seconds spent on finished trials, all together
     budget: dict[str, float]  # the parts that are set, by their names in a study file
-    spent: str | None  # which of them is spent
+    spent: str | None  # the part of the budget that is spent
     time_left_s: float | None  # until the budget of trials is spent, at this pace
-    time_left_unknown: str | None  # why it is null
+    time_left_unknown: str | None  # why `time_left_s` is null
     importances: tuple[Importance, ...]  # highest share first
-    importances_unknown: str | None  # why there are none
-    confirmed: Confirmed | None = None  # null: nothing is, or it can't be read
-    confirmed_unreadable: str | None = None  # what is wrong with what is stored
-    unreadable: tuple[str, ...] = ()  # attributes of trials and workers: what is wrong with them
-    paused: str | None = None  # who paused the study; null: nobody has, or it was resumed
-    controls: tuple[str, ...] = ()  # what people asked of it, the newest first
-    events: tuple[Event, ...] = ()  # who joined, ended or was lost, the newest first
-    dropped: tuple[int, ...] = ()  # trials that do not count any more
-    kept_calls: int = 0  # that are not made again, those of unfinished trials included
+    importances_unknown: str | None  # why there are no importances
+    confirmed: Confirmed | None = None  # null: nothing is confirmed, or it can't be read
+    confirmed_unreadable: str | None = None  # what is wrong with the stored confirmation
+    unreadable: tuple[str, ...] = ()  # what is wrong with attributes of trials and workers
+    paused: str | None = None  # who paused the study; null: it is not paused
+    controls: tuple[str, ...] = ()  # requests to the study, newest first
+    events: tuple[Event, ...] = ()  # who joined, ended or was lost, newest first
+    dropped: tuple[int, ...] = ()  # numbers of dropped trials
+    kept_calls: int = 0  # stored calls, which are not made again; also of unfinished trials
     outlook: Outlook | None = None  # whether the best loss still falls
-    outlook_unknown: str | None = None  # why it is null
+    outlook_unknown: str | None = None  # why `outlook` is null
 
 
 def status_of(
@@ -122,17 +122,17 @@ def status_of(
     attrs: Mapping[str, Any] = MappingProxyType({}),
     kept_calls: int = 0,
 ) -> Status:
-    """What is known of a study.
+    """Compute a study's status.
 
     Args:
-        url: where the study is.
-        now: aware, or naive local time as Optuna's trials have it.
-        best: at most so many of the best trials.
+        url: URL of the study's database.
+        now: the current time, aware, or naive local time as in Optuna's trials.
+        best: most of the best trials to list.
         attrs: user attributes of the study.
-        kept_calls: that its database keeps.
+        kept_calls: number of the study's stored calls.
 
     Raises:
-        UserError: the URL is none.
+        UserError: ``url`` is not a database URL.
     """
     by_state = Counter(t.state for t in trials)
     finished = [t for t in trials if t.state.is_finished()]
@@ -199,7 +199,7 @@ def _remarks(runs: Sequence[Run]) -> Iterator[str]:
 def pace_of(
     trials: Sequence[FrozenTrial], beats: Sequence[Heartbeat], grace_s: float, now: datetime
 ) -> Pace | None:
-    """How quickly trials finish while any runs; None if none has run for any time yet."""
+    """The rate at which trials finish while any trial runs; None if no trial has run yet."""
     now_s = now.timestamp()
     last_s = {b.trial_id: now_s - (b.age_s if b.age_s > grace_s else 0.0) for b in beats}
     spans = []
@@ -226,7 +226,7 @@ def pace_of(
 
 
 def _union(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The same time as spans that do not overlap, in order."""
+    """The union of time spans, as disjoint spans in order."""
     merged: list[tuple[float, float]] = []
     for start_s, end_s in sorted(spans):
         if merged and start_s <= merged[-1][1]:
@@ -237,7 +237,7 @@ def _union(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _time_left(budget: Budget, finished: int, pace: Pace | None) -> float | str:
-    """Seconds; or why they are not known."""
+    """Seconds left, or the reason why they are unknown."""
     if budget.trials is None:
         return "the study file sets no budget of trials"
     left = budget.trials - finished
@@ -251,10 +251,10 @@ def _time_left(budget: Budget, finished: int, pace: Pace | None) -> float | str:
 
 
 def spent_budget(budget: Budget, finished: Sequence[FrozenTrial]) -> str | None:
-    """Which part of the budget the finished trials have spent; None while none is."""
+    """The part of the budget that the finished trials have spent; None if there is none."""
     if budget.trials is not None and len(finished) >= budget.trials:
         return f"{budget.trials} trials are finished"
-    spent = why_stop(budget, 0.0, lambda: finished)  # a worker's own clock is not known here
+    spent = why_stop(budget, 0.0, lambda: finished)  # a worker's own clock is unknown here
     return None if spent is None else str(spent)
 
 

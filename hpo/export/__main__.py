@@ -15,8 +15,8 @@ from ..arguments import DeviceOptions, DrawingsOptions, StudyOptions, option, pa
 from ..errors import EXIT_FAILED, UserError, check_out, printable, run_command, write_whole
 from ..process.devices import choose_device, n_cores
 
-# Torch takes seconds to import, and `--help` and `--format json` need none of it; `--help` needs
-# no Optuna either.
+# Imported late: torch takes seconds to import, and `--help` and `--format json` do not need it;
+# `--help` does not need Optuna either.
 if TYPE_CHECKING:
     import optuna
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(DeviceOptions, DrawingsOptions, StudyOptions):
-    """Which recipe becomes a file, and how the file is proved."""
+    """Options: which recipe is exported, and how the file is proved."""
 
     trial: int | None = option(
         "default: the confirmed one, else the best", None, excludes="recipe", least=0, metavar="N"
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_diff(method: Method, chosen: Chosen, out: Path | None) -> None:
-    """What the values of a recipe change of the file, as ``diff -u`` prints it."""
+    """Print how a recipe's values change the file, in the form of ``diff -u``."""
     before, after = (_text(method, values, "") for values in (method.complete({}), chosen.recipe))
     lines = difflib.unified_diff(
         before.splitlines(), after.splitlines(), "default", str(out or chosen.name), lineterm=""
@@ -156,7 +156,7 @@ def _export(
     text = _text(method, chosen.recipe, about)
     with tempfile.TemporaryDirectory(prefix="export-") as directory:
         file = Path(directory) / out.name
-        file.write_bytes(text.encode())  # line ends stay as they are
+        file.write_bytes(text.encode())  # bytes, so that line ends stay as they are
         try:
             claims = claims_of(chosen)
             for line in method.prove(file, chosen.recipe, problem, config.limit_s, claims):
@@ -173,17 +173,17 @@ def _export(
 
 
 def _threads_of(chosen: Chosen) -> int:
-    """As many as the trial had, where there are so many: then it can agree bit for bit."""
+    """The trial's number of threads if this machine has so many: losses can then agree exactly."""
     machine = chosen.trial.record.machine if chosen.trial else None
     threads = None if machine is None else machine.threads
     return min(threads or n_cores(), n_cores())
 
 
 def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
-    """This code, these drawings and networks are those that the study measured with.
+    """Check that code, drawings and networks are those that the study measured with.
 
     Raises:
-        UserError: something differs; says what.
+        UserError: something differs; the message says what.
     """
     from ..study.manifest import check_manifest, read_manifest
 
@@ -198,10 +198,10 @@ def _check_same_measure(study: optuna.Study, mine: dict[str, str]) -> None:
 
 
 def _write(path: Path | None, text: str, force: bool) -> None:
-    """Write the file, or print where there is no name.
+    """Write the file, or print it if there is no path.
 
     Raises:
-        UserError: it is there already, or can't be written.
+        UserError: the file exists already, or can't be written.
     """
     if path is None:
         print(text, end="")

@@ -1,4 +1,4 @@
-"""Which recipe is exported, and where it comes from."""
+"""Choose the recipe to export, and describe where it comes from."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ _WIDTH = 98
 
 @dataclass(frozen=True)
 class Chosen:
-    """A recipe and where it comes from."""
+    """A recipe to export, and where it comes from."""
 
-    recipe: Values  # complete
-    name: str  # of the trial and its study, or of the recipe's file
+    recipe: Values  # complete values
+    name: str  # name of the trial and its study, or of the recipe's file
     loss: float | None = None
     standard_error: float | None = None
-    confirmed: bool = False  # the loss is of runes that no trial saw
+    confirmed: bool = False  # whether the loss is of runes that no trial saw
     trial: Run | None = None
 
 
 def choose(study: optuna.Study, number: int | None, method: Method) -> Chosen:
-    """The trial that was asked for, else what was confirmed, else the best trial.
+    """Choose the trial that was asked for, else the confirmed recipe, else the best trial.
 
     Args:
-        number: of the trial; None: none was asked for.
+        number: number of the trial; None if none was asked for.
 
     Raises:
-        UserError: there is none, it has measured nothing, or what was confirmed can't be read.
+        UserError: there is no such trial, it has no recipe, or the confirmation can't be read.
     """
     confirmed = read_confirmation(study.user_attrs)
     if number is None:
@@ -130,10 +130,10 @@ def _unreadable(study: optuna.Study, remark: Remark) -> UserError:
 
 
 def read_recipe(path: Path, method: Method) -> Chosen:
-    """The recipe in a JSON file.
+    """Read a recipe from a JSON file.
 
     Raises:
-        UserError: it can't be read, or is no recipe.
+        UserError: the file can't be read, or is not a recipe.
     """
     try:
         values = json.loads(path.read_text("utf-8"))
@@ -155,7 +155,7 @@ def read_recipe(path: Path, method: Method) -> Chosen:
 
 
 def claims_of(chosen: Chosen) -> list[Claim]:
-    """What its trial measured on each instance; empty: it is of no trial."""
+    """The results of the recipe's trial on each instance; empty if no trial ran it."""
     return [
         Claim(call.instance, call.loss, call.standard_error, call.steps, call.steps_wanted)
         for call in (chosen.trial.counted if chosen.trial else ())
@@ -164,11 +164,11 @@ def claims_of(chosen: Chosen) -> list[Claim]:
 
 
 def describe_origin(chosen: Chosen, study: str, code: str, file: str) -> str:
-    """What the file says of itself: trial, loss, version, and how to make it again.
+    """The exported file's heading: trial, loss, version, and the command to make it again.
 
     Args:
         code: digest of the code that trials run.
-        file: the name that the file gets.
+        file: name of the exported file.
     """
     digest = digest_of(chosen.recipe)
     if chosen.trial is None and not chosen.confirmed:

@@ -1,1 +1,1 @@
-"""`python -m hpo.move`: a study to another database."""
+"""`python -m hpo.move`: copy a study to another database."""

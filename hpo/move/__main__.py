@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..arguments import option, parse
 from ..errors import UserError, run_command
 
-# Optuna takes half a second to import, and `--help` needs none of it.
+# Imported late: Optuna takes half a second to import, and `--help` does not need it.
 
 
 _URL = "a URL like sqlite:///runes.db or postgresql://USER:PASSWORD@HOST/DATABASE"
@@ -16,7 +16,7 @@ _URL = "a URL like sqlite:///runes.db or postgresql://USER:PASSWORD@HOST/DATABAS
 
 @dataclass(frozen=True, kw_only=True)
 class MoveOptions:
-    """Which studies are copied, from where to where."""
+    """Options: which studies are copied, from where to where."""
 
     study: tuple[str, ...] | None = option(
         "its name in the source or in studies/, or path of a study file; may be repeated",

@@ -1,8 +1,8 @@
 """Copy a study's rows and files to another database, and compare the two.
 
 Rows are copied as they are stored, without Optuna's objects in between, so that nothing is lost:
-infinite and NaN values, the exact text of attributes, what other programs wrote.  The target gives
-out new primary keys, in the same order.  Attributes that hold a trial's id get the new one.
+infinite and NaN values, the exact text of attributes, rows of other programs.  Rows get new primary
+keys in the target, in the same order.  Attributes that contain a trial's id get the new one.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from ..artifacts.uploads import ARTIFACT_PREFIX
 from ..storage import tables as db
 from ..storage.calls import CallRow, calls_of_study, count_of_study, has_table, write_calls
 
-Advance = Callable[[int], object]  # called with the number of trials that were just done
+Advance = Callable[[int], object]  # called with the number of trials just finished
 
 _STUDY_TABLES = (db.DIRECTIONS, db.STUDY_USER_ATTRS, db.STUDY_SYSTEM_ATTRS)
 _TRIAL_TABLES = (
     *(db.PARAMS, db.VALUES, db.INTERMEDIATE),
     *(db.USER_ATTRS, db.SYSTEM_ATTRS, db.HEARTBEATS),
 )
-_BATCH = 500  # trials
+_BATCH = 500  # trials in one batch
 
-# Study attributes whose name holds a trial's id, by optuna-dashboard: notes, artifacts of its
-# older releases, trials that were skipped in a preferential study.
+# Study attributes of optuna-dashboard with a trial's id in their name: notes, artifacts of its
+# older releases, trials skipped in a preferential study.
 _ID_IN_KEY = re.compile(
     r"^(dashboard:|dashboard:artifacts:|preference:skip_trial:)(\d+)(:note_ver|:note_str:\d+|:.+|)$"
 )
-# Optuna's genetic samplers store trials' ids in a value.
+# Study attributes of Optuna's genetic samplers with trials' ids in their value.
 _IDS_IN_VALUE = re.compile(r":parent:\d+$")
 
 
@@ -45,23 +45,23 @@ class _Part:
     """A batch of successive trials."""
 
     ids: list[int]
-    trials: list[tuple[Any, ...]]  # of each, the columns of `_columns`
-    # By table: the index of the row's trial in ``ids``, then the columns of `_columns`.
+    trials: list[tuple[Any, ...]]  # rows of trials, with the columns of `_columns`
+    # Rows by table: the index of the row's trial in ``ids``, then the columns of `_columns`.
     rows: dict[str, list[tuple[Any, ...]]]
 
     def in_order(self) -> tuple[Any, ...]:
-        """Equal for equal trials, whatever their ids and the order of their rows."""
+        """A form to compare: equal for equal trials, whatever their ids and the order of rows."""
         return self.trials, {name: sorted(rows, key=repr) for name, rows in self.rows.items()}
 
 
 class StudyRows:
-    """A study's rows, as one transaction sees them."""
+    """A study's rows, read in one transaction."""
 
     def __init__(self, connection: sa.Connection, study_id: int) -> None:
         self.connection = connection
         self.study_id = study_id
         mine = sa.select(db.TRIALS.c.trial_id).where(db.TRIALS.c.study_id == study_id)
-        # Queued trials are run in the order of their ids.
+        # In the order of ids, because queued trials are run in that order.
         self.ids = list(connection.execute(mine.order_by(db.TRIALS.c.trial_id)).scalars())
         self._has_calls = has_table(connection)
 
@@ -89,11 +89,11 @@ class StudyRows:
         return [_renamed(row["key"], row["value_json"], names) for row in rows]
 
     def calls(self) -> Iterator[CallRow]:
-        """The calls that the study keeps, in the order of their keys."""
+        """The study's stored calls, in the order of their keys."""
         return calls_of_study(self.connection, self.study_id) if self._has_calls else iter(())
 
     def count_calls(self) -> int:
-        """How many these are."""
+        """Number of the study's stored calls."""
         return count_of_study(self.connection, self.study_id)
 
     def files(self) -> list[str]:
@@ -110,9 +110,9 @@ class StudyRows:
 
 
 def add_calls(of: StudyRows, copy: StudyRows) -> int:
-    """Insert the calls that a study keeps and its copy lacks; returns how many.
+    """Insert the stored calls that the study's copy lacks; returns how many.
 
-    A call's key names all that it depends on, so those that the copy has are left as they are.
+    A call's key names everything it depends on, so calls that the copy has are left as they are.
     """
     there = {call_key(row) for row in copy.calls()}
     missing = (row for row in of.calls() if call_key(row) not in there)
@@ -124,7 +124,7 @@ def add_calls(of: StudyRows, copy: StudyRows) -> int:
 
 
 def call_key(row: CallRow) -> tuple[str, ...]:
-    """What tells a call from the others that a study keeps."""
+    """The key of a call among a study's calls."""
     return row.recipe, row.instance, row.basis
 
 
@@ -152,7 +152,7 @@ def insert_study(name: str, of: StudyRows, into: sa.Connection, advance: Advance
 
 
 def difference(one: StudyRows, other: StudyRows, advance: Advance) -> str | None:
-    """Say in what two studies differ first; None if they are the same.
+    """The first difference between two studies, in words; None if they are equal.
 
     Names, ids and the order of rows are not compared.
     """
@@ -174,7 +174,7 @@ def difference(one: StudyRows, other: StudyRows, advance: Advance) -> str | None
 
 
 def differing_call(one: StudyRows, other: StudyRows) -> str | None:
-    """Say which call two studies keep otherwise; None if they keep the same ones."""
+    """The first difference between two studies' stored calls, in words; None if they are equal."""
     for ours, theirs in itertools.zip_longest(one.calls(), other.calls()):
         if ours is None or theirs is None or replace(theirs, study_id=ours.study_id) != ours:
             row = ours or theirs
@@ -239,8 +239,8 @@ def copy_file(file_id: str, source: Store, target: Store) -> bool:
         Whether the source has the file.
 
     Raises:
-        OSError: a store does not work, or returns something other than was written.
-        ValueError: ``file_id`` is no file's id.
+        OSError: a store does not work, or returns something else than was written.
+        ValueError: ``file_id`` is not the id of a file.
     """
     content = _content(file_id, source)
     if content is None:
@@ -253,7 +253,7 @@ def copy_file(file_id: str, source: Store, target: Store) -> bool:
 
 
 def _content(file_id: str, store: Store) -> bytes | None:
-    from optuna.artifacts.exceptions import ArtifactNotFound  # which imports every kind of store
+    from optuna.artifacts.exceptions import ArtifactNotFound  # late: it imports all stores
 
     try:
         with store.open_reader(file_id) as file:

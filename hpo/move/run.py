@@ -33,7 +33,7 @@ class Chosen:
 
     name: str
     study_id: int
-    grace_s: float  # seconds without a heartbeat after which a worker counts as lost
+    grace_s: float  # a worker counts as lost after so many seconds without a heartbeat
 
 
 def move_studies(
@@ -45,8 +45,7 @@ def move_studies(
 ) -> Iterator[str]:
     """Copy studies from the database ``source`` to ``target``; yields a line for each.
 
-    A study that the target has already must be the same.  A study's files are copied before its
-    rows.
+    A study that exists in the target must be equal.  Files are copied before rows.
 
     Args:
         studies: names in the source, or study files; None for all of the source.
@@ -67,7 +66,7 @@ def move_studies(
     with reading(source) as connection:
         chosen = _choose(connection, studies, shown(source))
         if not while_running:
-            for study in chosen:  # all of them, before anything is made in the target
+            for study in chosen:  # check all of them before anything is created in the target
                 _refuse_running(connection, study)
         storage = open_storage(target, retry_s=_PATIENCE_S)
         try:
@@ -111,12 +110,12 @@ def _move_files(ids: Sequence[str], stores: tuple[Store, Store] | None) -> str:
 
 
 def _place(url: str) -> object:
-    """Equal for URLs of the same database."""
+    """An object that is equal for URLs of the same database."""
     file = sqlite_file(url)
     if file is not None:
         return file if file == IN_MEMORY else file.resolve()
     parsed = parse_url(url)
-    asked = parsed.query  # which may hold host and port
+    asked = parsed.query  # it may have host and port
     port = parsed.port or asked.get("port", 5432)
     return parsed.host or asked.get("host"), str(port), parsed.database
 
@@ -138,7 +137,7 @@ def _choose(c: sa.Connection, studies: Sequence[str] | None, where: str) -> list
 
 
 def _config(study: str, is_known: bool) -> StudyConfig | None:
-    """The study's file; None if there is none, unless it was named by its path."""
+    """The study's file; None if there is none and the study was not named by its path."""
     try:
         return load_study_file(study)
     except UserError:
@@ -148,10 +147,10 @@ def _config(study: str, is_known: bool) -> StudyConfig | None:
 
 
 def _refuse_running(c: sa.Connection, study: Chosen) -> None:
-    """Raises UserError if a worker runs a trial of the study, or may do so.
+    """Raise UserError if a worker may be running a trial of the study.
 
-    The trial of a worker that was silent for too long is copied as it is, with its last sign of
-    life: the first worker that joins the copy finds it lost and queues it again, as ever.
+    The trial of a worker without a recent heartbeat is copied as it is, with that heartbeat. The
+    first worker that joins the copy finds the trial lost and queues it again, as usual.
     """
     advice = "stop its workers (SIGTERM; they hand their trials back), or add --while-running"
     heard = heartbeats(c, study.study_id)
@@ -177,12 +176,12 @@ def _move(
     """Copy a study in one transaction.
 
     Returns:
-        Whether it is new there; else the target had the same one, but maybe for some calls.  And
-        what became of the calls that the study keeps, for the user.
+        Whether the study is new in the target; otherwise the target had an equal one, perhaps with
+        fewer calls.  And a remark for the user on the study's stored calls.
     """
     target = storage.name
     n_calls = rows.count_calls()
-    with_calls = n_calls > 0 and storage.keeps_calls()  # which says why, where it does not
+    with_calls = n_calls > 0 and storage.keeps_calls()  # it logs the reason if it can't
     left = f"; {counted(n_calls, 'call')} left behind" if n_calls and not with_calls else ""
 
     def work(c: sa.Connection) -> tuple[bool, str]:
@@ -208,7 +207,7 @@ def _move(
             words = _compare(rows, copy)
             words = words or (differing_call(rows, copy) if with_calls else None)
         else:
-            with reading(source) as now:  # as it is now, which may be otherwise than it was
+            with reading(source) as now:  # it may have changed meanwhile
                 fresh = StudyRows(now, study.study_id)
                 words = _compare(fresh, copy)
                 words = words or (differing_call(fresh, copy) if with_calls else None)
@@ -222,7 +221,7 @@ def _move(
     try:
         try:
             return storage.transact(work)
-        except sa.exc.IntegrityError:  # another process made it meanwhile: compare
+        except sa.exc.IntegrityError:  # another process created it meanwhile: compare
             return storage.transact(work)
     except sa.exc.DataError as error:
         raise UserError(
@@ -237,5 +236,5 @@ def _compare(one: StudyRows, other: StudyRows) -> str | None:
 
 
 def _progress(rows: StudyRows, what: str) -> tqdm:
-    # `disable=no_bars()` is tqdm's word for: unless this is a terminal.
+    # No bars unless this is a terminal.
     return tqdm(total=len(rows.ids), desc=what, unit="trial", disable=no_bars(), leave=False)

@@ -1,1 +1,1 @@
-"""What a study is: its file, space, manifest, budget, and its confirmed result."""
+"""Studies: their file, space, manifest, budget, controls and confirmed result."""

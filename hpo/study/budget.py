@@ -1,6 +1,6 @@
-"""When a study has had enough.
+"""When workers stop, by the budget of a study.
 
-The number of trials is `hpo.storage.transactions.claim`'s, which is exact.
+The number of trials is enforced exactly by `hpo.storage.transactions.claim`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Spent:
     """A part of a budget that is spent."""
 
     part: str  # a field of `Budget`
-    words: str  # as a person would say it
+    words: str  # a sentence for people
 
     def __str__(self) -> str:
         return self.words
@@ -33,8 +33,8 @@ def why_stop(
     """Which part of the budget is spent; None while none is.
 
     Args:
-        elapsed_s: of this worker's wall clock.
-        trials: asked only where the budget depends on them.
+        elapsed_s: wall-clock seconds of this worker.
+        trials: returns the finished trials; called only if the budget depends on them.
     """
     if budget.seconds is not None and elapsed_s >= budget.seconds:
         return Spent("seconds", f"{budget.seconds:g} s of this worker's time are over")
@@ -67,8 +67,8 @@ def why_stop(
 
 
 def compute_seconds(trials: Sequence[FrozenTrial]) -> float:
-    """Seconds that went into finished trials, all together, with the attempts that did not finish
-    them.  What a trial read of kept calls took no time here."""
+    """Seconds spent on finished trials, all together, with their unfinished attempts.  Calls that
+    were read instead of made took no time."""
     return sum(compute_s(t) for t in trials)
 
 

@@ -1,4 +1,4 @@
-"""Study files: ``studies/NAME.toml`` to a validated `StudyConfig`."""
+"""Study files: read ``studies/NAME.toml`` into a validated `StudyConfig`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from ..settings import (
 from .space import Parameter, check_parameters, check_space
 
 STUDIES_DIR = Path("studies")
-_KEYS = "docs/studies.md"  # describes them
+_KEYS = "docs/studies.md"  # the page that describes all keys
 
 
 class Limits(Table):
@@ -65,7 +65,7 @@ class Improvement(Table):
     @model_validator(mode="before")
     @classmethod
     def _alone(cls, table: Any) -> Any:
-        """A number is the probability."""
+        """A number alone is the probability."""
         return {"chance": table} if isinstance(table, (int, float)) else table
 
 
@@ -88,7 +88,7 @@ class Budget(Table):
 
     @property
     def parts(self) -> dict[str, float]:
-        """Those that are set, by their names, each as one number."""
+        """The parts that are set, by name, each as one number."""
         parts = self.model_dump(exclude_none=True)
         if self.improvement is not None:
             parts["improvement"] = self.improvement.chance
@@ -170,7 +170,7 @@ class MethodTable(Table):
         return self
 
     def load(self) -> Method:
-        """The method itself."""
+        """Load the method."""
         if self.file is None:
             return load_method(self.name)
         shipped = Path(__file__).parents[1] / self.file
@@ -247,11 +247,11 @@ class StudyConfig(Table):
         """The study on the drawings that a command line names; None: those of the file.
 
         Raises:
-            UserError: they don't go together.
+            UserError: the options contradict each other.
         """
         if alphabet is not None and drawings is not None:
             raise UserError("--alphabet and --drawings name different drawings; leave one out")
-        # Of what the file says, the command line replaces all that names drawings.
+        # The command line replaces everything in the file that names drawings.
         asked = self.instances.model_dump(exclude_none=True)
         if alphabet is not None or drawings is not None:
             asked.pop("drawings", None)
@@ -293,45 +293,45 @@ class StudyConfig(Table):
         return self
 
     def load_clock(self) -> Clock | None:
-        """Whose time rules the calls of trials; None: that of the machine they run on.
+        """Load the reference clock; None: calls run by wall clock.
 
         Raises:
-            UserError: the profile is not there, or not usable.
+            UserError: the profile is not there or can't be used.
         """
         return self.clock.load(self.method.name)
 
     def load_method(self) -> Method:
-        """What is tuned."""
+        """Load the method, which is tuned."""
         return self.method.load()
 
     def load_problem(self, data: Path | None) -> Problem:
-        """What it is measured on.
+        """Load the problem, which the method is measured on.
 
         Args:
-            data: directory of the data; None: where it is looked for by itself.
+            data: directory of the data; None: the default places.
         """
         tables = (self.instances, self.estimator, self.confirm)
         return load_problem(self.problem.name, *tables, data)
 
     def storage_url(self, option: str | None = None) -> str:
-        """Where the study is: ``option``, which a command was given, else the file's."""
+        """URL of the study's database: the command's ``option``, else the file's."""
         return option or self.storage
 
     def artifacts_place(self, storage: str | None = None, option: str | None = None) -> str:
-        """Where files of trials are kept: ``option``, else the file's, else beside ``storage``.
+        """Place of trials' files: the ``option``, else the study file's, else beside ``storage``.
 
         Raises:
-            UserError: the database's URL is none.
+            UserError: ``storage`` is not a database URL.
         """
         named = option or self.artifacts
         return named or default_place(self.name, self.storage_url(storage))
 
 
 def find_study(study: str) -> Path:
-    """The file of a study: a path, or the name of one in ``studies/``.
+    """Find a study file by its path, or by its name in ``studies/``.
 
     Raises:
-        UserError: there is none; the message lists those there are.
+        UserError: there is no such file; the message lists the ones that exist.
     """
     return find_file(study, STUDIES_DIR, "study", "a study file")
 
@@ -340,7 +340,7 @@ def load_study_file(study: str) -> StudyConfig:
     """Read and validate a study by its name or path.
 
     Raises:
-        UserError: no such file, no TOML, or a key that is unknown or out of its range.
+        UserError: the file does not exist or is not TOML, or a key is unknown or out of its range.
     """
     path = find_study(study)
     try:

@@ -1,4 +1,4 @@
-"""What `hpo.confirm` stores with a study: its result, and in older databases each of its calls."""
+"""The stored result of `hpo.confirm`; in older databases also each of its calls."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ..trial.record import Call, FailedCall, read_call
 from ..trial.stored import Number, Remark, Stored, Whole, remarks_of
 
 CONFIRMED_KEY = "confirmed"  # study attribute of the result
-# Of study attributes that hold a call of a confirmation each: in older databases, and where the
-# table of calls can't be made.
+# Prefix of study attributes with one call of a confirmation each: in older databases, and where the
+# table of calls can't be created.
 CALLS_PREFIX = "confirm:"
-BASELINE = "default"  # the default recipe's name among those that are confirmed
+BASELINE = "default"  # name of the default recipe among the candidates
 
 
 class Left(StrEnum):
-    """How a candidate left the race."""
+    """How a candidate ended in the confirmation's race."""
 
-    FINALIST = "finalist"  # it did not: it was measured on every instance
-    BEHIND = "behind"  # more than two standard errors behind the leader
-    TIED = "tied"  # in the worse half, though within two standard errors of the leader
-    INFEASIBLE = "infeasible"  # a call was too long, or its loss not finite
+    FINALIST = "finalist"  # it was measured on every instance
+    BEHIND = "behind"  # dropped, more than two standard errors behind the leader
+    TIED = "tied"  # dropped in the worse half, but within two standard errors of the leader
+    INFEASIBLE = "infeasible"  # a call was too long, or its loss was not finite
 
 
 class Identity(Stored):
-    """Which recipe it is."""
+    """Identifies a recipe."""
 
     name: str  # "default", "best 3" (of the search), or a recipe's file
     trial: Whole | None = None  # number of the trial that ran it; None: no trial did
@@ -38,7 +38,7 @@ class Identity(Stored):
 
     @property
     def title(self) -> str:
-        """For people."""
+        """The recipe's name for people."""
         return title(self.name, self.trial)
 
     @property
@@ -48,67 +48,67 @@ class Identity(Stored):
 
 
 class Difference(Identity):
-    """The winner's loss minus that of this other recipe, with its 95 % interval."""
+    """The winner's loss minus another recipe's, with its 95 % interval."""
 
-    difference: Number | None  # None: they share no instance
+    difference: Number | None  # None if they share no instance
     standard_error: Number | None = None
-    low: Number | None = None  # None: of a single unit, so its error is not known
+    low: Number | None = None  # None if there is a single unit, so that the error is unknown
     high: Number | None = None
 
     @property
     def is_sure(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
 class Comparisons(Stored):
-    """The winner's differences; none to itself."""
+    """The winner's differences to the other finalists."""
 
     default: Difference | None = None
     runner_up: Difference | None = None
 
 
 class CandidateResult(Identity):
-    """A row of the table: a candidate on new instances, and in the search."""
+    """A row of the table: a candidate's loss on new instances, and in the search."""
 
     left: str  # a `Left`
     reason: str | None = None  # why it is infeasible
-    rounds: Whole  # that it survived
+    rounds: Whole  # number of rounds that it survived
     calls: Whole = 0
     longest_call_s: Number
     loss: Number | None
     standard_error: Number | None = None
-    difference: Number | None = None  # to the default recipe's loss
+    difference: Number | None = None  # its loss minus the default recipe's
     difference_error: Number | None = None
     search_loss: Number | None = None
     search_difference: Number | None = None
     search_difference_error: Number | None = None
     cost: Number | None = None  # CPU time of an answer, over the plain network's
-    measured: tuple[Call, ...] = ()  # its calls; older results have none
+    measured: tuple[Call, ...] = ()  # its calls; older results do not have them
 
 
 class Prediction(Stored):
-    """Calls by wall clock beside what the study's reference machine would have made of them."""
+    """Calls by wall clock, compared with the plan of the study's reference machine."""
 
     calls: Whole
-    steps: Number  # made over planned, the median
+    steps: Number  # median of made over planned
     least_steps: Number
     most_steps: Number
-    seconds: Number  # taken over predicted, the median
+    seconds: Number  # median of taken over predicted
 
 
 class AtSpeed(Stored):
-    """The winner on the same instances at a speed of the reference machine."""
+    """The winner on the same instances at another speed of the reference machine."""
 
     speed: Number
-    steps: tuple[Whole, Whole]  # of its calls, the fewest and the most
-    loss: Number | None  # None: a call gave none
+    steps: tuple[Whole, Whole]  # fewest and most of its calls
+    loss: Number | None  # None if a call failed
     standard_error: Number | None = None
     reason: str | None = None  # why there is no loss
 
 
 class Confirmation(Identity):
-    """The winner, and how it won."""
+    """The result of a confirmation: the winner, and how it won."""
 
     loss: Number
     standard_error: Number | None  # over units
@@ -119,7 +119,7 @@ class Confirmation(Identity):
     units: Whole  # runes; instances if there is one rune only
     instances: Annotated[tuple[str, ...], Field(min_length=1)]  # labels
     table: tuple[CandidateResult, ...]
-    rounds: tuple[Whole, ...] = ()  # how many instances after each
+    rounds: tuple[Whole, ...] = ()  # number of instances after each round
     estimator: dict[str, Any] = Field(default_factory=dict)
     feasible_s: Number | None = None
     code: str | None = None  # digest
@@ -128,7 +128,7 @@ class Confirmation(Identity):
     speeds: tuple[AtSpeed, ...] = ()
 
     def parsed_recipe(self, method: Method) -> dict[str, Any] | None:
-        """All values; None: they are of a release with other fields."""
+        """All values; None if they are of a release with other fields."""
         try:
             return method.complete(self.recipe)
         except (InvalidValuesError, TypeError):
@@ -136,10 +136,10 @@ class Confirmation(Identity):
 
 
 def read_confirmation(attrs: Mapping[str, Any]) -> Confirmation | Remark | None:
-    """The result among a study's user attributes.
+    """Read the result from a study's user attributes.
 
     Returns:
-        None if there is none, and a remark if it is not what this release stores.
+        None if there is no result, and a remark if it is not in this release's form.
     """
     stored = attrs.get(CONFIRMED_KEY)
     if stored is None:
@@ -156,14 +156,14 @@ def read_confirmation(attrs: Mapping[str, Any]) -> Confirmation | Remark | None:
 
 
 def write_confirmation(study: optuna.Study, confirmation: Confirmation) -> None:
-    """Store the result, in the place of an earlier one."""
+    """Store the result, replacing an earlier one."""
     study.set_user_attr(CONFIRMED_KEY, confirmation.to_json())
 
 
 def read_confirmed_call(
     attrs: Mapping[str, Any], digest: str, instance: str
 ) -> Call | FailedCall | Remark | None:
-    """The call of a recipe on an instance among a study's user attributes; None: there is none."""
+    """Read a recipe's call on an instance from a study's user attributes; None if there is none."""
     key = _call_key(digest, instance)
     return read_call(attrs[key], instance, key) if key in attrs else None
 
@@ -171,7 +171,7 @@ def read_confirmed_call(
 def write_confirmed_call(
     study: optuna.Study, digest: str, instance: str, call: Call | FailedCall
 ) -> None:
-    """Store a call under an attribute of its own, so that two processes can't lose any."""
+    """Store a call as an attribute of its own, so that two processes do not overwrite theirs."""
     stored = call.to_json()
     stored.pop("instance", None)  # it is part of the key
     study.set_user_attr(_call_key(digest, instance), stored)
@@ -187,7 +187,7 @@ def title(name: str, number: int | None) -> str:
 
 
 def describe_difference(found: Difference) -> str:
-    """A difference with its interval, and whether it says which of the two is better."""
+    """A difference with its interval, and whether it shows which of the two is better."""
     if found.difference is None:
         return "unknown"
     if found.low is None or found.high is None:

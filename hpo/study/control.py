@@ -1,7 +1,7 @@
-"""Control of a study that runs: what people ask of it, and what its workers make of that.
+"""Control of a running study: pause, resume, stop, budget, enqueue and drop.
 
-Everything that was asked stays, with its time and author, as a row in the study's database. Every
-worker reads the rows between calls.
+Every request is kept as a row in the study's database, with its time and author. Workers read the
+rows between calls.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Action = Literal["pause", "resume", "stop", "budget", "drop", "restore", "enqueu
 
 
 class Control(Stored):
-    """One thing that somebody asked of a study."""
+    """A request to a study."""
 
     at: str
     """When, in ISO 8601, UTC."""
@@ -41,7 +41,7 @@ class Control(Stored):
 
     @property
     def words(self) -> str:
-        """What was done, without when and by whom."""
+        """The request in words, without time and author."""
         words = {
             "budget": lambda: "set " + budget_text(self.budget or {}),
             "drop": lambda: f"dropped trial {self.trial}: {self.why}",
@@ -57,36 +57,36 @@ class Control(Stored):
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the rows say, all together."""
+    """The combined effect of all requests."""
 
     controls: Sequence[Control] = ()
     paused: Control | None = None
-    stopped: int = 0  # how many rows there were when workers were last asked to stop
+    stopped: int = 0  # number of rows at the last request to stop
     budget: Mapping[str, Any] = field(default_factory=dict)
     dropped: frozenset[int] = frozenset()  # numbers of trials
 
     def apply(self, budget: Budget) -> Budget:
-        """A study file's budget with what was set since."""
+        """The study file's budget with the requested changes."""
         return Budget.model_validate({**budget.model_dump(), **self.budget})
 
 
 def read_wishes(storage: StudyStorage, study_id: int) -> Wishes:
-    """What people ask of a study now."""
+    """Read the combined effect of a study's requests."""
     return _wishes(storage.read(lambda c: read_controls(c, study_id)))
 
 
 def wishes_in(attrs: Mapping[str, Any]) -> Wishes:
-    """The same of a study's user attributes."""
+    """The combined effect of the requests among a study's user attributes."""
     return _wishes(attrs[key] for key in sorted(attrs) if key.startswith(PREFIX))
 
 
 def _wishes(rows: Iterable[Any]) -> Wishes:
-    """Rows of another release are passed over."""
+    """The combined effect of rows; rows of another release are ignored."""
     return wishes_of(found for row in rows if (found := read_stored(Control, row)[0]) is not None)
 
 
 def wishes_of(controls: Iterable[Control]) -> Wishes:
-    """What these controls say, the oldest first."""
+    """The combined effect of requests, given oldest first."""
     paused: Control | None = None
     stopped = 0
     budget: dict[str, Any] = {}
@@ -101,7 +101,7 @@ def wishes_of(controls: Iterable[Control]) -> Wishes:
         elif control.action == "stop":
             stopped = len(seen)
         elif control.action == "budget":
-            # As a study file has them, so that a value of another release can't be one.
+            # Validated like a study file, so that a bad value of another release is ignored.
             budget |= Budget.model_validate(dict(control.budget or {})).model_dump(
                 exclude_unset=True
             )
@@ -113,7 +113,7 @@ def wishes_of(controls: Iterable[Control]) -> Wishes:
 
 
 def ask(storage: StudyStorage, study_id: int, action: Action, **more: Any) -> Control:
-    """Ask something of a study.
+    """Store a request to a study.
 
     Args:
         more: further fields of `Control`.
@@ -126,7 +126,7 @@ def ask(storage: StudyStorage, study_id: int, action: Action, **more: Any) -> Co
 def mark(
     storage: StudyStorage, study_id: int, number: int, trial_id: int, why: str | None
 ) -> Control:
-    """Drop a finished trial, or restore it where ``why`` is None, and write down who did."""
+    """Drop a finished trial, or restore it if ``why`` is None, and store who did."""
     control = _made("restore" if why is None else "drop", {"trial": number, "why": why})
 
     def work(c: Any) -> None:
@@ -138,7 +138,7 @@ def mark(
 
 
 def enqueue(storage: StudyStorage, study_id: int, parameters: Mapping[str, Any]) -> Control:
-    """Queue a trial, and write down who did; the parameters are checked already."""
+    """Queue a trial with checked parameters, and store who did."""
 
     def work(c: Any) -> Control:
         number = queue(c, study_id, parameters)
@@ -156,7 +156,7 @@ def _made(action: Action, more: Mapping[str, Any]) -> Control:
 
 
 def author() -> str:
-    """Whose command this is."""
+    """The user who runs this command, as USER@HOST."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
@@ -165,6 +165,6 @@ def author() -> str:
 
 
 def budget_text(budget: Mapping[str, Any]) -> str:
-    """A budget's parts for people."""
+    """A budget's parts, for people."""
     parts = [f"{k} {'without limit' if v is None else format(v, 'g')}" for k, v in budget.items()]
     return "the budget: " + (", ".join(parts) or "nothing")

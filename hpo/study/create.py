@@ -1,4 +1,4 @@
-"""From a study file to a study in a database: created once, joined by every worker."""
+"""Create a study in a database from its file, or join it if it exists."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from .takeover import Takeover, take_over
 def join(
     config: StudyConfig, url: str, manifest: dict[str, str], seed: int | None = None
 ) -> tuple[optuna.Study, StudyStorage]:
-    """The study, created if need be, and its storage in the name of this worker.
+    """Join the study, which is created if need be; returns its storage in this worker's name, too.
 
     Args:
-        seed: of the sampler; None: derived from the study's and this worker's place in it.
+        seed: seed of the sampler; None: derived from the study's seed and the worker's ordinal.
 
     Raises:
         UserError: the database can't be used, or the study measures something else.
@@ -39,7 +39,7 @@ def join(
     ordinal = storage.join(study._study_id)
     if (new := storage.queue_starts(study._study_id, config.start)) > 0:
         info(f"{counted(new, 'starting recipe')} of the study file queued")
-    storage.keeps_calls()  # makes their table, or says why not, before any trial begins
+    storage.keeps_calls()  # creates their table, or logs why not, before any trial begins
     storage.worker = f"{socket.gethostname()}:{os.getpid()}#{ordinal}"
     if seed is None:
         entropy = np.random.SeedSequence([config.sampler.seed, ordinal])
@@ -52,7 +52,7 @@ def join(
 def create(
     config: StudyConfig, url: str, manifest: dict[str, str]
 ) -> tuple[StudyStorage, optuna.Study]:
-    """Open the database and create the study in it, unless it is there.
+    """Open the database and create the study in it, unless it exists.
 
     Raises:
         UserError: the database can't be used, or the study measures something else.
@@ -84,10 +84,10 @@ def _exists(storage: StudyStorage, name: str) -> bool:
 def first_recipes(config: StudyConfig, storage: StudyStorage, url: str) -> list[dict[str, Any]]:
     """Parameters of the trials to run first: the file's own, then another study's best.
 
-    Of those, values that this study's space has no place for are left to the sampler.
+    Another study's values that do not fit into this study's space are left to the sampler.
 
     Raises:
-        UserError: the other study is not there, or has no trial to offer.
+        UserError: the other study does not exist, or has no complete trial.
     """
     recipes = [dict(parameters) for parameters in config.start]
     if config.start_from is None or config.start_from.trials == "all":
@@ -114,17 +114,17 @@ def first_recipes(config: StudyConfig, storage: StudyStorage, url: str) -> list[
 def _taken_over(
     config: StudyConfig, storage: StudyStorage, url: str, manifest: Mapping[str, str]
 ) -> Takeover | None:
-    """What ``start_from`` with ``trials = "all"`` takes over; None: the file does not ask for it.
+    """The trials to take over by ``start_from`` with ``trials = "all"``; None without that key.
 
     Raises:
-        UserError: the other study is not there, or measured something else.
+        UserError: the other study does not exist, or measured something else.
     """
     wanted = config.start_from
     if wanted is None or wanted.trials != "all":
         return None
     there, other = _other_study(wanted, storage, url)
     its_manifest, trials = read_manifest(other.user_attrs), other.get_trials(deepcopy=False)
-    # Where calls can't be kept, only the trials come.
+    # Where calls can't be stored, only trials are taken over.
     calls = there.calls_of_study(other._study_id) if storage.keeps_calls() else []
     return take_over(config, manifest, wanted.study, its_manifest, trials, calls)
 
@@ -132,7 +132,7 @@ def _taken_over(
 def _other_study(
     wanted: StartFrom, storage: StudyStorage, url: str
 ) -> tuple[StudyStorage, optuna.Study]:
-    """The study that ``start_from`` names, and the storage that it is in."""
+    """The study that ``start_from`` names, with its storage."""
     if wanted.storage is not None and wanted.storage != url:
         storage = open_storage(wanted.storage)
     return storage, load_study(storage, wanted.study)

@@ -1,4 +1,4 @@
-"""What the keys of a study file mean, in the words that stand below each in its model."""
+"""The meanings of a study file's keys: the docstrings below the fields of its models."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pydantic import BaseModel
 def key_meanings(model: type[BaseModel]) -> dict[str, str]:
     """The docstring of each field of a model, on one line; "" for fields without one.
 
-    Pydantic reads them too (`use_attribute_docstrings`), but whenever a model is imported, which
-    every command would wait for.
+    Pydantic can read them, too (`use_attribute_docstrings`), but does so at every import of a
+    model, which would slow down every command.
     """
     meanings: dict[str, str] = {}
     for kind in reversed(model.__mro__):

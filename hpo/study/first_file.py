@@ -1,4 +1,4 @@
-"""The first study file for a person's own `finetune_model`: every parameter with a range."""
+"""Write a first study file for a user's own `finetune_model`: every parameter with a range."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from ..problem.user_file.parameters import (
 )
 from .config import StudyConfig
 
-# Of the Futhorc; `hpo.confirm` then has the other runes.
+# Runes of the Futhorc for trials; the others are left for `hpo.confirm`.
 _RUNES = (
     *("character02", "character14", "character22", "character09"),
     *("character29", "character06", "character18", "character25"),
 )
-# Words in the names of parameters, which are split at underscores.
+# Words in names of parameters, which are split at underscores.
 _RATES = {"lr", "rate", "decay", "wd", "l2", "eps"}
 _COUNTS = {"steps", "step", "epochs", "epoch", "iterations", "iters", "iter"}
 _SHARES = {"warmup", "dropout", "prob", "probability", "p", "share", "frac", "fraction", "ratio"}
 _SIZES = {"deg": 15.0, "degrees": 15.0, "angle": 15.0, "rotation": 15.0, "px": 3.0, "shift": 3.0}
 _LEFT_ALONE = {
     *("seed", "workers", "verbose", "every", "device", "deadline", "seconds", "limit", "budget"),
-    *("s", "timeout", "path", "dir"),  # a name that ends in _s is of seconds
+    *("s", "timeout", "path", "dir"),  # a name that ends in _s has seconds
 }
 
 
 def write_first_study(method: Path, out: Path, drawings: Mapping[str, Any]) -> str:
-    """Write a study file for a person's file; returns what to do with it.
+    """Write a study file for a user's file; returns advice on what to do with it.
 
     Args:
-        method: the person's file.
-        out: the study file; it must not be there.
-        drawings: keys of ``[instances]`` that name them; empty: Omniglot's Futhorc.
+        method: the user's file.
+        out: the study file; it must not exist.
+        drawings: keys of ``[instances]`` that name drawings; empty: Omniglot's Futhorc.
 
     Raises:
-        UserError: the file has no parameters, or ``out`` is there or can't be written.
+        UserError: the file has no parameters, or ``out`` exists or can't be written.
     """
     if out.suffix != ".toml":
         raise UserError(f"--out is {out}; write a name that ends in .toml")
@@ -54,7 +54,7 @@ def write_first_study(method: Path, out: Path, drawings: Mapping[str, Any]) -> s
     file = parse_user_file(method, read_text(method))
     require_parameters(file, None)
     text = first_study(file, out.stem, drawings)
-    StudyConfig.model_validate(tomllib.loads(text))  # it is a study file, as commands read it
+    StudyConfig.model_validate(tomllib.loads(text))  # check that commands can read it
     write_whole(out, text.encode())
     others = "".join(
         f"; it has {kind}, too ({', '.join(names)}), which method.parameters may ask for"
@@ -68,10 +68,10 @@ def write_first_study(method: Path, out: Path, drawings: Mapping[str, Any]) -> s
 
 
 def first_study(file: UserFile, name: str, instances: Mapping[str, Any]) -> str:
-    """The text of a study file that is ready to run and to edit.
+    """The text of a study file, ready to run and to edit.
 
     Args:
-        name: of the study.
+        name: name of the study.
         instances: keys of ``[instances]`` beside the defaults; empty: runes of the Futhorc.
     """
     fields = {n: p.field for n, p in file.parameters.items()}
@@ -134,7 +134,7 @@ def _table(name: str, field: Field, space: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _toml(value: Any) -> str:
-    # JSON writes numbers, strings, booleans and lists as TOML does, but for one character.
+    # JSON and TOML write numbers, strings, booleans and lists alike, but for one character.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -169,7 +169,7 @@ def _space(name: str, field: Field) -> dict[str, Any]:
 def _whole(default: int, words: set[str]) -> dict[str, Any]:
     if default < 1:
         return {"type": "int", "low": 2 * default, "high": 4}
-    most = 2 if words & _COUNTS else 4  # more steps may take more time than there is
+    most = 2 if words & _COUNTS else 4  # twice at most, because more steps may take too long
     return {"type": "int", "low": max(1, default // 4), "high": most * default, "log": True}
 
 
@@ -181,7 +181,7 @@ def _number(default: float, words: set[str]) -> dict[str, Any]:
         size = next((size for word, size in _SIZES.items() if word in words), 0.5)
         space = _range(0.0, 0.1 if is_rate and not is_share else size)
         return {**space, "note": "Its default, 0, says nothing of its scale: check the range."}
-    if 0.5 <= default < 1:  # near one, as decays of means and momenta are
+    if 0.5 <= default < 1:  # near one, such as a momentum or the decay of a mean
         return _range(max(0.0, 1 - 5 * (1 - default)), 1 - (1 - default) / 5)
     if is_share and default <= 1:
         return _range(0.0, min(1.0, 3 * default))

@@ -1,7 +1,6 @@
-"""Whether what another study measured is a part of what this one measures.
+"""Find the instances of another study among those of this one, by their manifests.
 
-Two studies may differ in how many runes, splits, seeds and speeds they have. By their manifests
-this module tells which instance of the one is which of the other.
+Two studies may differ in how many runes, splits, seeds and speeds they have.
 """
 
 from __future__ import annotations
@@ -11,20 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Entries of a manifest that say on what is measured; the larger study may have more in them.
+# Entries of a manifest that name the instances; the larger study may have more in them.
 MAY_GROW = ("clock", "instances", "networks")
 _AT_SPEED = " at speed "  # as `hpo.clock.plan.Clock.mark` writes it
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """The entries of a manifest, taken apart.
+    """The parsed entries of a manifest.
 
     Args:
         ways: what all instances share: the resize.
         machine: digest of the reference machine; None: wall clock.
-        labels: of instances, by place, network and speed.
-        networks: their digests, by name.
+        labels: labels of instances, by place, network and speed.
+        networks: digests of networks, by name.
     """
 
     ways: tuple[str, ...]
@@ -36,16 +35,16 @@ class _Measured:
 def included(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, str] | None:
     """This study's label of each of another study's instances, by the label there.
 
-    An instance without a speed of its own is one at speed 1 where its study's clock has that. On a
-    clock of another speed it is like no look: a look makes a share of a recipe's steps, a slower
-    machine makes all that it has time for.
+    An instance without a speed of its own is an instance at speed 1, if its study's clock has speed
+    1. With another speed of the clock it does not equal any look: a look makes a share of a
+    recipe's steps, but a slower machine makes all steps that it has time for.
 
     Args:
-        theirs: the other study's manifest.
-        mine: this study's.
+        theirs: manifest of the other study.
+        mine: manifest of this study.
 
     Returns:
-        None where the other study has an instance, a network or a machine that this one has not.
+        None if the other study has an instance, a network or a machine that this one lacks.
     """
     there, here = _measured(theirs), _measured(mine)
     if (there.ways, there.machine) != (here.ways, here.machine):
@@ -58,12 +57,12 @@ def included(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, st
 
 
 def labels_of(manifest: Mapping[str, Any]) -> list[str]:
-    """The labels of a study's instances, in their order."""
+    """The labels of a study's instances, in order."""
     return list(_measured(manifest).labels.values())
 
 
 def looks_of(manifest: Mapping[str, Any]) -> int:
-    """How many of a study's instances, the first ones, are at a lower speed than the last one."""
+    """How many of a study's first instances are looks, at a lower speed than the last instance."""
     speeds = [_own_speed(label) for label in labels_of(manifest)]
     return sum(1 for _ in itertools.takewhile(lambda speed: speed < speeds[-1], speeds))
 

@@ -1,4 +1,4 @@
-"""A study that is there, for commands that ask something of it."""
+"""Open an existing study, for commands that control it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .config import StudyConfig, load_study_file
 
 @dataclass(frozen=True)
 class Living:
-    """The study, its file and its database."""
+    """An existing study with its file and its database."""
 
     config: StudyConfig
     study: optuna.Study
@@ -30,10 +30,10 @@ class Living:
 
 @contextmanager
 def opened(options: StudyOptions) -> Iterator[Living]:
-    """The study that a command names, closed afterwards.
+    """Open the study that a command names, and close it afterwards.
 
     Raises:
-        UserError: the file, the database or the study is not there.
+        UserError: the file, the database or the study does not exist.
     """
     config = load_study_file(options.study)
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -1,6 +1,6 @@
-"""What a study measures: stored as it is created, checked by every worker that joins.
+"""The manifest: what a study measures. It is stored at creation and checked by every worker.
 
-Losses of two data sets, two networks or two versions of the code must never meet in one study.
+Losses of different data, networks or versions of the code must never mix in one study.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .config import StudyConfig
 MANIFEST_KEY = "manifest"
 MADE_BY_KEY = "made_by"
 _LIBRARIES = ("torch", "optuna", "numpy", "scipy", "sqlalchemy")
-# Entries that a manifest has only where the study file sets them, so that older studies stand.
+# Entries that exist only if the study file sets them, so that older studies stay valid.
 _OPTIONAL = ("cost", "clock")
 _REMEDY = {
     "code": "run the version that made it",
@@ -35,7 +35,7 @@ def make_manifest(config: StudyConfig, problem: Problem) -> dict[str, str]:
     """Everything that two workers must agree on for their losses to be comparable.
 
     Raises:
-        UserError: the problem's data is missing or not usable.
+        UserError: the problem's data is missing or can't be used.
     """
     space = config.model_dump(mode="json", include={"space", "fixed"})
     manifest = {
@@ -53,7 +53,7 @@ def make_manifest(config: StudyConfig, problem: Problem) -> dict[str, str]:
 
 
 def read_manifest(attrs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The manifest among a study's user attributes; empty if there is none of this service."""
+    """Read the manifest from a study's user attributes; empty if it has none."""
     stored = attrs.get(MANIFEST_KEY)
     return stored if isinstance(stored, Mapping) else {}
 
@@ -62,7 +62,7 @@ def check_manifest(study: optuna.Study, mine: Mapping[str, str]) -> None:
     """Compare this worker's manifest with the one that the study was created with.
 
     Raises:
-        UserError: this worker would measure something else; says which entry differs.
+        UserError: this worker would measure something else; the message says which entry differs.
     """
     theirs = read_manifest(study.user_attrs)
     if not theirs:
@@ -84,7 +84,7 @@ def check_manifest(study: optuna.Study, mine: Mapping[str, str]) -> None:
 def first_difference(
     theirs: Mapping[str, Any], mine: Mapping[str, str], but: Collection[str] = ()
 ) -> str | None:
-    """The first entry in which a study's manifest differs from this process's; None: in none.
+    """The first entry in which a study's manifest differs from this process's; None if equal.
 
     Args:
         but: entries that may differ.
@@ -94,6 +94,6 @@ def first_difference(
 
 
 def made_by() -> dict[str, str]:
-    """Versions of what created a study: for the record, not compared."""
+    """Versions of the software that created a study; they are stored, but not compared."""
     versions = {name: version(name) for name in _LIBRARIES}
     return {"runes": version("runes"), "python": platform.python_version(), **versions}

@@ -1,4 +1,4 @@
-"""The JSON schema of study files, from the models that read them."""
+"""The JSON schema of study files, generated from their models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .descriptions import key_meanings
 
 
 class _WithMeanings(GenerateJsonSchema):
-    """Describes each key by the words that stand below it in its model."""
+    """Describes each key by the docstring below it in its model."""
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         made = super().model_schema(schema)

@@ -19,7 +19,7 @@ from ..problem.base import InvalidValuesError, Method
 from ..settings import Finite
 
 Scalar = str | int | float | bool
-# Optuna stores parameters as floats, which tell whole numbers up to here apart.
+# Optuna stores parameters as floats, which are exact for whole numbers up to here.
 _Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
 
@@ -47,15 +47,15 @@ class FloatParameter(_Base):
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
     def distribution(self) -> BaseDistribution:
-        """Optuna's, as `suggest` makes it."""
+        """Optuna's distribution of the parameter, as in `suggest`."""
         return FloatDistribution(self.low, self.high, log=self.log)
 
     def parameter(self, value: Any) -> Any:
-        """What to sample for a field to have this value; None: it can't."""
+        """The parameter's value that gives the field this value; None if there is none."""
         return value if self.allows(value) else None
 
     def values(self) -> tuple[Any, ...]:
-        """Values whose being allowed means that all are."""
+        """Values to check: if these are allowed for the field, all are."""
         return (self.low, self.high)
 
     def allows(self, value: Any) -> bool:
@@ -93,7 +93,7 @@ class IntParameter(_Base):
 
 
 class ChoiceParameter(_Base):
-    """One of a list of values, or of a table that gives each value (a list, say) a name."""
+    """One of a list of values, or of a table that names values such as lists."""
 
     type: Literal["choice"]
     choices: Annotated[list[Scalar], Field(min_length=1)] | dict[str, Any]
@@ -119,7 +119,7 @@ class ChoiceParameter(_Base):
 
 
 class SwitchParameter(_Base):
-    """True or false: a field that is so, or no field, but what others' ``when`` may ask for."""
+    """True or false. It may set a field, or only be a condition for other parameters' ``when``."""
 
     type: Literal["switch"]
 
@@ -150,10 +150,10 @@ def check_space(
     start: Sequence[Mapping[str, Any]],
     method: Method,
 ) -> None:
-    """Each value that the space can give must be one that its field may have.
+    """Check that the method's fields may have all values that the space can give.
 
     Raises:
-        ValueError: naming the key, what was found and what is allowed.
+        ValueError: names the key, what was found and what is allowed.
     """
     for name in (*fixed, *space):
         if name in method.fields and (key := method.fields[name].set_by):
@@ -181,7 +181,7 @@ def check_space(
 def check_parameters(
     where: str, parameters: Mapping[str, Any], space: Mapping[str, Parameter]
 ) -> None:
-    """Raises ValueError unless the space has these parameters and allows their values."""
+    """Raise ValueError unless the space has these parameters and allows their values."""
     for name, value in parameters.items():
         if name not in space:
             raise ValueError(f"{where} names {name!r}; [space] has {', '.join(space)}")
@@ -190,10 +190,10 @@ def check_parameters(
 
 
 def check_queued(parameters: Mapping[str, Any], space: Mapping[str, Parameter]) -> None:
-    """What somebody queues must be parameters that the space can sample.
+    """Check that the space can sample the parameters of a trial that somebody queues.
 
     Raises:
-        ValueError: naming the parameter, what was found and what is allowed.
+        ValueError: names the parameter, what was found and what is allowed.
     """
     for name, value in parameters.items():
         if name not in space:
@@ -212,7 +212,7 @@ def check_queued(parameters: Mapping[str, Any], space: Mapping[str, Parameter]) 
 
 
 def allowed_values(parameter: Parameter) -> str:
-    """What a parameter may be, for people."""
+    """The values that a parameter may have, for people."""
     if isinstance(parameter, ChoiceParameter):
         return "one of " + ", ".join(map(str, parameter.choices))
     if isinstance(parameter, SwitchParameter):
@@ -222,7 +222,7 @@ def allowed_values(parameter: Parameter) -> str:
 
 
 def read_parameter(text: str, name: str, space: Mapping[str, Parameter]) -> Any:
-    """The value that a person wrote for a parameter; the text itself where it is none."""
+    """Parse the value that a person wrote for a parameter; the text itself if it does not parse."""
     parameter = space.get(name)
     if isinstance(parameter, ChoiceParameter):
         said = {str(choice).lower(): choice for choice in parameter.choices}
@@ -240,10 +240,10 @@ def read_parameter(text: str, name: str, space: Mapping[str, Parameter]) -> Any:
 def sample_values(
     trial: optuna.Trial, space: Mapping[str, Parameter], fixed: Mapping[str, Any], method: Method
 ) -> dict[str, Any]:
-    """Ask the trial for every parameter that exists in it; returns all of the method's values.
+    """Sample the trial's active parameters; returns all of the method's values.
 
     Raises:
-        InvalidValuesError: the parameters are at odds with each other.
+        InvalidValuesError: the values contradict each other.
     """
     values: dict[str, Any] = {}
     for name, parameter in space.items():
@@ -256,8 +256,8 @@ def sample_values(
 def random_values(
     space: Mapping[str, Parameter], fixed: Mapping[str, Any], method: Method, n: int, seed: int
 ) -> list[dict[str, Any]]:
-    """``n`` complete recipes, drawn at random from a space; those that contradict themselves are
-    drawn again."""
+    """Draw ``n`` complete recipes at random from a space; a recipe whose values contradict each
+    other is drawn again."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     found: list[dict[str, Any]] = []
@@ -270,7 +270,7 @@ def random_values(
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    # To Python, true is 1.
+    # In Python, True equals 1.
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 

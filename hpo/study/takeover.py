@@ -1,4 +1,4 @@
-"""What a new study takes over from one with another search space, or with fewer instances."""
+"""Take over trials and calls of a study with another search space or fewer instances."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from .inclusion import MAY_GROW, included, labels_of, looks_of
 from .manifest import first_difference
 from .space import Parameter
 
-TAKEN_FROM_KEY = "taken_from"  # user attribute of a trial: where it ran
-_SPACE = "space"  # the manifest's entry that may differ
+TAKEN_FROM_KEY = "taken_from"  # user attribute of a trial: where it was run
+_SPACE = "space"  # the entry of the manifest that may differ
 
 
 @dataclass(frozen=True)
 class Takeover:
-    """What is taken, and what is not.
+    """The trials and calls to take over.
 
-    ``outside``: finished trials whose recipes the new space can't give.
+    ``outside`` counts finished trials whose recipes the new space can't give.
     """
 
     study: str
@@ -57,16 +57,16 @@ def take_over(
     trials: Sequence[FrozenTrial],
     calls: Sequence[CallRow],
 ) -> Takeover:
-    """The trials of another study that this one's space could have made, and their calls.
+    """Choose the trials of another study that this study's space can give, and their calls.
 
-    Failed trials say nothing of their recipes and stay where they are, and so do those that run.
-    Where this study has more instances, complete trials become pruned ones: they have not met all.
+    Failed and running trials are left out.  If this study has more instances, complete trials
+    become pruned ones, because they have not met all of them.
 
     Args:
-        manifest: this study's.
+        manifest: manifest of this study.
         other: name of the other study.
-        trials: all that it has.
-        calls: all that it keeps.
+        trials: all its trials.
+        calls: all its stored calls.
 
     Raises:
         UserError: the other study measured something else.
@@ -82,10 +82,10 @@ def take_over(
             f"the best recipes"
         )
     if names == {label: label for label in labels}:
-        names = None  # nothing to rename, and no instance is missing
+        names = None  # nothing has to be renamed, and no instance is missing
     method = config.load_method()
     taken: list[TakenTrial] = []
-    numbers: dict[int, int] = {}  # the other's to this study's
+    numbers: dict[int, int] = {}  # from the other study's to this study's
     recipes: set[str] = set()
     outside = 0
     for trial in sorted(trials, key=lambda t: t.number):
@@ -125,11 +125,12 @@ def parameters_for(
     fixed: Mapping[str, Any],
     method: Method,
 ) -> dict[str, Any] | None:
-    """Parameters of a space by which a trial would run this recipe; None: there are none.
+    """Parameters in a space that give this recipe; None if there are none.
 
     Args:
-        recipe: complete.
-        params: of the trial that ran it, in another space: switches are no values of a recipe.
+        recipe: complete values.
+        params: parameters, in another space, of the trial that ran the recipe. Switches are read
+            from here, because they are not values of a recipe.
     """
     for switches in _switches(params, space, method):
         found: dict[str, Any] = {}
@@ -151,7 +152,7 @@ def parameters_for(
 def _switches(
     params: Mapping[str, Any], space: Mapping[str, Parameter], method: Method
 ) -> Iterator[dict[str, Any]]:
-    """The states of all switches: those that the trial had, or each that they may have had."""
+    """Possible states of all switches: the trial's own if known, else every combination."""
     names = [name for name in space if name not in method.fields]
     states = [(params[n],) if isinstance(params.get(n), bool) else (False, True) for n in names]
     return (dict(zip(names, state, strict=True)) for state in itertools.product(*states))
@@ -188,15 +189,15 @@ def _fit_to_instances(
     labels: Sequence[str],
     looks: int,
 ) -> None:
-    """Change what a trial stores to what it would store here, had it met this study's instances.
+    """Adapt a trial's record to this study's instances.
 
-    It has the calls on the first of them, up to one that it did not meet. Those behind stay in the
-    table of calls.
+    It gets the calls on the first instances, up to the first one that the trial did not meet.
+    Later calls are only in the table of calls.
 
     Args:
-        names: this study's labels, by those of the other one.
-        labels: of this study's instances, in their order.
-        looks: how many of them are looks at a lower speed.
+        names: this study's labels, by those of the other study.
+        labels: labels of this study's instances, in order.
+        looks: how many of the first instances are looks at a lower speed.
     """
     found = {names.get(call.instance): call for call in record.instances}
     met = list(itertools.takewhile(found.__contains__, labels))
@@ -214,7 +215,7 @@ def _fit_to_instances(
 
 
 def _renamed(row: CallRow, names: Mapping[str, str]) -> CallRow:
-    """A call under this study's label of its instance; a row that can't be read stays as it is."""
+    """A call with this study's label of its instance; a row that can't be read stays as it is."""
     label = names.get(row.instance, row.instance)
     outcome = read_row(row)
     if label == row.instance or isinstance(outcome, Remark):
@@ -223,5 +224,5 @@ def _renamed(row: CallRow, names: Mapping[str, str]) -> CallRow:
 
 
 def _utc(moment: datetime | None) -> datetime | None:
-    """Optuna shows naive local time, and stores naive UTC."""
+    """Naive UTC, which Optuna stores, from naive local time, which it shows."""
     return moment and moment.astimezone(UTC).replace(tzinfo=None)

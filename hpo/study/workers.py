@@ -1,7 +1,7 @@
-"""What a worker stores of itself in its study: when it joined, when it ended and why.
+"""A worker's own row in its study: when it joined, when it ended and why.
 
-It is one row for each worker. That a worker was lost is no part of it: whoever finds that out
-stores it with the trial (`hpo.trial.record.Attempt`).
+A lost worker can't store its end. Whoever finds the loss stores it with the trial
+(`hpo.trial.record.Attempt`).
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from ..storage.rdb import StudyStorage
 from ..storage.workers import PREFIX
 from ..trial.stored import Moment, Remark, Stored, read_stored
 
-_MOST_CHARACTERS = 200  # of a reason
+_MOST_CHARACTERS = 200  # a longer reason is cut
 _NAME = re.compile(r"(?P<host>.+):(?P<process>\d+)(?:#(?P<place>\d+))?", re.ASCII)
-_MOST_DIGITS = 18  # of a number in a name; Python refuses to read thousands
+_MOST_DIGITS = 18  # of a number in a worker's name; Python refuses to parse thousands
 
 
 class End(enum.Enum):
     """Why a worker ended."""
 
-    FINISHED = "finished"  # all trials of the budget are
-    BUDGET = "budget spent"  # another part of it
-    LIMIT = "limit"  # the worker's own seconds are over
+    FINISHED = "finished"  # all trials of the budget are finished
+    BUDGET = "budget spent"  # another part of the budget is spent
+    LIMIT = "limit"  # the worker's own time is over
     STOPPED = "stopped"  # by hpo.stop
     INTERRUPTED = "interrupted"  # by a signal
-    FAILED = "failed"  # too many trials in a row did
+    FAILED = "failed"  # too many trials in a row failed
     ERROR = "error"
 
 
 class WorkerEntry(Stored):
-    """The row of one worker; its name is in the key."""
+    """A worker's row; the worker's name is in the row's key."""
 
     joined: Moment | None = None
     ended: Moment | None = None
@@ -44,7 +44,7 @@ class WorkerEntry(Stored):
     reason: str = ""
 
     def end(self, why: End, reason: str) -> WorkerEntry:
-        """The entry of a worker that ends now."""
+        """This entry with the worker's end, now."""
         line = next(iter(reason.splitlines()), "")[:_MOST_CHARACTERS]
         changes = {"ended": now(), "why": why.value, "reason": line}
         return self.model_copy(update=changes)
@@ -56,11 +56,11 @@ class WorkerName:
 
     host: str | None = None
     process: int | None = None
-    place: int | None = None  # in the study, from 0, in the order of joining
+    place: int | None = None  # the worker's ordinal in the study, from 0
 
 
 def read_name(name: str) -> WorkerName:
-    """Take a worker's name apart."""
+    """Parse a worker's name."""
     found = _NAME.fullmatch(name)
     numbers = (found["process"], found["place"] or "") if found else ()
     if found is None or any(len(digits) > _MOST_DIGITS for digits in numbers):
@@ -70,7 +70,7 @@ def read_name(name: str) -> WorkerName:
 
 
 def join_now(storage: StudyStorage, study_id: int) -> WorkerEntry:
-    """Store that the storage's worker joins the study now; returns its entry.
+    """Store that the storage's worker joins the study now; returns the entry.
 
     Raises:
         StudyGoneError: the study was deleted.
@@ -81,7 +81,7 @@ def join_now(storage: StudyStorage, study_id: int) -> WorkerEntry:
 
 
 def entries_in(attrs: Mapping[str, Any]) -> tuple[dict[str, WorkerEntry], list[Remark]]:
-    """The entries among a study's user attributes by the workers' names, and what can't be read."""
+    """Read the entries, by worker, from a study's user attributes; with remarks on bad ones."""
     entries: dict[str, WorkerEntry] = {}
     remarks: list[Remark] = []
     for key in sorted(key for key in attrs if key.startswith(PREFIX)):
@@ -93,5 +93,5 @@ def entries_in(attrs: Mapping[str, Any]) -> tuple[dict[str, WorkerEntry], list[R
 
 
 def now() -> datetime:
-    """By this machine's clock."""
+    """The current time by this machine's clock."""
     return datetime.now(UTC)
