@@ -1,1 +1,1 @@
-"""The story of a study: sections of a document, and renderers of it."""
+"""The report of a study: sections of a document, and its renderers."""

@@ -13,14 +13,14 @@ from ..artifacts.location import check_directory
 from ..artifacts.store import open_store
 from ..errors import UserError, check_out, run_command, write_whole
 
-# Optuna takes half a second to import, and `--help` needs none of it.
+# Imported late: Optuna takes half a second to import, and `--help` does not need it.
 if TYPE_CHECKING:
     from .data import StudyData
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions(ArtifactsOptions, StudyOptions):
-    """Which study is told, and where."""
+    """Options: which study, and where the page is written."""
 
     out: Path = option("the page's file, such as report.html", metavar="FILE")
     references: Path | None = option(
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(options: ReportOptions) -> None:
     check_directory(options.artifacts)
     check_out(options.out)
-    if not options.out.parent.is_dir():  # a name that was misspelt, where nobody looks for a page
+    if not options.out.parent.is_dir():  # probably misspelt, so it is not created
         raise UserError(f"--out: {options.out.parent} is no directory; make it first")
 
 

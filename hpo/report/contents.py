@@ -1,4 +1,4 @@
-"""The story of a study: the report has all sections, other readers a choice of them."""
+"""Which sections of a study's story go into the report, the summary and the confirmation."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from .sections.pictures import pictures_section
 from .sections.recipe import copy_section, recipe_section
 from .sections.winner import lead, winner_section
 
-# What of the report is also a study's note in the dashboard.
+# Sections of the report that are also in a study's note in the dashboard.
 NOTE_SECTIONS = ("best", "recipe", "parameters", "outcomes", "study", "next")
 
 
 def report_of(data: StudyData) -> Document:
-    """Everything, from the result to what it rests on.
+    """The whole report, from the result to the manifest.
 
     Raises:
-        UserError: the URL is none.
+        UserError: the study's URL is not a database URL.
     """
     return _document(data, _sections(data))
 
 
 def summary_of(data: StudyData) -> Document:
-    """What a worker prints at its end: the result, its recipe, what to do next.
+    """The summary that a worker prints at its end: the result, its recipe, what to do next.
 
-    It leaves out what takes long to compute.
+    Sections that take long to compute are left out.
     """
     return _document(data, [recipe_section(data), next_section(data)])
 
 
 def confirmation_of(config: StudyConfig, confirmed: Confirmation) -> Document:
-    """What `hpo.confirm` prints: the winner and all candidates."""
+    """The text that `hpo.confirm` prints: the winner and all candidates."""
     return Document(
         title=f"Study {config.name}",
         about="",
@@ -84,5 +84,5 @@ def _sections(data: StudyData) -> Iterator[Section]:
 
 
 def _database(url: str) -> str:
-    """The kind of the database alone: where it is concerns nobody who is sent the page."""
+    """The kind of the database. Its address stays private, because the page is sent to others."""
     return "SQLite" if is_published(url) or sqlite_file(url) is not None else "PostgreSQL"

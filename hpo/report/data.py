@@ -1,4 +1,4 @@
-"""Everything that a report is made of, read once."""
+"""The data of a report, read once."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .document import Picture
 
 @dataclass(frozen=True)
 class StudyData:
-    """A study at one moment, and what it is compared with."""
+    """A study at one moment, with the references that it is compared with."""
 
     config: StudyConfig
-    study_argument: str  # what a person writes after --study, as `storage.url.study_argument` says
+    study_argument: str  # the text after --study in commands, by `storage.url.study_argument`
     url: str  # of the database
     attrs: Mapping[str, Any]  # user attributes of the study
     runs: Sequence[Run]
@@ -33,7 +33,7 @@ class StudyData:
     now: datetime  # aware
     references: Sequence[Reference] = ()
     pictures: Sequence[Picture] = ()
-    picture_remarks: Sequence[str] = ()  # what was left out, and why
+    picture_remarks: Sequence[str] = ()  # which pictures were left out, and why
 
     @cached_property
     def finished(self) -> list[Run]:
@@ -47,29 +47,29 @@ class StudyData:
 
     @cached_property
     def default_run(self) -> Run | None:
-        """The best good trial of the default recipe with the study's fixed values."""
+        """The best feasible trial of the default recipe with the study's fixed values."""
         recipe = self.config.load_method().complete(self.config.fixed)
         return next((r for r in self.best if r.ran(recipe)), None)
 
     @cached_property
     def status(self) -> Status:
-        """Counts, pace, workers and importances; of a large study this takes seconds.
+        """Counts, pace, workers and importances; this takes seconds for a large study.
 
         Raises:
-            UserError: the URL is none.
+            UserError: the study's URL is not a database URL.
         """
         trials = [r.trial for r in self.runs]
         return status_of(self.config, self.url, trials, self.beats, self.now, 0, self.attrs)
 
     @cached_property
     def spent(self) -> str | None:
-        """Which part of the budget is spent; None while none is."""
+        """The part of the budget that is spent; None if there is none."""
         budget = wishes_in(self.attrs).apply(self.config.budget)
         return spent_budget(budget, [r.trial for r in self.finished])
 
     @cached_property
     def confirmation(self) -> Confirmation | Remark | None:
-        """What `hpo.confirm` stored; a remark if it can't be read."""
+        """The stored confirmation; a remark if it can't be read."""
         return read_confirmation(self.attrs)
 
     @property
@@ -79,7 +79,7 @@ class StudyData:
 
     @property
     def has_points(self) -> bool:
-        """Whether losses are of the drawings that the author's thresholds are for."""
+        """Whether the challenge's points apply to the study's drawings."""
         # A command line may have named other drawings than the study file.
         measured = str(self.manifest.get("data", "omniglot ")).rpartition(" ")
         is_theirs = measured[0] == "omniglot" and "/" not in measured[2]

@@ -1,4 +1,4 @@
-"""The document model: sections of blocks. Renderers know how each kind of block looks."""
+"""The document model: sections made of blocks. Renderers decide how each kind of block looks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .plots import Plot, RowPlot
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; ``aside``: a remark on what is above it."""
+    """A paragraph; with ``aside`` it is a remark on the block above."""
 
     kind: ClassVar[str] = "text"
     text: str
@@ -20,7 +20,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Facts:
-    """Short answers, each under its name."""
+    """Short facts, each with a name."""
 
     kind: ClassVar[str] = "facts"
     items: Sequence[tuple[str, str]]
@@ -34,12 +34,12 @@ class Table:
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    numbers: Sequence[int] = ()  # columns that are aligned at their right
+    numbers: Sequence[int] = ()  # indices of right-aligned columns
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot and the words under it."""
+    """A plot with its caption."""
 
     kind: ClassVar[str] = "figure"
     plot: Plot | RowPlot
@@ -48,7 +48,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Figures:
-    """Small figures of one kind, side by side where there is room."""
+    """Small figures of one kind, side by side if there is room."""
 
     kind: ClassVar[str] = "figures"
     name: str  # identifies them within the document
@@ -59,7 +59,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Pair:
-    """A figure and the table of its values, side by side where there is room."""
+    """A figure and the table of its values, side by side if there is room."""
 
     kind: ClassVar[str] = "pair"
     figure: Figure
@@ -77,11 +77,11 @@ class Code:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture at an address: of a page that needs nothing else, a PNG as a data URI."""
+    """A picture by its address; in a self-contained page a PNG as a data URI."""
 
     kind: ClassVar[str] = "picture"
     uri: str
-    name: str  # says what is seen
+    name: str  # alternative text: what is seen
     width: int | None = None  # pixels
     height: int | None = None
 
@@ -104,12 +104,12 @@ class Document:
 
     title: str
     about: str
-    lead: Sequence[str]  # paragraphs: the result, for who reads nothing else
-    made: str  # when, and of what
+    lead: Sequence[str]  # paragraphs with the result, for people who read nothing else
+    made: str  # when the document was made, and of which study
     sections: Sequence[Section]
 
     def only(self, anchors: Collection[str]) -> Document:
-        """The document with a choice of its sections."""
+        """The document with only these sections."""
         return replace(self, sections=[s for s in self.sections if s.anchor in anchors])
 
     def figures(self) -> Iterator[Figure | Figures]:

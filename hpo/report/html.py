@@ -1,4 +1,4 @@
-"""Renders a document as one HTML page that needs nothing else and runs nothing."""
+"""Render a document as one self-contained HTML page without scripts."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from .sanitize import LONGEST, plain
 from .svg import draw
 
 _TEMPLATES = "templates"
-_LONGEST_NAME = 60  # characters; it does not break
-_LONGEST_CODE = 20_000  # characters of what is there to copy
+_LONGEST_NAME = 60  # characters of a name, which has no line breaks
+_LONGEST_CODE = 20_000  # characters of a text to copy
 
 
 def to_html(document: Document) -> str:
-    """The page, escaped whatever is in it."""
+    """The page, with everything in it escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hpo.report", _TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        # What is printed is clean, unless it is markup of our own making.
+        # All values are cleaned, unless they are markup that we made.
         finalize=lambda value: value if hasattr(value, "__html__") else plain(value, _LONGEST_CODE),
     )
     environment.filters["name"] = lambda value: plain(value, _LONGEST_NAME)
     environment.filters["short"] = lambda value: plain(value, LONGEST)
-    environment.filters["whole"] = escape  # a picture that is cut is none
+    environment.filters["whole"] = escape  # a picture must not be cut
     environment.filters["svg"] = draw
     style = read_style()
     return environment.get_template("report.html.j2").render(
@@ -40,7 +40,7 @@ def to_html(document: Document) -> str:
 
 
 def read_style() -> str:
-    """The style sheet, as it stands between its tags."""
+    """The text of the style sheet, without tags."""
     return (resources.files("hpo.report") / _TEMPLATES / "report.css").read_text("utf-8")
 
 

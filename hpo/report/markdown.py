@@ -1,4 +1,4 @@
-"""Renders a document as Markdown: a note in the dashboard, or text on a terminal."""
+"""Render a document as Markdown for the dashboard's note, or as text for a terminal."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .sanitize import plain
 
 _LONGEST_TEXT, _LONGEST_CODE = 2_000, 20_000  # characters
 _WIDTH = 100  # characters of a line of text on a terminal
-_ROW_WIDTH, _CELL_WIDTH = 120, 28  # of a table's row, and of its cells but the last
+_ROW_WIDTH, _CELL_WIDTH = 120, 28  # characters of a table's row, and of its cells but the last
 _ESCAPED = str.maketrans({c: f"\\{c}" for c in "\\|`*_[]<>!#~$"})
 
 
 def to_markdown(document: Document) -> str:
-    """A note. Figures are left out: the dashboard shows them as plots."""
+    """A note in Markdown. Figures are left out, because the dashboard shows them as plots."""
     parts = [
         f"# {escape(document.title)}",
         escape(document.about),
@@ -27,13 +27,13 @@ def to_markdown(document: Document) -> str:
 
 
 def section_markdown(section: Section) -> str:
-    """A section under its heading."""
+    """A section with its heading."""
     parts = (part for block in section.blocks for part in _parts(block))
     return "\n\n".join([f"## {escape(section.title)}", *parts])
 
 
 def to_terminal(document: Document) -> str:
-    """Text that reads well as it stands: nothing is escaped, tables are aligned."""
+    """Plain text: nothing is escaped, and tables are aligned."""
     lines = [plain(document.title)]
     for text in document.lead:
         lines += _wrapped(text)
@@ -45,7 +45,7 @@ def to_terminal(document: Document) -> str:
 
 
 def escape(text: object) -> str:
-    """Text of unknown origin on one line, without what Markdown would make something else of."""
+    """Text of unknown origin on one line, with Markdown's special characters escaped."""
     return " ".join(plain(text, _LONGEST_TEXT).split()).translate(_ESCAPED)
 
 

@@ -1,6 +1,6 @@
-"""Draws the plots of a document as Plotly's JSON, for the dashboard.
+"""Draw the plots of a document as Plotly's JSON, for the dashboard.
 
-Every poll of the dashboard's page loads all of them, so they are kept small.
+They are kept small, because every poll of the dashboard's page loads all of them.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from .plots import Axis, Line, Mark, Plot, RowPlot, Series
 from .sanitize import plain
 from .svg.scale import Scale, tick_texts
 
-MOST_POINTS = 200  # of a series; of more, the lowest half and a sample of the others
+MOST_POINTS = 200  # of a series; of a longer one the lowest half and a sample of the rest
 _DIGITS = 4
 _SEED = 0
-_COLUMNS = 3  # of small plots
+_COLUMNS = 3  # small plots in one row
 _TICKS, _SMALL_TICKS = 6, 3  # on an axis, at most
 _LOG_TICKS = 4
-_HEIGHT_PX = 450  # that the dashboard has for a plot; what is higher covers its neighbours
+_HEIGHT_PX = 450  # the dashboard's room for a plot; a higher one covers its neighbours
 _ROW_PX, _AROUND_PX = 26, 160
-_TITLE_CHARS = 36  # in a line: a plot has half of the page's width
-_LEGEND_PX, _LINE_PX = 45, 20  # above a plot, with a line of the title each
-_LABEL_CHARS = 18  # of what stands beside an axis
-# The page does not tell its plots whether it is light or dark: greys that can be read on both.
+_TITLE_CHARS = 36  # in one line, as a plot has half of the page's width
+_LEGEND_PX, _LINE_PX = 45, 20  # height of the legend, and of a line of the title
+_LABEL_CHARS = 18  # of a label beside an axis
+# Greys that can be read on light and dark pages, because plots do not know which it is.
 _TEXT, _GRID = "#7d7d7d", "rgba(128,128,128,0.25)"
 _CLEAR = "rgba(0,0,0,0)"
 _LAYOUT: Mapping[str, Any] = {
@@ -106,7 +106,7 @@ def draw_grid(title: str, plots: Sequence[Plot | RowPlot]) -> Json:
         suffix = "" if i == 1 else str(i)
         axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
         across, upright = _axis(plot.x, is_small=True), _axis(plot.y, is_small=True)
-        if (i - 1) % _COLUMNS:  # the first of a row says what all have
+        if (i - 1) % _COLUMNS:  # only the first plot of a row has a title at its axis
             del upright["title"]
         layout |= {f"xaxis{suffix}": across, f"yaxis{suffix}": upright}
         data += [{**_trace(s, plot), **axes} for s in plot.series if s.points]
@@ -126,7 +126,7 @@ def _trace(series: Series, plot: Plot) -> Json:
         trace["text"] = [plain(series.texts[i], 40) for i in kept]
     if series.errors:
         trace["error_y"] = {"type": "data", "array": [_short(series.errors[i]) for i in kept]}
-    if series.style == "steps" and kept:  # the line goes on to the end of the axis
+    if series.style == "steps" and kept:  # extend the line to the end of the axis
         trace["x"].append(_short(plot.x.high))
         trace["y"].append(trace["y"][-1])
     return trace
@@ -142,7 +142,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def _title(text: str) -> Json:
-    """The title, and margins that have room for it."""
+    """The layout's title, and margins with room for it."""
     lines = textwrap.wrap(plain(text), _TITLE_CHARS)
     return {
         "title": {
@@ -164,7 +164,7 @@ def _axis(axis: Axis, is_small: bool = False) -> Json:
         shown["title"]["font"] = {"size": 11}
     if axis.log:
         ends = [_short(math.log10(axis.low)), _short(math.log10(axis.high))]
-        # Within a decade Plotly writes so many values that they overlap.
+        # Within a decade Plotly writes so many tick labels that they overlap.
         ticks = Scale(axis.low, axis.high, 0.0, 1.0, log=True).ticks(most)
         texts = tick_texts(ticks, log=True)
         return {**shown, "type": "log", "range": ends, "tickvals": ticks, "ticktext": texts}
@@ -246,5 +246,5 @@ def _label(line: Line) -> Json:
 
 
 def _short(value: float) -> float | None:
-    """A number with the digits that a plot shows; JSON has no word for those not finite."""
+    """A number rounded for a plot; None if it is not finite, which JSON can't express."""
     return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""A plot as plain data, computed once; SVG and Plotly are two ways to draw it."""
+"""Plots as plain data, computed once and drawn as SVG or by Plotly."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 # faint: trials that do not count; cloud: all others; best: marks that stand out;
-# steps: such marks with a line that keeps each value until the next one.
+# steps: such marks, joined by a line that keeps each value until the next one.
 Style = Literal["faint", "cloud", "best", "steps"]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A range of numbers, or places for ``labels``: the first is at 0, the next at 1."""
+    """An axis: a range of numbers, or ``labels`` at 0, 1, 2 and so on."""
 
     title: str
     low: float
@@ -27,9 +27,9 @@ class Series:
     """Points of one kind.
 
     Args:
-        points: (x, y); those outside of the axes are not drawn.
-        texts: of each point, such as the number of its trial; or none.
-        errors: half the length of each point's vertical error bar; or none.
+        points: (x, y); points outside of the axes are not drawn.
+        texts: a text for each point, such as its trial; or empty.
+        errors: half the length of each point's vertical error bar; or empty.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Line:
-    """A value of an axis that is marked through the whole plot."""
+    """A threshold: a value of an axis that is marked across the whole plot."""
 
     at: float
     label: str
@@ -53,10 +53,10 @@ class Plot:
 
     Args:
         name: identifies the plot within its document.
-        description: what is to be seen, for who can't see it.
+        description: what the plot shows, for people who can't see it.
         across: thresholds on the vertical axis.
         upright: thresholds on the horizontal axis.
-        is_small: it stands beside others of its kind.
+        is_small: whether it is one of several small plots.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Mark:
-    """A value of one series in a row, with its interval if it has one."""
+    """A value in a row, of one series, with its interval if it has one."""
 
     series: str
     value: float
@@ -94,9 +94,9 @@ class RowPlot:
 
     Args:
         axis: the title of the axis.
-        series: what the marks are of; none: all are of one thing.
-        lines: values that are marked across all rows.
-        from_zero: the axis begins at zero.
+        series: names of the series that marks belong to; empty if there is only one.
+        lines: thresholds across all rows.
+        from_zero: whether the axis begins at zero.
     """
 
     name: str
@@ -110,7 +110,7 @@ class RowPlot:
 
 
 def axis_of(title: str, values: Sequence[float], log: bool = False) -> Axis:
-    """An axis that has room for all values."""
+    """An axis with room for all values."""
     if log and min(values) > 0:
         low, high = min(values), max(values)
         room = max((high / low) ** 0.05, 1.02)
@@ -124,7 +124,7 @@ def label_axis(title: str, labels: Sequence[str]) -> Axis:
 
 
 def around(values: Sequence[float], margin: float = 0.05) -> tuple[float, float]:
-    """A range that holds all values with some room; never empty."""
+    """A range around all values with a margin; it is never empty."""
     low, high = min(values), max(values)
     room = (high - low) * margin or abs(high) * margin or 1.0
     return low - room, high + room

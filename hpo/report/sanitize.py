@@ -1,12 +1,12 @@
-"""Text that others wrote, made fit to be shown: escaping is the template's."""
+"""Clean text of unknown origin before it is shown; templates do the escaping."""
 
 from __future__ import annotations
 
 import unicodedata
 
-LONGEST = 300  # characters, of anything but code
+LONGEST = 300  # characters of any text but code
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# Half of a pair that is not there, control characters, and what reorders the text around it.
+# Lone surrogates, control characters, and marks that reorder the text around them.
 _UNFIT = {"Cs", "Cc"}
 _REORDERING = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -30,4 +30,4 @@ def _is_unfit(character: str) -> bool:
         return False
     if character in _REORDERING or unicodedata.category(character) in _UNFIT:
         return True
-    return ord(character) & 0xFFFE == 0xFFFE or 0xFDD0 <= ord(character) <= 0xFDEF  # no characters
+    return ord(character) & 0xFFFE == 0xFFFE or 0xFDD0 <= ord(character) <= 0xFDEF  # noncharacters

@@ -1,4 +1,4 @@
-"""Augmentations: the loss of trials that used little, some and much of it."""
+"""Augmentations: the loss of trials that used little, some and much of each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _blocks(data: StudyData) -> Iterator[Block]:
         for sign in (-1, 1)
     ]
     fields = data.config.load_method().fields
-    losses = Axis("mean loss", *around(bounds))  # one for all, so that they can be compared
+    losses = Axis("mean loss", *around(bounds))  # the same for all, so that they can be compared
     yield Figures(
         "augmentations",
         "Mean loss by augmentation",

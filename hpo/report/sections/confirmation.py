@@ -21,10 +21,10 @@ COST_MEANING = "The cost of an answer is the CPU time of the returned network ov
 
 
 def confirmed_lead(confirmed: Confirmation, has_points: bool) -> Iterator[str]:
-    """The winner, its loss and its differences.
+    """The winner, its loss and its differences, in sentences.
 
     Args:
-        has_points: the author's thresholds are for these drawings.
+        has_points: whether the challenge's points apply to these drawings.
     """
     who = f"The recipe {confirmed.name}" if confirmed.trial is None else f"Trial {confirmed.trial}"
     if confirmed.is_default:
@@ -44,12 +44,12 @@ def confirmed_lead(confirmed: Confirmation, has_points: bool) -> Iterator[str]:
 
 
 def candidates_section(confirmed: Confirmation) -> Section:
-    """The candidates alone, as `hpo.confirm` prints them."""
+    """The candidates, as `hpo.confirm` prints them."""
     return Section("candidates", "Candidates", list(candidate_blocks(confirmed)))
 
 
 def candidate_blocks(confirmed: Confirmation) -> Iterator[Block]:
-    """The table of the candidates, what its errors are, and a figure."""
+    """A table of the candidates, an explanation of its errors, and a figure."""
     yield Table(
         "The best of the search and the default recipe, measured again on instances that no "
         "trial saw",
@@ -106,7 +106,7 @@ def _candidate_row(row: CandidateResult) -> tuple[str, ...]:
 
 
 def _clock_blocks(confirmed: Confirmation) -> Iterator[Block]:
-    """Whose time ruled the calls, how far its plan was off, and the winner at other speeds."""
+    """The clock of the calls, the error of its predictions, and the winner at other speeds."""
     if confirmed.clock not in (None, "wall"):
         yield Text(
             f"Calls made as many steps as the machine {confirmed.clock} makes in the deadline; "
@@ -136,7 +136,7 @@ def _clock_blocks(confirmed: Confirmation) -> Iterator[Block]:
 
 
 def steps_text(calls: Sequence[Call]) -> str:
-    """Steps made of steps wanted, in the call that made the smallest share; empty: unknown."""
+    """Steps made of steps wanted, in the call with the smallest share; empty if unknown."""
     known = [(c.steps, c.steps_wanted or c.steps) for c in calls if c.steps]
     if not known:
         return ""
@@ -152,10 +152,10 @@ def _difference_mark(row: CandidateResult, difference: float) -> Mark:
 
 
 def cost_text(cost: float | None) -> str:
-    """The cost of an answer; empty: unknown."""
+    """The cost of an answer; empty if unknown."""
     return "" if cost is None else f"{cost:.2f}"
 
 
 def points_text(loss: float) -> str:
-    """The author's points for a mean loss."""
+    """The challenge's points for a mean loss."""
     return counted(points(loss), "point")

@@ -1,4 +1,4 @@
-"""Events: what workers and people did to the study."""
+"""Events of the study's workers, and requests of people."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..sanitize import plain
 
 _MOST_ROWS = 20
 _REASON = 160  # characters
-# Why a worker ended, where that is about the study. Other reasons name people, files and hosts,
-# which concern nobody who is sent the page.
+# Ends of workers whose reason is shown. Other reasons may name people, files and hosts, which stay
+# private, because the page is sent to others.
 _OF_THE_STUDY = (End.FINISHED.value, End.BUDGET.value, End.LIMIT.value)
 
 
 def events_section(data: StudyData) -> Section:
-    """The last events of its workers, and the last things that people asked of it."""
+    """The last events of the study's workers, and the last requests of people."""
     blocks = [*_workers(data), *_controls(data)]
     return Section("events", "Events", blocks or [Text("No worker has joined yet.")])
 
@@ -57,7 +57,7 @@ def _caption(thing: str, n: int, more: str) -> str:
 
 
 def _name(event: Event) -> str:
-    """A worker by its place in the study; its name would tell the host."""
+    """A worker by its ordinal in the study, because its name would tell the host."""
     place = read_name(event.worker).place
     return "a worker" if place is None else f"worker {place}"
 

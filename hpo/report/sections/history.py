@@ -14,15 +14,15 @@ from ..document import Block, Figure, Pair, Section, Table, Text
 from ..plots import Line, Plot, Series, Style, axis_of
 
 _MOST_ROWS = 10
-# Losses higher than the median by more than so many times its distance from the best are not
-# drawn: runs that diverged would press all others into a line.
+# A loss is not drawn if it lies above the median by more than this many times the distance from the
+# best to the median. Otherwise diverged runs would press all others into a line.
 _REACH = 2.5
 
 Timed = tuple[float, float, Run]  # seconds of the longest call, loss, trial
 
 
 def history_section(data: StudyData) -> Section:
-    """Both figures, each with the table of the trials that stand out in it."""
+    """Both figures, each with a table of the trials that stand out."""
     return Section("history", "History of the search", list(_blocks(data)))
 
 
@@ -37,7 +37,7 @@ def _blocks(data: StudyData) -> Iterator[Block]:
 
 
 def _by_compute(finished: Sequence[Run]) -> Iterator[tuple[float, Run]]:
-    """Finished trials in the order of their ends, with the hours of all trials until then."""
+    """Finished trials in the order of their ends, with the hours of compute until then."""
     total_s = 0.0
     for run in sorted(finished, key=lambda r: (r.ended_s or 0.0, r.number)):
         total_s += run.compute_s
@@ -45,7 +45,7 @@ def _by_compute(finished: Sequence[Run]) -> Iterator[tuple[float, Run]]:
 
 
 def _improvements(spent: Sequence[tuple[float, Run]]) -> Iterator[tuple[float, Run]]:
-    """The trials that were best when they ended."""
+    """The trials that were the best when they ended."""
     best = math.inf
     for hours, run in spent:
         if run.is_good and run.loss is not None and run.loss < best:
@@ -168,7 +168,7 @@ def _loss_by_seconds(data: StudyData) -> Iterator[Block]:
 
 
 def pareto(timed: Sequence[Timed]) -> list[Timed]:
-    """Those that none beats in both seconds and loss, the fastest first."""
+    """The trials that no other beats in both seconds and loss, fastest first."""
     front: list[Timed] = []
     for one in sorted(timed, key=lambda o: (o[0], o[1], o[2].number)):
         if not front or one[1] < front[-1][1]:

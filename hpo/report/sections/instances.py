@@ -15,12 +15,12 @@ from ..plots import Mark, Row, RowPlot
 _MOST_ROWS = 60
 _SIGMAS = 2.0
 
-# Losses by instance, under the name of what has them.
+# Losses by instance, by the name of the recipe that has them.
 Losses = dict[str, Mapping[str, Call]]
 
 
 def instances_section(data: StudyData) -> Section:
-    """A figure and a table for the unseen instances, and for those of the search."""
+    """A figure and a table for the unseen instances, and one for those of the search."""
     blocks = [*_confirmed(data), *_searched(data)]
     if not blocks:
         blocks = [Text("No complete trial has losses by instance.")]
@@ -41,7 +41,7 @@ def _confirmed(data: StudyData) -> Iterator[Block]:
     if not losses:
         yield Text("A later confirmation has begun, so losses by unseen instance are not shown.")
         return
-    # The winner's first.
+    # The winner comes first.
     ordered = dict(sorted(losses.items(), key=lambda item: item[0] == "default"))
     places = confirmed_places(data.manifest, confirmed.instances)
     ordered |= _references(data, places)

@@ -1,4 +1,4 @@
-"""What to do next, from what is there and what is not."""
+"""What to do next, by the state of the study."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..data import StudyData
 from ..document import Block, Code, Section, Text
 from ..sanitize import plain
 
-_NEAR = 0.03  # of a range: a best value this near its end may be better beyond
+_NEAR = 0.03  # share of a range; a best value this near its end may be better beyond it
 _MOST_ENDS = 5
-_MANY = 0.3  # of the finished trials
+_MANY = 0.3  # share of the finished trials
 _REASON = 200  # characters
 
 
 def next_section(data: StudyData) -> Section:
-    """Commands with their reasons, and what of the study file should be otherwise."""
+    """Commands with their reasons, and advice to change the study file."""
     blocks = [*_commands(data), *_crashed(data), *_infeasible(data), *_ends(data)]
     return Section("next", "What to do next", blocks)
 
@@ -72,7 +72,7 @@ def _commands(data: StudyData) -> Iterator[Block]:
 
 
 def _out(data: StudyData) -> str:
-    """A name for the file, which must not hide the package of that name."""
+    """A name for the exported file that does not hide a package of the same name."""
     file = data.config.method.file
     return "submission/finetune.py" if file is None else f"tuned_{file.name}"
 
@@ -95,7 +95,7 @@ def _infeasible(data: StudyData) -> Iterator[Block]:
 
 
 def _ends(data: StudyData) -> Iterator[Block]:
-    """Parameters of the best trial that lie at the end of what was searched."""
+    """Parameters whose best value lies at an end of its range."""
     if not data.best:
         return
     best = data.best[0]
@@ -120,7 +120,7 @@ def _end(run: Run, name: str) -> str:
         share = math.log(value / low) / math.log(high / low)
     else:
         share = (value - low) / (high - low)
-    # Nothing is beyond zero of what is an amount.
+    # An amount can't go below zero.
     if share >= 1 - _NEAR or (share <= _NEAR and low != 0):
         return f"{name} ({setting(run.params[name])} of {setting(low)} to {setting(high)})"
     return ""

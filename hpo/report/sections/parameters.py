@@ -20,9 +20,9 @@ from .history import loss_limit
 _MOST_ROWS = 12
 _MOST_SLICES = 6
 _MOST_CHOICES = 8
-_SPREAD = 0.5  # of the gap between two choices, that their dots take
+_SPREAD = 0.5  # dots of a choice are spread over this share of the gap between choices
 _GOLDEN = 0.618034
-_TOP_SHARE = 0.1  # of the trials, that stand out in slices
+_TOP_SHARE = 0.1  # share of the trials that stand out in the plots
 
 
 def parameters_section(data: StudyData) -> Section:
@@ -93,7 +93,10 @@ def _slices(data: StudyData) -> Iterator[Block]:
 
 
 def slice_figure(identifier: str, name: str, runs: Sequence[Run]) -> Figure | None:
-    """Loss against a parameter, the best trials first in ``runs``; None if it does not vary."""
+    """Loss against a parameter; None if it does not vary.
+
+    ``runs`` has the best trials first.
+    """
     having = [r for r in runs if name in r.params and r.loss is not None]
     if not having:
         return None
@@ -126,9 +129,9 @@ def slice_figure(identifier: str, name: str, runs: Sequence[Run]) -> Figure | No
 
 
 def _places(name: str, runs: Sequence[Run]) -> tuple[list[str], list[float]]:
-    """Labels of the choices, none for a number; and of each trial its value or choice's place.
+    """Labels of the choices, empty for a number; and for each trial its value or choice's place.
 
-    No places: the values are neither numbers nor few choices.
+    There are no places if the values are neither numbers nor few choices.
     """
     distribution = runs[0].distributions.get(name)
     values = [r.params[name] for r in runs]
@@ -142,10 +145,10 @@ def _places(name: str, runs: Sequence[Run]) -> tuple[list[str], list[float]]:
 
 
 def _apart(places: Sequence[float]) -> list[float]:
-    """Where there are few places, each moved sideways a little, so that all dots are seen."""
+    """If there are few places, move each dot sideways a little so that all can be seen."""
     different = sorted(set(places))
     if len(different) > _MOST_CHOICES:
         return list(places)
     gap = min(b - a for a, b in pairwise(different))
-    # By the golden ratio: even at any number of dots, and the same each time.
+    # By the golden ratio, which spreads any number of dots evenly and is not random.
     return [x + gap * _SPREAD * ((i * _GOLDEN) % 1 - 0.5) for i, x in enumerate(places)]

@@ -21,18 +21,18 @@ from ..data import StudyData
 from ..document import Block, Picture, Section, Text
 from ..sanitize import plain
 
-MOST_BYTES = 250_000  # of a picture
-MOST_ALL_BYTES = 600_000  # of all, before a third is added by base64
+MOST_BYTES = 250_000  # of one picture
+MOST_ALL_BYTES = 600_000  # of all pictures, before base64 adds a third
 MOST_PICTURES = 24
 _MOST_SIDE_PX = 4000
 _BROKEN = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
-_BEST = 3  # trials
+_BEST = 3  # best trials whose pictures are shown
 _PNG = "image/png"
 
 
 @dataclass(frozen=True)
 class Found:
-    """Pictures, and a remark for each artifact that could not be one."""
+    """Pictures, and a remark for each artifact that can't be shown."""
 
     pictures: Sequence[Picture] = ()
     remarks: Sequence[str] = ()
@@ -58,12 +58,12 @@ def pictures_section(data: StudyData) -> Section:
 
 
 def read_pictures(study: optuna.Study, trials: Sequence[FrozenTrial], store: Store | None) -> Found:
-    """PNG artifacts of the study, of the confirmed trial and of the best few of the search.
+    """Read PNG artifacts of the study, of the confirmed trial and of the best trials.
 
-    Others, and those that are missing, broken or too large, are left out with a remark.
+    Artifacts that are missing, broken, too large or of another type are left out with a remark.
 
     Args:
-        store: of the artifacts; None: none are kept.
+        store: store of the artifacts; None: files are not stored.
     """
     if store is None:
         return Found()
@@ -76,7 +76,7 @@ def read_pictures(study: optuna.Study, trials: Sequence[FrozenTrial], store: Sto
         except (KeyError, TypeError, json.JSONDecodeError):
             remarks.append(f"The list of artifacts of {whose} can't be read.")
             continue
-        # By name: their order in the database says nothing.
+        # Sorted by name, because their order in the database means nothing.
         for meta in sorted(metas, key=lambda m: (str(m.filename), str(m.artifact_id))):
             if meta.mimetype != _PNG:
                 continue
@@ -96,7 +96,7 @@ def read_pictures(study: optuna.Study, trials: Sequence[FrozenTrial], store: Sto
             except _UnfitError as error:
                 remarks.append(f"{name} was left out: {error}.")
             except OSError as error:
-                # For a store that is away each of the others would wait as long.
+                # If the store is away, each of the others would wait as long.
                 why = error.strerror or "the store does not answer"
                 remarks.append(f"{name} was left out, and all after it: {why}.")
                 return Found(pictures, remarks)
@@ -114,7 +114,7 @@ def _left_out(n: int) -> str:
 def _owners(
     study: optuna.Study, trials: Sequence[FrozenTrial]
 ) -> list[tuple[str, optuna.Study | FrozenTrial]]:
-    """Whose artifacts are looked at, the most important first."""
+    """The study and trials whose artifacts are read, most important first."""
     owners: list[tuple[str, optuna.Study | FrozenTrial]] = [("study", study)]
     confirmed = read_confirmation(study.user_attrs)
     number = confirmed.trial if isinstance(confirmed, Confirmation) else None
@@ -127,7 +127,7 @@ def _content(store: Store, identifier: str) -> bytes:
     try:
         with store.open_reader(identifier) as file:
             content = file.read(MOST_BYTES + 1)
-    except ValueError as error:  # of an identifier that leads out of a directory
+    except ValueError as error:  # an identifier that leads out of the directory
         raise _UnfitError("its identifier is none") from error
     if len(content) > MOST_BYTES:
         raise _UnfitError(f"it is larger than {MOST_BYTES // 1000} kB")

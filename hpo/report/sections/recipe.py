@@ -14,7 +14,7 @@ from ..document import Block, Code, Section, Table, Text
 
 
 def recipe_section(data: StudyData) -> Section:
-    """What the best recipe has otherwise than the default."""
+    """The values in which the best recipe differs from the default."""
     name, recipe = best_recipe(data)
     if recipe is not None:
         block = _changes(name, recipe, data.config.load_method())
@@ -26,7 +26,7 @@ def recipe_section(data: StudyData) -> Section:
 
 
 def copy_section(data: StudyData) -> Section | None:
-    """All of the best recipe as JSON and as TOML; None if there is none to copy."""
+    """The best recipe as JSON and as TOML, to copy; None if there is none."""
     _, recipe = best_recipe(data)
     if recipe is None:
         return None
@@ -46,7 +46,7 @@ def copy_section(data: StudyData) -> Section | None:
 
 
 def best_recipe(data: StudyData) -> tuple[str, dict[str, Any] | None]:
-    """Its name, empty if there is none yet; and itself, if this release can read it."""
+    """The best recipe's name, empty if there is none; and its values if they can be read."""
     confirmed, method = data.confirmation, data.config.load_method()
     if isinstance(confirmed, Confirmation):
         return f"{confirmed.title}, confirmed", confirmed.parsed_recipe(method)
@@ -68,9 +68,9 @@ def _changes(name: str, recipe: Values, method: Method) -> Block:
 
 
 def to_toml(recipe: Values, method: Method) -> str:
-    """The table ``[fixed]`` of a study file that has nothing else to choose."""
+    """The recipe as the table ``[fixed]`` of a study file."""
     lines = [
-        f"{name} = {json.dumps(value)}"  # numbers, plain words and lists of them: TOML's as well
+        f"{name} = {json.dumps(value)}"  # JSON and TOML write numbers, words and lists alike
         for name, value in recipe.items()
         if not method.fields[name].set_by
     ]

@@ -1,4 +1,4 @@
-"""A trial: how it ended and why, its losses and seconds, its pictures, what its recipe changes."""
+"""A trial: how it ended and why, losses, seconds, pictures, and changes from the default."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .confirmation import steps_text
 
 
 def trial_section(run: Run, method: Method, address: str | None = None) -> Section:
-    """All that is known of a trial that runs or has ended.
+    """Everything that is known of a running or finished trial.
 
     Args:
-        method: the study's.
-        address: where its files are found, ``ADDRESS/ID``; None: without pictures.
+        method: the study's method.
+        address: its files are at ``ADDRESS/ID``; None: without pictures.
     """
     outcome = run.outcome or run.state.name.lower()
     return Section("trial", f"Trial {run.number}: {outcome}", list(_blocks(run, method, address)))
@@ -71,7 +71,7 @@ def _pictures(run: Run, address: str) -> Iterator[Block]:
                 meta = json.loads(value)
                 if meta["mimetype"] == "image/png":
                     kept[str(meta["artifact_id"])] = str(meta["filename"]).removesuffix(".png")
-            except (KeyError, TypeError, ValueError):  # not as Optuna writes it
+            except (KeyError, TypeError, ValueError):  # not in Optuna's form
                 continue
     titles = {call.picture: call.instance for call in run.calls if call.picture in kept}
     of_calls = [i for i in titles if i is not None]
@@ -98,7 +98,7 @@ def _losses(run: Run) -> Iterator[Block]:
 
 
 def _said(run: Run) -> Iterator[Block]:
-    """What a person's file printed last, and the traceback of what failed."""
+    """The end of the output of a user's file, and the traceback of a failure."""
     for call in run.calls:
         if call.output:
             yield Code(f"The end of what the call on {call.instance} printed", call.output)

@@ -27,7 +27,7 @@ _QUEUED = "fixed_params"  # Optuna's system attribute of trials whose parameters
 
 
 def lead(data: StudyData) -> Iterator[str]:
-    """What came out, in a few sentences."""
+    """The result in a few sentences."""
     confirmed = data.confirmation
     if isinstance(confirmed, Confirmation):
         yield from confirmed_lead(confirmed, data.has_points)
@@ -143,7 +143,7 @@ def _loss(run: Run) -> str:
 def _compare_references(
     references: Mapping[str, Mapping[str, Call]], own: Mapping[str, Call], name: str
 ) -> Iterator[Block]:
-    """Where drawings and network are the same; a remark where that is nowhere."""
+    """Comparisons where drawings and network are the same; a remark if that is nowhere."""
     rows = [
         (f"reference {c.reference}", str(c.instances), f"{c.theirs:.4f}", f"{c.ours:.4f}",
          f"{c.difference.mean:+.4f}", c.bounds, f"{c.ratio:.3f}")

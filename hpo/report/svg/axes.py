@@ -17,7 +17,7 @@ _CLOUDS = {"faint": "faint", "cloud": "second"}  # style sheet's classes by styl
 
 
 class Axes:
-    """A drawing whose marks are placed by values; what is outside of the axes is not drawn."""
+    """A drawing in which marks are placed by values; marks outside of the axes are not drawn."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Axes:
         self._drawing.dots([self._place(p) for p in points if self._holds(p)], kind)
 
     def steps(self, points: Sequence[Point], kind: str) -> None:
-        """A line that stays at each value until the next point; its last goes on to the right."""
+        """A step line: it keeps each value until the next point, the last one to the right end."""
         path: list[Point] = []
         for x, y in points:
             x, y = self._x(x), self._y(min(y, self._y.high))
@@ -51,20 +51,20 @@ class Axes:
         self._drawing.path(path, kind)
 
     def whisker(self, x: float, low: float, high: float, kind: str) -> None:
-        """A vertical interval, as far as it is within the axes."""
+        """A vertical interval, clipped to the axes."""
         low, high = max(low, self._y.low), min(high, self._y.high)
         if low < high and self._x.holds(x):
             self._drawing.line(self._place((x, low)), self._place((x, high)), kind)
 
     def across(self, y: float, label: str, kind: str) -> None:
-        """A horizontal line with words at its right end."""
+        """A horizontal line with a label at its right end."""
         if self._y.holds(y):
             at = self._y(y)
             self._drawing.line((self._x.start, at), (self._x.end, at), kind)
             self._drawing.text((self._x.end, at - 3), label, "muted", "end")
 
     def upright(self, x: float, label: str, kind: str) -> None:
-        """A vertical line with words at its top."""
+        """A vertical line with a label at its top."""
         if self._x.holds(x):
             at = self._x(x)
             self._drawing.line((at, self._y.start), (at, self._y.end), kind)
@@ -97,7 +97,7 @@ class Axes:
 
 
 def draw_plot(plot: Plot) -> Markup:
-    """A `Plot` as inline SVG: clouds first, then thresholds, then what stands out."""
+    """A `Plot` as inline SVG: clouds first, then thresholds, then marks that stand out."""
     size = (_SMALL_WIDE, _SMALL_HIGH) if plot.is_small else (WIDE, HIGH)
     axes = Axes(plot.name, plot.title, plot.description, plot.x, plot.y, *size)
     for series in plot.series:

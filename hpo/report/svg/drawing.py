@@ -1,7 +1,7 @@
-"""Inline SVG of a few kinds of marks, with an accessible name.
+"""Inline SVG with a few kinds of marks and an accessible name.
 
-Colours come from the page's style sheet by class, so that a drawing follows light, dark and print;
-there is no style attribute, which the page's security policy would refuse.
+Colours come from the page's style sheet by class, so that a drawing follows light, dark and print.
+Style attributes are not used, because the page's security policy forbids them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from markupsafe import Markup
 from ..sanitize import plain
 
 Point = tuple[float, float]
-_NARROW = 0.55  # mean width of a character, of the font's size
+_NARROW = 0.55  # mean width of a character, as a share of the font's size
 FONT_PX = 12
 
 
@@ -22,9 +22,9 @@ class Drawing:
     """Marks in pixels of a box of ``width`` by ``height``, from its upper left corner.
 
     Args:
-        name: the identifier of the figure, of this page's own making; unique in it.
-        title: the accessible name.
-        description: what is to be seen, for who does not see it.
+        name: identifier of the figure, unique in the page.
+        title: accessible name.
+        description: what the figure shows, for people who can't see it.
     """
 
     def __init__(self, name: str, title: str, description: str, width: int, height: int) -> None:
@@ -51,8 +51,8 @@ class Drawing:
             self._add("path", kind, d=f"M{d}")
 
     def dots(self, points: Iterable[Point], kind: str) -> None:
-        """A round dot at each place, all in one element; those at one place are drawn once."""
-        # A line of no length has round ends; some browsers want it to have some length.
+        """Round dots, all in one element; dots at the same place are drawn once."""
+        # A line of (almost) no length with round ends is a dot; some browsers need a little length.
         d = "".join(f"M{_at(p)}h.01" for p in dict.fromkeys((_r(x), _r(y)) for x, y in points))
         if d:
             self._add("path", f"dots {kind}", d=d)
@@ -73,9 +73,9 @@ class Drawing:
     def text(
         self, place: Point, words: object, kind: str = "", anchor: str = "start", room: float = 0
     ) -> None:
-        """Words whose base line begins (``anchor``: middle, end) at a place.
+        """Words at a place, which is their start, middle or end by ``anchor``.
 
-        ``room``: pixels that there are; longer words are cut.
+        Words longer than ``room`` pixels are cut.
         """
         most = int(room / (_NARROW * FONT_PX)) if room else 200
         x, y = place
@@ -94,7 +94,7 @@ class Drawing:
 
 
 def text_width(words: str) -> float:
-    """About how wide words are, in pixels."""
+    """The approximate width of words in pixels."""
     return len(words) * _NARROW * FONT_PX
 
 

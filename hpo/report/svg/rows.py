@@ -1,4 +1,4 @@
-"""A figure of named rows, each with marks along one axis."""
+"""Draw a figure of labelled rows with marks along one axis."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .drawing import Drawing, text_width
 from .scale import Scale, tick_texts
 
 WIDE = 400
-_LABEL_PX = 140  # of a row's name, at most
-_ROW_PX, _APART_PX = 18, 7  # of a row with one mark; more for each other one
+_LABEL_PX = 140  # greatest width of a row's label
+_ROW_PX, _APART_PX = 18, 7  # height of a row with one mark, and of each further mark
 _BOTTOM, _LEGEND_PX = 40, 20
 _RADIUS = 4.0
 
-# By form too, so that nobody has to tell colours apart.
+# Marks differ by form, too, so that nobody has to tell colours apart.
 Shape = Literal["first", "second", "third", "fourth"]
 
 
@@ -62,7 +62,7 @@ def draw_rows(plot: RowPlot) -> Markup:
 def _draw_lines(
     drawing: Drawing, scale: Scale, lines: Sequence[Line], top: float, bottom: float
 ) -> None:
-    free = -1.0  # the right end of the words so far
+    free = -1.0  # right end of the labels so far
     for line in sorted(lines, key=lambda one: one.at):
         if scale.holds(line.at):
             at = scale(line.at)

@@ -1,4 +1,4 @@
-"""From values to places on a drawing, and the values that are written at an axis."""
+"""Map values to places on a drawing, and choose the ticks of an axis."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _STEPS = (1, 2, 5)
 
 @dataclass(frozen=True)
 class Scale:
-    """Values in [low, high] to places from ``start`` to ``end``, which may run either way.
+    """Maps values in [low, high] to places from ``start`` to ``end``, in either direction.
 
     Raises:
-        ValueError: an empty range, or a logarithmic one from zero or below.
+        ValueError: the range is empty, or logarithmic and not positive.
     """
 
     low: float
@@ -37,7 +37,7 @@ class Scale:
         return self.low <= value <= self.high
 
     def ticks(self, most: int = 6) -> list[float]:
-        """Round values within the range, at most so many, ascending."""
+        """At most ``most`` round values within the range, ascending."""
         ticks = _log_ticks(self.low, self.high, most) if self.log else []
         return ticks if len(ticks) > 1 else self._even(most)
 
@@ -48,13 +48,13 @@ class Scale:
                 size = step * 10.0**power
                 first, last = math.ceil(self.low / size), math.floor(self.high / size)
                 if last - first + 1 <= most:
-                    # Whole numbers of steps, so that no error adds up.
+                    # Multiples of the step, so that errors do not add up.
                     return [float(f"{i * size:.12g}") for i in range(first, last + 1)]
         raise AssertionError("a step ten times the range has at most one tick")
 
 
 def _log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Powers of ten with as many of their multiples as there is room for."""
+    """Powers of ten, with as many of their multiples as fit."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for multiples in ((1, 2, 5), (1, 3), (1,)):
         values = [float(f"{m}e{p}") for p in powers for m in multiples]
@@ -65,7 +65,7 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def tick_texts(ticks: Sequence[float], log: bool = False) -> list[str]:
-    """Ticks as they are written: with as many decimals as one another, large ones in thousands."""
+    """The labels of ticks: all with the same number of decimals, large ones in thousands."""
     if any(abs(tick) >= 10_000 for tick in ticks):
         return [f"{tick / 1000:g}k" for tick in ticks]
     short = [f"{tick:.6g}" for tick in ticks]
