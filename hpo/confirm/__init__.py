@@ -1,1 +1,1 @@
-"""`python -m hpo.confirm`: the best few recipes again, on unseen instances."""
+"""`python -m hpo.confirm`: measure the best few recipes again, on unseen instances."""

@@ -14,7 +14,7 @@ from ..process.logging import info, start_log
 from ..process.signals import StopError, acknowledge_stop, raise_on_signals
 from .options import ConfirmOptions
 
-# Torch and Optuna take seconds to import; `--help` needs neither.
+# Imported late: torch and Optuna take seconds to import, and `--help` needs neither.
 if TYPE_CHECKING:
     import optuna
 
@@ -58,7 +58,7 @@ def _run(options: ConfirmOptions) -> int:
         to_write=True,
     )
     try:
-        # It may be away for a while, and hours of measuring shall not be lost to that.
+        # The database may be away for a while, and hours of calls must not be lost by that.
         storage.retry.limit_s = config.recovery.patience_s
         study = load_study(storage, config.name)
         storage.identify(study._study_id)

@@ -1,4 +1,4 @@
-"""The recipes that are measured again at the end of a search, and their losses in it."""
+"""The candidates of a confirmation, with their losses in the search."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from ..trial.run import Run, runs_of
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe that is measured again, and the trial that ran it, if one did."""
+    """A recipe to measure again, with the trial that ran it, if there is one."""
 
     name: str  # "default", "best 3" (of the search) or a file's name
-    recipe: Values  # complete
+    recipe: Values  # complete values
     trial: Run | None = None
 
     @property
@@ -37,17 +37,17 @@ class Candidate:
 
     @property
     def number(self) -> int | None:
-        """Of its trial."""
+        """Number of its trial."""
         return None if self.trial is None else self.trial.number
 
     @property
     def title(self) -> str:
-        """Its name with its trial, for people."""
+        """Name and trial, for people."""
         return title(self.name, self.number)
 
     @property
     def search_losses(self) -> dict[str, float]:
-        """Its losses in the search, by instance; none without a trial."""
+        """Losses in the search, by instance; empty without a trial."""
         calls = self.trial.counted if self.trial else ()
         return {call.instance: call.loss for call in calls}
 
@@ -55,14 +55,14 @@ class Candidate:
 def choose_candidates(
     config: StudyConfig, study: optuna.Study, top: int, files: Sequence[Path]
 ) -> list[Candidate]:
-    """The default recipe with the study's fixed values, the ``top`` best trials, and the files'.
+    """The default recipe with the study's fixed values, the ``top`` best trials, and recipe files.
 
-    Equal recipes are one candidate under the first of their names. Trials that no worker of this
-    service measured are passed over, with a line in the log.
+    Equal recipes are one candidate under the first of their names. Trials of other programs are
+    logged and ignored.
 
     Raises:
-        UserError: a file holds no recipe, a trial's recipe is of another version, or the
-            default recipe is the only candidate.
+        UserError: a file is not a recipe, a trial's recipe is of another version, or the default
+            recipe is the only candidate.
     """
     trials = study.get_trials(deepcopy=False)
     method = config.load_method()
@@ -84,11 +84,7 @@ def choose_candidates(
 
 
 def search_difference(candidate: Candidate, baseline: Candidate) -> Interval | None:
-    """``candidate`` minus ``baseline`` in the search, on the instances that both were measured on.
-
-    Returns:
-        None if there are no such instances.
-    """
+    """Difference of losses in the search, on the instances of both; None if they share none."""
     theirs = baseline.search_losses
     differences = {i: x - theirs[i] for i, x in candidate.search_losses.items() if i in theirs}
     if not differences:
@@ -108,7 +104,7 @@ def _read(trial: FrozenTrial, method: Method) -> dict[str, Any]:
 
 
 def _trials_by_recipe(trials: Sequence[FrozenTrial], method: Method) -> dict[str, Run]:
-    """Of each recipe's digest the trial with most to say: a complete one, else the longest."""
+    """For each recipe's digest one trial: a complete one, else the one with most instances."""
     found: dict[str, Run] = {}
     for run in runs_of(trials):
         recipe = run.recipe(method)
@@ -122,7 +118,7 @@ def _trials_by_recipe(trials: Sequence[FrozenTrial], method: Method) -> dict[str
 
 
 def _weight(run: Run) -> tuple[bool, int, float]:
-    # The better of two complete ones, as the best trials are named by it.
+    # Of two complete trials the better one, because the best trials are named by it.
     complete = run.state == TrialState.COMPLETE
     loss = run.loss if complete and run.loss is not None else 0.0
     return complete, len(run.calls), -loss

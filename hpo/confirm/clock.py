@@ -1,4 +1,4 @@
-"""Whose time rules a confirmation's calls, and how far a reference machine's plan was off."""
+"""The clock of a confirmation's calls, and the error of a reference machine's predictions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..study.config import StudyConfig
 from ..study.confirmation import Prediction
 from ..trial.record import Call
 
-# Of the planned steps: a call by wall clock that made fewer is no measurement.
+# A call by wall clock with less than this share of the planned steps does not count.
 LEAST_SHARE = 0.5
 
 
@@ -20,7 +20,7 @@ class ConfirmClock:
     """Plans calls by the study's reference machine, or compares calls by wall clock with its plan.
 
     Args:
-        by_wall: calls end by wall clock, though the study has a reference machine.
+        by_wall: whether calls end by wall clock, even if the study has a reference machine.
     """
 
     def __init__(self, config: StudyConfig, by_wall: bool) -> None:
@@ -31,18 +31,18 @@ class ConfirmClock:
 
     @property
     def reference(self) -> Clock | None:
-        """The study's reference machine; None: it has none."""
+        """The study's reference machine; None if it has none."""
         return self._reference
 
     @property
     def name(self) -> str:
-        """For people and records: "wall", or the machine and its speed."""
+        """The clock's name, for people and records: "wall", or the machine and its speed."""
         if self.by_wall or self._reference is None:
             return "wall"
         return f"{self._reference.name} at speed {self._reference.speed:g}"
 
     def plan(self, recipe: Values, instance: Instance, speed: float | None = None) -> Plan | None:
-        """By which a call is to be made; None: wall clock rules it.
+        """Plan a call; None if it runs by wall clock.
 
         Raises:
             UserError: the reference machine's profile has no times for the recipe.
@@ -55,13 +55,13 @@ class ConfirmClock:
         return planned is None or call.steps is None or call.steps >= LEAST_SHARE * planned.steps
 
     def add(self, recipe: Values, instance: Instance, call: Call) -> None:
-        """A call was made; where wall clock ruled it, it is compared with the plan."""
+        """Add a call that was made; a call by wall clock is compared with its plan."""
         planned = self._planned(recipe, instance) if self.by_wall else None
         if planned is not None:
             self._made.append((planned, call))
 
     def too_few(self, recipe: Values, instance: Instance, call: Call) -> UserError:
-        """What to say of a call that `is_measurement` refuses."""
+        """The error to raise for a call that `is_measurement` rejects."""
         planned = self._planned(recipe, instance)
         wanted = "" if planned is None else f" of the {planned.steps}"
         return UserError(
@@ -72,7 +72,7 @@ class ConfirmClock:
 
     @property
     def prediction(self) -> Prediction | None:
-        """How calls by wall clock compare with their plans; None: there are no such calls."""
+        """Calls by wall clock compared with their plans; None if there are no such calls."""
         steps = [call.steps / plan.steps for plan, call in self._made if call.steps]
         seconds = [
             call.seconds / plan.seconds

@@ -1,7 +1,7 @@
 """A race of files: `hpo.confirm --submission A.py --submission B.py`, a leaderboard.
 
-The files meet on the study's held-out instances, each call in a process of its own.  The study's
-trials and its confirmed result have no part in it and stay as they are.
+The files are measured on the study's held-out instances, each call in a process of its own.  The
+study's trials and its confirmed result are not used and stay as they are.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Submission:
     """A file that takes part.
 
     Args:
-        name: the file's, or its path where two have the same name.
-        digest: of its text.
-        method: None: it is no file that can be called, for this ``reason``.
+        name: name of the file, or its path if two files have the same name.
+        digest: digest of its text.
+        method: the file as a method; None if it can't be called, with the ``reason``.
     """
 
     name: str
@@ -59,9 +59,9 @@ class Place:
     submission: Submission
     contender: Contender
     loss: Interval
-    difference: Interval | None  # to the first that was named; None: it is that one
-    cost: float | None  # CPU time of an answer, over the plain network's
-    reason: str  # why it is out; empty: it is not
+    difference: Interval | None  # to the first file; None for the first file itself
+    cost: float | None  # CPU time of an answer, relative to the plain network's
+    reason: str  # why it is out of the race; empty if it is not
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Leaderboard:
     """The files by their losses.
 
     Args:
-        places: finalists by mean loss, then the others, the latest to leave first.
-        baseline: name of the file that differences are to.
-        instances: labels of what was measured on.
+        places: finalists by mean loss, then the others, last dropped first.
+        baseline: name of the file that the others are compared with.
+        instances: labels of the instances.
     """
 
     places: tuple[Place, ...]
@@ -79,7 +79,7 @@ class Leaderboard:
     instances: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
+        """The object that ``--json`` prints."""
         return {
             "baseline": self.baseline,
             "instances": list(self.instances),
@@ -88,10 +88,10 @@ class Leaderboard:
 
 
 def read_submissions(paths: Sequence[Path]) -> list[Submission]:
-    """The files, each once.
+    """Read the files.
 
     Raises:
-        UserError: one can't be read, or two are the same.
+        UserError: a file can't be read, or two are the same.
     """
     names = [path.name for path in paths]
     found: dict[str, Submission] = {}
@@ -104,7 +104,7 @@ def read_submissions(paths: Sequence[Path]) -> list[Submission]:
             )
         try:
             found[digest] = Submission(name, digest, load_submission(path))
-        except UserError as error:  # it stands at the end of the board with its reason
+        except UserError as error:  # it is last on the leaderboard, with the reason
             found[digest] = Submission(name, digest, None, str(error))
     return list(found.values())
 
@@ -120,12 +120,12 @@ def race_files(
     """Measure the files against each other by successive halving.
 
     Args:
-        submissions: the first is what the others are compared with, to the end.
-        data: where drawings are, as in `StudyConfig.load_problem`.
-        rounds: of halving.
+        submissions: the files; all others are compared with the first, which is never dropped.
+        data: directory of the data, as in `StudyConfig.load_problem`.
+        rounds: number of rounds of halving.
 
     Raises:
-        UserError: the data or what ``[confirm]`` asks for is not usable.
+        UserError: the data or the instances of ``[confirm]`` can't be used.
         StopError: the process was asked to stop; finished calls are stored.
     """
     problem = config.load_problem(data)
@@ -147,7 +147,7 @@ def race_files(
 
 
 class _Calls:
-    """Makes those calls that the study's database does not keep yet."""
+    """Makes the calls that are not stored in the study's database yet."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class _Calls:
         self._shown_at = 0.0
 
     def measure(self, digest: str, label: str) -> tuple[float, float]:
-        """The loss (NaN: there is none) and the seconds of a file on an instance."""
+        """The loss (NaN if there is none) and the seconds of a file on an instance."""
         raise_if_stopped()
         submission = self._submissions[digest]
         if submission.method is None:

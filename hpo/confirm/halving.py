@@ -1,12 +1,12 @@
 """A race of candidates by sequential halving, with intervals for the winner's differences.
 
-All candidates are measured on a first block of instances.  The weaker ones leave, and the others
+All candidates are measured on a first block of instances.  The weaker ones are dropped, the others
 are measured on a block twice as long, and so on (Karnin, Koren and Somekh 2013).  Candidates are
-compared by paired differences on the same instances, because instances differ by far more than
-good candidates do.
+compared by paired differences on the same instances, because instances differ far more than good
+candidates do.
 
-Losses on two splits of one rune are not independent.  So instances are first averaged within their
-*unit*, the rune, and every error is over units.
+Losses on two splits of one rune are not independent.  So losses are first averaged within their
+*unit*, the rune, and every standard error is over units.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 from ..analysis.intervals import Interval, interval, unit_means
 from ..study.confirmation import Left
 
-# A candidate leaves when it is further behind the leader than so many standard errors.
+# A candidate is dropped if it is further behind the leader than so many standard errors.
 ERRORS_BEHIND = 2.0
-# Halving never leaves fewer challengers than this.
+# Halving keeps at least so many challengers.
 LEAST_CHALLENGERS = 2
 
 Measure = Callable[[str, str], tuple[float, float]]  # (candidate, instance) -> (loss, seconds)
@@ -35,8 +35,8 @@ class Contender:
 
     candidate: str
     losses: dict[str, float] = field(default_factory=dict)  # by instance
-    longest_s: float = 0.0  # of its calls
-    rounds: int = 0  # that it survived
+    longest_s: float = 0.0  # seconds of its longest call
+    rounds: int = 0  # number of rounds that it survived
     left: Left = Left.FINALIST
 
 
@@ -44,7 +44,7 @@ class Contender:
 class Halved:
     """A finished race.
 
-    ``contenders``: the finalists by mean loss, then the others, the latest to leave first.
+    ``contenders``: the finalists by mean loss, then the others, last dropped first.
     ``units``: the unit of each instance.
     """
 
@@ -53,7 +53,7 @@ class Halved:
 
     @property
     def finalists(self) -> tuple[Contender, ...]:
-        """Those that were measured on every instance, by mean loss."""
+        """The contenders that were measured on every instance, by mean loss."""
         return tuple(c for c in self.contenders if c.left == Left.FINALIST)
 
     def __getitem__(self, candidate: str) -> Contender:
@@ -76,10 +76,10 @@ class Halved:
 
 
 def block_ends(n_instances: int, rounds: int) -> list[int]:
-    """How many instances are done after each round: blocks that double and use all instances.
+    """The number of instances after each round, in blocks that double and use all instances.
 
-    The first has two instances or more, as a difference without an error decides nothing; where
-    there are too few instances for so many rounds there are fewer rounds.
+    The first block has at least two instances, because a difference without an error decides
+    nothing.  If there are too few instances, there are fewer rounds.
     """
     shares = [(2**r - 1) / (2**rounds - 1) for r in range(1, rounds + 1)]
     least = min(2, n_instances)
@@ -94,12 +94,12 @@ def most_challengers(n_challengers: int, round_number: int) -> int:
 def most_calls(
     n_challengers: int, n_instances: int, rounds: int, after: int = 0, running: int | None = None
 ) -> int:
-    """The largest number of measurements of the rounds that are left.
+    """The largest number of measurements in the remaining rounds.
 
     Args:
-        n_challengers: at the start; the baseline is measured besides.
-        after: so many rounds are done.
-        running: challengers that are still there; None: all.
+        n_challengers: number of challengers at the start, without the baseline.
+        after: number of finished rounds.
+        running: number of challengers still in the race; None: all.
     """
     calls, done = 0, 0
     running = n_challengers if running is None else running
@@ -126,27 +126,28 @@ def halve(
 
     After every round but the last,
 
-    1. a candidate leaves if it is more than two standard errors behind the leader.  The baseline
-       and the best challenger stay, because the result compares with them;
+    1. a candidate is dropped if it is more than two standard errors behind the leader.  The
+       baseline and the best challenger stay, because the result compares with them;
     2. if more than half of the challengers are left (a quarter after the second round, and so on;
-       never fewer than two), those of highest mean loss leave, though the data do not show that
-       they are worse.
+       never fewer than two), those with the highest mean loss are dropped, even if the data do not
+       show that they are worse.
 
-    The standard error is of a difference of two candidates, from the residuals of all of them
-    (randomised blocks: loss = candidate + unit + residual), since two or three differences alone
-    would estimate it badly.  The baseline is measured on every instance.
+    The standard error is that of a difference of two candidates, estimated from the residuals of
+    all of them (randomised blocks: loss = candidate + unit + residual), because two or three
+    differences alone would estimate it badly.  The baseline is measured on every instance.
 
     Args:
-        candidates: their names, the baseline's among them.
-        units: of each instance its unit; in the order in which instances are measured.
-        measure: the loss and the seconds of a call.  A loss that is not finite and a call of more
-            than ``feasible_s`` put the candidate out of the race, the baseline as well.
+        candidates: names of the candidates, including the baseline.
+        units: unit of each instance, in the order in which instances are measured.
+        measure: returns the loss and the seconds of a call.  A loss that is not finite, or a call
+            of more than ``feasible_s``, puts any candidate out of the race.
         order: shuffles the measurements of a round, so that two processes that share their
             measurements seldom make the same one.
         on_round: called after each round with its number and all contenders.
 
     Raises:
-        ValueError: no baseline among the candidates, a candidate twice, or no instance.
+        ValueError: the baseline is not a candidate, a candidate occurs twice, or there is no
+            instance.
     """
     if baseline not in candidates or len(set(candidates)) != len(candidates) or not units:
         raise ValueError("a race takes distinct candidates, the baseline among them, and instances")
@@ -204,14 +205,14 @@ def _measure_block(
         if not math.isfinite(loss) or seconds > feasible_s:
             contender.left = Left.INFEASIBLE
     for contender in contenders:
-        # Sums are then the same to the last bit, whatever the order was.
+        # In a fixed order, so that sums are the same to the last bit.
         contender.losses = dict(sorted(contender.losses.items()))
 
 
 def _drop(
     contenders: Sequence[Contender], baseline: str, units: Mapping[str, str], most: int
 ) -> None:
-    """Mark those that leave after a round; all have losses on the same instances."""
+    """Mark the contenders to drop after a round; all have losses on the same instances."""
     by_mean = sorted(contenders, key=lambda c: _mean(c, units))
     error = _error_of_difference([list(unit_means(c.losses, units).values()) for c in by_mean])
     stay = 0

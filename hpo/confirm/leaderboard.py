@@ -1,4 +1,4 @@
-"""A race of files as a document."""
+"""The leaderboard of a race of files, as a document."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .files import Leaderboard, Place
 
 
 def leaderboard_of(config: StudyConfig, board: Leaderboard) -> Document:
-    """What `hpo.confirm --submission` prints: the files by their losses."""
+    """The document that `hpo.confirm --submission` prints: the files by their losses."""
     return Document(
         title=f"Files on the held-out instances of study {config.name}",
         about="",

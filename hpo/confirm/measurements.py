@@ -1,4 +1,4 @@
-"""One call outside of a trial, and where its outcome is stored so that it is made once."""
+"""Calls outside of trials: make one, and store it so that it is made only once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Measurement = Call | FailedCall
 
 
 def table_seed(config: StudyConfig) -> int:
-    """Seed of the table of times and noises: not the search's, whose best recipes it favoured."""
+    """Seed of a confirmation's noise. It differs from the search's, which favours its best."""
     return config.estimator.seed + 1
 
 
@@ -40,10 +40,10 @@ def measure(
     """Make one timed call.
 
     Args:
-        plan: by which the call is made; None: wall clock rules.
+        plan: plan of the call; None: it runs by wall clock.
 
     Returns:
-        A failed call if it was stopped at the limit, lacked memory or its loss is not finite.
+        A failed call if it was stopped at the limit, ran out of memory, or its loss is not finite.
 
     Raises:
         UserError: a call by its plan took many times the limit.
@@ -58,7 +58,7 @@ def measure(
     try:
         limit_s, seed, steps = config.limit_s, table_seed(config), None
         if plan is not None:
-            # At many times the machine's speed a call takes that many times as long here.
+            # At twice the reference machine's speed a call makes twice the steps, so it is longer.
             steps, limit_s = [plan.steps], max(limit_s, plan.full_speed_s)
         (called,) = measure_calls(
             method, problem, recipe, [instance], limit_s, step, seed, steps=steps
@@ -82,11 +82,11 @@ def measure(
 
 
 class Measurements:
-    """Calls of confirmations that a study's database keeps.
+    """A study's stored calls of confirmations.
 
     Older databases have them as attributes of the study, each with a digest of what it depends on
-    beside the recipe: code, drawings, network, table. Those of another digest are not read. Where
-    the table of calls can't be made, they still go there.
+    beside the recipe: code, drawings, network, noise. Calls with another digest are not read. If
+    the table of calls can't be created, calls are still stored as attributes.
     """
 
     def __init__(
@@ -111,15 +111,15 @@ class Measurements:
         }
 
     def read(self, recipe: Values, label: str, plan: Plan | None = None) -> Measurement | None:
-        """The call of a recipe on an instance, whoever made it; None: there is none.
+        """Read the stored call of a recipe on an instance; None if there is none.
 
         Args:
-            plan: of the call; None: wall clock rules.
+            plan: plan of the call; None: it ran by wall clock.
         """
         return self._known(recipe, [label], plan).get(label)
 
     def count(self, asked: Iterable[tuple[Values, str, Plan | None]]) -> int:
-        """How many of these calls there are: of recipes on instances, by plans."""
+        """How many of these calls, given by recipe, instance and plan, are stored."""
         together: dict[tuple[str, str], tuple[Values, Plan | None, list[str]]] = {}
         for recipe, label, plan in asked:
             key = digest_of(recipe), mark_of(plan)
@@ -143,7 +143,7 @@ class Measurements:
     def write(
         self, recipe: Values, label: str, measured: Measurement, plan: Plan | None = None
     ) -> None:
-        """Keep a call, in the place of an earlier one."""
+        """Store a call, replacing an earlier one."""
         if self._kept.is_on:
             instance, clock = self._instances[label], mark_of(plan)
             self._kept.keep(self._kept.row(recipe, instance, measured, trial=None, clock=clock))
@@ -153,5 +153,5 @@ class Measurements:
 
 
 def _place(label: str, plan: Plan | None) -> str:
-    """The end of an attribute's name, which is the label alone where wall clock rules."""
+    """The end of an attribute's name: the label, and the plan unless the call ran by wall clock."""
     return label if plan is None else f"{label} {plan.mark}"

@@ -11,7 +11,7 @@ from ..errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ConfirmOptions(DeviceOptions, DrawingsOptions, StudyOptions):
-    """Which recipes are measured again, and how."""
+    """Options: which recipes are measured again, and how."""
 
     top: int = option("best trials that take part", 8, least=0, metavar="N")
     recipe: tuple[Path, ...] = option(

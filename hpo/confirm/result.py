@@ -1,4 +1,4 @@
-"""The result of measuring the best few recipes again, to store."""
+"""Make the stored result of a confirmation."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def result_of(
     """The winner among the finalists, with its comparisons and the table of all candidates.
 
     Args:
-        halved: has a finalist.
-        candidates: the baseline first.
-        reasons: by digest, why a candidate is infeasible.
-        costs: by digest, CPU time of an answer over the plain network's.
-        calls: by digest, those that gave a loss.
-        rounds: how many instances were done after each round.
-        estimator: its settings.
+        halved: the finished race; it has a finalist.
+        candidates: all candidates, the baseline first.
+        reasons: why candidates are infeasible, by digest.
+        costs: CPU time of an answer relative to the plain network's, by digest.
+        calls: calls with a loss, by digest.
+        rounds: number of instances after each round.
+        estimator: settings of the estimator.
         feasible_s: seconds within which a call must return.
         code: digest of the code that measured.
     """
@@ -134,5 +134,5 @@ def _row(
 
 
 def _estimate(found: Interval | None) -> tuple[float | None, float | None]:
-    """The mean and its standard error, each None where it is not known."""
+    """The mean and its standard error, each None if unknown."""
     return (None, None) if found is None else (finite(found.mean), finite(found.standard_error))

@@ -1,4 +1,4 @@
-"""Confirm a study: make the calls of each round once, and store the result."""
+"""Confirm a study: race the candidates, and store the result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _REFRESH_S = 1.0
 
 
 class NoneFeasibleError(Exception):
-    """No candidate kept the limits; the message names the reason of each."""
+    """No candidate kept the limits; the message has the reason of each."""
 
 
 def confirm(
@@ -50,16 +50,16 @@ def confirm(
     """Measure the candidates, name the winner and store the result with the study.
 
     Args:
-        data: where drawings are, as in `StudyConfig.load_problem`.
-        top: so many of the best trials take part.
-        recipes: files of recipes that take part as well.
-        rounds: of halving.
-        by_wall: calls end by wall clock, though the study has a reference machine.
-        speeds: of the reference machine, at which the winner is measured besides.
+        data: directory of the data, as in `StudyConfig.load_problem`.
+        top: number of the best trials that take part.
+        recipes: files with recipes that also take part.
+        rounds: number of rounds of halving.
+        by_wall: whether calls end by wall clock, even if the study has a reference machine.
+        speeds: further speeds of the reference machine to measure the winner at.
 
     Raises:
-        NoneFeasibleError: nothing is stored.
-        UserError: the study, a recipe, the data or what ``[confirm]`` asks for is not usable.
+        NoneFeasibleError: no candidate kept the limits; nothing is stored.
+        UserError: the study, a recipe, the data or the instances of ``[confirm]`` can't be used.
         StopError: the process was asked to stop; finished calls are stored.
     """
     clock = ConfirmClock(config, by_wall)
@@ -110,10 +110,10 @@ def confirm(
 
 
 def _check_same_measure(study: optuna.Study, mine: Mapping[str, str]) -> None:
-    """Check that drawings and networks are the study's; warn if the code is another one.
+    """Check that drawings and networks are the study's; warn if the code differs.
 
     Raises:
-        UserError: something else differs; says what.
+        UserError: something else differs; the message says what.
     """
     theirs = read_manifest(study.user_attrs).get("code")
     if theirs is not None and theirs != mine["code"]:
@@ -125,7 +125,7 @@ def _check_same_measure(study: optuna.Study, mine: Mapping[str, str]) -> None:
 
 
 class _Calls:
-    """Makes those calls that are not stored yet, and shows progress."""
+    """Makes the calls that are not stored yet, and shows progress."""
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class _Calls:
         self._bar.close()
 
     def measure(self, digest: str, label: str) -> tuple[float, float]:
-        """The loss (NaN: there is none) and the seconds of a candidate on an instance."""
+        """The loss (NaN if there is none) and the seconds of a candidate on an instance."""
         candidate, instance = self._candidates[digest], self._instances[label]
         plan = self._clock.plan(candidate.recipe, instance)
         measured = self.call(candidate, instance, plan)
@@ -178,12 +178,12 @@ class _Calls:
         return self.verdicts.judge(digest, measured, label, plan.seconds, took)
 
     def call(self, candidate: Candidate, instance: Instance, plan: Plan | None) -> Measurement:
-        """A candidate's call on an instance, made unless it is stored."""
+        """A candidate's call on an instance: read if it is stored, else made."""
         raise_if_stopped()
         label = instance.label
         measured = self._measurements.read(candidate.recipe, label, plan)
         if measured is not None and not self._is_measurement(candidate, instance, measured):
-            measured = None  # a busy machine made it
+            measured = None  # made by a busy machine, so it does not count
         if measured is None:
             title = f"{candidate.title}, {label}"
 
@@ -242,7 +242,7 @@ def _loss(measured: Measurement) -> str:
 
 
 def _duration(calls: int, candidates: Sequence[Candidate]) -> str:
-    """Estimated time of so many calls, by their length in the search."""
+    """Estimated time of ``calls`` calls, by their mean time in the search."""
     seconds = [c.trial.longest_s for c in candidates if c.trial and c.trial.longest_s is not None]
     if not seconds or not calls:
         return ""

@@ -27,13 +27,13 @@ def at_speeds(
     measurements: Measurements,
     call: MakeCall,
 ) -> tuple[AtSpeed, ...]:
-    """Measure the winner on all instances at each speed, in the order of the speeds.
+    """Measure the winner on all instances at each speed, in order.
 
-    Calls of equally many steps are made once.
+    Calls with the same number of steps are made once.
 
     Args:
-        clock: of a study that has a reference machine.
-        call: makes one call, unless it is stored.
+        clock: the clock of a study with a reference machine.
+        call: makes one call, or reads it if it is stored.
 
     Raises:
         StopError: the process was asked to stop; finished calls are stored.

@@ -1,4 +1,4 @@
-"""What calls say of those that race: a loss and seconds, and why somebody is out."""
+"""Judge the calls of a race by the study's limits."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .measurements import Measurement
 
 
 class Verdicts:
-    """Judges calls by a study's limits, and keeps what they said of each contender.
+    """Judges calls by a study's limits, and collects each contender's calls and reasons.
 
     Args:
-        config: its limits of seconds and of the cost of an answer.
+        config: the study file, with limits of seconds and of the cost of an answer.
     """
 
     def __init__(self, config: StudyConfig) -> None:
@@ -30,10 +30,10 @@ class Verdicts:
         """The loss of a call (NaN puts the contender out of the race) and its seconds.
 
         Args:
-            contender: who made it, by digest.
-            label: of the instance.
-            seconds: to which the limit applies.
-            took: the verb for them.
+            contender: digest of the contender.
+            label: label of the instance.
+            seconds: time that the limit applies to.
+            took: verb for the time in messages, such as "took".
         """
         if not isinstance(measured, Call):
             self.put_out(contender, measured.reason, label)
@@ -52,18 +52,18 @@ class Verdicts:
         return measured.loss, seconds
 
     def put_out(self, contender: str, reason: str, label: str = "") -> None:
-        """Keep why a contender is out, with the instance's label unless the reason names it."""
+        """Put a contender out; the instance's label is added unless the reason has it."""
         self._reasons[contender] = reason if label in reason else f"{label}: {reason}"
 
     def reason(self, contender: str) -> str | None:
-        """Why it is out; None: it is not."""
+        """Why a contender is out; None if it is not."""
         return self._reasons.get(contender)
 
     def cost(self, contender: str) -> float | None:
-        """CPU time of an answer over the plain network's, its calls' mean; None: not known."""
+        """Mean CPU time of an answer relative to the plain network's; None if unknown."""
         costs = self._costs.get(contender)
         return statistics.fmean(costs) if costs else None
 
     def made(self, contender: str) -> Sequence[Call]:
-        """Its calls that gave a loss."""
+        """The contender's calls with a loss."""
         return self._made.get(contender, ())

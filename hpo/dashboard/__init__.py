@@ -1,1 +1,1 @@
-"""`python -m hpo.dashboard`: a study in a browser."""
+"""`python -m hpo.dashboard`: show a study in a browser."""

@@ -1,4 +1,4 @@
-"""The dashboard of a database, for as long as the server runs."""
+"""The dashboard of a database, as a WSGI application."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .storage import WatchedStorage
 _START = "/dashboard"
 _OPENING_S = 10.0
 _PLOT = "/plot/"
-_MOST_DIGITS = 18  # of an id: databases have none larger
+_MOST_DIGITS = 18  # of an id; databases have no larger ones
 _REFRESH = '<meta http-equiv="refresh" content="5">'
 _WAITING = Markup(
     "<p>There is no study {study} in {url} yet. This page waits for its first worker:</p>"
@@ -39,17 +39,18 @@ _WAITING = Markup(
 
 
 class LiveDashboard:
-    """A WSGI application: optuna-dashboard, which reopens a SQLite file that was replaced.
+    """A WSGI application: optuna-dashboard, reopened if its SQLite file is replaced.
 
-    ``/`` redirects to the study.  While that does not exist, a page says so and reloads itself.
+    ``/`` redirects to the study.  While the study does not exist, a page says so and reloads
+    itself.
 
     Args:
-        url: of the database.
+        url: URL of the database.
         study: the study's name in the database.
-        start: the command that starts the study, shown while it does not exist.
-        artifacts: the store of files that belong to trials.
+        start: the command that starts the study; it is shown while the study does not exist.
+        artifacts: store of the files that belong to trials.
         config: the study's file; without it the study has neither note nor plots.
-        study_argument: how the person named the study.
+        study_argument: the study's name or path as the user wrote it.
 
     Raises:
         UserError: the database can't be opened.
@@ -83,10 +84,10 @@ class LiveDashboard:
         return True
 
     def prepare(self) -> None:
-        """Read the study so that its first page is quick.  Errors are left to that page."""
+        """Read the study ahead, so that its first page is quick.  Errors are left to that page."""
         with suppress(Exception):
             study_id = self.storage.get_study_id_from_name(self._study)
-            for _ in range(2):  # the first reads, the second keeps
+            for _ in range(2):  # the first request reads, the second fills the cache
                 Client(self.app).get(f"/api/studies/{study_id}").get_data()
 
     def close(self) -> None:
@@ -116,7 +117,7 @@ class LiveDashboard:
         return redirect(f"{_START}/studies/{study_id}", 303)
 
     def _follow(self) -> None:
-        """Notice that the database's file was removed or replaced."""
+        """Reopen the database if its file was removed or replaced."""
         with self._lock:
             there = _identity(self._url)
             if there is None:
@@ -126,10 +127,10 @@ class LiveDashboard:
                 self._open()
 
     def _open(self) -> None:
-        # A database that is not there yet is made, so that the page can wait for its first study.
+        # A missing database is created, so that the page can wait for its first study.
         open_it = open_to_read if has_studies(self._url) else open_storage
         opened = open_it(self._url, retry_s=_OPENING_S)
-        # This connection stays open, so no other file can get the inode number.
+        # This connection stays open, so that no other file can get its inode number.
         opened.get_all_studies()
         self.storage = WatchedStorage(opened)
         self._there = _identity(self._url)
@@ -145,12 +146,12 @@ class LiveDashboard:
 
 
 def _check(request: Request) -> None:
-    """Refuse what the dashboard would stumble over.
+    """Reject requests that would make the dashboard fail.
 
     Raises:
-        NotFound: an id in the path is larger than any of a database.
-        BadRequest: ``after`` is no whole number.
-        NotImplemented: a plot that the server would make needs Plotly, which is not installed.
+        NotFound: an id in the path is larger than any id in a database.
+        BadRequest: ``after`` is not a whole number.
+        NotImplemented: the server can't make this plot, because Plotly is not installed.
     """
     if _PLOT in request.path and find_spec("plotly") is None:
         abort(501, "Plotly is not installed on this server; the page draws its own plots.")
@@ -163,7 +164,7 @@ def _check(request: Request) -> None:
 
 
 def _identity(url: str) -> object:
-    """Equal for the same database; None if its file is gone."""
+    """An object that is equal for the same database; None if its file is gone."""
     file = sqlite_file(url)
     if file is None or file == IN_MEMORY:
         return url

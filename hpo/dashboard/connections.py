@@ -1,7 +1,7 @@
-"""The dashboard's HTTP server: how many connections it holds, and for how long.
+"""The dashboard's HTTP server, with limits on the number and the life of connections.
 
-Whoever connects takes a place, with the token or without. So connections that say nothing, and
-requests that arrive too slowly, are closed.
+Anybody can open connections, even without the token. So idle connections, and requests that arrive
+too slowly, are closed.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from waitress.channel import HTTPChannel
 
 _THREADS = 4
 _CONNECTIONS, _OWN_HANDLES = 4000, 100
-_IDLE_S = 20.0  # after which a connection that says nothing is closed
-_SLOWEST = 16_000  # bytes a second, in which a request has to arrive
+_IDLE_S = 20.0  # an idle connection is closed after so long
+_SLOWEST = 16_000  # least bytes a second of a request
 
 
 class RequestChannel(HTTPChannel):  # type: ignore[misc]
-    """A connection that a request keeps open only as long as it arrives fast enough.
+    """A connection that is closed if its request arrives too slowly.
 
-    Waitress takes each byte for a sign of life, so that a client which sends one now and then
-    holds its connection for as long as it likes. Here a request that is not complete has sent its
-    last sign of life when it would have come this far at `_SLOWEST`.
+    For waitress every byte counts as activity, so a client that sends one byte now and then can
+    hold its connection for ever. Here the last activity of an incomplete request is the time when
+    its bytes would have arrived at a rate of `_SLOWEST`.
     """
 
     _began, _received = 0.0, 0
 
     def received(self, data: bytes) -> bool:
-        """Take what arrived, as the class above does."""
+        """Receive data, as in waitress."""
         before = self.request
         taken = bool(super().received(data))
         if self.request is not None:
@@ -52,14 +52,14 @@ def make_server(
     proxy: Mapping[str, object],
     idle_s: float = _IDLE_S,
 ) -> Any:
-    """Waitress for ``app``; its method ``run`` serves until Ctrl-C.
+    """Make a waitress server for ``app``; its method ``run`` serves until Ctrl-C.
 
     Args:
-        largest_body: of a request, in bytes.
-        proxy: waitress's options about what a proxy says.
-        idle_s: after which an idle connection, or a request that is late, is closed.
+        largest_body: largest body of a request, in bytes.
+        proxy: waitress's options about a proxy's headers.
+        idle_s: seconds after which an idle connection, or one with a late request, is closed.
     """
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of each wait
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # else it logs each wait
     server = waitress.create_server(
         app,
         sockets=[listener],
@@ -68,7 +68,7 @@ def make_server(
         connection_limit=_most_connections(),
         channel_timeout=idle_s,
         cleanup_interval=idle_s / 4,
-        asyncore_use_poll=True,  # select knows no handle above 1023
+        asyncore_use_poll=True,  # select can't handle descriptors above 1023
         max_request_body_size=largest_body,
         **proxy,
     )
@@ -77,6 +77,6 @@ def make_server(
 
 
 def _most_connections() -> int:
-    """Connections at once: as many as the limit of open files leaves, within reason."""
+    """Most open connections, by the limit of open files."""
     handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return max(100, min(_CONNECTIONS, handles - _OWN_HANDLES))

@@ -1,7 +1,7 @@
-"""Notes and plots of the dashboard, made when somebody looks.
+"""Notes and plots of the dashboard, computed on read.
 
-Workers store trials and their pictures, nothing else. What is made of them here is kept until
-the study changes.
+Workers store only trials and their pictures. Notes and plots are computed here and cached until the
+study changes.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from ..trial.run import run_of, runs_of
 from .attrs import NOTE_VERSION_OF_WORKER, PLOT_PREFIX
 from .storage import WatchedStorage
 
-# Computing takes at most one part in twenty of a core's time, however large a study is.
+# Computing takes at most a twentieth of a core's time, however large a study is.
 _REST = 20.0
-# A page waits so long for what is being computed, and then shows what there is.
+# A page waits so long for a computation, and then shows the previous result.
 _FIRST_WAIT_S, _WAIT_S = 5.0, 0.5
-_VALUE = "loss"  # what the page calls the value of a trial
+_VALUE = "loss"  # the page's name for the value of a trial
 
-_Key = tuple[int, str]  # a study's id, which may be given out again, and its name
+_Key = tuple[int, str]  # a study's id, which may be reused, and its name
 
 
 @dataclass(frozen=True)
 class _State:
-    """What a study's note and plots depend on; a trial that has not changed is the same object."""
+    """What a study's note and plots depend on. An unchanged trial is the same object."""
 
     finished: Sequence[FrozenTrial]
     unfinished: int
     attrs: Mapping[str, Any]  # user attributes of the study
 
     def is_still(self, now: _State) -> bool:
-        """Whether nothing has changed."""
+        """Whether nothing has changed since."""
         return (
             len(self.finished) == len(now.finished)
             and self.unfinished == now.unfinished
@@ -60,25 +60,25 @@ class _State:
 
 @dataclass(frozen=True)
 class _Story:
-    """A study's note in Markdown and its plots as JSON by their ids."""
+    """A study's note in Markdown, and its plots as JSON by their ids."""
 
     state: _State
     note: str
     plots: Mapping[str, str]
-    again_at: float  # of the monotonic clock; not computed anew before
+    again_at: float  # monotonic time before which it is not computed again
 
 
 class Notes:
     """A plug-in for the dashboard: it adds notes and plots to the answer about a study.
 
-    A note that a person wrote in the dashboard is shown instead of the one that is made here.
-    Plots and notes that workers of older releases stored are replaced.
+    If a person wrote a note in the dashboard, it is shown instead. Notes and plots that workers of
+    older releases stored are replaced.
 
     Args:
-        storage: what the dashboard shows.
-        config: the study file that the dashboard was started with. Of other studies in the same
-            database, those are shown with note and plots whose file is in ``studies/``.
-        study_argument: how the person named the study, for commands in the note.
+        storage: the dashboard's storage.
+        config: the study file that the dashboard was started with. Other studies in the database
+            have a note and plots if their file is in ``studies/``.
+        study_argument: the study's name or path as the user wrote it, for commands in the note.
         has_pictures: whether the dashboard shows files of trials.
     """
 
@@ -103,13 +103,13 @@ class Notes:
         self._is_warned = self._is_closed = False
 
     def close(self) -> None:
-        """Compute nothing any more."""
+        """Stop computing."""
         with self._lock:
             self._is_closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def apply(self, view: Callable[..., Any], route: Any) -> Callable[..., Any]:
-        """The view with notes and plots in its answers, if it is the one."""
+        """Add notes and plots to the answers of the one view that has them."""
         if route.rule != "/api/studies/<study_id:int>" or route.method != "GET":
             return view
 
@@ -117,7 +117,7 @@ class Notes:
             answer = view(study_id=study_id)
             if isinstance(answer, dict) and "best_trials" in answer:
                 found = self._config_of(self._storage.get_study_name_from_id(study_id))
-                # A study without a file may well be of this project's own method.
+                # A study without a file is taken to use this project's own method.
                 method = found[1].load_method() if found else load_method(RECIPE)
                 if found and "objective_names" not in answer:
                     answer["objective_names"] = [_VALUE]
@@ -137,7 +137,7 @@ class Notes:
         address = f"/artifacts/{study_id}/{trial_id}" if self._has_pictures else None
         try:
             return section_markdown(trial_section(run_of(trial), method, address))
-        except Exception as error:  # the page of the study is worth more than one note
+        except Exception as error:  # an error in a note must not break the page
             self._warn(f"the note of trial {trial.number}", error)
             return ""
 
@@ -145,13 +145,13 @@ class Notes:
         plots = answer["plotly_graph_objects"]
         story = self._story(study_id)
         if story is not None:
-            # What workers of older releases stored has the same prefix.
+            # Plots that workers of older releases stored have the same prefix, and are replaced.
             plots[:] = [plot for plot in plots if not plot["id"].startswith(PLOT_PREFIX)]
             plots += [{"id": i, "graph_object": plot} for i, plot in story.plots.items()]
             note = answer["note"]
             if not note["body"] or self._is_workers(study_id, note["version"]):
                 note["body"] = story.note
-        plots.sort(key=lambda plot: plot["id"])  # the dashboard gives them in the order of a set
+        plots.sort(key=lambda plot: plot["id"])  # the dashboard returns them in random order
 
     def _is_workers(self, study_id: int, version: int) -> bool:
         """Whether a worker of an older release wrote this version of the study's note."""
@@ -159,7 +159,7 @@ class Notes:
         return bool(attrs.get(NOTE_VERSION_OF_WORKER) == version)
 
     def _story(self, study_id: int) -> _Story | None:
-        """The latest that there is; None if there is none yet, or no study file."""
+        """The latest story; None if there is none yet, or if there is no study file."""
         name = self._storage.get_study_name_from_id(study_id)
         found = self._config_of(name)
         if found is None:
@@ -184,7 +184,7 @@ class Notes:
             return self._stories.get(key)
 
     def _config_of(self, name: str) -> tuple[str, StudyConfig] | None:
-        """How commands name a study, and its file."""
+        """The text after ``--study`` in commands, and the study's file."""
         if name not in self._configs and "/" not in name and not name.endswith(".toml"):
             try:
                 config = load_study_file(name)

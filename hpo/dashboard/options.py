@@ -15,7 +15,7 @@ TOKEN_VARIABLE = "RUNES_DASHBOARD_TOKEN"
 
 @dataclass(frozen=True, kw_only=True)
 class DashboardOptions(ArtifactsOptions, StudyOptions):
-    """Where the dashboard listens, and for whom."""
+    """Options: where the dashboard listens, and for whom."""
 
     host: str = option("listen there", "127.0.0.1")
     port: int = option("0: a free one", 8080, least=0, most=65535)

@@ -10,7 +10,7 @@ import bottle
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 _PAGE = "/dashboard"
-# Columns of the page are as wide as their longest line otherwise.
+# Without this, columns of the page are as wide as their longest line.
 _FITTING = (
     "<style>main{min-width:0;overflow-x:auto}main .MuiBox-root{min-width:0}"
     "main .MuiBox-root:has(>.MuiList-root){min-width:200px}"  # trials beside their details
@@ -19,7 +19,7 @@ _FITTING = (
 
 
 def without_infeasible(view: Callable[..., Any]) -> Callable[..., Any]:
-    """A plug-in for the dashboard: it shows as best whatever is in ``best_trials``."""
+    """A plug-in for the dashboard: infeasible trials are never shown as best."""
 
     def filtered(*args: Any, **kwargs: Any) -> Any:
         answer = view(*args, **kwargs)
@@ -56,13 +56,13 @@ class FitsNarrowScreens:
     api = 2
 
     def apply(self, view: Callable[..., Any], route: Any) -> Callable[..., Any]:
-        """The view with a style of ours in its page, if it is the page's."""
+        """Add our style to the page, if this is the page's view."""
         if not route.rule.startswith(_PAGE):
             return view
 
         def fitting(*args: Any, **kwargs: Any) -> Any:
             answer = view(*args, **kwargs)
-            if not hasattr(answer.body, "read"):  # asked for its headers, or unchanged
+            if not hasattr(answer.body, "read"):  # a HEAD request, or the page is unchanged
                 return answer
             with answer.body as file:
                 text = file.read().decode()

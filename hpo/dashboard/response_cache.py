@@ -1,4 +1,4 @@
-"""A study's finished trials as JSON, made once: of large studies that is most of a page's time."""
+"""Cache of finished trials as JSON. In a large study making it is most of a page's time."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _RULE = "/api/studies/<study_id:int>"
 
 @dataclass(frozen=True)
 class _Known:
-    """The first trials of a study, all finished, with their texts."""
+    """The first trials of a study, all finished, with their JSON."""
 
-    kept: dict[str, Any]  # what the dashboard kept of trials elsewhere as they were made
+    kept: dict[str, Any]  # the dashboard's own attributes of trials when the JSON was made
     texts: list[tuple[FrozenTrial, str]]
 
 
 class Prepared:
     """A plug-in for the dashboard, to be installed before those that change its answers.
 
-    The dashboard's page first asks for all trials, then for those after the ones that it knows to
-    be finished.  Here the view is always asked in the second way, and what is known is put before
-    its answer.  A trial's text is kept for as long as the storage gives the same object for it,
-    and nobody changes what the dashboard keeps of trials elsewhere.
+    The dashboard's page first asks for all trials, then only for those after the finished ones that
+    it has.  Here the view is always asked in the second way, and the cached trials are put before
+    its answer.  A trial's JSON is used as long as the storage returns the same object for it, and
+    the dashboard's own attributes of trials do not change.
 
     Args:
         app: the dashboard.
-        storage: what it shows.
+        storage: the dashboard's storage.
     """
 
     name = "prepared"
@@ -48,7 +48,7 @@ class Prepared:
         self._known: dict[int, _Known] = {}  # by study
 
     def apply(self, view: Callable[..., Any], route: Any) -> Callable[..., Any]:
-        """The view with its answers prepared, if it is the one."""
+        """Answer from the cache, if this is the view of a study's trials."""
         if route.rule != _RULE or route.method != "GET":
             return view
 
@@ -58,7 +58,7 @@ class Prepared:
             except ValueError:
                 wanted = -1
             if wanted < 0:
-                return view(study_id=study_id)  # which says what is wrong
+                return view(study_id=study_id)  # it says what is wrong
             known = self._still_true(study_id)
             n = len(known.texts)
             if wanted < n:
@@ -77,7 +77,7 @@ class Prepared:
         return prepared
 
     def _seen(self, study_id: int) -> list[FrozenTrial] | None:
-        """The trials that a view last read; it keeps them for seconds."""
+        """The trials that a view last read, which it caches for seconds."""
         found: list[FrozenTrial] | None = self._app._inmemory_cache._trials_cache.get(study_id)
         return found
 
@@ -85,7 +85,7 @@ class Prepared:
         try:
             kept = self._storage.kept_of_trials(study_id)
             now = self._storage.get_all_trials(study_id, deepcopy=False)
-        except (bottle.HTTPError, KeyError):  # the view meets it, too, and tells it in its own way
+        except (bottle.HTTPError, KeyError):  # the view has the same error and reports it itself
             return _Known({}, [])
         with self._lock:
             known = self._known.get(study_id)
@@ -97,7 +97,7 @@ class Prepared:
     def _learn(
         self, study_id: int, known: _Known, seen: list[FrozenTrial], texts: list[str]
     ) -> None:
-        """Keep the texts of the trials after the known ones, up to the first that still runs."""
+        """Cache the JSON of the trials after the cached ones, up to the first unfinished one."""
         first = len(known.texts)
         more = list(
             takewhile(lambda one: one[0].state.is_finished(), zip(seen[first:], texts, strict=True))
@@ -105,14 +105,14 @@ class Prepared:
         grown = _Known(known.kept, known.texts + more)
         with self._lock:
             self._known[study_id] = grown
-        # Where no trial runs, the dashboard forgets which trials' parameters it has gone through,
-        # and goes through all of them at every poll.
+        # When no trial runs, the dashboard forgets which trials' parameters it has read, and reads
+        # all of them at every poll.
         cache = self._app._inmemory_cache._cached_extra_study_property_cache.get(study_id)
         if cache is not None and grown.texts:
             cache._cursor = max(cache._cursor, grown.texts[-1][0].number)
 
 
 def _same(trials: Sequence[FrozenTrial], shown: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a view has shown these trials: another request may have read newer ones since."""
+    """Whether a view has shown exactly these trials; another request may have read newer ones."""
     theirs = [(one.get("number"), str(one.get("state")).upper()) for one in shown]
     return theirs == [(trial.number, trial.state.name) for trial in trials]

@@ -1,4 +1,4 @@
-"""The dashboard's server: its address, its token, and who may reach it."""
+"""The dashboard's server: its address, its token, and its exposure."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ..artifacts.store import open_store
 from ..errors import UserError
 from .options import TOKEN_VARIABLE, DashboardOptions
 
-_LARGEST_BODY = 128 * 2**20  # of an artifact that is uploaded
+_LARGEST_BODY = 128 * 2**20  # for uploads of artifacts
 _LARGEST_FORM = 2**16
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server listens."""
+    """The address that the server listens at."""
 
-    host: str  # as the person named it
+    host: str  # as the user wrote it
     number: str
     port: int
     family: socket.AddressFamily
@@ -38,11 +38,11 @@ class Address:
 
     @property
     def is_any(self) -> bool:
-        """Whether it is each of the machine's addresses."""
+        """Whether it stands for all of the machine's addresses."""
         return ipaddress.ip_address(self.number).is_unspecified
 
     def url(self, here: bool = False) -> str:
-        """The address for a browser; ``here``: for one on this machine."""
+        """The URL for a browser; with ``here``, for a browser on this machine."""
         host = self.host
         if self.is_any:
             host = "127.0.0.1" if here else socket.gethostname()
@@ -58,7 +58,7 @@ def serve(options: DashboardOptions) -> int:
         from .middleware.hosts import check_names
 
         check_names(options.allowed_host)
-        # These take seconds to import; the checks above need none of them.
+        # Imported late: these take seconds to import, and the checks above do not need them.
         from ..storage.compressed import is_published, unpacked
         from ..storage.url import shown, study_argument
         from ..study.config import load_study_file
@@ -91,7 +91,7 @@ def serve(options: DashboardOptions) -> int:
             print(address.url(), flush=True)
             threading.Thread(target=live.prepare, daemon=True).start()
             if options.open:
-                # A browser in a terminal returns only when it is closed.
+                # In a thread, because a text browser returns only when it is closed.
                 urls = (address.url(here=True),)
                 threading.Thread(target=webbrowser.open, args=urls, daemon=True).start()
             server.run()
@@ -108,7 +108,7 @@ def guard(
     allow_writes: bool = False,
     allowed_hosts: Sequence[str] = (),
 ) -> WSGIApplication:
-    """``app`` behind the layers that make it safe to leave open."""
+    """Wrap ``app`` in the middleware that makes it safe to leave open."""
     from .middleware.headers import safe_headers
     from .middleware.hosts import known_hosts
     from .middleware.login import Login
@@ -125,12 +125,12 @@ def guard(
 
 
 def read_token(path: Path | None, no_token: bool) -> str | None:
-    """The token of the file or of the environment; None if anyone may enter.
+    """Read the token from the file or the environment; None if nobody needs one.
 
     Raises:
-        UserError: the file can't be read, or holds no token; the token is not shown.
+        UserError: the file can't be read, or has no token; the message does not show the token.
     """
-    # A browser that this process starts need not know it.
+    # Removed, so that a browser started by this process does not get it.
     token = os.environ.pop(TOKEN_VARIABLE, None)
     if no_token:
         return None
@@ -151,16 +151,16 @@ def read_token(path: Path | None, no_token: bool) -> str | None:
 
 
 def listen(host: str, port: int) -> tuple[Address, socket.socket]:
-    """Bind a socket to ``host`` and ``port``; returns where that is, and the socket.
+    """Bind a socket to ``host`` and ``port``; returns the address and the socket.
 
     Raises:
-        UserError: the port is taken or not allowed, or the host is none of this machine.
+        UserError: the port is taken or not allowed, or the host is not an address of this machine.
     """
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host {host} is no address; write one of this machine's") from error
-    # localhost has two addresses; every client tries the IPv4 one.
+    # localhost has two addresses; the IPv4 one is tried by every client.
     family, _, _, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
     number = str(where[0])
     both = family == socket.AF_INET6 and number == "::" and socket.has_dualstack_ipv6()
@@ -184,7 +184,7 @@ def check_exposure(address: Address, token: str | None, no_token: bool, proxy: s
     """Refuse to serve other machines without a token, unless ``--no-token`` asks for that.
 
     Raises:
-        UserError: other machines could look without a token.
+        UserError: other machines could use the dashboard without a token.
     """
     if token is not None or no_token or (address.is_loopback and proxy is None):
         return

@@ -1,4 +1,4 @@
-"""A study's database as the dashboard is to see it."""
+"""The dashboard's storage."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .attrs import NOTE_TEXT, NOTE_VERSION, PLOT
 
 T = TypeVar("T")
 
-_RETRY_S = 3.0  # someone waits for the page
-# Reading whole studies takes at most one part in forty of a core's time, however large they are.
-# In between, what runs and what is new is read.
+_RETRY_S = 3.0  # short, because a person waits for the page
+# Reading whole studies takes at most a fortieth of a core's time, however large they are. In
+# between only running and new trials are read.
 _REST = 40.0
 _DASHBOARDS = "dashboard:"
 _OF_STUDY = (NOTE_VERSION, NOTE_TEXT, PLOT)
@@ -35,24 +35,24 @@ _OF_STUDY = (NOTE_VERSION, NOTE_TEXT, PLOT)
 
 @dataclass
 class _Known:
-    """A study's trials as they were read."""
+    """A study's trials as they were last read."""
 
-    best_before: float  # after it all are read anew: attributes of finished trials may change
+    best_before: float  # then all are read again, as attributes of finished trials may change
     by_id: dict[int, FrozenTrial]
-    listed: list[FrozenTrial]  # by their numbers
+    listed: list[FrozenTrial]  # by number
 
 
 class WatchedStorage(StudyStorage):
-    """`StudyStorage` for the threads of a server that stays up: nothing is kept for long.
+    """`StudyStorage` for the threads of a long-running server: nothing is cached for long.
 
-    A worker's storage keeps what is finished for good, and is for one thread.  A dashboard
-    outlives studies whose ids are given out again, and attributes of finished trials that change.
+    A worker's storage caches finished trials for good, and is for one thread.  But a dashboard runs
+    for so long that ids of deleted studies are reused and attributes of finished trials change.
 
     When the database is away, every method raises a `bottle.HTTPError` that says so.
     """
 
     def __init__(self, opened: StudyStorage) -> None:
-        # Who may write from the dashboard may write to any trial, as in Optuna.
+        # People at the dashboard may write to any trial, as in Optuna.
         super().__init__(opened.rdb, worker="", retry=_Answering(opened.name, _RETRY_S))
         self._lock = threading.Lock()
         self._known: dict[int, _Known] = {}  # by study
@@ -69,7 +69,7 @@ class WatchedStorage(StudyStorage):
         return copy.deepcopy(chosen) if deepcopy else chosen
 
     def _look(self, study_id: int) -> list[FrozenTrial]:
-        """All trials by their numbers; those that have not changed are the same objects."""
+        """All trials by number; unchanged trials are the same objects as before."""
         known = self._known.get(study_id)
         if known is None or time.monotonic() >= known.best_before:
             started = time.monotonic()
@@ -102,13 +102,13 @@ class WatchedStorage(StudyStorage):
         )
 
     def last_seen(self, study_id: int, trial_id: int) -> FrozenTrial | None:
-        """A trial as it was last read; None if it never was."""
+        """A trial as it was last read; None if it was never read."""
         with self._lock:
             known = self._known.get(study_id)
             return known.by_id.get(trial_id) if known else None
 
     def kept_of_trials(self, study_id: int) -> dict[str, Any]:
-        """What the dashboard keeps of trials among the study's attributes: notes that people wrote.
+        """The dashboard's attributes of trials, stored with the study: notes that people wrote.
 
         Raises:
             KeyError: there is no such study.
@@ -138,15 +138,15 @@ class WatchedStorage(StudyStorage):
 
 
 def _make_fit(trial: FrozenTrial) -> None:
-    """Let the dashboard's page find what it reads, in the form that it reads."""
+    """Give a trial's attributes the form that the dashboard's page can read."""
     if not isinstance(trial.system_attrs.get("fixed_params", {}), dict):
         del trial.system_attrs["fixed_params"]
     for key in [key for key in trial.system_attrs if key.startswith(ARTIFACT_PREFIX)]:
         if not _is_object(trial.system_attrs[key]):
             del trial.system_attrs[key]
-    # The dashboard reads only the older form, which other programs need not write.
+    # The dashboard reads only the older form of constraints, which other programs may not write.
     constraints = constraints_of(trial)
-    if constraints is None:  # the page would stumble over what it is instead
+    if constraints is None:  # the page would fail on anything but numbers
         trial.system_attrs.pop("constraints", None)
     elif constraints:
         trial.system_attrs.setdefault("constraints", list(constraints.values()))
@@ -161,7 +161,7 @@ def _is_object(text: object) -> bool:
 
 
 class _Answering(Retry):
-    """Gives up soon, by an error that the dashboard sends as its answer."""
+    """Gives up soon, with an error that the dashboard sends as its answer."""
 
     def call(self, operation: Callable[[], T]) -> T:
         try:

@@ -1,1 +1,1 @@
-"""What stands between a browser and the dashboard: each module is one WSGI middleware."""
+"""WSGI middleware between a browser and the dashboard, one in each module."""

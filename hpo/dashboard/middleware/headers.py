@@ -1,4 +1,4 @@
-"""Headers that tell browsers what a response may do; and paths that can't be misread."""
+"""Security headers of responses, and a check that all layers read a path alike."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ DASHBOARD_POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; media-src 'self'; connect-src 'self'; "
     "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-# Everything else: nothing loads, nothing runs, and the origin is nobody's.
+# Everything else: nothing is loaded, nothing runs, and the origin is opaque.
 STRICT_POLICY = "sandbox; default-src 'none'; base-uri 'none'; frame-ancestors 'none'"
-# Pictures that hold no script; of an artifact all else is a download.
+# Types of pictures without scripts; artifacts of any other type are downloads.
 INLINE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
 _EVERYWHERE = {
     "X-Content-Type-Options": "nosniff",
-    # Not no-referrer: with it, forms would be sent without their origin.
+    # Not no-referrer, with which browsers send forms without their origin.
     "Referrer-Policy": "same-origin",
     "X-Frame-Options": "DENY",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -35,7 +35,7 @@ _EVERYWHERE = {
 
 
 def safe_headers(app: WSGIApplication) -> WSGIApplication:
-    """``app``, with each response confined to what its path needs.  The outermost layer."""
+    """Limit each response of ``app`` to what its path needs.  This is the outermost layer."""
 
     def pass_plain(request: Request) -> WSGIApplication:
         if not is_plain(request.environ["PATH_INFO"]):
@@ -54,14 +54,14 @@ def safe_headers(app: WSGIApplication) -> WSGIApplication:
             _confine(path, status, confined)
             return start_response(status, confined.to_wsgi_list(), exc_info)
 
-        environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # the dashboard takes it for granted
+        environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # the dashboard fails without it
         return checked(environ, start)
 
     return guarded
 
 
 def is_plain(path: str) -> bool:
-    """Whether all layers read ``path``, as WSGI spells it, in one way."""
+    """Whether all layers read ``path``, in WSGI's encoding, in the same way."""
     try:
         text = path.encode("latin-1").decode()
     except UnicodeError:  # the dashboard would drop those bytes
@@ -90,12 +90,12 @@ def _confine(path: str, status: str, headers: Headers) -> None:
 
 
 def _confine_artifact(headers: Headers) -> None:
-    """Whoever wrote the artifact chose its type: believe only the harmless ones."""
+    """Trust only harmless types, because whoever wrote the artifact chose its type."""
     kind = parse_options_header(headers.get("Content-Type"))[0].lower()
     headers.remove("Content-Disposition")
     if kind in INLINE_TYPES:
         headers["Content-Type"] = kind
     else:
-        # Without a name, which would come from outside, too.
+        # Without a file name, which would also come from whoever wrote it.
         headers["Content-Type"] = "application/octet-stream"
         headers["Content-Disposition"] = "attachment"

@@ -1,7 +1,7 @@
-"""Answer only to the names that this server goes by, and take changes only from its own pages.
+"""Answer only to this server's own names, and accept changes only from its own pages.
 
-A foreign page can let its own name point at this machine (DNS rebinding) and would then be of one
-origin with the dashboard; it can't forge the Host header.
+A foreign page can let its own name point at this machine (DNS rebinding), and would then have the
+same origin as the dashboard.  But it can't forge the Host header.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 def host_name(header: str) -> str | None:
     """The name in a Host header, in lower case, without the port; None if it is malformed."""
-    if not host_is_trusted(header, None):  # looks at its form alone
+    if not host_is_trusted(header, None):  # checks only the form
         return None
-    # werkzeug compares with a list, too, but not IPv6 addresses.
+    # werkzeug could compare with a list, too, but not IPv6 addresses.
     return _plain(re.sub(r":\d+$", "", header))
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raises UserError unless each of ``names``, from ``--allowed-host``, is one of a host."""
+    """Raise UserError unless all ``names``, from ``--allowed-host``, are host names."""
     for name in names:
         if host_name(name) is None and not is_address(name):
             raise UserError(f"--allowed-host is {name!r}; write a name such as lab.example")
@@ -38,10 +38,11 @@ def check_names(names: Iterable[str]) -> None:
 def known_hosts(
     app: WSGIApplication, names: Iterable[str], any_address: bool = False
 ) -> WSGIApplication:
-    """``app`` for requests to `LOOPBACK` and ``names``; no port is looked at, for tunnels' sake.
+    """Limit ``app`` to requests to `LOOPBACK` and ``names``; the port is ignored, for tunnels.
 
     Args:
-        any_address: IP addresses are names, too: nobody else's page can be at one of ours.
+        any_address: whether to accept all IP addresses, too. That is safe, because no foreign page
+            can have one of ours.
     """
     known = {*LOOPBACK, *map(_plain, names)}
 
@@ -70,6 +71,6 @@ def _is_own(request: Request, host: str) -> bool:
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
         return site in ("same-origin", "none")
-    if request.origin is None:  # no browser
+    if request.origin is None:  # not from a browser
         return True
     return request.origin.partition("://")[2].lower() == host.lower()

@@ -1,4 +1,4 @@
-"""Let only those in who know the token: people by a page and a cookie, programs by a header."""
+"""Require the token: from people by a page and a cookie, from programs by a header."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _FORM = Markup(
 
 
 class Guesses:
-    """Counts each client's wrong tokens; after ``limit`` in ``window_s`` it has to wait."""
+    """Counts each client's wrong tokens; after ``limit`` of them in ``window_s`` it has to wait."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Guesses:
         self._wrong: defaultdict[str, list[float]] = defaultdict(list)
 
     def wait_s(self, client: str) -> float:
-        """Seconds until ``client`` may try again; 0: now."""
+        """Seconds until ``client`` may try again; 0 if it may now."""
         with self._lock:
             self._forget()
             wrong = self._wrong.get(client, [])
@@ -64,7 +64,7 @@ class Guesses:
             return wrong[-self._limit] + self._window_s - self._clock()
 
     def was_wrong(self, client: str) -> None:
-        """Count a wrong token of ``client``'s."""
+        """Count a wrong token of ``client``."""
         with self._lock:
             self._wrong[client].append(self._clock())
 
@@ -77,13 +77,13 @@ class Guesses:
 
 
 class Login:
-    """``app`` for those who know ``token``.
+    """Limit ``app`` to clients that know ``token``.
 
-    The cookie is a signed time.  The key is made anew by each process: a cookie says nothing about
-    the token, and a restart ends every session.
+    The cookie is a signed time, with a key that each process makes for itself.  So a cookie tells
+    nothing about the token, and a restart ends every session.
 
     Args:
-        cookie: its name; browsers share cookies among the ports of a host.
+        cookie: name of the cookie; browsers share cookies among the ports of a host.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Login:
             return self._log_in(request)
         if self._has_session(request):
             return redirect("/", 303) if is_login else self._app
-        # Not werkzeug's `Request.authorization`: it looks for parameters in a token with "=".
+        # Not werkzeug's `Request.authorization`, which reads a token with "=" as parameters.
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             self._check(request, given.strip().encode("latin-1"))
@@ -149,13 +149,13 @@ class Login:
         return any(self._signer.validate(cookie, max_age=STAYS_S) for cookie in cookies)
 
     def _check(self, request: Request, given: bytes) -> None:
-        """Raises an `HTTPException` unless this is the token and the client may try."""
+        """Raise an `HTTPException` unless this is the token and the client may try."""
         client = request.remote_addr or ""
         wait_s = math.ceil(self._guesses.wait_s(client))
         if wait_s > 0:
             text = f"Too many wrong tokens; try again in {wait_s} s."
             raise TooManyRequests(text, retry_after=wait_s)
-        # Digests: the time tells nothing of the token's length either.
+        # Digests are compared, so that the time does not tell the token's length.
         if not hmac.compare_digest(hashlib.sha256(given).digest(), self._token):
             self._guesses.was_wrong(client)
             raise _unauthorized("That is not the token.")
@@ -174,6 +174,6 @@ def _form_page(then: str, refused: HTTPException | None = None) -> Response:
 
 
 def _local_path(path: str) -> str:
-    """``path`` if it is one of this server's, else the start: nobody is sent elsewhere."""
+    """``path`` if it is on this server, else the start page, so that nobody is sent elsewhere."""
     is_local = path.startswith("/") and not path.startswith("//") and path.isascii()
     return path if is_local and path.isprintable() and "\\" not in path else "/"

@@ -1,4 +1,4 @@
-"""Let only such requests through that change nothing."""
+"""Reject requests that change something."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from werkzeug.exceptions import Forbidden, NotFound
 
 from .responses import Request, application
 
-# The dashboard's endpoints whose GET was seen to write nothing.  A list of what is allowed: an
-# endpoint that a later release adds is refused until it is looked at.
+# The dashboard's endpoints whose GET writes nothing.  This is a list of allowed endpoints, so one
+# that a later release adds is rejected until it has been checked.
 _READS = (
     r"/?",
     r"/dashboard(/.*)?",
@@ -34,7 +34,7 @@ def reads(path: str) -> bool:
 
 
 def read_only(app: WSGIApplication) -> WSGIApplication:
-    """``app`` without what changes something; that is answered by 403."""
+    """Answer requests to ``app`` that change something with 403."""
 
     def pass_reading(request: Request) -> WSGIApplication:
         if not request.is_reading:

@@ -1,4 +1,4 @@
-"""How layers answer a request themselves: a small page for people, JSON for programs."""
+"""Responses of the middleware itself: a small page for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STYLE = (
     "input,button{font:inherit;padding:.3rem .6rem}"
 )
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-# A page of ours runs nothing and sends its form only here.
+# Our own pages run nothing, and send their form only to this server.
 PAGE_POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
@@ -35,7 +35,7 @@ _PAGE = Markup(
 class Request(werkzeug.Request):
     """A request to the dashboard."""
 
-    # A form here holds a token and a path; the dashboard reads its own bodies.
+    # Our forms have only a token and a path; the dashboard reads its own bodies.
     max_content_length = 8192
 
     def __init__(self, environ: WSGIEnvironment) -> None:
@@ -43,18 +43,18 @@ class Request(werkzeug.Request):
 
     @property
     def is_reading(self) -> bool:
-        """Whether the method is one that changes nothing."""
+        """Whether the request's method changes nothing."""
         return self.method in READING_METHODS
 
     @property
     def wants_page(self) -> bool:
-        """Whether a person will look at the answer: the dashboard's own calls take any type."""
+        """Whether a person will see the answer; the dashboard's own calls accept any type."""
         named = "text/html" in self.headers.get("Accept", "")
         return named and not self.path.startswith("/api/")
 
 
 def application(view: Callable[[Request], WSGIApplication]) -> WSGIApplication:
-    """A WSGI application of a function that returns a response, or an application that answers.
+    """Make a WSGI application of a function that returns a response or another application.
 
     An `HTTPException` that ``view`` raises becomes a response with its description.
     """
@@ -77,14 +77,14 @@ def page(
     head: str = "",
     headers: Iterable[tuple[str, str]] = (),
 ) -> werkzeug.Response:
-    """A page that may run nothing; ``body`` and ``head`` are HTML."""
+    """A page that may not run scripts; ``body`` and ``head`` are HTML."""
     text = _PAGE.format(title=title, style=Markup(_STYLE), head=Markup(head), body=body)
     own = [("Content-Security-Policy", PAGE_POLICY), *headers]
     return werkzeug.Response(text, status, own, mimetype="text/html")
 
 
 def headers_of(error: HTTPException) -> list[tuple[str, str]]:
-    """What an error tells beside its text, such as when to try again."""
+    """The headers of an error, such as Retry-After."""
     return [(name, value) for name, value in error.get_headers() if name != "Content-Type"]
 
 
@@ -93,5 +93,5 @@ def _refusal(request: Request, error: HTTPException) -> werkzeug.Response:
     if request.wants_page:
         body = Markup("<p>{}</p>").format(text)
         return page(error.name, body, status, headers=headers_of(error))
-    content = json.dumps({"reason": text})  # as the dashboard's page expects it
+    content = json.dumps({"reason": text})  # in the form that the dashboard's page expects
     return werkzeug.Response(content, status, headers_of(error), mimetype="application/json")
