@@ -11,7 +11,7 @@ __all__ = ["finetune_model"]
 
 
 def __getattr__(name: str) -> Any:
-    # At first use: parts of this package are of use without torch, which takes seconds to import.
+    # Imported at first use, because parts of this package work without torch, which takes seconds.
     if name in __all__:
         from . import adapt
 

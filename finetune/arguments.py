@@ -1,4 +1,4 @@
-"""Command lines: mistakes are one line, numbers have bounds, and each command says its version."""
+"""Command lines: errors in one line, numbers with bounds, and ``--version`` for each command."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, NoReturn
 
 from .errors import UserError
 
-LARGEST_SEED = 2**32 - 1  # numpy's generators take no larger one
+LARGEST_SEED = 2**32 - 1  # largest seed of numpy's generators
 PACKAGE = "runes"  # what pip installs, and the console script
-_SHOWN = 40  # characters of a number that somebody wrote
+_SHOWN = 40  # most characters of a user's number in a message
 
 
 class Parser(argparse.ArgumentParser):
     """Reports a mistake in one line, and has ``--version``.
 
     Args:
-        module: the command's module; the help names the command as it was started.
+        module: the command's module, for the program's name in the help.
     """
 
     def __init__(self, module: str, **how: Any) -> None:
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Looks the version up when it is asked for: `importlib.metadata` takes time to import."""
+    """Looks up the version only when asked, because `importlib.metadata` is slow to import."""
 
     def __init__(self, option_strings: list[str], dest: str, help: str) -> None:  # noqa: A002
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
@@ -52,12 +52,12 @@ def version() -> str:
 
 
 def brief(text: str) -> str:
-    """What somebody wrote, as a message shows it."""
+    """A user's text, shortened for a message."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
-    """The type of an option that is a whole number in [least, most]."""
+    """An argparse type: a whole number in [least, most]."""
 
     def read(text: str) -> int:
         try:
@@ -72,6 +72,6 @@ def whole(least: int, most: int) -> Callable[[str], int]:
 
 
 def _program(module: str) -> str:
-    """How the command was started: by the console script, or by its module."""
+    """The program's name: that of the console script, or ``python -m`` with the module."""
     started = sys.argv[0] if sys.argv else ""
     return started if started.startswith(f"{PACKAGE} ") else f"python -m {module}"

@@ -1,9 +1,9 @@
 """Score a file with ``finetune_model`` as the author's ``run()`` does, with its points.
 
-Five calls of ``finetune_model``, each with a rune and a pretrained network of its own,
-timed, then scored by the author's estimator on drawings that the call did not see, ten of
-twenty.  The points are for ten drawings of Omniglot's Futhorc, and other drawings earn none.
-The returned network's cost is told as well: the grader runs it 1,000 times for each rune.
+It makes five timed calls of ``finetune_model``, each with a rune and a pretrained network of
+its own.  Each call is scored by the author's estimator on drawings that it did not see, ten
+of twenty.  Points are only for ten drawings of Omniglot's Futhorc.  The returned network's
+cost is printed, too, because the grader runs it 1,000 times for each rune.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .data.options import add_drawings_options, open_asked
 from .errors import UserError, run_command
 from .outputs import check_out
 
-# Torch takes seconds to import, and `--help` needs none of it.
+# Imported late: torch takes seconds to import, and `--help` does not need it.
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -44,7 +44,7 @@ FinetuneModel = Callable[["nn.Module", Any], "nn.Module"]
 TIME_LIMIT_S = 150.0
 FIRST_SEED = 42
 N_CALLS = 5
-# The author's thresholds: mean loss at most this is worth this many points.
+# The author's thresholds: the points for a mean loss of at most this.
 POINTS = ((0.083, 6), (0.088, 5), (0.094, 4), (0.100, 3), (0.120, 2), (0.150, 1))
 EXIT_FAILED = 1
 _TICK_S = 1.0
@@ -56,7 +56,7 @@ class ChallengeFailure(Exception):  # noqa: N818 - a verdict on the submission, 
 
 @dataclass(frozen=True)
 class CallScore:
-    """One call of ``finetune_model`` and what it earned."""
+    """One call of ``finetune_model`` and its score."""
 
     rune: str
     network: str
@@ -64,9 +64,9 @@ class CallScore:
     loss: float
     standard_error: float
     seconds: float
-    cost: float  # CPU time of an answer, over the plain network's; see `finetune.scoring.cost`
-    pass_s: float  # wall clock of one of the grader's passes over the drawings scored on
-    n_train: int  # drawings that the call learnt from
+    cost: float  # CPU time of an answer over the plain network's; see `finetune.scoring.cost`
+    pass_s: float  # wall-clock seconds of one of the grader's passes over the drawings
+    n_train: int  # number of drawings that the call learnt from
 
 
 def points(loss: float) -> int:
@@ -75,7 +75,7 @@ def points(loss: float) -> int:
 
 
 def earns_points(source: RuneSource, scores: Sequence[CallScore]) -> bool:
-    """Whether the author's thresholds are for these: ten drawings of Omniglot's Futhorc."""
+    """Whether the author's points apply: ten drawings of Omniglot's Futhorc."""
     from .data.runes import N_TRAIN
 
     return source.name == "omniglot" and all(s.n_train == N_TRAIN for s in scores)
@@ -92,7 +92,7 @@ def set_seed(seed: int) -> None:
 
 
 def notebook_globals() -> dict[str, Any]:
-    """What the course's notebook defines before ``finetune_model``, by name."""
+    """The names that the course's notebook defines before ``finetune_model``."""
     import torch
 
     from .model.unet import ConditionalDiffusionUNet
@@ -108,10 +108,10 @@ def run_call(
     seed: int,
     limit_s: float = TIME_LIMIT_S,
 ) -> tuple[nn.Module, float]:
-    """One timed call, seeded as the author does; returns the network and the seconds.
+    """Make one timed call, seeded as the author does; returns the network and the seconds.
 
     Raises:
-        ChallengeFailure: the call raised, passed the limit, or returned what can't be scored.
+        ChallengeFailure: the call raised, passed the limit, or did not return a usable network.
     """
     from torch import nn
 
@@ -121,7 +121,7 @@ def run_call(
     start = time.perf_counter()
     try:
         model = finetune(pretrained, DrawingDataset(train))
-    except (Exception, SystemExit) as error:  # who leaves early has returned no network
+    except (Exception, SystemExit) as error:  # a file that exits has returned no network
         raise ChallengeFailure(f"finetune_model raised {_told(error)}") from error
     seconds = time.perf_counter() - start
     if seconds > limit_s:
@@ -132,9 +132,9 @@ def run_call(
 
 
 def _told(error: BaseException) -> str:
-    """The error in one line, with the place in a file where it was raised."""
+    """The error in one line, with the file and line where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
-    # Not of torch or of the standard library, where there is another: the submission's own line.
+    # The submission's own line if there is one, rather than torch's or the standard library's.
     own = [f for f in frames if not f.filename.startswith((sys.prefix, sys.base_prefix, "<frozen"))]
     ours = f"{Path(__file__).parent}{os.sep}"
     theirs = [f for f in own if not f.filename.startswith(ours)]
@@ -163,7 +163,7 @@ def score_call(model: nn.Module, test: Tensor, t_samples: int) -> tuple[float, f
 
 @contextmanager
 def _ticking(bar: tqdm[Any]) -> Iterator[tqdm[Any]]:
-    """Redraw a bar each second on a terminal: its clock goes on while a call takes minutes."""
+    """Redraw a bar each second on a terminal, so that its clock goes on during a long call."""
     ended = threading.Event()
 
     def tick() -> None:
@@ -192,10 +192,10 @@ def run_challenge(
     t_samples: int = 1000,
     picture: Path | None = None,
 ) -> list[CallScore]:
-    """Score ``finetune`` on each rune; call i has seed 42 + i and network i, counted round.
+    """Score ``finetune`` on each rune; call i has seed 42 + i and network i, in turn.
 
     Raises:
-        ChallengeFailure: as `run_call` and `score_call`, with the rune's name.
+        ChallengeFailure: as in `run_call` and `score_call`, with the rune's name.
         UserError: a rune's drawings can't be split with ``n_train`` to learn from.
     """
     from .data.runes import NEW_LABEL
@@ -204,7 +204,7 @@ def run_challenge(
     from .scoring.cost import measure_cost, measure_pass_s
     from .scoring.pictures import draw_samples, save_sheet
 
-    # All of them before the first call: what can't be split comes out at once.
+    # All are split before the first call, so that a mistake is reported at once.
     splits = [source.split(rune, resize, split_seed, n_train) for rune in runes]
     scores, rows = [], []
     with _ticking(tqdm(runes, desc="challenge", unit="rune")) as bar:
@@ -235,23 +235,23 @@ def run_challenge(
                 rows += [
                     draw_samples(m, NEW_LABEL, len(split.test), seed=0) for m in (before, model)
                 ]
-            del model  # its bank of images takes memory that the next call needs
+            del model  # free its bank of images before the next call
     if picture is not None:
         try:
             save_sheet(rows, picture)
-        except OSError as error:  # the scores took minutes, and count for more
+        except OSError as error:  # only warn, because the scores took minutes
             print(f"{picture} can't be written: {error.strerror}", file=sys.stderr)
     return scores
 
 
 def mean_loss(scores: Sequence[CallScore]) -> tuple[float, float]:
-    """Mean over the calls, and its standard error from the estimates' own errors."""
+    """Mean loss over the calls, and its standard error from the errors of the estimates."""
     mean = sum(s.loss for s in scores) / len(scores)
     return mean, math.sqrt(sum(s.standard_error**2 for s in scores)) / len(scores)
 
 
 def mean_cost(scores: Sequence[CallScore]) -> float:
-    """CPU time of an answer over the plain network's, the mean over the calls."""
+    """Mean over the calls of an answer's CPU time relative to the plain network's."""
     return statistics.fmean(s.cost for s in scores)
 
 
@@ -263,7 +263,7 @@ def grader_seconds(scores: Sequence[CallScore]) -> float:
 
 
 def table(scores: Sequence[CallScore], *, with_points: bool) -> str:
-    """What a person reads: a line a rune, then the mean and, where it earns them, its points."""
+    """A table for people: one line for each rune, the mean, and its points if it earns any."""
 
     def worth(loss: float) -> str:
         return f"{points(loss) if with_points else '–':>8}"
@@ -297,10 +297,10 @@ def table(scores: Sequence[CallScore], *, with_points: bool) -> str:
 
 
 def load_submission(path: Path) -> FinetuneModel:
-    """The ``finetune_model`` of a Python file, which is run to find it.
+    """Run a Python file and return its ``finetune_model``.
 
     Raises:
-        UserError: no such file, it does not import, or it defines no ``finetune_model``.
+        UserError: the file does not exist, fails, or defines no ``finetune_model``.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; name the Python file that is handed in")
@@ -309,7 +309,7 @@ def load_submission(path: Path) -> FinetuneModel:
         raise UserError(f"{path} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     vars(module).update(notebook_globals())
-    sys.modules["submission"] = module  # dataclasses look their module up
+    sys.modules["submission"] = module  # dataclasses look up their module
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -321,7 +321,7 @@ def load_submission(path: Path) -> FinetuneModel:
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """The options by which every command names runes, networks and the resize."""
+    """Add the options of runes, networks and the resize, which several commands share."""
     add_drawings_options(parser)
     parser.add_argument(
         "--source", choices=("omniglot", "drawn"), default="omniglot", help="which runes"
@@ -353,7 +353,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     if arguments.picture is not None:
         check_out(arguments.picture, "--picture")
-    # What a submission prints goes to standard error: the result alone is on standard output.
+    # A submission's output goes to standard error, so that standard output has only the result.
     with redirect_stdout(sys.stderr):
         source, scores = _score(arguments)
     if isinstance(scores, ChallengeFailure):
@@ -364,7 +364,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> tuple[RuneSource, list[CallScore] | ChallengeFailure]:
-    """The drawings that were asked for, and how the submission does on them."""
+    """Open the drawings and score the submission on them."""
     from .adapt import finetune_model
     from .data.runes import choose_runes
     from .model.checkpoints import list_networks

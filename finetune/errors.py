@@ -15,15 +15,14 @@ EXIT_NO_READER = 141
 
 
 class UserError(Exception):
-    """Bad input.  The message is one line: what was wrong, where, what to write instead."""
+    """Bad input.  The message is one line that says what was wrong, where, and what to write."""
 
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and exit: 0, 2 for bad input, 130 when interrupted.
 
-    What the output's encoding has no character for is written as a question mark. When nobody
-    reads the output any more, the command ends quietly, with the code of programs that SIGPIPE
-    ends.
+    Characters that the output's encoding lacks are written as question marks. If the reader of the
+    output is gone, the command ends quietly with the exit code of SIGPIPE.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -39,7 +38,7 @@ def run_command(main: Callable[[], int | None]) -> None:
             code = EXIT_INTERRUPTED
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more as it ends.
+        # Python flushes again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = EXIT_NO_READER
     except OSError as error:

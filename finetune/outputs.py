@@ -1,4 +1,4 @@
-"""Files that commands write: checked before the work begins, and never half written."""
+"""Output files of commands: checked before the work begins, and written atomically."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .errors import UserError
 
 
 def check_out(path: Path, option: str = "--out") -> None:
-    """Check that a file can be written there, before there is anything to write.
+    """Check that a file can be written at ``path``, before the work begins.
 
     Args:
-        option: by which it was named.
+        option: name of the option, for messages.
 
     Raises:
-        UserError: it is something else than a file, or there is no right to write it.
+        UserError: there is something else than a file, or no right to write.
     """
     try:
         if path.is_dir():
@@ -24,15 +24,15 @@ def check_out(path: Path, option: str = "--out") -> None:
         if path.exists() and not path.is_file():
             raise UserError(f"{option}: {path} is no regular file; write another name")
         _check_directory(path.parent, f"{option}: {path}")
-    except OSError as error:  # too long a name, a directory that can't be entered
+    except OSError as error:  # the name is too long, or a directory can't be entered
         raise UserError(f"{option}: {_short(path)} can't be written: {error.strerror}") from error
 
 
 def check_out_directory(path: Path, option: str = "--out") -> None:
-    """Check that files can be written in a directory, which is made if it is not there.
+    """Create a directory if need be, and check that files can be written in it.
 
     Raises:
-        UserError: it is something else, or there is no right to write in it.
+        UserError: there is something else than a directory, or no right to write.
     """
     try:
         _check_directory(path, f"{option}: {path}")
@@ -41,16 +41,16 @@ def check_out_directory(path: Path, option: str = "--out") -> None:
 
 
 def write_whole(path: Path, content: bytes, option: str = "--out") -> None:
-    """Write a file beside its place and rename it, so that nobody ever reads half of it.
+    """Write a file atomically: under another name first, which is then changed.
 
-    A link stays one, and directories are made.
+    Links are kept, and missing directories are created.
 
     Raises:
-        UserError: it can't be written.
+        UserError: the file can't be written.
     """
     check_out(path, option)
     there = path.resolve()
-    beside = there.with_name(f".{os.getpid()}.part")  # however long the file's own name is
+    beside = there.with_name(f".{os.getpid()}.part")  # short: the own name may be long
     try:
         there.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(content)

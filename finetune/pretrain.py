@@ -1,8 +1,8 @@
-"""Train the class-conditional flow on MNIST, as the course has it.
+"""Train the class-conditional flow on MNIST, as in the course.
 
 Each seed gives ``unet_SEED.safetensors`` (half precision, about 3 MB) and a card
-``unet_SEED.json`` beside it.  A killed run continues where its last checkpoint stands and
-ends with the weights that an unbroken run would have had.
+``unet_SEED.json`` beside it.  A killed run continues from its last checkpoint and ends with
+the same weights as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from .arguments import Parser, whole
 from .errors import run_command
 from .outputs import check_out_directory
 
-_LARGEST_SEED = 2**31 - 1  # a hundred thousand times it still fits into torch's seeds
+_LARGEST_SEED = 2**31 - 1  # times a hundred thousand, it still fits into torch's seeds
 _MOST_EPOCHS = 10_000
-_MOST_IMAGES = 60_000  # MNIST's: a larger batch leaves no step in an epoch
+_MOST_IMAGES = 60_000  # size of MNIST; a larger batch would leave no step in an epoch
 
 
 def _seeds(text: str) -> list[int]:
@@ -42,7 +42,7 @@ def make_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     check_out_directory(arguments.out)
-    # After the options: torch takes seconds to import.
+    # Imported after the options are parsed, because torch takes seconds to import.
     import torch
 
     from .data.runes import find_mnist

@@ -25,21 +25,21 @@ WARMUP_STEPS = 200
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """What determines the weights.  A checkpoint made with another config is not continued."""
+    """Settings that determine the weights.  A checkpoint of other settings is not continued."""
 
     seed: int
     epochs: int = 10
     batch_size: int = 64
-    lr: float = 2e-3  # peak; linear warm-up, then a cosine to zero
-    ema: float = 0.999  # decay per step of the averaged weights that are kept
+    lr: float = 2e-3  # peak learning rate; linear warm-up, then a cosine to zero
+    ema: float = 0.999  # decay per step of the averaged weights, which are the result
     precision: str = "auto"
 
 
 class _Run:
-    """One seed's training, with everything that a checkpoint must hold to continue it exactly."""
+    """One seed's training, with everything that a checkpoint needs to continue it exactly."""
 
     def __init__(self, config: PretrainConfig, n_images: int, device: torch.device) -> None:
-        torch.manual_seed(config.seed)  # the initial weights
+        torch.manual_seed(config.seed)  # for the initial weights
         self.config = config
         self.device = device
         self.model = channels_last(ConditionalDiffusionUNet(), device)
@@ -74,7 +74,7 @@ class _Run:
         loss.backward()
         self.optimizer.step()
         self.step += 1
-        # The average must forget the initial weights: a young run averages over less.
+        # Early in a run the average is over fewer steps, so that it forgets the initial weights.
         decay = min(c.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.ema, list(self.model.parameters()), 1 - decay)
         return loss.item()
@@ -145,7 +145,7 @@ def validation_loss(
 
 
 def pretrain(config: PretrainConfig, data: Path, out: Path, device: torch.device) -> Path:
-    """Train one network, or continue it; returns where it was written.
+    """Train one network, or continue training it; returns the path of its file.
 
     Raises:
         UserError: MNIST is missing or broken, or a checkpoint of another config is in the way.
@@ -196,7 +196,7 @@ def pretrain(config: PretrainConfig, data: Path, out: Path, device: torch.device
 
 
 def _command(config: PretrainConfig) -> str:
-    """What to type for this network; directories are placeholders, a card names no machine's."""
+    """The command that makes this network, with placeholders for this machine's directories."""
     return (
         f"python -m finetune.pretrain --data DATA --out OUT --seeds {config.seed} "
         f"--epochs {config.epochs} --batch-size {config.batch_size} --precision {config.precision}"

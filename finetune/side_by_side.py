@@ -1,6 +1,6 @@
-"""Several calls at once on one GPU, in little more than the time of one.
+"""Adapt several tasks in lockstep; on a GPU this is barely slower than one.
 
-The submission makes one call at a time and needs none of this.
+The submission makes one call at a time and does not use this.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .train.cuda_graph import CapturedSteps
 from .train.run import Run
 from .train.schedule import Clock
 
-# Fields in which recipes of tasks side by side are equal.
+# Fields in which the recipes of tasks side by side must be equal.
 _SHARED = ("steps", "batch_size", "deadline_s")
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a call is given."""
+    """The arguments of a call."""
 
     pretrained_model: nn.Module
     drawings: Tensor  # (n, 1, 28, 28)
@@ -36,9 +36,9 @@ class Task:
 def adapt_together(
     tasks: Sequence[Task], on_step: Callable[[int, Progress], bool | None]
 ) -> list[Adapted]:
-    """`adapt` of each task: step by step side by side on a GPU, one after the other on a CPU.
+    """Run `adapt` on each task: in lockstep on a GPU, one after the other on a CPU.
 
-    On a GPU all share one clock, which shortens the schedule of all.
+    On a GPU all tasks share one clock, which shortens all their schedules alike.
 
     Args:
         tasks: one or more, with networks on one device and recipes of the same ``steps``,

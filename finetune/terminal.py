@@ -2,7 +2,7 @@
 
 
 def printable(text: str) -> str:
-    """Text without control characters: what a database holds must not steer a terminal."""
+    """Text without control characters, so that text from a database can't control a terminal."""
     return "".join(c if c == "\n" or c.isprintable() else _escaped(c) for c in text)
 
 

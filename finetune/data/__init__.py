@@ -1,1 +1,1 @@
-"""Where runes and digits come from."""
+"""Data: runes and digits."""

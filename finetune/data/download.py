@@ -1,8 +1,8 @@
 """Downloads from the official sources into the user's cache, in torchvision's layout.
 
-A file takes its name only once its checksum is right, and the runes only once all of them
-are unpacked: whatever stands in the cache under its own name is whole.  Two processes that
-fetch at once may both download, and do each other no harm.
+A file gets its final name only after its checksum is verified, and the directory of runes only
+after all are unpacked.  So everything in the cache under its final name is complete.  Two processes
+that fetch at the same time may both download, without harm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import UserError
 from .futhorc import ALPHABET
 from .mnist import RAW_DIR
 
-# Where alphabets are, each in a directory of its own.
+# Directory of the alphabets, which have a directory each.
 OMNIGLOT_PARTS = (Path("omniglot-py/images_background"), Path("omniglot-py/images_evaluation"))
 FUTHORC_DIR = OMNIGLOT_PARTS[0] / ALPHABET
 RETRIES = 2
@@ -54,15 +54,15 @@ MNIST = Download(
 
 
 def cache_directory() -> Path:
-    """The user's cache, which need not exist yet; ~/.cache/runes on Linux."""
+    """The user's cache directory, which may not exist yet; ~/.cache/runes on Linux."""
     return Path(pooch.os_cache("runes"))
 
 
 def fetch_omniglot(cache: Path, source: Download = OMNIGLOT) -> None:
-    """Make sure that ``cache`` holds the Futhorc; of the archive, nothing else is kept.
+    """Download the Futhorc into ``cache`` unless it is there; the rest of the archive is not kept.
 
     Raises:
-        UserError: the download failed or can't be stored; the cache is as it was.
+        UserError: the download failed or can't be stored; the cache is unchanged.
     """
     target = cache / FUTHORC_DIR
     if target.is_dir():
@@ -79,12 +79,12 @@ def fetch_omniglot(cache: Path, source: Download = OMNIGLOT) -> None:
             try:
                 (Path(scratch) / prefix).rename(target)
             except OSError:
-                if not target.is_dir():  # else another process was first
+                if not target.is_dir():  # otherwise another process was first
                     raise
 
 
 def fetch_mnist(cache: Path, source: Download = MNIST) -> None:
-    """Make sure that ``cache`` holds MNIST's four files; a damaged one is downloaded again.
+    """Download MNIST's four files into ``cache`` unless they are there and undamaged.
 
     Raises:
         UserError: the download failed or can't be stored; no broken file is left.
@@ -94,7 +94,7 @@ def fetch_mnist(cache: Path, source: Download = MNIST) -> None:
 
 
 def _download(source: Download, directory: Path) -> None:
-    """Bring the files that ``directory`` lacks, or holds with a wrong checksum."""
+    """Download the files that are missing in ``directory`` or have a wrong checksum."""
     registry = {name: f"md5:{md5}" for name, md5 in source.md5.items()}
     fetcher = pooch.create(directory, source.base_url, registry=registry, retry_if_failed=RETRIES)
     for name in source.md5:
@@ -103,7 +103,7 @@ def _download(source: Download, directory: Path) -> None:
 
 @contextmanager
 def _reporting(source: Download, cache: Path, layout: str) -> Iterator[None]:
-    """Turn what pooch and the file system raise into one line that says what to do."""
+    """Turn errors of pooch and the file system into one line that says what to do."""
     instead = f"put {layout} into a directory and name it by --data or RUNES_DATA"
     try:
         yield
@@ -112,7 +112,7 @@ def _reporting(source: Download, cache: Path, layout: str) -> Iterator[None]:
             f"can't download {source.title} from {source.base_url} ({_reason(error)}); "
             f"try again, or {instead}"
         ) from error
-    except ValueError as error:  # pooch's word for a wrong checksum
+    except ValueError as error:  # pooch's error for a wrong checksum
         raise UserError(
             f"what came from {source.base_url} is not {source.title}: its checksum is wrong, "
             f"so it was deleted; try again, or {instead}"
@@ -125,7 +125,7 @@ def _reporting(source: Download, cache: Path, layout: str) -> Iterator[None]:
 
 
 def _reason(error: RequestException) -> str:
-    """The innermost cause in a few words, without the layers that wrapped it."""
+    """The innermost cause in a few words."""
     if error.response is not None:
         return f"HTTP {error.response.status_code} {error.response.reason}"
     cause: BaseException = error

@@ -1,11 +1,11 @@
-"""A person's own drawings: a folder of PNG files, or a folder of such folders, one for each rune.
+"""A user's own drawings: a folder of PNG files, or a folder of such folders, one for each rune.
 
-Drawings may be in grey, in colour or of one bit, and of any one size from 28x28 on, as long as
-they are square.  Those of 28x28 are taken as they are: images as networks see them.  All others
-become bitmaps of 105x105, as Omniglot's are: a drawing is resized with antialiasing, and ink is
-wherever it is at least half as dark as its darkest pixel.  So a drawing of 105x105 in black and
-white is its own bitmap, pencil counts as ink, and a line too thin for a pixel is still a line.
-Strokes about a twentieth of the drawing's width are as wide as Omniglot's.
+Drawings may be grey, in colour or black and white.  They are square, and all of one size from 28x28
+on.  Drawings of 28x28 are used as they are, like the images that networks see.  All others become
+bitmaps of 105x105, like Omniglot's: a drawing is resized with antialiasing, and a pixel is ink if
+it is at least half as dark as the darkest.  So a black and white drawing of 105x105 is its own
+bitmap, pencil counts as ink, and a line thinner than a pixel is not lost.  Strokes of a twentieth
+of the drawing's width are as wide as Omniglot's.
 """
 
 from __future__ import annotations
@@ -22,24 +22,23 @@ from ..canvas import BITMAP_SIZE, IMAGE_SIZE
 from ..errors import UserError
 from .png import drawing_paths, read_png
 
-MIN_DRAWINGS = 2  # of a rune: one to train on, one to score on
+MIN_DRAWINGS = 2  # least drawings of a rune: one to train on, one to score on
 
-_LIGHT = 127  # paper's grey levels are above it where strokes are black
+_LIGHT = 127  # paper is lighter than this if strokes are black
 _LEAST_CONTRAST = 64  # grey levels between strokes and paper
 _EXPORT = "export it again as PNG"
 
 
 def read_folder(directory: Path) -> dict[str, Tensor]:
-    """All drawings of a folder, by rune: (n, 105, 105) uint8 with 1 = ink, or (n, 28, 28) uint8.
+    """Read a folder's drawings by rune: (n, 105, 105) uint8 with 1 = ink, or (n, 28, 28) uint8.
 
-    A folder in it is a rune of that name; PNG files in it are one rune, called as the folder is,
-    with "_" for blanks.
-    Strokes may be black on white or white on black: most pixels of a drawing are paper.  Hidden
-    files and folders are left out.
+    Each folder in it is a rune of that name.  PNG files directly in it are one rune, named after
+    the folder, with "_" for blanks.  Strokes may be black on white or white on black, because most
+    pixels of a drawing are paper.  Hidden files and folders are ignored.
 
     Raises:
-        UserError: no such folder, no drawings or fewer than two of a rune, or a file that is no
-            drawing; names the file.
+        UserError: the folder does not exist, it has no drawings or fewer than two of a rune, or a
+            file is not a drawing; the message names the file.
     """
     directory = directory.expanduser()
     if not directory.is_dir():
@@ -65,7 +64,7 @@ def read_folder(directory: Path) -> dict[str, Tensor]:
 
 
 def _runes(directory: Path) -> dict[str, list[Path]]:
-    """The drawings of each rune, two or more, by their names."""
+    """Paths of each rune's drawings, two or more, sorted by name."""
     folders = sorted(p for p in directory.iterdir() if p.is_dir() and not p.name.startswith("."))
     loose = [path for path in drawing_paths(directory) if not path.is_dir()]
     if folders and loose:
@@ -80,7 +79,7 @@ def _runes(directory: Path) -> dict[str, list[Path]]:
     runes: dict[str, list[Path]] = {}
     named = directory if directory.name not in ("", "..") else directory.resolve()
     for folder in folders or [named]:
-        # Where runes are listed, a blank ends a name.
+        # A blank would end the name in lists of runes.
         name = "_".join(folder.name.split())
         if name in runes:
             raise UserError(f"{folder} is another folder of rune {name}; rename one of them")

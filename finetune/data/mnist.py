@@ -23,7 +23,7 @@ FILES = {
 
 
 def missing_files(directory: Path) -> list[Path]:
-    """Those of MNIST's four files that ``directory`` has neither as they are nor compressed."""
+    """MNIST's files that ``directory`` has neither plain nor compressed."""
     names = [name for images, labels, _ in FILES.values() for name in (images, labels)]
     paths = [directory / RAW_DIR / name for name in names]
     return [path for path in paths if not path.exists() and not _packed(path).exists()]
@@ -33,7 +33,7 @@ def read_idx(path: Path) -> np.ndarray:
     """Read one IDX file of unsigned bytes, ``path`` or ``path.gz``.
 
     Raises:
-        UserError: missing, unreadable, corrupt, truncated or of another type.
+        UserError: the file is missing, unreadable, corrupt, truncated or of another type.
     """
     packed = _packed(path)
     try:
@@ -83,7 +83,7 @@ def load_mnist(directory: Path, split: str) -> tuple[Tensor, Tensor]:
 
 
 def digits_digest(images: Tensor, labels: Tensor) -> str:
-    """SHA-256 over the digits of one split, as ``load_mnist`` gives them: however stored."""
+    """SHA-256 of the digits of one split, as ``load_mnist`` returns them."""
     digest = hashlib.sha256(images.contiguous().numpy().tobytes())
     digest.update(labels.to(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

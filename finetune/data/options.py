@@ -1,4 +1,4 @@
-"""The options by which commands of this package name drawings, and the source that they name."""
+"""Options that name drawings, shared by the commands of this package."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from ..arguments import whole
 from .futhorc import ALPHABET
 
-if TYPE_CHECKING:  # torch takes seconds to import, and `--help` needs none of it
+if TYPE_CHECKING:  # torch takes seconds to import, and `--help` does not need it
     from .runes import RuneSource
 
 
 def add_drawings_options(parser: argparse.ArgumentParser) -> None:
-    """``--data``, ``--alphabet``, ``--drawings`` and ``--train``; all are None if not given."""
+    """Add ``--data``, ``--alphabet``, ``--drawings`` and ``--train``; all default to None."""
     add = parser.add_argument
     add("--data", type=Path, help="directory of omniglot-py; also $RUNES_DATA")
     add("--alphabet", metavar="NAME", help=f"of Omniglot (default: {ALPHABET})")
@@ -33,10 +33,10 @@ def add_drawings_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_asked(arguments: argparse.Namespace) -> RuneSource:
-    """The source that ``--source`` and the options above name.
+    """Open the source that ``--source`` and the options above name.
 
     Raises:
-        UserError: as `finetune.data.runes.open_source`.
+        UserError: as in `finetune.data.runes.open_source`.
     """
     from .runes import open_source
 

@@ -1,4 +1,4 @@
-"""PNG files of drawings: which there are, and their grey levels."""
+"""PNG files of drawings: find them, and read their grey levels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BROKEN = (
 
 
 def drawing_paths(directory: Path) -> list[Path]:
-    """The PNG files in a directory, by their names."""
+    """The PNG files in a directory, sorted by name."""
     # Copying from a Mac may leave a "._NAME.png" beside each drawing.
     return sorted(
         path
@@ -35,20 +35,20 @@ def drawing_paths(directory: Path) -> list[Path]:
 
 
 def read_png(path: Path, remedy: str) -> NDArray[np.uint8]:
-    """Grey levels (H, W), 0 = black; what is transparent is on white paper.
+    """Read grey levels (H, W), 0 = black; transparent pixels count as white paper.
 
     Args:
-        remedy: what a person is to do about a file that can't be read.
+        remedy: advice in the message for a file that can't be read.
 
     Raises:
-        UserError: it can't be read, or is damaged or no PNG file.
+        UserError: the file can't be read, is damaged, or is not a PNG file.
     """
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}); {remedy}") from error
     try:
-        # Decoding alone ignores the checksums that PNG carries.
+        # Decoding alone ignores PNG's checksums.
         Image.open(io.BytesIO(raw), formats=["PNG"]).verify()
         return _grey(Image.open(io.BytesIO(raw), formats=["PNG"]))
     except _BROKEN as error:
@@ -56,7 +56,7 @@ def read_png(path: Path, remedy: str) -> NDArray[np.uint8]:
 
 
 def _grey(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I"):  # 16 bits, which conversion would cut off at 255
+    if image.mode.startswith("I"):  # 16 bits, which a conversion would clip at 255
         levels: NDArray[np.uint8] = np.rint(np.asarray(image) / 257).astype(np.uint8)
         return levels
     if image.has_transparency_data:

@@ -1,9 +1,9 @@
 """Runes and digits: where they are found, how runes are resized, and how they are split.
 
-Data is looked for in the directory named by ``--data`` or ``RUNES_DATA`` (torchvision's
-layout), else in the user's cache, else it is downloaded there once.  A named directory is
-taken at its word: it is never written to, and never passed over for another.  Runes may be of
-any alphabet of Omniglot, or a person's own drawings (`finetune.data.folder`).
+Data is looked for in the directory named by ``--data`` or ``RUNES_DATA`` (torchvision's layout),
+else in the user's cache; else it is downloaded there once.  If a directory is named, nothing is
+written to it, and no other place is tried.  Runes may be of any alphabet of Omniglot, or a user's
+own drawings (`finetune.data.folder`).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from .synthetic import draw_rune, drawn_rune_names
 
 DATA_VARIABLE = "RUNES_DATA"
 NEW_LABEL = 10
-N_DRAWINGS = 20  # of a rune of Omniglot, and of one that this project draws
-N_TRAIN = 10  # drawings that the author's calls learn from
+N_DRAWINGS = 20  # drawings of a rune in Omniglot, and of a rune drawn by this project
+N_TRAIN = 10  # drawings that the challenge's calls learn from
 
 
 @dataclass(frozen=True, eq=False)
 class RuneSource:
-    """Bitmaps of runes and where they come from; n drawings of a rune, 2 or more."""
+    """Bitmaps of runes with their source; a rune has n drawings, at least 2."""
 
     name: str  # "omniglot" (the Futhorc), "omniglot ALPHABET", "drawn" or "drawings" (a folder)
-    # Rune -> (n, 105, 105) uint8, 1 = ink, 0 = paper; or, of a folder of such images,
+    # By rune: (n, 105, 105) uint8, 1 = ink, 0 = paper; or, from a folder of images of 28x28,
     # (n, 28, 28) uint8 of grey levels, 255 = ink.
     bitmaps: Mapping[str, Tensor]
 
@@ -52,7 +52,7 @@ class RuneSource:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names and pixels: the same runes, wherever and however stored."""
+        """SHA-256 of names and pixels; it does not depend on where and how they are stored."""
         digest = hashlib.sha256()
         for rune in self.runes:
             bitmaps = self.bitmaps[rune]
@@ -61,12 +61,12 @@ class RuneSource:
         return digest.hexdigest()
 
     def mark(self, n_train: int | None = None) -> str:
-        """What tells its drawings, dealt so, from others: the digest's first 12 digits.
+        """Identifies the drawings and their split: the first 12 digits of the digest.
 
-        Where not all runes have ten drawings to train on, how many they have follows: "/5" or,
-        over the runes, "/5-8".
+        If not all runes have ten drawings to train on, their number follows: "/5", or "/5-8" if it
+        differs between runes.
         """
-        # Not `train_count`: a rune that is too small for this need not be asked for.
+        # Not `train_count`, which raises for runes that are too small even if nobody uses them.
         counts = [len(b) // 2 if n_train is None else n_train for b in self.bitmaps.values()]
         low, high = min(counts), max(counts)
         split = "" if low == high == N_TRAIN else f"/{low}" if low == high else f"/{low}-{high}"
@@ -90,10 +90,10 @@ class RuneSource:
     def split(
         self, rune: str, resize: Resize = "bilinear", seed: int = 0, n_train: int | None = None
     ) -> Split:
-        """The drawings of one rune, dealt by `split_drawings`.
+        """The drawings of one rune, split by `split_drawings`.
 
         Raises:
-            UserError: as `drawings` and `split_drawings`, with the rune's name.
+            UserError: as in `drawings` and `split_drawings`, with the rune's name.
         """
         drawings = self.drawings(rune, resize)
         try:
@@ -102,7 +102,7 @@ class RuneSource:
             raise UserError(f"{rune}: {error}") from error
 
     def check_bitmaps(self) -> None:
-        """Make sure that there are bitmaps, which can be resized in any way.
+        """Check that there are bitmaps, which can be resized in any way.
 
         Raises:
             UserError: there are only images of 28x28.
@@ -115,13 +115,13 @@ class RuneSource:
 
 
 def resize_bitmaps(bitmaps: Tensor, resize: Resize) -> Tensor:
-    """Bitmaps (N, H, W) in {0, 1} as images (N, 1, 28, 28) float32 in [0, 1].
+    """Resize bitmaps (N, H, W) in {0, 1} to images (N, 1, 28, 28) float32 in [0, 1].
 
-    ``bilinear`` looks at four pixels for each new one, so thin strokes break up;
-    ``antialiased`` averages over all that a new pixel covers; ``nearest`` stays two-valued.
+    ``bilinear`` uses four pixels for each new one, so thin strokes break up; ``antialiased``
+    averages over all pixels that a new one covers; ``nearest`` stays two-valued.
 
     Raises:
-        UserError: no such resize.
+        UserError: there is no such resize.
     """
     if resize not in RESIZES:
         raise UserError(f"resize is {resize!r}; write one of {_join(RESIZES)}")
@@ -140,10 +140,10 @@ class Split:
 
 
 def train_count(n: int, n_train: int | None = None) -> int:
-    """How many of a rune's ``n`` drawings train; None: half of them, rounded down.
+    """How many of a rune's ``n`` drawings to train on; None: half of them, rounded down.
 
     Raises:
-        UserError: none would train, or none would be left to score on.
+        UserError: no drawing would be left to train on, or to score on.
     """
     count = n // 2 if n_train is None else n_train
     if n < MIN_DRAWINGS:
@@ -157,7 +157,7 @@ def train_count(n: int, n_train: int | None = None) -> int:
 
 
 def split_drawings(drawings: Tensor, seed: int, n_train: int | None = None) -> Split:
-    """Deal drawings (n, ...) into two parts, in an order fixed by ``n`` and ``seed`` alone.
+    """Split drawings (n, ...) in two, in an order that depends on ``n`` and ``seed`` alone.
 
     Args:
         n_train: how many are to train on; None: half of them, so 10 of 20.

@@ -1,11 +1,11 @@
-"""Modules of one package as one file, in an order for people: the same definitions, fewer of them.
+"""Join the modules of a package into one readable file with only the definitions that are needed.
 
-Definitions are cut out of the source as text, comments and all, and are kept when the entry can
-reach them by name.  The file can stand among other code:
+Definitions are copied as text, with their comments, if the entry can reach them by name.  The file
+can be pasted among other code:
 
-- every name that it binds at its top, but the entry's and ``torch``, begins with an underscore;
-- what it imports has a name of its own (``_Tensor``, ``_nn``, ``_F``);
-- annotations that name what comes later are strings, so it needs no import from `__future__`.
+- names at its top level begin with an underscore, except the entry's and ``torch``;
+- its imports have names of their own (``_Tensor``, ``_nn``, ``_F``);
+- annotations that name later definitions are strings, so it needs no import from `__future__`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _FOR_TOOLS = re.compile(r"#\s*(type:\s*ignore|noqa)\b.*")
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the file: what it is called, and the modules in it in their order."""
+    """A part of the file: its title, and its modules in order."""
 
     title: str
     modules: tuple[str, ...]
@@ -58,7 +58,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Joined:
-    """What is left of the modules."""
+    """The joined modules."""
 
     text: str  # imports and definitions
     attributes: frozenset[str]  # names that occur as ``something.name``
@@ -67,15 +67,15 @@ class Joined:
 def join(sources: Mapping[str, str], entry: tuple[str, str], sections: Sequence[Section]) -> Joined:
     """Join what ``entry`` needs, in the order of ``sections``.
 
-    Within a module the order is the module's.  Only what must be defined earlier, because an
-    earlier statement uses it as the file is loaded, moves up to there.
+    Within a module the order stays.  A definition moves up only if an earlier statement needs it
+    when the file is loaded.
 
     Args:
-        sources: module -> text, of all modules that may be needed.
-        entry: the module and the name of what is wanted.
+        sources: texts by module, of all modules that may be needed.
+        entry: module and name of the entry.
 
     Raises:
-        JoinError: something is not provided for; says what.
+        JoinError: the modules use something unsupported; the message says what.
     """
     program = Program(prune(sources, entry), entry)
     order = _reading_order(program, sections)
@@ -103,7 +103,7 @@ def join(sources: Mapping[str, str], entry: tuple[str, str], sections: Sequence[
 
 
 def _reading_order(program: Program, sections: Sequence[Section]) -> list[tuple[Definition, str]]:
-    """Definitions in the file's order, each with the module under whose heading it stands."""
+    """Definitions in the file's order, each with the module whose heading it is under."""
     places = {name: i for i, name in enumerate(m for s in sections for m in s.modules)}
     for definition in sorted(program.kept, key=str):
         if definition.module not in places:
@@ -136,7 +136,7 @@ def _reading_order(program: Program, sections: Sequence[Section]) -> list[tuple[
 
 
 def _needed_at_once(program: Program, definition: Definition) -> set[Definition]:
-    """What must be there when the statement of a definition runs."""
+    """Definitions that must exist when the statement of a definition runs."""
     targets = {id(used.node): target for used, target in program.references(definition)}
     needed: set[Definition] = set()
     called: list[Definition] = []
@@ -151,7 +151,7 @@ def _needed_at_once(program: Program, definition: Definition) -> set[Definition]
             if isinstance(target, Definition) and target is not definition:
                 needed.add(target)
                 called += [target] if id(inner) in roots else []
-    while called:  # its body runs, too
+    while called:  # the body of a called definition runs, too
         function = called.pop()
         for target in _named_in_body(program, function):
             if target is definition:
@@ -165,7 +165,7 @@ def _needed_at_once(program: Program, definition: Definition) -> set[Definition]
 
 
 def _named_in_body(program: Program, definition: Definition) -> Iterator[Definition]:
-    """What runs as a definition is called: of a class, its special methods."""
+    """Definitions used by the body of a called definition; for a class, by its special methods."""
     idle: list[ast.AST] = [
         node for node, kind in evaluated(definition.node) if kind == "annotation"
     ]
@@ -179,7 +179,7 @@ def _named_in_body(program: Program, definition: Definition) -> Iterator[Definit
 
 
 class _Writer:
-    """Writes definitions with the names that they have in the file."""
+    """Writes definitions with their names in the file."""
 
     def __init__(
         self, program: Program, order: Sequence[Definition], sections: Sequence[Section]
@@ -205,7 +205,7 @@ class _Writer:
                     self._imports[target] = _import_name(target, bound)
 
     def imports(self) -> str:
-        """Sorted as isort does: the standard library, then the rest; plain imports first."""
+        """The file's imports, sorted as by isort: the standard library first, then the rest."""
         lines: dict[bool, list[tuple[bool, str, str]]] = {True: [], False: []}
         for target, name in self._imports.items():
             if target == _TORCH:
@@ -318,7 +318,7 @@ class _Writer:
         )
 
     def _prose(self, definition: Definition, text: Text) -> Iterator[Edit]:
-        """Docstrings and comments by the file's names."""
+        """Edits that put the file's names into docstrings and comments."""
         for node in ast.walk(definition.node):
             if isinstance(node, _BLOCKS) and ast.get_docstring(node) is not None:
                 first = node.body[0]
@@ -337,7 +337,7 @@ class _Writer:
                 yield Edit(start, start + len(token.string.encode()), new)
 
     def reworded(self, prose: str, module: str) -> str:
-        """Prose of a module, whose names in backquotes become the file's."""
+        """Prose of a module with the file's names in backquotes."""
 
         def renamed(match: re.Match[str]) -> str:
             dotted = match[1]
@@ -368,7 +368,7 @@ class _Writer:
         return _reflowed(prose)
 
     def _reference(self, dotted: str) -> str:
-        """What a module of the package, or a name in one, is in the file."""
+        """The file's name for a module of the package, or for a name in one."""
         if dotted in self._titles:
             return f'the section "{self._titles[dotted]}"'
         module, _, name = dotted.rpartition(".")
@@ -380,7 +380,7 @@ class _Writer:
 
 
 def _reflowed(prose: str) -> str:
-    """Prose in which a paragraph is wrapped anew from a line on that new names made too long."""
+    """Prose in which paragraphs are wrapped again where new names made a line too long."""
     lines, written = prose.split("\n"), []
     while lines:
         paragraph = [lines.pop(0)]
@@ -405,7 +405,7 @@ def _reflowed(prose: str) -> str:
 
 
 def _import_name(target: Import, bound: Mapping[str, Definition]) -> str:
-    """What an import is called in the file: by its last word, ``torch`` by its own."""
+    """The name of an import in the file: its last word with an underscore; ``torch`` stays."""
     if target == _TORCH:
         return target.module
     words = target.module.split(".") + ([target.name] if target.name else [])
@@ -418,10 +418,10 @@ def _import_name(target: Import, bound: Mapping[str, Definition]) -> str:
 
 
 def _check_names(text: str, entry: Definition) -> None:
-    """Everything that the file names is there, and it binds nothing else.
+    """Check that all names in the file are defined, and that it binds no others.
 
     Raises:
-        JoinError: a fault of this module's.
+        JoinError: this module has a bug.
     """
     tree = ast.parse(text)
     bound: set[str] = set()
@@ -446,7 +446,7 @@ def _is_standard(module: str) -> bool:
 
 
 def imported_packages(source: str) -> Iterator[str]:
-    """Top-level packages that a file imports, wherever in it, other than the standard library."""
+    """Packages that a file imports anywhere, other than the standard library."""
     for node in ast.walk(ast.parse(source)):
         modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""Modules of one package taken apart: their definitions, and what each name in them means."""
+"""Parse the modules of a package: their definitions, and the meaning of each name in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .scopes import FUNCTIONS, GlobalName, global_names
 
 
 class JoinError(Exception):
-    """The modules can't be joined: they use something that is not provided for."""
+    """The modules can't be joined, because they use something unsupported."""
 
 
 @dataclass(frozen=True, order=True)
@@ -26,7 +26,7 @@ class Import:
 
 @dataclass(frozen=True, eq=False)
 class Definition:
-    """A statement of a module that binds names, with the comments right above it."""
+    """A statement of a module that binds names, with the comments directly above it."""
 
     module: str
     names: tuple[str, ...]
@@ -37,7 +37,7 @@ class Definition:
 
     @cached_property
     def used(self) -> list[GlobalName]:
-        """Names in it that mean the module's."""
+        """Occurrences in it of names of the module."""
         return global_names(self.node)
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Definition:
 
 @dataclass
 class Module:
-    """A module, taken apart."""
+    """A parsed module."""
 
     docstring: str
     definitions: dict[str, Definition] = field(default_factory=dict)  # by the names they bind
@@ -58,14 +58,14 @@ Target = Definition | Import
 
 
 class Program:
-    """What an entry can reach by name.
+    """All definitions that an entry can reach by name.
 
     Args:
-        sources: module -> text, of all modules that may be needed.
-        entry: the module and the name of what is wanted.
+        sources: texts by module, of all modules that may be needed.
+        entry: module and name of the entry.
 
     Raises:
-        JoinError: a statement is of an unknown kind, or a name means nothing.
+        JoinError: a statement is of an unsupported kind, or a name is undefined.
     """
 
     def __init__(self, sources: Mapping[str, str], entry: tuple[str, str]) -> None:
@@ -83,10 +83,10 @@ class Program:
                 queue += [meant for _, meant in self.references(target)]
 
     def resolve(self, module: str, name: str) -> Target | None:
-        """What ``name`` means in ``module``; None: a builtin.
+        """The meaning of ``name`` in ``module``; None for a builtin.
 
         Raises:
-            JoinError: nothing has that name.
+            JoinError: the name is undefined.
         """
         parts = self.modules[module]
         if name in parts.siblings:
@@ -104,7 +104,7 @@ class Program:
         raise JoinError(f"{module}.py does not define {name}")
 
     def references(self, definition: Definition) -> Iterator[tuple[GlobalName, Target]]:
-        """Names in a definition that mean another one, or an import, and what they mean."""
+        """Names in a definition that refer to another definition or an import, with the target."""
         parts = self.modules[definition.module]
         for used in definition.used:
             if used.ambiguous:
@@ -154,7 +154,7 @@ def _take_apart(module: str, source: str) -> Module:
 
 
 def first_line(node: ast.stmt) -> int:
-    """Of a statement with its decorators."""
+    """The first line of a statement, with its decorators."""
     decorators: list[ast.expr] = getattr(node, "decorator_list", [])
     return min([node.lineno, *(d.lineno for d in decorators)])
 

@@ -1,13 +1,12 @@
-"""Proof that a submission is what a trial measured: it is run where nothing else is.
+"""Proof that a submission reproduces a trial: it is run in a clean interpreter.
 
-Two runs in clean interpreters, neither of which sees the drawings that are scored on before its
-call is over:
+There are two runs.  Neither sees the drawings to score on before its call is over:
 
-- a short one beside the project's own modules, on the CPU: all weights, and what the returned
-  networks answer, must be the same, bit for bit, on whichever machine;
-- the whole call on an instance of the trial.  The network that it returns, and no other, is scored
-  in its own interpreter: its loss must be the trial's, bit for bit on the machine and with the
-  threads of the trial, within the errors elsewhere.
+- A short run, compared with one of the project's own modules, on the CPU.  All weights, and the
+  outputs of the returned networks, must be equal bit for bit, on any machine.
+- The whole call on an instance of the trial.  The returned network is scored in its own
+  interpreter.  Its loss must be the trial's: bit for bit on the trial's machine with the trial's
+  number of threads, and within the errors elsewhere.
 """
 
 from __future__ import annotations
@@ -37,17 +36,17 @@ from .joining import imported_packages
 
 _SCRIPT = Path(__file__).with_name("sandbox.py")
 _SHORT_STEPS = 5
-_NO_DEADLINE_S = 1e6  # the longest that a recipe may have
-_START_S = 120.0  # that an interpreter may take to import torch, on a busy machine
+_NO_DEADLINE_S = 1e6  # longest deadline of a recipe
+_START_S = 120.0  # timeout for an interpreter to import torch, on a busy machine
 _POLL_S = 0.2
-# Of the difference of two losses on one table of noise, as if their errors were independent.
+# Allowed difference of two losses on the same noise, in standard errors, as if independent.
 _ERRORS = 3.0
 _TIMES = (0.0, 0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.99)
 _Question = tuple[Tensor, Tensor, Tensor]  # x_t, t and c
 
 
 class ProofError(Exception):
-    """The submission is not what it claims to be.  The message is one line that says why."""
+    """The submission does not reproduce its claims.  The message is one line that says why."""
 
 
 class Instance(Protocol):
@@ -74,19 +73,19 @@ class Claim:
 
 @dataclass(frozen=True)
 class Proof:
-    """What the whole call gave."""
+    """The result of the whole call."""
 
     loss: LossTable
     seconds: float
     steps: int  # of each network
-    exact: bool  # the trial's loss, bit for bit
+    exact: bool  # whether it has the trial's loss bit for bit
 
 
 def check_imports(submission: Path) -> None:
-    """The file imports torch and the standard library, and nothing else.
+    """Check that the file imports only torch and the standard library.
 
     Raises:
-        ProofError: it imports something else, or is no Python.
+        ProofError: it imports something else, or is not Python.
     """
     try:
         foreign = sorted(set(imported_packages(submission.read_text("utf-8"))) - {"torch"})
@@ -97,12 +96,12 @@ def check_imports(submission: Path) -> None:
 
 
 def check_same_source(submission: Path, recipe: Recipe, instance: Instance) -> None:
-    """A few steps of the file and of the project's own modules give the same weights.
+    """Check that a few steps of the file and of the project's own modules give equal weights.
 
     Raises:
-        ProofError: they differ, or the file's recipe is another, or one of them does not run.
+        ProofError: the weights or the recipes differ, or one of the two does not run.
     """
-    # A short run must not depend on the clock, nor on a measurement of speed.
+    # A short run must depend neither on the clock nor on a measurement of speed.
     short = {
         "steps": min(recipe.steps, _SHORT_STEPS),
         "deadline_s": _NO_DEADLINE_S,
@@ -137,7 +136,7 @@ def check_same_source(submission: Path, recipe: Recipe, instance: Instance) -> N
 
 
 def _questions(label: int) -> list[_Question]:
-    """At each of some times, noise and zeros under a label."""
+    """Inputs for the networks: noise and zeros under a label, at several times."""
     numbers = torch.Generator().manual_seed(0)
     x_t = torch.randn(len(_TIMES), 1, 28, 28, generator=numbers)
     t = torch.tensor(_TIMES)[:, None, None, None]
@@ -154,20 +153,20 @@ def check_call(
     claim: Claim | None = None,
     steps: int | None = None,
 ) -> Proof:
-    """The whole call in a clean interpreter, scored here, against what the trial measured.
+    """Make the whole call in a clean interpreter, and compare its loss with the trial's.
 
     Args:
-        steps: that the call makes, however long they take; None: as its own clock allows.
+        steps: number of steps of the call, however long they take; None: by its own clock.
 
     Raises:
-        ProofError: it does not run, takes too long, or has another loss.
+        ProofError: the call does not run, takes too long, or has another loss.
     """
     overrides: dict[str, Any] = {} if recipe.seed == instance.seed else {"seed": instance.seed}
     if steps is not None:
         overrides |= {"steps": steps, "deadline_s": _NO_DEADLINE_S}
     case = _case(recipe, instance, torch.get_num_threads(), overrides)
     what = f"the whole call on {instance.label}"
-    # Asked first, to learn the questions; then with the answers.
+    # The first evaluation collects the questions, the second uses the answers.
     asked = _Answering()
     estimate(asked, instance.split.test, NEW_LABEL, table)
     ran = _run(submission, case, asked.questions, _START_S + limit_s, what, {})
@@ -189,7 +188,7 @@ def check_call(
 
 
 class _Answering(nn.Module):
-    """A network elsewhere: notes what it is asked and gives the answers that came, or zeros."""
+    """Stands for a network in another process: records inputs, returns given answers or zeros."""
 
     def __init__(self, answers: Sequence[Tensor] | None = None) -> None:
         super().__init__()
@@ -210,7 +209,7 @@ class _Answering(nn.Module):
 def _case(
     recipe: Recipe, instance: Instance, threads: int, overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the script is told; the drawings that are scored on are not part of it."""
+    """The case for the script, without the drawings to score on."""
     return {
         "network": module_source("model.unet"),
         "state": instance.pretrained.state_dict(),
@@ -230,10 +229,10 @@ def _run(
     what: str,
     environment: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The script's report, with the returned network's answers to ``questions``.
+    """Run the script; returns its report, with the network's answers to ``questions``.
 
     Raises:
-        ProofError: it failed, hung, or did what it must not do.
+        ProofError: the script failed, hung, or did something forbidden.
     """
     arguments = [str(submission.resolve()) if submission else "", "case.pt"]
     command = [sys.executable, "-I", "-B", str(_SCRIPT), *arguments]
@@ -252,7 +251,7 @@ def _run(
         start = time.monotonic()
         while child.poll() is None:
             if not file.exists() and len(_messages(directory / "out")) == 1:
-                # The call is over, and only now may it see what it is scored on.
+                # Written only now, because the call must not see the drawings to score on.
                 torch.save(list(questions), directory / "part")
                 (directory / "part").rename(file)
                 limit_s += _START_S
@@ -275,7 +274,7 @@ def _run(
 
 
 def _messages(path: Path) -> list[bytes]:
-    """Those that are whole, of what the script has written so far."""
+    """The complete messages of what the script has written so far."""
     data, found = path.read_bytes(), []
     while len(data) >= 8 and len(data) >= 8 + (n := int.from_bytes(data[:8], "big")):
         found.append(data[8 : 8 + n])
@@ -286,10 +285,10 @@ def _messages(path: Path) -> list[bytes]:
 def describe(
     proof: Proof, claim: Claim | None, recipe: Recipe, label: str, planned: bool = False
 ) -> Sequence[str]:
-    """Lines for people: what was compared and how well it agrees.
+    """Lines for people: what was compared, and how well it agrees.
 
     Args:
-        planned: a reference clock set the steps of both calls.
+        planned: whether a reference clock set the steps of both calls.
     """
     made = f"{proof.steps} steps" + (" by the study's reference clock" if planned else "")
     call = f"{proof.seconds:.1f} s, {made}"

@@ -1,13 +1,13 @@
-"""Runs a submission in an interpreter that has nothing but torch: a script, never imported.
+"""Runs a submission in an interpreter with nothing but torch: a script, never imported.
 
     python -I -B sandbox.py SUBMISSION CASE
 
-CASE is a file of `torch.save` with what `finetune.submission.proof` says of the case.  The
-submission may import torch, numpy and the standard library, may not write, start a process or open
-a connection, and sees ten drawings and a network.  What is said of the call goes to standard
-output; the network that it returned then answers the questions in the case's file of questions,
-which is written after the call, and the answers go to standard output, too.  With no SUBMISSION
-(an empty word) the project's own modules run instead, for comparison.
+CASE is a file of `torch.save`, written by `finetune.submission.proof`.  The submission may import
+torch, numpy and the standard library.  It may not write files, start a process or open a
+connection, and it sees only ten drawings and a network.  A report of the call goes to standard
+output.  After the call a file of questions is written; the returned network's answers to them go to
+standard output, too.  If SUBMISSION is empty, the project's own modules run instead, for
+comparison.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _POLL_S = 0.02
 
 
 class Guard(importlib.abc.MetaPathFinder):
-    """Refuses imports and system calls, and remembers what it refused, as one may catch errors."""
+    """Refuses imports and system calls, and records them, because a file may catch the errors."""
 
     def __init__(self) -> None:
-        # Torch's own dependencies are here by now.
+        # Torch's own dependencies are already imported.
         loaded = {name.partition(".")[0] for name in sys.modules}
         self._allowed = loaded | set(sys.stdlib_module_names) | {"torch", "numpy"}
         self.refused: list[str] = []
@@ -114,7 +114,7 @@ def main(submission: str, case_path: str) -> None:
 
 
 def _send(out: BinaryIO, message: dict[str, Any]) -> None:
-    """A message, after its length in eight bytes."""
+    """Send a message, preceded by its length in eight bytes."""
     packed = io.BytesIO()
     torch.save(message, packed)
     out.write(len(packed.getvalue()).to_bytes(8, "big") + packed.getvalue())
@@ -122,8 +122,8 @@ def _send(out: BinaryIO, message: dict[str, Any]) -> None:
 
 
 def _answers(model: torch.nn.Module, questions: Path) -> list[torch.Tensor]:
-    """What a network answers to each (x_t, t, c) of a file that comes to be."""
-    while not questions.exists():  # whoever waits for the answers ends this process at last
+    """Wait for the file of questions; returns the network's answer to each (x_t, t, c) in it."""
+    while not questions.exists():  # the waiting process ends this one at a timeout
         time.sleep(_POLL_S)
     asked = torch.load(questions, weights_only=True)
     model.eval()
@@ -132,7 +132,7 @@ def _answers(model: torch.nn.Module, questions: Path) -> list[torch.Tensor]:
 
 
 def _network(case: dict[str, Any]) -> torch.nn.Module:
-    """The pretrained network, of a class whose source came along."""
+    """The pretrained network, of the class whose source is in the case."""
     module = ModuleType("course")
     sys.modules["course"] = module
     exec(compile(case["network"], "course.py", "exec"), module.__dict__)
@@ -142,14 +142,14 @@ def _network(case: dict[str, Any]) -> torch.nn.Module:
 
 
 def _warm_up() -> None:
-    """Make torch import what it imports at its first optimizer."""
+    """Make torch do the imports of its first optimizer."""
     weight = torch.zeros(1, requires_grad=True)
     weight.sum().backward()
     torch.optim.AdamW([weight]).step()
 
 
 def _count_steps() -> Callable[[], int]:
-    """From now on; the answer is how many steps of AdamW the busiest optimizer has made."""
+    """Count steps of AdamW from now on; returns a function that gives the busiest's count."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     steps: Counter[torch.optim.Optimizer] = Counter()

@@ -1,4 +1,4 @@
-"""Which names of a statement mean the module's own, and which of them its definition evaluates."""
+"""Scopes: which names in a statement are the module's, and which are evaluated when it runs."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ class GlobalName(NamedTuple):
     """An occurrence of a name that the module binds, imports, or takes from the builtins."""
 
     node: ast.Name
-    hidden: frozenset[str]  # names that functions around it bind: here they mean something else
-    ambiguous: bool = False  # a class binds it, too: which is meant depends on when it runs
+    hidden: frozenset[str]  # names bound by enclosing functions, which mean something else here
+    ambiguous: bool = False  # a class binds it, too, so its meaning depends on when it runs
 
 
 def global_names(statement: ast.stmt) -> list[GlobalName]:
-    """Every name in a statement of a module that means the module's."""
+    """All occurrences in a statement of names of the module's own scope."""
     finder = _Finder()
     finder.visit(statement)
     return finder.found
 
 
 class _Finder(ast.NodeVisitor):
-    """Python's rules of scopes: a function sees those around it, but not a class's."""
+    """Applies Python's rules: a function sees enclosing functions' names, but not a class's."""
 
     def __init__(self) -> None:
         self.found: list[GlobalName] = []
-        self._functions: list[set[str]] = []  # names bound in the functions around
-        self._class: set[str] = set()  # names bound in the class whose body this is
+        self._functions: list[set[str]] = []  # names bound in enclosing functions
+        self._class: set[str] = set()  # names bound in the class body being visited
 
     def visit_Name(self, node: ast.Name) -> None:
         hidden = frozenset[str]().union(*self._functions)
@@ -69,7 +69,7 @@ class _Finder(ast.NodeVisitor):
         if not isinstance(node, _COMPREHENSIONS):
             super().generic_visit(node)
             return
-        self.visit(node.generators[0].iter)  # which is evaluated outside
+        self.visit(node.generators[0].iter)  # the first iterable is evaluated outside
         targets = _bound([ast.Expr(g.target) for g in node.generators])
         results = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
         iters = [g.iter for g in node.generators[1:]]
@@ -90,9 +90,9 @@ class _Finder(ast.NodeVisitor):
 
 
 def _bound(body: Iterable[ast.AST]) -> set[str]:
-    """Names that the body of a function or a class binds, without those of scopes within it."""
+    """Names that the body of a function or a class binds, without those of inner scopes."""
     names: set[str] = set()
-    elsewhere: set[str] = set()  # declared global or nonlocal
+    elsewhere: set[str] = set()  # names declared global or nonlocal
     queue = list(body)
     while queue:
         node = queue.pop()
@@ -120,17 +120,17 @@ def _bound(body: Iterable[ast.AST]) -> set[str]:
 
 
 class Evaluated(NamedTuple):
-    """An expression that is evaluated as a statement of a module runs."""
+    """An expression that is evaluated when a statement of a module runs."""
 
     node: ast.expr | ast.stmt
     kind: str  # "value", "called", "annotation", or "field": an annotation that can't be a string
 
 
 def evaluated(statement: ast.stmt, fields: bool = False) -> Iterator[Evaluated]:
-    """What runs when ``statement`` does: not the bodies of functions.
+    """Expressions that are evaluated when ``statement`` runs, without the bodies of functions.
 
     Args:
-        fields: annotated names in it are fields of a data class.
+        fields: whether annotated names in it are fields of a data class.
     """
     if isinstance(statement, FUNCTIONS):
         a = statement.args

@@ -1,4 +1,4 @@
-"""Edits of source text at the places of its syntax tree: comments and layout stay."""
+"""Edit source text at places of its syntax tree; comments and layout stay."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Text:
             self._starts.append(self._starts[-1] + len(line))
 
     def at(self, line: int, column: int) -> int:
-        """The offset of a place; columns count bytes, as those of a syntax tree."""
+        """The offset of a place; columns count bytes, as in a syntax tree."""
         return self._starts[line - self._first_line] + column
 
     def span(self, node: ast.expr | ast.stmt | ast.arg | ast.keyword) -> tuple[int, int]:
@@ -38,7 +38,7 @@ class Text:
         return self._raw[start:end].decode()
 
     def edited(self, edits: Iterable[Edit], start: int = 0, end: int | None = None) -> str:
-        """What is between two places after edits there that don't overlap."""
+        """The text between two places after edits, which must not overlap."""
         parts, done = [], start
         for edit in sorted(edits):
             parts += [self.slice(done, edit.start), edit.text]

@@ -1,8 +1,8 @@
-"""Steps on a GPU, captured once and replayed: one launch for all that a step does.
+"""Training steps on a GPU as a CUDA graph: captured once, then replayed with a single launch.
 
-A step on 16 images is some hundred short operations, and to launch each from Python takes longer
-than to do it.  A captured one is launched whole, and those of runs side by side, none of which
-fills a GPU, are branches of one graph that run at the same time.
+A step on 16 images is some hundred short operations, and launching each from Python takes longer
+than running it.  A captured step is launched as a whole.  Runs side by side, none of which fills a
+GPU, are branches of one graph that run at the same time.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 
 from .run import Batch, Run
 
-# Before the capture: libraries choose their kernels, and the optimizer makes its state.
+# Steps before the capture, in which libraries choose kernels and the optimizer makes its state.
 _PLAIN_STEPS = 3
 
 
 class CapturedSteps:
     """Steps of ``runs`` on a GPU, side by side.
 
-    Where a step can't be captured, its operations are launched one by one.
+    If a step can't be captured, its operations are launched one by one.
     """
 
     def __init__(self, runs: Sequence[Run], device: torch.device, *, capture: bool = True) -> None:
@@ -28,8 +28,8 @@ class CapturedSteps:
         self._captures = capture
         self._device = device
         self._streams = [torch.cuda.Stream(device) for _ in runs]
-        self._drawn: list[Batch] = []  # of each run, always in the same place
-        self._left = 0  # batches of these that no step has had
+        self._drawn: list[Batch] = []  # batches of each run, always at the same memory
+        self._left = 0  # how many of these batches are unused
         self._next = torch.zeros(1, dtype=torch.long, device=device)  # of these
         self._losses = torch.zeros(len(runs), device=device)
         self._n_done = 0
@@ -44,7 +44,7 @@ class CapturedSteps:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def draw(self) -> None:
-        """See that the next step has something to learn from."""
+        """Draw new batches if the next step has none."""
         if self._left:
             return
         drawn = [run.draw() for run in self._runs]
@@ -58,7 +58,7 @@ class CapturedSteps:
         self._left = len(drawn[0][0])
 
     def train(self, share: float, advance: float) -> list[float]:
-        """A step at ``share`` of the schedule that covers ``advance``; each run's flow loss."""
+        """Make a step at ``share`` of the schedule that covers ``advance``; returns flow losses."""
         for run, rates in zip(self._runs, self._rates, strict=True):
             run.weights.set_rates(share, advance)
             if self._device.type == "cuda":
@@ -81,12 +81,12 @@ class CapturedSteps:
         try:
             with torch.cuda.graph(graph):
                 self._train()
-        except RuntimeError:  # of whatever in the network can't be captured
+        except RuntimeError:  # something in the network can't be captured
             return
         self._graph = graph
 
     def _train(self) -> None:
-        """One step of each run, each in a stream of its own."""
+        """Make one step of each run, each in a stream of its own."""
         current = torch.cuda.current_stream()
         for k, (run, stream) in enumerate(zip(self._runs, self._streams, strict=True)):
             stream.wait_stream(current)
