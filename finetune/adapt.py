@@ -21,20 +21,20 @@ from .train.schedule import Clock
 
 
 class AdaptationError(RuntimeError):
-    """The run can't go on: its loss is not finite."""
+    """The run can't go on, because its loss is not finite."""
 
 
 def finetune_model(
     pretrained_model: nn.Module, train_dataset: Any, recipe: Recipe | None = None
 ) -> nn.Module:
-    """A copy of the network that has learnt the dataset's class under the next label, 10.
+    """Return a copy of the network that has learnt the dataset's class under the next label, 10.
 
-    Trains where the network is, or on a GPU when there is one, and returns it to where it is.
-    The process's own settings are neither used nor changed.  Other labels get worse: keep the
+    It trains on a GPU if there is one, and the copy is returned on the network's own device.  The
+    process's settings are neither used nor changed.  Other labels get worse, so keep the
     pretrained network for them.
 
     Args:
-        pretrained_model: the course's network or ours; it is left as it was.
+        pretrained_model: the course's network or ours; it is not changed.
         train_dataset: pairs (image, label) or bare images, each 1x28x28 in [0, 1].
 
     Raises:
@@ -73,29 +73,29 @@ def take_step(run: Run, clock: Clock) -> float:
 
 
 def check_finite(loss: float, step: int, recipe: Recipe) -> None:
-    """Raises AdaptationError where ``loss`` is no number to go on with."""
+    """Raise AdaptationError if ``loss`` is not finite."""
     if not math.isfinite(loss):
         raise AdaptationError(f"loss is {loss} at step {step}; lower lr ({recipe.lr:g})")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback is told after each step."""
+    """The argument of the callback after each step."""
 
     step: int  # steps done
-    share: float  # of the schedule, in [0, 1]
-    loss: float  # of this step's batch
+    share: float  # finished share of the schedule, in [0, 1]
+    loss: float  # loss of this step's batch
     elapsed_s: float
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """An adapted network and how it came about."""
+    """An adapted network, with a record of its run."""
 
     model: nn.Module
     steps: int
     seconds: float
-    stopped: bool  # by the callback, before the schedule's end
+    stopped: bool  # whether the callback ended the run early
 
 
 def adapt(
@@ -104,10 +104,10 @@ def adapt(
     recipe: Recipe,
     on_step: Callable[[Progress], bool | None] | None = None,
 ) -> Adapted:
-    """`finetune_model` for ``drawings`` (n, 1, 28, 28), with a look at each step.
+    """`finetune_model` for ``drawings`` (n, 1, 28, 28), with a callback.
 
     Args:
-        on_step: called after each step; a true answer ends the run there.
+        on_step: called after each step; a true result ends the run.
 
     Raises:
         AdaptationError: the loss is not finite.

@@ -10,17 +10,17 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-# A partition of the network's parameters; `layers.py` says which is which.
+# A partition of the network's parameters; see `finetune.model.groups`.
 GROUPS = ("input", "down", "middle", "up", "output", "norm_bias", "embedding")
 LORA_GROUPS = ("input", "down", "middle", "up", "output")  # those that hold convolutions
 
 
 class RecipeError(ValueError):
-    """A recipe's value is not allowed.  The message names the field and what is."""
+    """A value is not allowed.  The message names the field and the allowed values."""
 
 
 def _number(default: float, low: float, high: float, unit: str, meaning: str) -> Any:
-    """A number in [low, high]; whole when its default is written as an int."""
+    """A number in [low, high]; a whole number if its default is an int."""
     return field(default=default, metadata={"range": (low, high), "unit": unit, "meaning": meaning})
 
 
@@ -36,11 +36,11 @@ def _subset(default: tuple[str, ...], choices: tuple[str, ...], meaning: str) ->
 class Recipe:
     """How to adapt a pretrained network to ten drawings.
 
-    Times within a run are shares of it, whenever the deadline ends it.  Pixels are those of the
-    28x28 image.  Ranges of the augmentation are half-widths of uniform distributions.
+    Times within a run are shares of the run, also if the deadline ends it early.  Pixels are those
+    of the 28x28 image.  Ranges of the augmentation are half-widths of uniform distributions.
 
     Raises:
-        RecipeError: a value out of its range, of a wrong type, or at odds with another.
+        RecipeError: a value is out of its range or of a wrong type, or contradicts another.
     """
 
     # Optimisation
@@ -154,7 +154,7 @@ class Recipe:
             raise RecipeError(f"train_groups is empty; name some of {', '.join(GROUPS)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, every field."""
+        """All fields as plain JSON values."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
@@ -165,16 +165,16 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits that name the recipe: equal for equal values alone."""
+        """A digest of the values: twelve hexadecimal digits."""
         values = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(values.encode()).hexdigest()[:12]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """The recipe with these values; fields that are left out have their defaults.
+        """The recipe with these values, and defaults for all other fields.
 
         Raises:
-            RecipeError: an unknown field, or a value that is not allowed.
+            RecipeError: a field is unknown, or a value is not allowed.
         """
         names = [f.name for f in dataclasses.fields(cls)]
         for key in values:
@@ -189,7 +189,7 @@ class Recipe:
         """Inverse of `to_json`.
 
         Raises:
-            RecipeError: not a JSON object, or as `from_dict`.
+            RecipeError: the text is not a JSON object; or as in `from_dict`.
         """
         try:
             values = json.loads(text)
@@ -225,4 +225,4 @@ def _checked_subset(f: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
     allowed = f.metadata["subset"]
     if not isinstance(value, (list, tuple)) or any(v not in allowed for v in value):
         raise RecipeError(f"{f.name} is {value!r}; write a list of some of {', '.join(allowed)}")
-    return tuple(a for a in allowed if a in value)  # one order, no repeats
+    return tuple(a for a in allowed if a in value)  # in a fixed order, without repeats

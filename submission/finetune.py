@@ -36,8 +36,9 @@ from torch import nn as _nn
 class _Recipe(_NamedTuple):
     """How to adapt a pretrained network to ten drawings.
 
-    Times within a run are shares of it, whenever the deadline ends it.  Pixels are those of the
-    28x28 image.  Ranges of the augmentation are half-widths of uniform distributions.
+    Times within a run are shares of the run, also if the deadline ends it early.  Pixels are
+    those of the 28x28 image.  Ranges of the augmentation are half-widths of uniform
+    distributions.
     """
 
     # These are decided, and built into the code below:
@@ -96,20 +97,20 @@ class _Recipe(_NamedTuple):
 
 
 class _AdaptationError(RuntimeError):
-    """The run can't go on: its loss is not finite."""
+    """The run can't go on, because its loss is not finite."""
 
 
 def finetune_model(
     pretrained_model: _nn.Module, train_dataset: _Any, recipe: _Recipe | None = None
 ) -> _nn.Module:
-    """A copy of the network that has learnt the dataset's class under the next label, 10.
+    """Return a copy of the network that has learnt the dataset's class under the next label, 10.
 
-    Trains where the network is, or on a GPU when there is one, and returns it to where it is.
-    The process's own settings are neither used nor changed.  Other labels get worse: keep the
+    It trains on a GPU if there is one, and the copy is returned on the network's own device.  The
+    process's settings are neither used nor changed.  Other labels get worse, so keep the
     pretrained network for them.
 
     Args:
-        pretrained_model: the course's network or ours; it is left as it was.
+        pretrained_model: the course's network or ours; it is not changed.
         train_dataset: pairs (image, label) or bare images, each 1x28x28 in [0, 1].
 
     Raises:
@@ -144,18 +145,18 @@ def _take_step(run: "_Run", clock: "_Clock") -> float:
 
 
 def _check_finite(loss: float, step: int, recipe: _Recipe) -> None:
-    """Raises AdaptationError where ``loss`` is no number to go on with."""
+    """Raise AdaptationError if ``loss`` is not finite."""
     if not _math.isfinite(loss):
         raise _AdaptationError(f"loss is {loss} at step {step}; lower lr ({recipe.lr:g})")
 
 
 # =========================================== Drawings ===========================================
 
-# What `finetune_model` is given, as one tensor of white strokes on black in [0, 1].
+# Read a dataset of `finetune_model` as one tensor of white strokes on black in [0, 1].
 #
-# Another range or polarity is put right where it is beyond doubt, and refused elsewhere.
+# Another range or polarity is converted if it is beyond doubt, and rejected otherwise.
 
-_OVERSHOOT = 0.3  # resizing with negative lobes leaves [0, 1] by less
+_OVERSHOOT = 0.3  # kernels with negative lobes overshoot [0, 1] by less
 # Paper and ink in other ranges: bytes; mean and deviation of a half; centred; MNIST's own.
 _RANGES = ((0.0, 255.0), (-1.0, 1.0), (-0.5, 0.5), (-0.1307 / 0.3081, (1 - 0.1307) / 0.3081))
 _LIGHT = 0.6  # strokes cover a smaller share of the pixels
@@ -166,7 +167,7 @@ _GIVE = "give images of 1x28x28 in [0, 1], white strokes on black"
 
 def _read_drawings(dataset: _Any) -> _Tensor:
     """The images of a dataset, (n, 1, 28, 28) float32 in [0, 1], white on black."""
-    # By length and index: a dataset need not end an iteration over it properly.
+    # By length and index, because iteration over a dataset may not end properly.
     by_index = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if isinstance(dataset, (dict, str)) or not (by_index or hasattr(dataset, "__iter__")):
         raise ValueError(f"the dataset is a {type(dataset).__name__}; {_GIVE}")
@@ -188,12 +189,12 @@ def _read_drawings(dataset: _Any) -> _Tensor:
 
 
 def _from_range(images: _Tensor) -> _Tensor:
-    """Images of any of the known ranges in [0, 1]; all of them are in one."""
+    """Convert images from one of the known ranges to [0, 1]."""
     least, most = images.amin((1, 2, 3)), images.amax((1, 2, 3))
     is_unit = (least >= -_OVERSHOOT) & (most <= 1 + _OVERSHOOT)
     if is_unit.all():
         return images
-    paper = images.flatten(1).mode(1).values  # the commonest value of each drawing
+    paper = images.flatten(1).mode(1).values  # the most common value of each drawing
     for low, high in _RANGES:
         near = 1e-3 * (high - low)
         of_paper = ((paper - low).abs() < near) | ((paper - high).abs() < near)
@@ -205,7 +206,7 @@ def _from_range(images: _Tensor) -> _Tensor:
 
 
 def _white_on_black(images: _Tensor) -> _Tensor:
-    """The same if every image is mostly dark, inverted if every image is mostly light."""
+    """Invert the images if all are mostly light; leave them if all are mostly dark."""
     light = (images > 0.5).flatten(1).float().mean(1) > _LIGHT
     if light.any() and not light.all():
         i = int(light.nonzero()[0])
@@ -215,16 +216,16 @@ def _white_on_black(images: _Tensor) -> _Tensor:
 
 # From 28x28 grey drawings back to the 105x105 one-bit bitmaps they were resized from.
 #
-# Of the family of resizes, the one under which smooth strokes of the pen's width explain them best.
+# The resize is taken to be the one under which smooth strokes of the pen's width fit best.
 
 _GREY = 0.02  # values further than this from 0 and 1 are grey
 _BORDERS = (0, 2, 4)  # pixels; MNIST has four
-_EXACT = 0.6 / 255  # values this near to those that a resize can give are its own
+_EXACT = 0.6 / 255  # values this near to those that a resize can give count as equal
 _SCREEN_STEPS, _FIT_STEPS = 15, 80
-_SCREENED = 4  # drawings
+_SCREENED = 4  # drawings for a first, short fit of each resize
 _SMOOTH_PX = 1.5  # strokes have no detail finer than this
 _BINARY_WEIGHT = 2e-3  # pull of unseen pixels to ink or paper
-# Fits as good as this say nothing; the pen's width and the plain case decide among them.
+# Among fits as good as this the pen's width decides, and then the plainer case.
 _ERROR_FLOOR = 1e-4
 _WIDTH_WEIGHT = 4.0
 _BORDER_FACTOR = 1.5
@@ -239,7 +240,7 @@ def _rebuild(images: _Tensor) -> "tuple[_Tensor, _Resizing, float]":
 
 
 def _find_resizing(images: _Tensor) -> "_Resizing":
-    """How ``images`` (n, 28, 28) were resized: by exact tests where there are any, or by fits."""
+    """Find how ``images`` (n, 28, 28) were resized: by exact tests if possible, else by fits."""
     two_valued = bool(((images < _GREY) | (images > 1 - _GREY)).all())
     steps = images * 255
     in_8_bits = not two_valued and bool(((steps - steps.round()).abs() < 1e-3).all())
@@ -257,7 +258,7 @@ def _find_resizing(images: _Tensor) -> "_Resizing":
 
 
 def _stroke_radius(bitmaps: _Tensor) -> float:
-    """Half the width of the strokes of ``bitmaps`` (n, H, W), in pixels, from area over edge.
+    """Half the width of the strokes of ``bitmaps`` (n, H, W), in pixels, as area over edge.
 
     A strip of half-width r and length l has the area 2 r l and an edge of length 2 l, which
     Crofton's formula counts along four directions.
@@ -270,14 +271,14 @@ def _stroke_radius(bitmaps: _Tensor) -> float:
 
 
 def _lists(candidate: "_Resizing", images: _Tensor) -> bool:
-    """Whether all greys are among the few that the candidate can give."""
+    """Whether all grey values are among those that the candidate can give."""
     if (levels := _listed_levels(candidate.operator())) is None:
         return False
     return bool(((images[:, None] - levels.to(images)).abs().amin(1) < _EXACT).all())
 
 
 def _badness(images: _Tensor, candidate: "_Resizing") -> float:
-    """How little a short fit explains, and how far its strokes are from the pen's width."""
+    """Error of a short fit, and how far its strokes are from the pen's width."""
     bitmaps, error = _fit(images, candidate, _SCREEN_STEPS)
     off = abs(_math.log(max(_stroke_radius(bitmaps), 0.1) / _PEN_RADIUS))
     factor = 1.0 if candidate.border == 0 else _BORDER_FACTOR
@@ -285,7 +286,8 @@ def _badness(images: _Tensor, candidate: "_Resizing") -> float:
 
 
 def _fit(images: _Tensor, resizing: "_Resizing", n_steps: int) -> tuple[_Tensor, float]:
-    """Binary bitmaps of smooth strokes that are resized to nearly ``images``, and the error."""
+    """Fit bitmaps of smooth strokes whose resized images are ``images``; returns the error,
+    too."""
     operator = resizing.operator()
     operator = None if operator is None else operator.to(images)
     smooth = _gaussian_matrix(_BITMAP_SIZE, _SMOOTH_PX).to(images)
@@ -303,11 +305,11 @@ def _fit(images: _Tensor, resizing: "_Resizing", n_steps: int) -> tuple[_Tensor,
     return bitmaps, error
 
 
-# The family of resizes by which a bitmap of 105x105 may have become an image of 28x28.
+# The family of resizes that may have turned a bitmap of 105x105 into an image of 28x28.
 #
-# All but the largest value of each cell are linear along each axis: ``image = D bitmap D^T``.
+# All but "max" are linear along each axis: ``image = D bitmap D^T``.
 
-# How torch is asked for a kernel along each axis; phases are half pixels but for the corners'.
+# Arguments of torch's interpolation along each axis; "-corners" align the corners.
 _TORCH_KERNELS: dict[str, dict[str, object]] = {
     "nearest": {"mode": "nearest"},
     "bilinear": {"mode": "bilinear"},
@@ -319,8 +321,8 @@ _TORCH_KERNELS: dict[str, dict[str, object]] = {
     "bicubic-corners": {"mode": "bicubic", "align_corners": True},
 }
 _TWO_VALUED = ("nearest", "max")  # "max": the largest value of each cell
-_KERNELS = (*_TORCH_KERNELS, "coverage", "max")  # coverage: of parts of pixels
-_MOST_LISTED = 2  # bits along each axis whose every value is listed
+_KERNELS = (*_TORCH_KERNELS, "coverage", "max")  # "coverage": weights are covered parts of pixels
+_MOST_LISTED = 2  # values are listed if a pixel depends on so many bits along each axis
 
 
 class _Resizing(_NamedTuple):
@@ -328,8 +330,8 @@ class _Resizing(_NamedTuple):
 
     kernel: str
     border: int = 0  # empty pixels on each side of the picture
-    in_8_bits: bool = False  # values were rounded to multiples of 1/255
-    clips: bool = True  # values were cut off at 0 and 1
+    in_8_bits: bool = False  # whether values were rounded to multiples of 1/255
+    clips: bool = True  # whether values were clipped to [0, 1]
 
     def operator(self) -> _Tensor | None:
         """The matrix D (28, 105) along each axis, or None if there is none."""
@@ -339,12 +341,12 @@ class _Resizing(_NamedTuple):
         return _F.pad(matrix, (0, 0, self.border, self.border))
 
     def seen(self) -> _Tensor:
-        """The rows and columns of a bitmap that it looks at, (105,) bool."""
+        """The rows and columns of a bitmap that it reads, (105,) bool."""
         operator = self.operator()
         return torch.ones(_BITMAP_SIZE) > 0 if operator is None else operator.abs().sum(0) > 0
 
     def apply(self, bitmaps: _Tensor, operator: _Tensor | None) -> _Tensor:
-        """Bitmaps (n, k, k) of what is seen to images (n, 28, 28)."""
+        """Resize the seen part of bitmaps (n, k, k) to images (n, 28, 28)."""
         if operator is None:
             images = _F.adaptive_max_pool2d(bitmaps, _IMAGE_SIZE - 2 * self.border)
             return _F.pad(images, (self.border,) * 4)
@@ -353,29 +355,29 @@ class _Resizing(_NamedTuple):
         return self._stored(operator @ (self._stored(rows) if self.in_8_bits else rows))
 
     def _stored(self, images: _Tensor) -> _Tensor:
-        images = images.clamp(0, 1) if self.clips else images  # what cubic kernels overshoot
+        images = images.clamp(0, 1) if self.clips else images  # cubic kernels overshoot
         if not self.in_8_bits:
             return images
         rounded = (images * 255).round() / 255
-        return images + (rounded - images).detach()  # a gradient passes through
+        return images + (rounded - images).detach()  # gradients pass through
 
 
 def _listed_levels(operator: _Tensor | None) -> _Tensor | None:
-    """Every value that each pixel of ``D bits D^T`` can have, (K, 28, 28); None: too many.
+    """All values that each pixel of ``D bits D^T`` can have, (K, 28, 28); None if too many.
 
-    A level is the same ink in the same of a pixel's bits everywhere, whichever grey that makes:
-    so it looks alike to a convolution.
+    A level is the same pattern of a pixel's bits everywhere, whatever grey it gives, so that it
+    looks alike to a convolution.
     """
     if operator is None or (n := int((operator != 0).sum(1).max())) > _MOST_LISTED:
         return None
-    # Of the bits that each row looks at, from left to right, (28, n).
+    # Weights of the bits that each row reads, from left to right, (28, n).
     weights = operator.gather(1, operator.topk(n, dim=1).indices.sort(1).values)
     patterns = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * (n * n)).view(-1, n, n)
     return torch.einsum("ia,jb,kab->kij", weights, weights, patterns.to(weights))
 
 
 def _kernel_matrix(kernel: str, n_in: int, n_out: int) -> _Tensor:
-    """Weights (n_out, n_in) of each pixel in; rows sum to one."""
+    """Weights (n_out, n_in) of a kernel; rows sum to one."""
     if kernel == "coverage":
         i, left = torch.arange(n_in), torch.arange(n_out)[:, None] * n_in / n_out
         weights = (torch.minimum(left + n_in / n_out, i + 1) - torch.maximum(left, i)).clamp(min=0)
@@ -394,19 +396,19 @@ _FIRST_LR, _LAST_LR = 0.15, 0.03  # pixels
 _FIRST_EDGE, _LAST_EDGE = 0.6, 0.2  # softness of the stroke's edge while fitting, pixels
 _STRAIGHT_WEIGHT = 0.9
 _LINKED = 1.5  # pixels of the skeleton within this distance are neighbours
-_OUTSIDE = -50.0  # where points stand that pad shorter paths
+_OUTSIDE = -50.0  # place of the points that pad shorter paths
 
 
 def _trace(bitmaps: _Tensor, seen: _Tensor, radius: float) -> tuple[_Tensor, _Tensor, float]:
-    """The paths along which a pen draws ``bitmaps`` (n, H, H), 1 is ink.
+    """Find the paths along which a pen draws ``bitmaps`` (n, H, H), 1 is ink.
 
     Gradient descent moves the skeleton's points until discs around them cover the ink alone.
-    Gives the points (n, P, 2), x and y in pixels whose centres are whole numbers; which of them
-    are no pad (n, P); and wrong bits over ink bits, of the drawing where that is most.
+    Returns the points (n, P, 2), x and y in pixels whose centres are whole numbers; which of them
+    are not padding (n, P); and wrong bits over ink bits of the worst drawing.
     """
     paths = [line.nonzero().flip(1).float() for line in _skeletons(bitmaps > 0.5)]
     points = _nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=_OUTSIDE)
-    points = _F.pad(points, (0, 0, 0, 1), value=_OUTSIDE)  # blank drawings have no other
+    points = _F.pad(points, (0, 0, 0, 1), value=_OUTSIDE)  # the only point of a blank drawing
     present = points[..., 0] != _OUTSIDE
     linked = (torch.cdist(points, points) < _LINKED).float()  # to itself, too
     n_linked = linked.sum(-1, keepdim=True)
@@ -416,11 +418,11 @@ def _trace(bitmaps: _Tensor, seen: _Tensor, radius: float) -> tuple[_Tensor, _Te
 
     def loss(points: _Tensor, share: float) -> _Tensor:
         edge = _FIRST_EDGE + share * (_LAST_EDGE - _FIRST_EDGE)
-        # The nearest point alone decides whether a pixel is ink.
+        # A pixel is ink if its nearest point is near enough.
         index = torch.cdist(places, points.detach()).argmin(2)[..., None].expand(-1, -1, 2)
         distance = ((places - points.gather(1, index)).square().sum(-1) + 1e-6).sqrt()
         wrong = (torch.sigmoid((radius - distance) / edge) - bits).square().sum()
-        # Inside a stroke a point lies in the middle of its neighbours; at an end it has but one.
+        # Pull points to the middle of their neighbours, except ends, which have only one.
         bend = (linked @ points / n_linked - points).square().sum(-1)
         return wrong + _STRAIGHT_WEIGHT * (bend * (n_linked[..., 0] > 2)).sum()
 
@@ -431,14 +433,14 @@ def _trace(bitmaps: _Tensor, seen: _Tensor, radius: float) -> tuple[_Tensor, _Te
 
 
 def _stamp(points: _Tensor, present: _Tensor, radius: float, seen: _Tensor) -> _Tensor:
-    """Ink within ``radius`` of any of ``points`` (b, P, 2), at the pixels seen alone.
+    """Ink within ``radius`` of any of ``points`` (b, P, 2), at the seen pixels only.
 
-    A disc covers one interval of each row: its ends are counted up and down, and ink is where
-    the running sum is positive.
+    A disc covers one interval of each row.  Its ends are counted up and down, and a pixel is ink
+    if the running sum is positive.
     """
     b, h, k = len(points), len(seen), int(seen.sum())
-    before = _F.pad(seen.long().cumsum(0), (1, 0))  # (H + 1,): columns seen left of each
-    row_of = torch.where(seen, before[:-1], k)  # rows not seen go to one that is thrown away
+    before = _F.pad(seen.long().cumsum(0), (1, 0))  # (H + 1,): number of seen columns left of each
+    row_of = torch.where(seen, before[:-1], k)  # unseen rows go to an extra row, which is dropped
     x, y = points[..., 0, None], points[..., 1, None]  # (b, P, 1)
     offsets = torch.arange(-int(radius), int(radius) + 2, device=points.device)
     rows = y.floor().long() + offsets  # (b, P, R)
@@ -475,7 +477,7 @@ def _skeletons(ink: _Tensor) -> _Tensor:
                 removed &= ~near[list(corner)].all(0)
             left = ink & ~removed
             near_left = _F.max_pool2d(left.float(), 3, 1, 1) > 0
-            ink = left | (ink & ~near_left)  # what would vanish stays: blocks of 2 x 2
+            ink = left | (ink & ~near_left)  # keep blocks of 2 x 2, which would vanish
     return ink[:, 1:-1, 1:-1]
 
 
@@ -483,18 +485,18 @@ def _skeletons(ink: _Tensor) -> _Tensor:
 #
 # Rueckert et al., "Nonrigid registration using free-form deformations" (1999).
 
-_SIZE = 48  # of the images that are compared, pixels along each axis
+_SIZE = 48  # size of the compared images, pixels along each axis
 _BLURS_PX = (4.0, 2.0, 1.2)
-_STEPS = 40  # for each blur
-_LR = 0.02  # of displacements; the canvas spans 2
+_STEPS = 40  # steps for each blur
+_LR = 0.02  # learning rate of displacements; the canvas spans 2
 _BENDING_WEIGHT = 0.02
 
 
 def _correspondences(bitmaps: _Tensor) -> _Tensor:
-    """Maps between all pairs of ``bitmaps`` (n, 105, 105), 1 is ink: (n, n, 2, GRID, GRID).
+    """Fit maps between all pairs of ``bitmaps`` (n, 105, 105), 1 is ink: (n, n, 2, GRID, GRID).
 
-    Entry (i, j) holds control displacements, x then y, on a canvas that spans [-1, 1]: what
-    lies at p in drawing j lies at p plus the displacement there in drawing i.
+    Entry (i, j) has control displacements, x then y, on a canvas that spans [-1, 1]: place p of
+    drawing j corresponds to p plus the displacement there in drawing i.
     """
     n = len(bitmaps)
     images = _F.interpolate(bitmaps[:, None], size=(_SIZE, _SIZE), mode="area")
@@ -504,7 +506,7 @@ def _correspondences(bitmaps: _Tensor) -> _Tensor:
     places = torch.stack(torch.meshgrid(p, p, indexing="xy"), -1)  # (_SIZE, _SIZE, 2)
     maps = images.new_zeros(len(i), 2, _GRID, _GRID)
     for blur_px in _BLURS_PX if len(i) else ():
-        # The blur lowers the contrast; this gives all scales about the same say.
+        # The blur lowers the contrast; this weights all scales about equally.
         smooth = _gaussian_matrix(_SIZE, blur_px).to(images)
         blurred = blur_px * smooth @ images @ smooth.T
 
@@ -536,7 +538,7 @@ _GRID = 8  # control points along each axis
 
 def _spline_matrix(positions: _Tensor) -> _Tensor:
     """Weights (k, GRID) of the control points at ``positions`` (k,) in [-1, 1]; rows sum to 1."""
-    step = 2 / (_GRID - 3)  # one point beyond the canvas on either side
+    step = 2 / (_GRID - 3)  # the grid has one more point on either side of the canvas
     knots = torch.linspace(-1 - step, 1 + step, _GRID, device=positions.device)
     u = (positions[:, None] - knots).abs() / step
     near = 2 / 3 - u**2 + u**3 / 2
@@ -545,21 +547,21 @@ def _spline_matrix(positions: _Tensor) -> _Tensor:
 
 
 def _gaussian_matrix(n: int, sigma: float) -> _Tensor:
-    """Convolution with a Gaussian as a matrix (n, n); rows sum to one at the borders too."""
+    """Convolution with a Gaussian as a matrix (n, n); rows sum to one, also at the borders."""
     i = torch.arange(n, dtype=torch.float32)
     offsets = (i[:, None] - i) / sigma
-    # Cut off: further out the weights are subnormal numbers, which processors multiply slowly.
+    # Cut off, because weights further out are subnormal numbers, which are slow to multiply.
     weights = torch.exp(-0.5 * offsets**2) * (offsets.abs() <= 4)
     return weights / weights.sum(1, keepdim=True)
 
 
-# Adam on one tensor: how paths, bitmaps and maps are fitted to drawings.
+# Adam on one tensor, to fit paths, bitmaps and maps to drawings.
 
 
 def _descend(
     loss: _Callable[[_Tensor, float], _Tensor], start: _Tensor, n: int, lr: tuple[float, float]
 ) -> _Tensor:
-    """Where ``n`` steps of Adam lead from ``start``."""
+    """Make ``n`` steps of Adam from ``start``; returns the result."""
     with torch.enable_grad():
         x = start.clone().requires_grad_()
         optimizer = torch.optim.Adam([x])
@@ -580,19 +582,19 @@ _PEN_RADIUS = 2.5  # pixels of the bitmap, whoever draws
 
 # ========================================= Augmentation =========================================
 
-# The augmentation mix: endless drawings from ten, batched on the device.
+# The augmentation mix: endless new drawings from ten, batched on the device.
 #
 # Affine and elastic maps move a pen's path, or a picture's pixels.  No flips: runes are chiral.
 
-# Above this the drawings are no resized strokes, and are warped as they are.  Real ones: 1e-4.
+# With a larger error drawings are not resized strokes, and are warped as pictures.  Real: 1e-4.
 _MAX_REBUILD_ERROR = 5e-3
-# Narrower or wider strokes, over Omniglot's, are of another pen.  Real ones: 0.86 to 1.26.
+# Strokes of another width, relative to Omniglot's, are of another pen.  Real: 0.86 to 1.26.
 _NARROWEST, _WIDEST = 0.8, 1.32
-_RADIUS_BIAS = 1.04  # of area over edge, for strokes have ends
-_THINNEST = 0.2  # over Omniglot's pen: a pixel wide
+_RADIUS_BIAS = 1.04  # factor on area over edge, because strokes have ends
+_THINNEST = 0.2  # thinnest pen relative to Omniglot's: a pixel wide
 _MAX_PEN_ERROR = 0.2  # wrong bits over ink; real drawings: mostly under 0.05
-_FIELD_DEVIATION = 0.48  # of a field whose control points have unit deviation, on average
-_MOST_BLENDED, _MOST_TRACED = 20, 60  # drawings: six seconds on one core, each
+_FIELD_DEVIATION = 0.48  # mean deviation of a field whose control points have deviation 1
+_MOST_BLENDED, _MOST_TRACED = 20, 60  # drawings; six seconds on one core, each
 
 
 class _Augmenter:
@@ -602,19 +604,19 @@ class _Augmenter:
         self.drawings = drawings
         self.recipe = recipe
         self.generator = generator
-        # Maps between all pairs cost the square of the number of drawings.
+        # The cost of maps between all pairs grows with the square of the number of drawings.
         self._blends = bool(recipe.blend) and len(drawings) <= _MOST_BLENDED
-        self.operator: _Tensor | None = None  # (28, m), that made the drawings, if it is known
-        self.by_pen = False  # drawn along paths, and not the 28x28 picture warped
+        self.operator: _Tensor | None = None  # resize (28, m) of the drawings, if known
+        self.by_pen = False  # whether drawings are drawn along paths, or warped as pictures
         self._radius = _PEN_RADIUS
-        # A pixel along x and y, on a canvas that spans [-1, 1]; shifts are larger along y.
+        # Size of a pixel along x and y, on a canvas that spans [-1, 1]; shifts are larger along y.
         root = _math.sqrt(recipe.vertical)
         self._px = drawings.new_tensor([1 / root, root]) * (2 / drawings.shape[-1])
         if recipe.render == "pen" and len(drawings) <= _MOST_TRACED:
             self.by_pen = self._prepare(*_rebuild(drawings[:, 0]))
 
     def __call__(self, n: int, times: _Tensor | None = None) -> _Tensor:
-        """``n`` augmented drawings, (n, 1, 28, 28) in [0, 1]."""
+        """Draw ``n`` augmented drawings, (n, 1, 28, 28) in [0, 1]."""
         device = self.drawings.device
         index = torch.randint(len(self.drawings), (n,), generator=self.generator, device=device)
         if self.recipe.render == "pen" and self.by_pen:
@@ -624,7 +626,7 @@ class _Augmenter:
         return _F.grid_sample(self.drawings[index], self.draw_warp(index), align_corners=False)
 
     def draw_warp(self, index: _Tensor) -> _Tensor:
-        """Random places where pixels of drawings ``index`` (n,) are taken from, (n, H, W, 2)."""
+        """Random source places of the pixels of drawings ``index`` (n,), (n, H, W, 2)."""
         n, size = len(index), self.drawings.shape[-1]
         p = (torch.arange(size).to(self.drawings) + 0.5) * (2 / size) - 1  # of pixels' centres
         linear, shift = self._draw_affine(n)
@@ -635,14 +637,14 @@ class _Augmenter:
         return grid + (spread @ self._draw_offsets(n) @ spread.T).movedim(1, -1)
 
     def draw_points(self, index: _Tensor, times: _Tensor | None = None) -> _Tensor:
-        """Random places to which the paths of the drawings ``index`` (n,) move, (n, P, 2)."""
+        """Randomly moved points of the paths of drawings ``index`` (n,), (n, P, 2)."""
         n, spread = len(index), self._spread[index]  # (n, P, 2, GRID)
         linear, shift = self._draw_affine(n)
         controls = self._draw_offsets(n)
         if self._blends:
-            # Where in each other drawing lies what is here: the maps the other way round.
+            # The inverse maps: where each point of this drawing lies in the other drawings.
             controls = controls + self._mixed(self._maps[:, index].transpose(0, 1), times)
-        # The fields' values at the points: along y first, whose weights are all points' own.
+        # The fields' values at the points, along y first, then along x.
         rows = spread[:, :, 1] @ controls.transpose(1, 2).reshape(n, _GRID, 2 * _GRID)
         field = (rows.view(n, -1, 2, _GRID) * spread[:, :, :1]).sum(-1)
         points = (self._paths[index] + field) @ linear.mT + shift[:, None]  # on the canvas
@@ -670,11 +672,11 @@ class _Augmenter:
         return offsets * (self.recipe.elastic_px / _FIELD_DEVIATION)
 
     def _mixed(self, maps: _Tensor, times: _Tensor | None) -> _Tensor:
-        """Control displacements (n, 2, GRID, GRID) that turn drawings toward new ones.
+        """Control displacements (n, 2, GRID, GRID) that blend drawings toward new ones.
 
-        Each leads a random part of the way to a draw from the normal distribution with the mean
-        and the covariance of ``maps`` (n, kinds, 2, GRID, GRID).  The way is longer at more
-        noise: variety shows there, and the strokes that inexact maps spoil do not.
+        Each goes a random part of the way to a sample of the normal distribution with the mean
+        and the covariance of ``maps`` (n, kinds, 2, GRID, GRID).  It goes further at more noise,
+        where variety is visible and strokes spoilt by inexact maps are not.
         """
         r, (n, kinds) = self.recipe, maps.shape[:2]
         variety = self._normal(n, kinds) * (r.blend_spread / _math.sqrt(max(kinds - 1, 1)))
@@ -685,23 +687,23 @@ class _Augmenter:
         return (weights[:, None] @ maps.flatten(2)).view(n, *maps.shape[2:])
 
     def _prepare(self, bitmaps: _Tensor, resizing: _Resizing, error: float) -> bool:
-        """Ready to draw along pens' paths at full resolution, unless none made the drawings."""
+        """Trace the pen's paths to draw along; false if no pen made the drawings."""
         if error > _MAX_REBUILD_ERROR:
             return False
         seen = resizing.seen().to(self.drawings.device)
         ratio = _stroke_radius(bitmaps) / _PEN_RADIUS
-        # Rebuilt strokes tell a width only roughly: Omniglot's pen wherever it can be.
+        # Rebuilt strokes tell the width only roughly, so Omniglot's pen is used if it fits.
         if not _NARROWEST <= ratio <= _WIDEST:
             self._radius = _PEN_RADIUS * max(ratio / _RADIUS_BIAS, _THINNEST)
         points, self._present, wrong_share = _trace(bitmaps, seen, self._radius)
         if wrong_share > _MAX_PEN_ERROR:
             return False
         self._seen, self._resizing = seen, resizing
-        # Only rows and columns that the resize looks at are drawn: a quarter of the bits, if plain.
+        # Draw only rows and columns that the resize reads: a quarter of the bits, if plain.
         if (operator := resizing.operator()) is not None:
             self.operator = operator.to(self.drawings)[:, seen].contiguous()
         self._paths = (points + 0.5) * (2 / _BITMAP_SIZE) - 1
-        within = self._paths.clamp(-1, 1)  # points that pad are far outside, where no control is
+        within = self._paths.clamp(-1, 1)  # padding points are far outside of the control grid
         self._spread = _spline_matrix(within.flatten()).view(*within.shape, _GRID)  # x, then y
         if self._blends:
             self._maps = _correspondences(bitmaps)
@@ -719,10 +721,10 @@ class _Augmenter:
 # A velocity network that answers with a posterior over each pixel's grey level.
 #
 # With x_t = (1 - t) x + t e the velocity of least error is (x_t - E[x | x_t]) / t.  The network
-# gives each level a logit; Bayes' rule adds what the pixel itself tells, exactly.
+# gives each level a logit; Bayes' rule adds the pixel's own likelihood, which is exact.
 
-_LEAST_T_IN_TRAINING = 0.01  # a loss divides by the square of t
-_LEAST_T = 1e-6  # at t = 0 the noise can't be seen, and its mean, 0, is the best guess
+_LEAST_T_IN_TRAINING = 0.01  # the flow loss divides by the square of t
+_LEAST_T = 1e-6  # at t = 0 the noise can't be seen, and its mean, 0, is the best prediction
 
 
 class _LevelPosterior(_nn.Module):
@@ -765,21 +767,21 @@ class _LevelPosterior(_nn.Module):
         return torch.where(learnt[:, None, None, None], velocity, self.network(x_t, t, c))
 
     def logits(self, x_t: _Tensor, t: _Tensor, c: _Tensor) -> _Tensor:
-        """What the network thinks of each level, (B, K, 28, 28) in the type of ``x_t``."""
-        half = x_t.dtype in (torch.float16, torch.bfloat16)  # then all is computed so
+        """The network's logit of each level, (B, K, 28, 28) in the type of ``x_t``."""
+        half = x_t.dtype in (torch.float16, torch.bfloat16)  # then everything is computed in it
         with _autocast(x_t.device, "fp32" if half else self.recipe.precision):
             logits: _Tensor = self.head(_last_features(self.network, x_t, t, c))
         # NCHW: sums over levels are faster than channels_last here.
         return logits.to(x_t.dtype).contiguous()
 
     def targets(self, x: _Tensor) -> _Tensor:
-        """What else there is to learn of images x (n, 1, 28, 28): their levels (n, 28, 28)."""
+        """Further training targets of images x (n, 1, 28, 28): their levels (n, 28, 28)."""
         return self.levels.nearest(x)
 
     def losses(
         self, x: _Tensor, t: _Tensor, levels: _Tensor, e: _Tensor, c: _Tensor
     ) -> tuple[_Tensor, _Tensor]:
-        """What training lowers, for images x (B, 1, 28, 28) with noises e, times t, labels c."""
+        """The training loss for images x (B, 1, 28, 28) with noises e, times t, labels c."""
         x_t = (1 - t) * x + t * e
         with torch.no_grad():
             log_probability, means = self.levels.posterior(x_t, t)
@@ -787,7 +789,7 @@ class _LevelPosterior(_nn.Module):
             target = x if self.bank is None else self.bank.toward_posterior(x, x_t, t, limit)
         log_p = (self.logits(x_t, t, c) + log_probability).log_softmax(1)
         mean = (log_p.exp() * means).sum(1, keepdim=True)
-        # velocity - (e - x) is minus this error, exactly.
+        # velocity - (e - x) equals minus this error.
         error = (mean - target) / t.clamp(min=_LEAST_T_IN_TRAINING)
         loss = error.square().mean()
         entropy = -log_p.gather(1, levels[:, None]).mean()
@@ -795,8 +797,8 @@ class _LevelPosterior(_nn.Module):
 
 
 def _last_features(network: _Any, x_t: _Tensor, t: _Tensor, c: _Tensor) -> _Tensor:
-    """What the network's last convolution is given, (B, C, 28, 28), whatever its forward does."""
-    seen: dict[int, _Tensor] = {}  # by thread: another one may be in the same network
+    """The input of the network's last convolution, (B, C, 28, 28), for any forward method."""
+    seen: dict[int, _Tensor] = {}  # by thread, because others may use the network, too
     conv = network.conv_out
     hook = conv.register_forward_pre_hook(lambda _, inputs: seen.update({_get_ident(): inputs[0]}))
     try:
@@ -806,14 +808,13 @@ def _last_features(network: _Any, x_t: _Tensor, t: _Tensor, c: _Tensor) -> _Tens
     return seen[_get_ident()]
 
 
-# What turns a network's last features into logits of each pixel's grey levels.
+# A head that maps a network's last features to logits of each pixel's grey levels.
 
 
 class _LevelHead(_nn.Module):
-    """A 3x3 convolution and, beside it, two with a ReLU between; all logits start at zero.
+    """A 3x3 convolution and a second path of two with a ReLU between; logits start at zero.
 
-    A pixel's level depends on the shape of the edge around it, which a sum of features can't
-    tell.
+    A pixel's level depends on the shape of the edge around it, which is not linear in features.
     """
 
     def __init__(
@@ -821,7 +822,7 @@ class _LevelHead(_nn.Module):
     ) -> None:
         super().__init__()
         options = {"kernel_size": 3, "padding": 1, "device": last.weight.device}
-        # `skip_init`: torch's own start would draw from the process's random numbers.
+        # `skip_init`, as torch's own initialization uses the process's random numbers.
         self.direct = _nn.utils.skip_init(_nn.Conv2d, last.in_channels, n_levels, **options)
         self.n_hidden = n_hidden
         if n_hidden:
@@ -835,29 +836,29 @@ class _LevelHead(_nn.Module):
             _nn.init.normal_(self.hidden.weight, 0.0, scale, generator=generator)
 
     def forward(self, features: _Tensor) -> _Tensor:
-        """Logits (B, K, 28, 28) of features (B, C, 28, 28)."""
+        """Logits (B, K, 28, 28) for features (B, C, 28, 28)."""
         logits: _Tensor = self.direct(features)
         if self.n_hidden:
             logits = logits + self.outer(self.hidden(features).relu_())
         return logits
 
 
-# The grey levels that a pixel can have: what resizing makes of ink and paper.
+# The grey levels that a pixel can have after ink and paper were resized.
 #
 # After a plain resize they are the 16 values of 2x2 bits; else paper, ink and steps between.
 
-_N_BINS = 16  # of values that can't be listed: paper, ink and equal steps between
+_N_BINS = 16  # levels if values can't be listed: paper, ink and equal steps between
 _EDGE = 1e-3  # values this near to 0 and 1 are paper and ink
 _LEAST_VARIANCE = 1e-8
-_LEAST_DEVIATION = 1e-6  # at t = 0 none may be left
-_LEAST_SHARE = 1e-5  # of pixels at a level; keeps its logarithm finite
+_LEAST_DEVIATION = 1e-6  # so that at t = 0 the deviation is not zero
+_LEAST_SHARE = 1e-5  # least prior of a level, so that its logarithm is finite
 
 
 class _GreyLevels(_nn.Module):
-    """A pixel's grey value is N(mean, variance) of one of K levels; the prior says how often.
+    """A mixture model of a pixel's grey value: N(mean, variance) for each of K levels.
 
-    Means are (K, H, W), or (K, 1, 1) in order of grey where all pixels are alike; variances
-    (K, 1, 1), or (1, 1, 1) where all levels are alike; the prior (K, 1, 1).
+    Means are (K, H, W), or (K, 1, 1) in order of grey if all pixels are alike; variances are
+    (K, 1, 1), or (1, 1, 1) if all levels are alike; the levels' prior is (K, 1, 1).
     """
 
     means: _Tensor
@@ -871,16 +872,16 @@ class _GreyLevels(_nn.Module):
         self.register_buffer("log_prior", log_prior)
 
     def nearest(self, x: _Tensor) -> _Tensor:
-        """The likeliest level of each pixel of ``x`` (n, 1, H, W), by itself: (n, H, W) long."""
+        """The most likely level of each pixel of ``x`` (n, 1, H, W): (n, H, W) long."""
         return ((x - self.means).square() / self.variances + self.variances.log()).argmin(1)
 
     def posterior(self, x_t: _Tensor, t: _Tensor) -> tuple[_Tensor, _Tensor]:
-        """What each pixel of ``x_t`` (B, 1, H, W) at times t (B, 1, 1, 1) itself tells."""
+        """Evidence of each pixel of ``x_t`` (B, 1, H, W) at times t (B, 1, 1, 1) by itself."""
         variance = ((1 - t).square() * self.variances + t.square()).clamp(min=_LEAST_DEVIATION**2)
-        # A pass over all levels of all pixels takes longer than anything else here: few of them.
+        # As few passes as possible over all levels of all pixels, which are the slowest part.
         error = torch.addcmul(x_t, self.means, t - 1)
         prior = self.log_prior
-        if len(self.variances) > 1:  # else it takes no side
+        if len(self.variances) > 1:  # otherwise it is the same for all levels
             prior = prior - 0.5 * variance.log()
         gain = (1 - t) * self.variances / variance
         log_probability = torch.addcmul(prior, error, error * (-0.5 / variance))
@@ -888,13 +889,13 @@ class _GreyLevels(_nn.Module):
 
 
 def _grey_levels(drawings: _Tensor, samples: _Tensor, operator: _Tensor | None) -> _GreyLevels:
-    """The levels of drawings like these."""
+    """Find the levels of drawings."""
     pixels = torch.cat([drawings, samples])
     if operator is None and ((pixels == 0) | (pixels == 1)).all():
         operator = torch.eye(drawings.shape[-1]).to(drawings)  # each pixel is one bit
     means = _listed_levels(operator)
     if means is not None:
-        # What the list leaves unexplained, such as a file format's rounding, widens every level.
+        # Deviations from the listed values, such as a file format's rounding, widen every level.
         floor = means.new_full((1, 1, 1), _LEAST_VARIANCE)
         label = _GreyLevels(means, floor, floor).nearest(drawings)[:, None]
         explained = means.expand(len(drawings), -1, -1, -1).gather(1, label)
@@ -926,20 +927,20 @@ def _binned(values: _Tensor) -> tuple[_Tensor, _Tensor]:
 # Xu, Tong and Jaakkola, "Stable target field for reduced variance score estimation in diffusion
 # models" (2023).
 
-# Below this t one image has nearly all the weight.
+# Below this t a single image has nearly all the weight.
 _FROM_T = 0.3
-# The share of whole images rises with their effective number: half of its limit for 15.
+# The share of whole images rises with their effective number, to half of its limit at 15.
 _SHARPNESS = 10
-_WINDOWS_TO_T = 0.6  # above, whole images tell more
-_ROWS = 64  # of x_t that are compared at once: bounds the memory
+_WINDOWS_TO_T = 0.6  # above this t, whole images predict better
+_ROWS = 64  # images of x_t compared at once, to bound the memory
 
 
 class _ImageBank(_nn.Module):
-    """Augmented drawings, and how far an answer or a target moves toward their posterior mean."""
+    """Augmented drawings whose posterior mean is mixed into answers and targets."""
 
     images: _Tensor  # (n, 784)
     squares: _Tensor  # (n,), their squared norms
-    columns: _Tensor  # of some of them, as `_window_layouts` has them
+    columns: _Tensor  # of the images for windows, from `_window_layouts`
     blocks: _Tensor
 
     def __init__(self, images: _Tensor, recipe: _Recipe) -> None:
@@ -952,7 +953,7 @@ class _ImageBank(_nn.Module):
         self.register_buffer("blocks", blocks)
 
     def forward(self, mean: _Tensor, x_t: _Tensor, t: _Tensor) -> _Tensor:
-        """``mean``, a network's E[x | x_t] (B, 1, 28, 28), with the images' own mixed in."""
+        """Mix the images' posterior mean into ``mean``, a network's E[x | x_t] (B, 1, 28, 28)."""
         parts = zip(mean.split(_ROWS), x_t.split(_ROWS), t.split(_ROWS), strict=True)
         return torch.cat([self._mixed(*part) for part in parts])
 
@@ -965,8 +966,7 @@ class _ImageBank(_nn.Module):
         return mean
 
     def toward_posterior(self, mean: _Tensor, x_t: _Tensor, t: _Tensor, limit: float) -> _Tensor:
-        """``mean`` moved toward the images' own, where there is much noise by nearly
-        ``limit``."""
+        """Move ``mean`` toward the images' posterior mean, by nearly ``limit`` at much noise."""
         mean = mean.clone()
         noisy = (t > _FROM_T).flatten()
         if limit and noisy.any():
@@ -978,8 +978,8 @@ class _ImageBank(_nn.Module):
 def _posterior_mean(
     images: _Tensor, squares: _Tensor, x_t: _Tensor, t: _Tensor
 ) -> tuple[_Tensor, _Tensor]:
-    """E[x | x_t] over ``images`` (n, 784), and how many of them it rests on."""
-    # |x_t|^2 is the same for all images and falls out of the softmax.
+    """E[x | x_t] over ``images`` (n, 784), and the effective number of images in it."""
+    # |x_t|^2 is left out: it is the same for all images and cancels in the softmax.
     y, times = x_t.flatten(1), t.flatten()
     factor = (1 - times) / times.square()
     exponent = (factor[:, None] * y) @ images.T
@@ -993,14 +993,14 @@ def _posterior_mean(
 #
 #     w_i(p) = softmax_i( -sum_q g(q - p) (x_t - (1 - t) a_i)_q^2 / (2 t^2) ),
 #
-# with a Gaussian g of deviation ``width_px`` t / (1 - t).  At less noise no image is like x_t as a
-# whole, but many are near any one place.
+# with a Gaussian g of deviation ``width_px`` t / (1 - t).  At less noise no image is similar to x_t
+# as a whole, but many are near any one place.
 
 _BLOCK = 4  # pixels along each axis that share their weights
 
 
 def _window_layouts(images: _Tensor) -> tuple[_Tensor, _Tensor]:
-    """Images (n, 784) as `_windowed_mean` reads them."""
+    """Images (n, 784) in the layouts of `_windowed_mean`."""
     columns = images.view(-1, 28, 28).permute(2, 1, 0)
     blocks = images.view(-1, 28 // _BLOCK, _BLOCK, 28 // _BLOCK, _BLOCK).permute(3, 1, 4, 2, 0)
     return torch.cat([columns, columns.square()], 1), blocks.flatten(2, 3).contiguous()
@@ -1009,13 +1009,13 @@ def _window_layouts(images: _Tensor) -> tuple[_Tensor, _Tensor]:
 def _windowed_mean(
     columns: _Tensor, blocks: _Tensor, x_t: _Tensor, t: _Tensor, width_px: float
 ) -> tuple[_Tensor, _Tensor]:
-    """E[x | x_t] of each pixel by images near it, and how many of these it rests on."""
+    """E[x | x_t] of each pixel over images near it, and their effective number."""
     y, t = x_t[:, 0], t[:, 0]
     # A window is the product of a factor for its rows and one for its columns.
     pixels = torch.arange(28, device=y.device, dtype=y.dtype)
     middles = pixels[::_BLOCK, None] + (_BLOCK - 1) / 2
     gauss = (-0.5 * ((middles - pixels) * (1 - t) / (t * width_px)).square()).exp()  # (B, k, 28)
-    # Without |x_t|^2, which falls out of the softmax: one product with images' values and squares.
+    # |x_t|^2 cancels in the softmax, so one product with the images' values and squares is enough.
     of_values = gauss * y.permute(2, 0, 1)[:, :, None]  # (28, B, k, 28)
     of_squares = (gauss * ((t - 1) / 2)).expand_as(of_values)
     factors = torch.cat([of_values, of_squares], -1) * ((1 - t) / t.square())
@@ -1029,11 +1029,11 @@ def _windowed_mean(
 
 # The row of a new class, groups of layers to freeze, and low-rank updates (LoRA).
 
-_N_DIGITS = 10  # that a pretrained network knows
+_N_DIGITS = 10  # classes of a pretrained network
 
 
 def _course_network(model: _Any) -> _nn.Module:
-    """A pretrained network, out of what torch may have wrapped around it."""
+    """A pretrained network, without torch's wrappers."""
     for wrapper in ("_orig_mod", "module"):  # of `torch.compile`, of `_nn.DataParallel`
         model = getattr(model, wrapper, model)
     give = "give the course's network as it was pretrained, on ten digits"
@@ -1057,13 +1057,13 @@ def _add_class(model: _Any) -> int:
     return len(rows)
 
 
-# Group norms that are fast with channels last on a CPU, where torch's own is slow.
+# Group norms that are fast on a CPU with channels last, where torch's own are slow.
 
-_NARROW_GROUP = 16  # with as many channels, torch's own norm is as fast
+_NARROW_GROUP = 16  # with so many channels, torch's own norm is as fast
 
 
 def _speed_up_norms(model: _nn.Module) -> None:
-    """Let narrow group norms of ``model`` be `_NarrowGroupNorm`: same parameters, same values."""
+    """Replace narrow group norms of ``model`` by `_NarrowGroupNorm`, with the same parameters."""
     for module in model.modules():
         if type(module) is _nn.GroupNorm and module.affine:
             narrow = module.num_channels // module.num_groups < _NARROW_GROUP
@@ -1085,7 +1085,7 @@ class _NarrowGroupNorm(_nn.GroupNorm):
 
 
 def _group_means(x: _Tensor, n_groups: int) -> _Tensor:
-    """Over channels and pixels, (B, C, H, W) to (B, G, 1); added up in float32 or better."""
+    """Means over channels and pixels, (B, C, H, W) to (B, G, 1), summed in float32 or better."""
     sums = x.sum((2, 3)).to(torch.promote_types(x.dtype, torch.float32))
     return sums.view(len(x), n_groups, -1).sum(-1, keepdim=True) / (x[0].numel() // n_groups)
 
@@ -1115,10 +1115,10 @@ def _logit_normal_times(n: int, mean: float, std: float, generator: torch.Genera
 
 # ========================== Training: batches, optimizer and schedule ===========================
 
-# One adaptation under way: what its steps learn from, what a step does, and what comes of it.
+# An adaptation in progress: its batches, the gradients of a step, and its result.
 
-_LEVEL_SAMPLES = 512  # augmented drawings in which the levels are counted
-# Drawing 256 images takes a CPU hardly longer than drawing 32, and a GPU no longer than 2048.
+_LEVEL_SAMPLES = 512  # augmented drawings to count the levels in
+# On a CPU drawing 256 images takes hardly longer than 32; a GPU draws 2048 in the same time.
 _DRAWN_AT_ONCE, _DRAWN_AT_ONCE_ON_GPU = 256, 2048
 
 # Augmented drawings x (B, 1, 28, 28), times t (B, 1, 1, 1), targets, and noises e as x; several
@@ -1139,13 +1139,13 @@ class _Run:
     ) -> None:
         self.recipe = recipe
         self._threads = threads
-        self._n_parts = 2 if device.type == "cpu" else 1  # of a batch, whatever cores there are
+        self._n_parts = 2 if device.type == "cpu" else 1  # of a batch, for any number of cores
         weight = next(pretrained_model.parameters())
         self._home, self._dtype = weight.device, weight.dtype
         model = _copy.deepcopy(pretrained_model).train()
         model.to(device, torch.float32, memory_format=torch.channels_last)
         _speed_up_norms(model)
-        # Of the call's own stream, so that nothing depends on the global one.
+        # The call's own random numbers, so that nothing depends on the global ones.
         self._generator = generator = torch.Generator(device).manual_seed(recipe.seed)
         label = _add_class(model)
         model.requires_grad_(True)
@@ -1156,7 +1156,7 @@ class _Run:
         self.batches = self._draw_on()
 
     def draw(self) -> _Batch:
-        """The next batches, as many as it pays to draw together."""
+        """Draw the next batches, as many together as is efficient."""
         r, g = self.recipe, self._generator
         at_once = _DRAWN_AT_ONCE_ON_GPU if g.device.type == "cuda" else _DRAWN_AT_ONCE
         s, b = max(1, at_once // r.batch_size), r.batch_size
@@ -1167,7 +1167,7 @@ class _Run:
         return tuple(part.unflatten(0, (s, b)) for part in parts)
 
     def _draw_on(self) -> _Iterator[_Batch]:
-        """Batches without end; a thread draws the next ones while these are learnt."""
+        """Endless batches; a thread draws the next ones while the current ones are used."""
         ahead = None
         while True:
             drawn = ahead.result() if ahead else self.draw()
@@ -1175,14 +1175,14 @@ class _Run:
             yield from zip(*drawn, strict=True)
 
     def gradients(self, batch: _Batch) -> tuple[list[tuple[_Tensor, ...]], _Tensor]:
-        """Of each part of a batch the gradients of what a step lowers; the batch's flow loss."""
+        """The gradients of each part of a batch, and the batch's flow loss."""
         parts = zip(*(column.chunk(self._n_parts) for column in batch), strict=True)
         on_parts = self._threads.map if self._threads else map
         gradients, losses = zip(*on_parts(self._part_gradients, parts), strict=True)
         return list(gradients), torch.stack(losses).sum()
 
     def _part_gradients(self, part: _Batch) -> tuple[tuple[_Tensor, ...], _Tensor]:
-        """The part's share in the gradients and in the flow loss of the whole batch."""
+        """The part's share of the batch's gradients and flow loss."""
         n = len(part[0])
         objective, flow_loss = self._learner.losses(*part, self._c[:n])
         share = n / len(self._c)
@@ -1191,7 +1191,7 @@ class _Run:
         return gradients, flow_loss * share
 
     def finished(self) -> _nn.Module:
-        """The adapted network, where the pretrained one was, in evaluation mode."""
+        """The adapted network on the pretrained one's device, in evaluation mode."""
         self.weights.optimizer.zero_grad()
         network: _nn.Module = self._learner
         return network.requires_grad_(True).to(self._home, self._dtype).eval()
@@ -1200,19 +1200,19 @@ class _Run:
 def _level_posterior(
     network: _nn.Module, augment: _Augmenter, label: int, recipe: _Recipe
 ) -> _LevelPosterior:
-    """A posterior that knows nothing yet, with levels and a bank of augmented drawings."""
+    """An untrained posterior, with levels and a bank of augmented drawings."""
     device = augment.drawings.device
     times = torch.arange(_LEVEL_SAMPLES, device=device) / _LEVEL_SAMPLES
     levels = _grey_levels(augment.drawings, augment(_LEVEL_SAMPLES, times), augment.operator)
-    # Bank and head have numbers of their own: batches are the same with them and without.
+    # Bank and head have random numbers of their own, so batches are the same without them.
     of_bank = _copy.copy(augment)
     of_bank.generator = torch.Generator(device).manual_seed(recipe.seed + 1)
     bank, n = None, min(recipe.bank_images, recipe.steps * recipe.batch_size)
-    if n:  # no more of them than training draws itself
+    if n:  # no more images than training draws itself
         parts = [of_bank(len(part)) for part in torch.arange(n).split(_DRAWN_AT_ONCE)]
         bank = _ImageBank(torch.cat(parts), recipe)
     start = torch.Generator(device).manual_seed(recipe.seed + 2)
-    network.conv_out.requires_grad_(False)  # the head is in its place
+    network.conv_out.requires_grad_(False)  # the head replaces it
     return _LevelPosterior(network, levels, label, recipe, start, bank)
 
 
@@ -1220,7 +1220,7 @@ def _level_posterior(
 
 
 class _Weights:
-    """The parameters of a network that train, those of a head among them, and their optimizer."""
+    """The trainable parameters of a network and its head, with their optimizer."""
 
     def __init__(self, model: _nn.Module, head: _nn.Module, recipe: _Recipe) -> None:
         self.recipe = recipe
@@ -1236,20 +1236,20 @@ class _Weights:
         )
 
     def set_rates(self, share: float, advance: float) -> None:
-        """The next step is made at ``share`` of the schedule and covers ``advance`` of it."""
+        """Set the rates of a step at ``share`` of the schedule that covers ``advance`` of it."""
         lr = self.recipe.lr * _lr_factor(self.recipe, share, advance)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
 
     def step(self, parts: list[tuple[_Tensor, ...]]) -> None:
-        """Move the weights down the sum of the parts' gradients, by the rates that were set."""
+        """Update the weights by the sum of the parts' gradients, at the rates that were set."""
         for parameter, first, *others in zip(self.parameters, *parts, strict=True):
-            # Laid out in memory as the parameter is: the fused kernel takes that for granted.
+            # In the parameter's memory layout, which the fused kernel needs.
             parameter.grad = torch.empty_like(parameter).copy_(first)
             for gradient in others:
                 parameter.grad += gradient
         if self.recipe.clip_norm:
-            # Apart: the head's gradient is the larger one, and would slow down the rest.
+            # Clipped apart: the head's gradient is larger, and would slow down the rest.
             for group in self.optimizer.param_groups:
                 _nn.utils.clip_grad_norm_(group["params"], self.recipe.clip_norm)
         self.optimizer.step()
@@ -1264,16 +1264,16 @@ def _lr_factor(recipe: _Recipe, share: float, advance: float = 0.0) -> float:
     return 0.5 * (1 + _math.cos(_math.pi * done))
 
 
-# How far a run's schedule has come, by steps or by time.
+# The schedule's clock: the finished share of a run, by steps or by time.
 
-# Until this share of the deadline steps alone count: the slow first ones would say too much.
+# Until this share of the deadline only steps count, because the first ones are slow.
 _CLOCK_GRACE = 0.1
-# A step may take this much longer than the slowest so far without passing the deadline.
+# The next step may be slower than the slowest so far by this factor.
 _STEP_MARGIN = 1.5
 
 
 class _Clock:
-    """The share of the schedule that is done, by steps or by time, whichever is further."""
+    """The finished share of the schedule, by steps or by time, whichever is larger."""
 
     def __init__(self, start: float, n_steps: int, deadline_s: float) -> None:
         self._start = start
@@ -1290,16 +1290,16 @@ class _Clock:
 
     @property
     def is_over(self) -> bool:
-        """Whether no step is left: the schedule is done, or one step outlasted its time."""
+        """Whether no step is left: the schedule is done, or a step took too long."""
         return self.share >= 1 or self.elapsed_s >= self._deadline_s
 
     def tick(self) -> float:
-        """One more step begins to update the weights; returns the share that it covers."""
+        """Begin another step; returns the share of the schedule that it covers."""
         now = self.elapsed_s
         self._slowest_step_s = max(self._slowest_step_s, now - self._last)
         self._last = now
         self.step += 1
-        # The step after this one must end in time too, or this one is the last.
+        # If the step after this one might not end in time, this one is the last.
         usable_s = self._deadline_s - _STEP_MARGIN * self._slowest_step_s
         elapsed = now / usable_s if usable_s > 0 else 1.0
         by_time = (elapsed - _CLOCK_GRACE) / (1 - _CLOCK_GRACE)
@@ -1310,18 +1310,18 @@ class _Clock:
 
 # ========================================= The machine ==========================================
 
-# The machine at hand: on which device to train, in which number format, in whose settings.
+# The machine: the device to train on, the number format, and torch's settings.
 
 _T = _TypeVar("T")
 
 
 def _training_device(home: torch.device) -> torch.device:
-    """Where to train a network that is at ``home``: a GPU when there is one."""
+    """The device to train a network on that is at ``home``: a GPU if there is one."""
     return torch.device("cuda") if home.type == "cpu" and torch.cuda.is_available() else home
 
 
 def _on_gpu_or_cpu(model: _nn.Module, train: _Callable[[torch.device], _T]) -> _T:
-    """What ``train`` returns on the best device for ``model``; the CPU where that fails."""
+    """Run ``train`` on the best device for ``model``, or on the CPU if that fails."""
     device = _training_device(next(model.parameters()).device)
     try:
         return train(device)
@@ -1332,16 +1332,16 @@ def _on_gpu_or_cpu(model: _nn.Module, train: _Callable[[torch.device], _T]) -> _
 
 
 def _is_gpu_failure(error: RuntimeError) -> bool:
-    """Whether the GPU, not the run, is at fault: no memory, or a device that torch can't use."""
+    """Whether the GPU caused the error: out of memory, or a device that torch can't use."""
     is_told = any(s in str(error).lower() for s in ("out of memory", "cuda", "cublas", "cudnn"))
     return is_told or isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 @_contextmanager
 def _standard_settings(device: torch.device) -> _Iterator[None]:
-    """Run with torch's own settings, whatever the process has; they are put back at the end."""
+    """Run with torch's default settings; the process's own are restored at the end."""
     dtype, mode = torch.get_default_dtype(), torch.get_deterministic_debug_mode()
-    on_cpu = torch.empty(0).device.type == "cpu"  # entered, a device slows every operation down
+    on_cpu = torch.empty(0).device.type == "cpu"  # a device context slows every operation down
     try:
         torch.set_default_dtype(torch.float32)
         torch.set_deterministic_debug_mode(0)
@@ -1365,25 +1365,25 @@ def _autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def _resolve_precision(precision: str, device: torch.device) -> str:
-    """ "auto" as "bf16" where the device has units for it, and is not slower by it, or "fp32"."""
+    """Resolve "auto" to "bf16" if the device has units for it, and else to "fp32"."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp32"
-    # Not public before torch 2.9, which has it among `torch.cpu.get_capabilities()`.
+    # Not public before torch 2.9, where it is in `torch.cpu.get_capabilities()`.
     is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return "bf16" if device.type == "cpu" and is_supported() else "fp32"
 
 
-# A CPU's cores: two threads compute half a step each, while one draws ahead.
+# Threads on a CPU: two compute half a step each, and one draws ahead.
 #
 # Torch's own threads would wait for each other after each of a step's thousand operations; these
-# meet once a step.  The numbers do not depend on how many cores there are.
+# wait once a step.  Results do not depend on the number of cores.
 
 
 @_contextmanager
 def _step_threads(device: torch.device) -> _Iterator[_ThreadPoolExecutor | None]:
-    """Three threads to draw and to compute on a CPU, for which torch uses one each; or none."""
+    """A pool of three threads on a CPU, in each of which torch uses one; None on a GPU."""
     if device.type != "cpu":
         yield None
         return

@@ -1,6 +1,6 @@
 """From 28x28 grey drawings back to the 105x105 one-bit bitmaps they were resized from.
 
-Of the family of resizes, the one under which smooth strokes of the pen's width explain them best.
+The resize is taken to be the one under which smooth strokes of the pen's width fit best.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .spline import gaussian_matrix
 
 _GREY = 0.02  # values further than this from 0 and 1 are grey
 _BORDERS = (0, 2, 4)  # pixels; MNIST has four
-_EXACT = 0.6 / 255  # values this near to those that a resize can give are its own
+_EXACT = 0.6 / 255  # values this near to those that a resize can give count as equal
 _SCREEN_STEPS, _FIT_STEPS = 15, 80
-_SCREENED = 4  # drawings
+_SCREENED = 4  # drawings for a first, short fit of each resize
 _SMOOTH_PX = 1.5  # strokes have no detail finer than this
 _BINARY_WEIGHT = 2e-3  # pull of unseen pixels to ink or paper
-# Fits as good as this say nothing; the pen's width and the plain case decide among them.
+# Among fits as good as this the pen's width decides, and then the plainer case.
 _ERROR_FLOOR = 1e-4
 _WIDTH_WEIGHT = 4.0
 _BORDER_FACTOR = 1.5
@@ -37,7 +37,7 @@ def rebuild(images: Tensor) -> tuple[Tensor, Resizing, float]:
 
 
 def find_resizing(images: Tensor) -> Resizing:
-    """How ``images`` (n, 28, 28) were resized: by exact tests where there are any, or by fits."""
+    """Find how ``images`` (n, 28, 28) were resized: by exact tests if possible, else by fits."""
     two_valued = bool(((images < _GREY) | (images > 1 - _GREY)).all())
     steps = images * 255
     in_8_bits = not two_valued and bool(((steps - steps.round()).abs() < 1e-3).all())
@@ -55,7 +55,7 @@ def find_resizing(images: Tensor) -> Resizing:
 
 
 def stroke_radius(bitmaps: Tensor) -> float:
-    """Half the width of the strokes of ``bitmaps`` (n, H, W), in pixels, from area over edge.
+    """Half the width of the strokes of ``bitmaps`` (n, H, W), in pixels, as area over edge.
 
     A strip of half-width r and length l has the area 2 r l and an edge of length 2 l, which
     Crofton's formula counts along four directions.
@@ -68,14 +68,14 @@ def stroke_radius(bitmaps: Tensor) -> float:
 
 
 def _lists(candidate: Resizing, images: Tensor) -> bool:
-    """Whether all greys are among the few that the candidate can give."""
+    """Whether all grey values are among those that the candidate can give."""
     if (levels := listed_levels(candidate.operator())) is None:
         return False
     return bool(((images[:, None] - levels.to(images)).abs().amin(1) < _EXACT).all())
 
 
 def _badness(images: Tensor, candidate: Resizing) -> float:
-    """How little a short fit explains, and how far its strokes are from the pen's width."""
+    """Error of a short fit, and how far its strokes are from the pen's width."""
     bitmaps, error = _fit(images, candidate, _SCREEN_STEPS)
     off = abs(math.log(max(stroke_radius(bitmaps), 0.1) / PEN_RADIUS))
     factor = 1.0 if candidate.border == 0 else _BORDER_FACTOR
@@ -83,7 +83,7 @@ def _badness(images: Tensor, candidate: Resizing) -> float:
 
 
 def _fit(images: Tensor, resizing: Resizing, n_steps: int) -> tuple[Tensor, float]:
-    """Binary bitmaps of smooth strokes that are resized to nearly ``images``, and the error."""
+    """Fit bitmaps of smooth strokes whose resized images are ``images``; returns the error, too."""
     operator = resizing.operator()
     operator = None if operator is None else operator.to(images)
     smooth = gaussian_matrix(BITMAP_SIZE, _SMOOTH_PX).to(images)

@@ -1,4 +1,4 @@
-"""Adam on one tensor: how paths, bitmaps and maps are fitted to drawings."""
+"""Adam on one tensor, to fit paths, bitmaps and maps to drawings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 def descend(
     loss: Callable[[Tensor, float], Tensor], start: Tensor, n: int, lr: tuple[float, float]
 ) -> Tensor:
-    """Where ``n`` steps of Adam lead from ``start``.
+    """Make ``n`` steps of Adam from ``start``; returns the result.
 
     Args:
-        loss: of a tensor like ``start``, at a share of the steps in [0, 1).
-        lr: learning rates at the first and after the last step; in a straight line between.
+        loss: function of a tensor like ``start`` and the finished share of steps in [0, 1).
+        lr: learning rates at the first and after the last step; linear between them.
     """
     with torch.enable_grad():
         x = start.clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""The augmentation mix: endless drawings from ten, batched on the device.
+"""The augmentation mix: endless new drawings from ten, batched on the device.
 
 Affine and elastic maps move a pen's path, or a picture's pixels.  No flips: runes are chiral.
 """
@@ -19,15 +19,15 @@ from .registration import correspondences
 from .resizing import Resizing
 from .spline import GRID, spline_matrix
 
-# Above this the drawings are no resized strokes, and are warped as they are.  Real ones: 1e-4.
+# With a larger error drawings are not resized strokes, and are warped as pictures.  Real: 1e-4.
 _MAX_REBUILD_ERROR = 5e-3
-# Narrower or wider strokes, over Omniglot's, are of another pen.  Real ones: 0.86 to 1.26.
+# Strokes of another width, relative to Omniglot's, are of another pen.  Real: 0.86 to 1.26.
 _NARROWEST, _WIDEST = 0.8, 1.32
-_RADIUS_BIAS = 1.04  # of area over edge, for strokes have ends
-_THINNEST = 0.2  # over Omniglot's pen: a pixel wide
+_RADIUS_BIAS = 1.04  # factor on area over edge, because strokes have ends
+_THINNEST = 0.2  # thinnest pen relative to Omniglot's: a pixel wide
 _MAX_PEN_ERROR = 0.2  # wrong bits over ink; real drawings: mostly under 0.05
-_FIELD_DEVIATION = 0.48  # of a field whose control points have unit deviation, on average
-_MOST_BLENDED, _MOST_TRACED = 20, 60  # drawings: six seconds on one core, each
+_FIELD_DEVIATION = 0.48  # mean deviation of a field whose control points have deviation 1
+_MOST_BLENDED, _MOST_TRACED = 20, 60  # drawings; six seconds on one core, each
 
 
 class Augmenter:
@@ -43,22 +43,22 @@ class Augmenter:
         self.drawings = drawings
         self.recipe = recipe
         self.generator = generator
-        # Maps between all pairs cost the square of the number of drawings.
+        # The cost of maps between all pairs grows with the square of the number of drawings.
         self._blends = bool(recipe.blend) and len(drawings) <= _MOST_BLENDED
-        self.operator: Tensor | None = None  # (28, m), that made the drawings, if it is known
-        self.by_pen = False  # drawn along paths, and not the 28x28 picture warped
+        self.operator: Tensor | None = None  # resize (28, m) of the drawings, if known
+        self.by_pen = False  # whether drawings are drawn along paths, or warped as pictures
         self._radius = PEN_RADIUS
-        # A pixel along x and y, on a canvas that spans [-1, 1]; shifts are larger along y.
+        # Size of a pixel along x and y, on a canvas that spans [-1, 1]; shifts are larger along y.
         root = math.sqrt(recipe.vertical)
         self._px = drawings.new_tensor([1 / root, root]) * (2 / drawings.shape[-1])
         if recipe.render == "pen" and len(drawings) <= _MOST_TRACED:
             self.by_pen = self._prepare(*rebuild(drawings[:, 0]))
 
     def __call__(self, n: int, times: Tensor | None = None) -> Tensor:
-        """``n`` augmented drawings, (n, 1, 28, 28) in [0, 1].
+        """Draw ``n`` augmented drawings, (n, 1, 28, 28) in [0, 1].
 
         Args:
-            times: t (n,) at which each of them will be seen; without them, as for t = 1.
+            times: t (n,) at which the network will see each drawing; default: 1.
         """
         device = self.drawings.device
         index = torch.randint(len(self.drawings), (n,), generator=self.generator, device=device)
@@ -69,7 +69,7 @@ class Augmenter:
         return F.grid_sample(self.drawings[index], self.draw_warp(index), align_corners=False)
 
     def draw_warp(self, index: Tensor) -> Tensor:
-        """Random places where pixels of drawings ``index`` (n,) are taken from, (n, H, W, 2)."""
+        """Random source places of the pixels of drawings ``index`` (n,), (n, H, W, 2)."""
         n, size = len(index), self.drawings.shape[-1]
         p = (torch.arange(size).to(self.drawings) + 0.5) * (2 / size) - 1  # of pixels' centres
         linear, shift = self._draw_affine(n)
@@ -80,14 +80,14 @@ class Augmenter:
         return grid + (spread @ self._draw_offsets(n) @ spread.T).movedim(1, -1)
 
     def draw_points(self, index: Tensor, times: Tensor | None = None) -> Tensor:
-        """Random places to which the paths of the drawings ``index`` (n,) move, (n, P, 2)."""
+        """Randomly moved points of the paths of drawings ``index`` (n,), (n, P, 2)."""
         n, spread = len(index), self._spread[index]  # (n, P, 2, GRID)
         linear, shift = self._draw_affine(n)
         controls = self._draw_offsets(n)
         if self._blends:
-            # Where in each other drawing lies what is here: the maps the other way round.
+            # The inverse maps: where each point of this drawing lies in the other drawings.
             controls = controls + self._mixed(self._maps[:, index].transpose(0, 1), times)
-        # The fields' values at the points: along y first, whose weights are all points' own.
+        # The fields' values at the points, along y first, then along x.
         rows = spread[:, :, 1] @ controls.transpose(1, 2).reshape(n, GRID, 2 * GRID)
         field = (rows.view(n, -1, 2, GRID) * spread[:, :, :1]).sum(-1)
         points = (self._paths[index] + field) @ linear.mT + shift[:, None]  # on the canvas
@@ -98,7 +98,7 @@ class Augmenter:
 
         Returns:
             The linear part (n, 2, 2), which is rotation . slope . shear . scaling, and the shift
-            (n, 2) that comes after it.
+            (n, 2) after it.
         """
         r = self.recipe
         angle = self._symmetric(n) * math.radians(r.rotation_deg)
@@ -120,11 +120,11 @@ class Augmenter:
         return offsets * (self.recipe.elastic_px / _FIELD_DEVIATION)
 
     def _mixed(self, maps: Tensor, times: Tensor | None) -> Tensor:
-        """Control displacements (n, 2, GRID, GRID) that turn drawings toward new ones.
+        """Control displacements (n, 2, GRID, GRID) that blend drawings toward new ones.
 
-        Each leads a random part of the way to a draw from the normal distribution with the mean
-        and the covariance of ``maps`` (n, kinds, 2, GRID, GRID).  The way is longer at more noise:
-        variety shows there, and the strokes that inexact maps spoil do not.
+        Each goes a random part of the way to a sample of the normal distribution with the mean and
+        the covariance of ``maps`` (n, kinds, 2, GRID, GRID).  It goes further at more noise, where
+        variety is visible and strokes spoilt by inexact maps are not.
         """
         r, (n, kinds) = self.recipe, maps.shape[:2]
         variety = self._normal(n, kinds) * (r.blend_spread / math.sqrt(max(kinds - 1, 1)))
@@ -135,23 +135,23 @@ class Augmenter:
         return (weights[:, None] @ maps.flatten(2)).view(n, *maps.shape[2:])
 
     def _prepare(self, bitmaps: Tensor, resizing: Resizing, error: float) -> bool:
-        """Ready to draw along pens' paths at full resolution, unless none made the drawings."""
+        """Trace the pen's paths to draw along; false if no pen made the drawings."""
         if error > _MAX_REBUILD_ERROR:
             return False
         seen = resizing.seen().to(self.drawings.device)
         ratio = stroke_radius(bitmaps) / PEN_RADIUS
-        # Rebuilt strokes tell a width only roughly: Omniglot's pen wherever it can be.
+        # Rebuilt strokes tell the width only roughly, so Omniglot's pen is used if it fits.
         if not _NARROWEST <= ratio <= _WIDEST:
             self._radius = PEN_RADIUS * max(ratio / _RADIUS_BIAS, _THINNEST)
         points, self._present, wrong_share = trace(bitmaps, seen, self._radius)
         if wrong_share > _MAX_PEN_ERROR:
             return False
         self._seen, self._resizing = seen, resizing
-        # Only rows and columns that the resize looks at are drawn: a quarter of the bits, if plain.
+        # Draw only rows and columns that the resize reads: a quarter of the bits, if plain.
         if (operator := resizing.operator()) is not None:
             self.operator = operator.to(self.drawings)[:, seen].contiguous()
         self._paths = (points + 0.5) * (2 / BITMAP_SIZE) - 1
-        within = self._paths.clamp(-1, 1)  # points that pad are far outside, where no control is
+        within = self._paths.clamp(-1, 1)  # padding points are far outside of the control grid
         self._spread = spline_matrix(within.flatten()).view(*within.shape, GRID)  # x, then y
         if self._blends:
             self._maps = correspondences(bitmaps)

@@ -16,23 +16,23 @@ _FIRST_LR, _LAST_LR = 0.15, 0.03  # pixels
 _FIRST_EDGE, _LAST_EDGE = 0.6, 0.2  # softness of the stroke's edge while fitting, pixels
 _STRAIGHT_WEIGHT = 0.9
 _LINKED = 1.5  # pixels of the skeleton within this distance are neighbours
-_OUTSIDE = -50.0  # where points stand that pad shorter paths
+_OUTSIDE = -50.0  # place of the points that pad shorter paths
 
 
 def trace(bitmaps: Tensor, seen: Tensor, radius: float) -> tuple[Tensor, Tensor, float]:
-    """The paths along which a pen draws ``bitmaps`` (n, H, H), 1 is ink.
+    """Find the paths along which a pen draws ``bitmaps`` (n, H, H), 1 is ink.
 
-    Gradient descent moves the skeleton's points until discs around them cover the ink alone.  Gives
-    the points (n, P, 2), x and y in pixels whose centres are whole numbers; which of them are no
-    pad (n, P); and wrong bits over ink bits, of the drawing where that is most.
+    Gradient descent moves the skeleton's points until discs around them cover the ink alone.
+    Returns the points (n, P, 2), x and y in pixels whose centres are whole numbers; which of them
+    are not padding (n, P); and wrong bits over ink bits of the worst drawing.
 
     Args:
         seen: rows and columns (H,) whose bits are known; only these count.
-        radius: of the pen, pixels.
+        radius: radius of the pen in pixels.
     """
     paths = [line.nonzero().flip(1).float() for line in skeletons(bitmaps > 0.5)]
     points = nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=_OUTSIDE)
-    points = F.pad(points, (0, 0, 0, 1), value=_OUTSIDE)  # blank drawings have no other
+    points = F.pad(points, (0, 0, 0, 1), value=_OUTSIDE)  # the only point of a blank drawing
     present = points[..., 0] != _OUTSIDE
     linked = (torch.cdist(points, points) < _LINKED).float()  # to itself, too
     n_linked = linked.sum(-1, keepdim=True)
@@ -42,11 +42,11 @@ def trace(bitmaps: Tensor, seen: Tensor, radius: float) -> tuple[Tensor, Tensor,
 
     def loss(points: Tensor, share: float) -> Tensor:
         edge = _FIRST_EDGE + share * (_LAST_EDGE - _FIRST_EDGE)
-        # The nearest point alone decides whether a pixel is ink.
+        # A pixel is ink if its nearest point is near enough.
         index = torch.cdist(places, points.detach()).argmin(2)[..., None].expand(-1, -1, 2)
         distance = ((places - points.gather(1, index)).square().sum(-1) + 1e-6).sqrt()
         wrong = (torch.sigmoid((radius - distance) / edge) - bits).square().sum()
-        # Inside a stroke a point lies in the middle of its neighbours; at an end it has but one.
+        # Pull points to the middle of their neighbours, except ends, which have only one.
         bend = (linked @ points / n_linked - points).square().sum(-1)
         return wrong + _STRAIGHT_WEIGHT * (bend * (n_linked[..., 0] > 2)).sum()
 
@@ -57,21 +57,21 @@ def trace(bitmaps: Tensor, seen: Tensor, radius: float) -> tuple[Tensor, Tensor,
 
 
 def stamp(points: Tensor, present: Tensor, radius: float, seen: Tensor) -> Tensor:
-    """Ink within ``radius`` of any of ``points`` (b, P, 2), at the pixels seen alone.
+    """Ink within ``radius`` of any of ``points`` (b, P, 2), at the seen pixels only.
 
-    A disc covers one interval of each row: its ends are counted up and down, and ink is where
-    the running sum is positive.
+    A disc covers one interval of each row.  Its ends are counted up and down, and a pixel is ink
+    if the running sum is positive.
 
     Args:
-        points: x, y in pixels, as of `trace`, wherever they are.
+        points: x, y in pixels, as from `trace`; they may be outside.
         seen: rows and columns to draw, (H,), k of them.
 
     Returns:
         Bitmaps (b, k, k) of 0 and 1.
     """
     b, h, k = len(points), len(seen), int(seen.sum())
-    before = F.pad(seen.long().cumsum(0), (1, 0))  # (H + 1,): columns seen left of each
-    row_of = torch.where(seen, before[:-1], k)  # rows not seen go to one that is thrown away
+    before = F.pad(seen.long().cumsum(0), (1, 0))  # (H + 1,): number of seen columns left of each
+    row_of = torch.where(seen, before[:-1], k)  # unseen rows go to an extra row, which is dropped
     x, y = points[..., 0, None], points[..., 1, None]  # (b, P, 1)
     offsets = torch.arange(-int(radius), int(radius) + 2, device=points.device)
     rows = y.floor().long() + offsets  # (b, P, R)
@@ -108,5 +108,5 @@ def skeletons(ink: Tensor) -> Tensor:
                 removed &= ~near[list(corner)].all(0)
             left = ink & ~removed
             near_left = F.max_pool2d(left.float(), 3, 1, 1) > 0
-            ink = left | (ink & ~near_left)  # what would vanish stays: blocks of 2 x 2
+            ink = left | (ink & ~near_left)  # keep blocks of 2 x 2, which would vanish
     return ink[:, 1:-1, 1:-1]

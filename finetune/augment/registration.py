@@ -12,18 +12,18 @@ from torch import Tensor
 from .descent import descend
 from .spline import GRID, gaussian_matrix, spline_matrix
 
-_SIZE = 48  # of the images that are compared, pixels along each axis
+_SIZE = 48  # size of the compared images, pixels along each axis
 _BLURS_PX = (4.0, 2.0, 1.2)
-_STEPS = 40  # for each blur
-_LR = 0.02  # of displacements; the canvas spans 2
+_STEPS = 40  # steps for each blur
+_LR = 0.02  # learning rate of displacements; the canvas spans 2
 _BENDING_WEIGHT = 0.02
 
 
 def correspondences(bitmaps: Tensor) -> Tensor:
-    """Maps between all pairs of ``bitmaps`` (n, 105, 105), 1 is ink: (n, n, 2, GRID, GRID).
+    """Fit maps between all pairs of ``bitmaps`` (n, 105, 105), 1 is ink: (n, n, 2, GRID, GRID).
 
-    Entry (i, j) holds control displacements, x then y, on a canvas that spans [-1, 1]: what
-    lies at p in drawing j lies at p plus the displacement there in drawing i.
+    Entry (i, j) has control displacements, x then y, on a canvas that spans [-1, 1]: place p of
+    drawing j corresponds to p plus the displacement there in drawing i.
     """
     n = len(bitmaps)
     images = F.interpolate(bitmaps[:, None], size=(_SIZE, _SIZE), mode="area")
@@ -33,7 +33,7 @@ def correspondences(bitmaps: Tensor) -> Tensor:
     places = torch.stack(torch.meshgrid(p, p, indexing="xy"), -1)  # (_SIZE, _SIZE, 2)
     maps = images.new_zeros(len(i), 2, GRID, GRID)
     for blur_px in _BLURS_PX if len(i) else ():
-        # The blur lowers the contrast; this gives all scales about the same say.
+        # The blur lowers the contrast; this weights all scales about equally.
         smooth = gaussian_matrix(_SIZE, blur_px).to(images)
         blurred = blur_px * smooth @ images @ smooth.T
 

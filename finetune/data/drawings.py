@@ -1,6 +1,6 @@
-"""What `finetune_model` is given, as one tensor of white strokes on black in [0, 1].
+"""Read a dataset of `finetune_model` as one tensor of white strokes on black in [0, 1].
 
-Another range or polarity is put right where it is beyond doubt, and refused elsewhere.
+Another range or polarity is converted if it is beyond doubt, and rejected otherwise.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..canvas import IMAGE_SIZE
 
-_OVERSHOOT = 0.3  # resizing with negative lobes leaves [0, 1] by less
+_OVERSHOOT = 0.3  # kernels with negative lobes overshoot [0, 1] by less
 # Paper and ink in other ranges: bytes; mean and deviation of a half; centred; MNIST's own.
 _RANGES = ((0.0, 255.0), (-1.0, 1.0), (-0.5, 0.5), (-0.1307 / 0.3081, (1 - 0.1307) / 0.3081))
 _LIGHT = 0.6  # strokes cover a smaller share of the pixels
@@ -24,13 +24,13 @@ def read_drawings(dataset: Any) -> Tensor:
     """The images of a dataset, (n, 1, 28, 28) float32 in [0, 1], white on black.
 
     Args:
-        dataset: pairs (image, label) or bare images, by length and index or as they come.
+        dataset: pairs (image, label) or bare images, by length and index or by iteration.
 
     Raises:
         ValueError: no image, one of another shape, NaN, or a range or polarity in doubt.  The
             message names the drawing and what to give.
     """
-    # By length and index: a dataset need not end an iteration over it properly.
+    # By length and index, because iteration over a dataset may not end properly.
     by_index = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if isinstance(dataset, (dict, str)) or not (by_index or hasattr(dataset, "__iter__")):
         raise ValueError(f"the dataset is a {type(dataset).__name__}; {_GIVE}")
@@ -52,12 +52,12 @@ def read_drawings(dataset: Any) -> Tensor:
 
 
 def _from_range(images: Tensor) -> Tensor:
-    """Images of any of the known ranges in [0, 1]; all of them are in one."""
+    """Convert images from one of the known ranges to [0, 1]."""
     least, most = images.amin((1, 2, 3)), images.amax((1, 2, 3))
     is_unit = (least >= -_OVERSHOOT) & (most <= 1 + _OVERSHOOT)
     if is_unit.all():
         return images
-    paper = images.flatten(1).mode(1).values  # the commonest value of each drawing
+    paper = images.flatten(1).mode(1).values  # the most common value of each drawing
     for low, high in _RANGES:
         near = 1e-3 * (high - low)
         of_paper = ((paper - low).abs() < near) | ((paper - high).abs() < near)
@@ -69,7 +69,7 @@ def _from_range(images: Tensor) -> Tensor:
 
 
 def _white_on_black(images: Tensor) -> Tensor:
-    """The same if every image is mostly dark, inverted if every image is mostly light."""
+    """Invert the images if all are mostly light; leave them if all are mostly dark."""
     light = (images > 0.5).flatten(1).float().mean(1) > _LIGHT
     if light.any() and not light.all():
         i = int(light.nonzero()[0])

@@ -1,4 +1,4 @@
-"""The machine at hand: on which device to train, in which number format, in whose settings."""
+"""The machine: the device to train on, the number format, and torch's settings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 
 def training_device(home: torch.device) -> torch.device:
-    """Where to train a network that is at ``home``: a GPU when there is one."""
+    """The device to train a network on that is at ``home``: a GPU if there is one."""
     return torch.device("cuda") if home.type == "cpu" and torch.cuda.is_available() else home
 
 
 def on_gpu_or_cpu(model: nn.Module, train: Callable[[torch.device], T]) -> T:
-    """What ``train`` returns on the best device for ``model``; the CPU where that fails."""
+    """Run ``train`` on the best device for ``model``, or on the CPU if that fails."""
     device = training_device(next(model.parameters()).device)
     try:
         return train(device)
@@ -30,16 +30,16 @@ def on_gpu_or_cpu(model: nn.Module, train: Callable[[torch.device], T]) -> T:
 
 
 def is_gpu_failure(error: RuntimeError) -> bool:
-    """Whether the GPU, not the run, is at fault: no memory, or a device that torch can't use."""
+    """Whether the GPU caused the error: out of memory, or a device that torch can't use."""
     is_told = any(s in str(error).lower() for s in ("out of memory", "cuda", "cublas", "cudnn"))
     return is_told or isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 @contextmanager
 def standard_settings(device: torch.device) -> Iterator[None]:
-    """Run with torch's own settings, whatever the process has; they are put back at the end."""
+    """Run with torch's default settings; the process's own are restored at the end."""
     dtype, mode = torch.get_default_dtype(), torch.get_deterministic_debug_mode()
-    on_cpu = torch.empty(0).device.type == "cpu"  # entered, a device slows every operation down
+    on_cpu = torch.empty(0).device.type == "cpu"  # a device context slows every operation down
     try:
         torch.set_default_dtype(torch.float32)
         torch.set_deterministic_debug_mode(0)
@@ -70,11 +70,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """ "auto" as "bf16" where the device has units for it, and is not slower by it, or "fp32"."""
+    """Resolve "auto" to "bf16" if the device has units for it, and else to "fp32"."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp32"
-    # Not public before torch 2.9, which has it among `torch.cpu.get_capabilities()`.
+    # Not public before torch 2.9, where it is in `torch.cpu.get_capabilities()`.
     is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return "bf16" if device.type == "cpu" and is_supported() else "fp32"

@@ -1,7 +1,7 @@
-"""A CPU's cores: two threads compute half a step each, while one draws ahead.
+"""Threads on a CPU: two compute half a step each, and one draws ahead.
 
-Torch's own threads would wait for each other after each of a step's thousand operations; these meet
-once a step.  The numbers do not depend on how many cores there are.
+Torch's own threads would wait for each other after each of a step's thousand operations; these wait
+once a step.  Results do not depend on the number of cores.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """Let torch use one thread on a CPU; the process's own number is put back."""
+    """Let torch use one thread on a CPU; the process's own number is restored at the end."""
     threads = torch.get_num_threads()
     try:
         if device.type == "cpu":
@@ -27,7 +27,7 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def step_threads(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
-    """Three threads to draw and to compute on a CPU, for which torch uses one each; or none."""
+    """A pool of three threads on a CPU, in each of which torch uses one; None on a GPU."""
     if device.type != "cpu":
         yield None
         return

@@ -19,10 +19,10 @@ from ..errors import UserError
 from .unet import ConditionalDiffusionUNet
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
-# Where a training loop may have nested the weights in its own checkpoint.
+# Keys under which a training loop may have nested the weights in its own checkpoint.
 _NESTED_KEYS = ("state_dict", "model_state_dict", "model")
-# What wrappers put before the names of a network's weights: DataParallel and AveragedModel,
-# torch.compile, training loops. AveragedModel counts its updates as well.
+# Prefixes that wrappers put before the names of weights: DataParallel and AveragedModel,
+# torch.compile, training loops. AveragedModel also has a counter of its updates.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
 _COUNTER = "n_averaged"
 
@@ -36,12 +36,12 @@ def list_networks(directory: Path | None = None) -> list[Path]:
     """The networks in ``directory`` (default: the embedded ones), in the order of their numbers.
 
     Raises:
-        UserError: no such directory, or none in it.
+        UserError: the directory does not exist, or has no networks.
     """
     directory = directory or embedded_dir()
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; name one that holds unet_1.pt, ...")
-    # Other systems leave hidden files beside copies, such as ._unet_1.pt.
+    # Some systems leave hidden files beside copies, such as ._unet_1.pt.
     paths = [p for p in directory.iterdir() if p.suffix in SUFFIXES and p.name[0] != "."]
     if not paths:
         raise UserError(f"{directory} holds no network; expected unet_1{SUFFIXES[0]} or unet_1.pt")
@@ -89,7 +89,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _without_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same weights under the names that the network gives them."""
+    """The weights with the network's own names."""
     state = {name: value for name, value in state.items() if name != _COUNTER}
     while state and (prefix := next(filter(_is_prefix_of(state), _PREFIXES), None)):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
@@ -103,16 +103,16 @@ def _is_prefix_of(state: dict[str, torch.Tensor]) -> Callable[[str], bool]:
 def save_network(
     model: torch.nn.Module, path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a network's weights in half precision, beside ``path`` first, then renamed."""
+    """Write a network's weights in half precision, atomically."""
     state = {k: v.detach().cpu().half().contiguous() for k, v in model.state_dict().items()}
     beside = path.with_name(path.name + ".part")
-    # `save_file` would make it readable by its owner alone, whatever the umask says.
+    # `save_file` would make it readable by its owner alone, whatever the umask is.
     beside.write_bytes(save(state, metadata=metadata))
     beside.replace(path)
 
 
 def network_digest(model: torch.nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all parameters: the same network, however stored."""
+    """SHA-256 of names, shapes and values of all parameters, in any storage format."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-# The first part of a parameter's name gives its group; vectors are a group of their own.
+# Groups by the first part of a parameter's name; vectors are a group of their own.
 _GROUP_OF_PREFIX = {
     "class_embedding": "embedding",
     "conv_in": "input",
@@ -18,7 +18,7 @@ _GROUP_OF_PREFIX = {
     "up_blocks": "up",
     "conv_out": "output",
 }
-_N_DIGITS = 10  # that a pretrained network knows
+_N_DIGITS = 10  # classes of a pretrained network
 
 
 def group_of(name: str, parameter: Tensor) -> str:
@@ -28,17 +28,17 @@ def group_of(name: str, parameter: Tensor) -> str:
 
 
 def embedding_of(model: nn.Module) -> nn.Embedding:
-    """The class embedding of the U-Net, one row a class."""
+    """The class embedding of the U-Net, one row for each class."""
     embedding = model.class_embedding
     assert isinstance(embedding, nn.Embedding)
     return embedding
 
 
 def course_network(model: Any) -> nn.Module:
-    """A pretrained network, out of what torch may have wrapped around it.
+    """A pretrained network, without torch's wrappers.
 
     Raises:
-        ValueError: it is no network of the course, was adapted before, or is not finite.
+        ValueError: it is not the course's network, was adapted before, or is not finite.
     """
     for wrapper in ("_orig_mod", "module"):  # of `torch.compile`, of `nn.DataParallel`
         model = getattr(model, wrapper, model)
@@ -64,7 +64,7 @@ def add_class(model: Any) -> int:
 
 
 def with_mean_class(model: nn.Module) -> nn.Module:
-    """A copy of a pretrained network whose new class is the mean of the ones it knows."""
+    """A copy of a pretrained network with a new class, the mean of the others."""
     model = copy.deepcopy(model)
     add_class(model)
     return model
@@ -109,13 +109,13 @@ def add_lora(
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Write the low-rank updates into the weights: the plain architecture again."""
+    """Merge the low-rank updates into the weights, which restores the plain architecture."""
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
 
 def freeze_all_but(model: nn.Module, groups: tuple[str, ...]) -> None:
-    """Only parameters in ``groups`` train."""
+    """Freeze all parameters except those in ``groups``."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(group_of(name, parameter) in groups)

@@ -1,15 +1,15 @@
-"""Group norms that are fast with channels last on a CPU, where torch's own is slow."""
+"""Group norms that are fast on a CPU with channels last, where torch's own are slow."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-_NARROW_GROUP = 16  # with as many channels, torch's own norm is as fast
+_NARROW_GROUP = 16  # with so many channels, torch's own norm is as fast
 
 
 def speed_up_norms(model: nn.Module) -> None:
-    """Let narrow group norms of ``model`` be `NarrowGroupNorm`: same parameters, same values."""
+    """Replace narrow group norms of ``model`` by `NarrowGroupNorm`, with the same parameters."""
     for module in model.modules():
         if type(module) is nn.GroupNorm and module.affine:
             narrow = module.num_channels // module.num_groups < _NARROW_GROUP
@@ -31,6 +31,6 @@ class NarrowGroupNorm(nn.GroupNorm):
 
 
 def _group_means(x: Tensor, n_groups: int) -> Tensor:
-    """Over channels and pixels, (B, C, H, W) to (B, G, 1); added up in float32 or better."""
+    """Means over channels and pixels, (B, C, H, W) to (B, G, 1), summed in float32 or better."""
     sums = x.sum((2, 3)).to(torch.promote_types(x.dtype, torch.float32))
     return sums.view(len(x), n_groups, -1).sum(-1, keepdim=True) / (x[0].numel() // n_groups)

@@ -1,1 +1,1 @@
-"""What an adapted network answers."""
+"""Prediction with an adapted network."""

@@ -14,26 +14,26 @@ from torch import Tensor, nn
 from ..recipe import Recipe
 from .windows import window_layouts, windowed_mean
 
-# Below this t one image has nearly all the weight.
+# Below this t a single image has nearly all the weight.
 _FROM_T = 0.3
-# The share of whole images rises with their effective number: half of its limit for 15.
+# The share of whole images rises with their effective number, to half of its limit at 15.
 _SHARPNESS = 10
-_WINDOWS_TO_T = 0.6  # above, whole images tell more
-_ROWS = 64  # of x_t that are compared at once: bounds the memory
+_WINDOWS_TO_T = 0.6  # above this t, whole images predict better
+_ROWS = 64  # images of x_t compared at once, to bound the memory
 
 
 class ImageBank(nn.Module):
-    """Augmented drawings, and how far an answer or a target moves toward their posterior mean.
+    """Augmented drawings whose posterior mean is mixed into answers and targets.
 
     Args:
-        images: (n, 1, 28, 28); windows look at the first ``recipe.window_images`` of them.
+        images: (n, 1, 28, 28); windows use the first ``recipe.window_images`` of them.
         recipe: its fields ``bank_limit``, ``target_limit``, ``window_images``, ``window_limit``
             and ``window_px``.
     """
 
     images: Tensor  # (n, 784)
     squares: Tensor  # (n,), their squared norms
-    columns: Tensor  # of some of them, as `window_layouts` has them
+    columns: Tensor  # of the images for windows, from `window_layouts`
     blocks: Tensor
 
     def __init__(self, images: Tensor, recipe: Recipe) -> None:
@@ -46,7 +46,7 @@ class ImageBank(nn.Module):
         self.register_buffer("blocks", blocks)
 
     def forward(self, mean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """``mean``, a network's E[x | x_t] (B, 1, 28, 28), with the images' own mixed in."""
+        """Mix the images' posterior mean into ``mean``, a network's E[x | x_t] (B, 1, 28, 28)."""
         parts = zip(mean.split(_ROWS), x_t.split(_ROWS), t.split(_ROWS), strict=True)
         return torch.cat([self._mixed(*part) for part in parts])
 
@@ -59,7 +59,7 @@ class ImageBank(nn.Module):
         return mean
 
     def toward_posterior(self, mean: Tensor, x_t: Tensor, t: Tensor, limit: float) -> Tensor:
-        """``mean`` moved toward the images' own, where there is much noise by nearly ``limit``."""
+        """Move ``mean`` toward the images' posterior mean, by nearly ``limit`` at much noise."""
         mean = mean.clone()
         noisy = (t > _FROM_T).flatten()
         if limit and noisy.any():
@@ -71,7 +71,7 @@ class ImageBank(nn.Module):
 def posterior_mean(
     images: Tensor, squares: Tensor, x_t: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """E[x | x_t] over ``images`` (n, 784), and how many of them it rests on.
+    """E[x | x_t] over ``images`` (n, 784), and the effective number of images in it.
 
     Args:
         squares: squared norms of the images, (n,).
@@ -82,7 +82,7 @@ def posterior_mean(
         The mean (B, 1, 28, 28), and the effective number of images 1 / sum w_i^2 (B, 1, 1, 1)
         (Kish, Survey Sampling (1965), section 11.7), from 1 to n.
     """
-    # |x_t|^2 is the same for all images and falls out of the softmax.
+    # |x_t|^2 is left out: it is the same for all images and cancels in the softmax.
     y, times = x_t.flatten(1), t.flatten()
     factor = (1 - times) / times.square()
     exponent = (factor[:, None] * y) @ images.T

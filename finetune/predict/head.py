@@ -1,4 +1,4 @@
-"""What turns a network's last features into logits of each pixel's grey levels."""
+"""A head that maps a network's last features to logits of each pixel's grey levels."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 
 class LevelHead(nn.Module):
-    """A 3x3 convolution and, beside it, two with a ReLU between; all logits start at zero.
+    """A 3x3 convolution and a second path of two with a ReLU between; logits start at zero.
 
-    A pixel's level depends on the shape of the edge around it, which a sum of features can't tell.
+    A pixel's level depends on the shape of the edge around it, which is not linear in features.
 
     Args:
-        last: the convolution in whose place it is.
-        n_levels: K.
-        n_hidden: channels between the two convolutions; 0: there is no second path.
-        generator: of the second path's start.
+        last: the convolution that it replaces.
+        n_levels: number of levels K.
+        n_hidden: channels between the two convolutions; 0: no second path.
+        generator: random numbers for the second path's initial weights.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class LevelHead(nn.Module):
     ) -> None:
         super().__init__()
         options = {"kernel_size": 3, "padding": 1, "device": last.weight.device}
-        # `skip_init`: torch's own start would draw from the process's random numbers.
+        # `skip_init`, as torch's own initialization uses the process's random numbers.
         self.direct = nn.utils.skip_init(nn.Conv2d, last.in_channels, n_levels, **options)
         self.n_hidden = n_hidden
         if n_hidden:
@@ -39,7 +39,7 @@ class LevelHead(nn.Module):
             nn.init.normal_(self.hidden.weight, 0.0, scale, generator=generator)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, K, 28, 28) of features (B, C, 28, 28)."""
+        """Logits (B, K, 28, 28) for features (B, C, 28, 28)."""
         logits: Tensor = self.direct(features)
         if self.n_hidden:
             logits = logits + self.outer(self.hidden(features).relu_())

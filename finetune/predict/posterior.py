@@ -1,7 +1,7 @@
 """A velocity network that answers with a posterior over each pixel's grey level.
 
 With x_t = (1 - t) x + t e the velocity of least error is (x_t - E[x | x_t]) / t.  The network gives
-each level a logit; Bayes' rule adds what the pixel itself tells, exactly.
+each level a logit; Bayes' rule adds the pixel's own likelihood, which is exact.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .bank import ImageBank
 from .head import LevelHead
 from .levels import GreyLevels
 
-_LEAST_T_IN_TRAINING = 0.01  # a loss divides by the square of t
-_LEAST_T = 1e-6  # at t = 0 the noise can't be seen, and its mean, 0, is the best guess
+_LEAST_T_IN_TRAINING = 0.01  # the flow loss divides by the square of t
+_LEAST_T = 1e-6  # at t = 0 the noise can't be seen, and its mean, 0, is the best prediction
 
 
 class LevelPosterior(nn.Module):
@@ -27,10 +27,10 @@ class LevelPosterior(nn.Module):
 
     Args:
         network: its last layer is a convolution called ``conv_out``.
-        levels: of the pixels of the new class's drawings.
-        label: the new class; others get the network's own velocity.
-        recipe: its fields ``head_hidden``, ``level_weight`` and ``precision``.
-        generator: of its `LevelHead`.
+        levels: grey levels of the new class's drawings.
+        label: the new class; other classes get the network's own velocity.
+        recipe: its fields ``head_hidden``, ``level_weight`` and ``precision`` are used.
+        generator: random numbers for the `LevelHead`.
         bank: mixed into answers, and into the targets of training.
     """
 
@@ -71,25 +71,25 @@ class LevelPosterior(nn.Module):
         return torch.where(learnt[:, None, None, None], velocity, self.network(x_t, t, c))
 
     def logits(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        """What the network thinks of each level, (B, K, 28, 28) in the type of ``x_t``."""
-        half = x_t.dtype in (torch.float16, torch.bfloat16)  # then all is computed so
+        """The network's logit of each level, (B, K, 28, 28) in the type of ``x_t``."""
+        half = x_t.dtype in (torch.float16, torch.bfloat16)  # then everything is computed in it
         with autocast(x_t.device, "fp32" if half else self.recipe.precision):
             logits: Tensor = self.head(last_features(self.network, x_t, t, c))
         # NCHW: sums over levels are faster than channels_last here.
         return logits.to(x_t.dtype).contiguous()
 
     def targets(self, x: Tensor) -> Tensor:
-        """What else there is to learn of images x (n, 1, 28, 28): their levels (n, 28, 28)."""
+        """Further training targets of images x (n, 1, 28, 28): their levels (n, 28, 28)."""
         return self.levels.nearest(x)
 
     def losses(
         self, x: Tensor, t: Tensor, levels: Tensor, e: Tensor, c: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What training lowers, for images x (B, 1, 28, 28) with noises e, times t, labels c.
+        """The training loss for images x (B, 1, 28, 28) with noises e, times t, labels c.
 
         Returns:
-            The flow loss, with less weight where t is nearly 0, plus the weighted cross entropy
-            of the pixels' ``levels``; and the flow loss alone.  Both are means over the batch.
+            The flow loss, with less weight near t = 0, plus the weighted cross entropy of the
+            pixels' ``levels``; and the flow loss alone.  Both are means over the batch.
         """
         x_t = (1 - t) * x + t * e
         with torch.no_grad():
@@ -98,7 +98,7 @@ class LevelPosterior(nn.Module):
             target = x if self.bank is None else self.bank.toward_posterior(x, x_t, t, limit)
         log_p = (self.logits(x_t, t, c) + log_probability).log_softmax(1)
         mean = (log_p.exp() * means).sum(1, keepdim=True)
-        # velocity - (e - x) is minus this error, exactly.
+        # velocity - (e - x) equals minus this error.
         error = (mean - target) / t.clamp(min=_LEAST_T_IN_TRAINING)
         loss = error.square().mean()
         entropy = -log_p.gather(1, levels[:, None]).mean()
@@ -106,8 +106,8 @@ class LevelPosterior(nn.Module):
 
 
 def last_features(network: Any, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
-    """What the network's last convolution is given, (B, C, 28, 28), whatever its forward does."""
-    seen: dict[int, Tensor] = {}  # by thread: another one may be in the same network
+    """The input of the network's last convolution, (B, C, 28, 28), for any forward method."""
+    seen: dict[int, Tensor] = {}  # by thread, because others may use the network, too
     conv = network.conv_out
     hook = conv.register_forward_pre_hook(lambda _, inputs: seen.update({get_ident(): inputs[0]}))
     try:

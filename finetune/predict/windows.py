@@ -2,8 +2,8 @@
 
     w_i(p) = softmax_i( -sum_q g(q - p) (x_t - (1 - t) a_i)_q^2 / (2 t^2) ),
 
-with a Gaussian g of deviation ``width_px`` t / (1 - t).  At less noise no image is like x_t as a
-whole, but many are near any one place.
+with a Gaussian g of deviation ``width_px`` t / (1 - t).  At less noise no image is similar to x_t
+as a whole, but many are near any one place.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _BLOCK = 4  # pixels along each axis that share their weights
 
 
 def window_layouts(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (n, 784) as `windowed_mean` reads them.
+    """Images (n, 784) in the layouts of `windowed_mean`.
 
     Returns:
-        Columns (28, 56, n): of each column of pixels its values, then their squares.  Blocks of
+        Columns (28, 56, n): for each column of pixels its values, then their squares.  Blocks of
         pixels: (blocks along x, along y, pixels of a block, n).
     """
     columns = images.view(-1, 28, 28).permute(2, 1, 0)
@@ -29,13 +29,13 @@ def window_layouts(images: Tensor) -> tuple[Tensor, Tensor]:
 def windowed_mean(
     columns: Tensor, blocks: Tensor, x_t: Tensor, t: Tensor, width_px: float
 ) -> tuple[Tensor, Tensor]:
-    """E[x | x_t] of each pixel by images near it, and how many of these it rests on.
+    """E[x | x_t] of each pixel over images near it, and their effective number.
 
     Args:
-        columns, blocks: of `window_layouts`.
+        columns, blocks: from `window_layouts`.
         x_t: (B, 1, 28, 28).
         t: (B, 1, 1, 1), above 0 and below 1.
-        width_px: deviation of the window where there is as much noise as signal, pixels.
+        width_px: deviation of the window in pixels at t = 0.5.
 
     Returns:
         The mean, and the effective number of images 1 / sum w_i^2 in [1, n], both (B, 1, 28, 28).
@@ -45,7 +45,7 @@ def windowed_mean(
     pixels = torch.arange(28, device=y.device, dtype=y.dtype)
     middles = pixels[::_BLOCK, None] + (_BLOCK - 1) / 2
     gauss = (-0.5 * ((middles - pixels) * (1 - t) / (t * width_px)).square()).exp()  # (B, k, 28)
-    # Without |x_t|^2, which falls out of the softmax: one product with images' values and squares.
+    # |x_t|^2 cancels in the softmax, so one product with the images' values and squares is enough.
     of_values = gauss * y.permute(2, 0, 1)[:, :, None]  # (28, B, k, 28)
     of_squares = (gauss * ((t - 1) / 2)).expand_as(of_values)
     factors = torch.cat([of_values, of_squares], -1) * ((1 - t) / t.square())

@@ -1,1 +1,1 @@
-"""What an adapted network is worth, and costs."""
+"""Scores of an adapted network: its loss and its cost."""

@@ -1,7 +1,7 @@
-"""What an evaluation of an adapted network costs, beside the plain network's.
+"""The cost of evaluating an adapted network, relative to the plain network.
 
 The grader runs the returned network 1,000 times on ten drawings for each rune, and samples take
-hundreds of evaluations more, so what one costs is part of the result.
+hundreds of evaluations more, so the cost of one is part of the result.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ..flow import interpolate
 from ..machine.threads import one_thread
 
-GRADER_PASSES = 1000  # over the test drawings of a rune
-PASS_DRAWINGS = 10  # in each of the grader's passes
+GRADER_PASSES = 1000  # the grader's passes over the test drawings of a rune
+PASS_DRAWINGS = 10  # drawings in each of the grader's passes
 _PASSES = 25
 _LEAST_PASSES = 2
 
@@ -30,7 +30,7 @@ _LEAST_PASSES = 2
 class Cost:
     """CPU seconds of a pass over ten drawings, on one thread, in evaluation mode.
 
-    ``pass_s``: of the network that a call returned; ``plain_pass_s``: of the pretrained one.
+    ``pass_s`` is for the network that a call returned, ``plain_pass_s`` for the pretrained one.
     On a GPU both are wall-clock seconds.
     """
 
@@ -39,7 +39,7 @@ class Cost:
 
     @property
     def ratio(self) -> float:
-        """How many times as long as the plain network the returned one takes."""
+        """Cost of the returned network relative to the plain one."""
         return self.pass_s / self.plain_pass_s
 
 
@@ -51,19 +51,19 @@ def measure_cost(
     passes: int = _PASSES,
     budget_s: float | None = None,
 ) -> Cost:
-    """Time both networks on the same noisy drawings, pass by pass, by turns.
+    """Time both networks on the same noisy drawings, in alternating passes.
 
-    Each drawing has a t of its own.  Over the passes they are spread evenly over [0, 1), because
-    what an answer costs may depend on t.  Takes a second or two for a network as dear as the plain
-    one.  Modes, threads and the process's random streams are put back.
+    Each drawing has its own t.  Over the passes they are spread evenly over [0, 1), because the
+    cost of an answer may depend on t.  For a network as fast as the plain one this takes a second
+    or two.  Modes, threads and the process's random streams are restored.
 
     Args:
-        plain: the pretrained network; it is asked about its class 0.  Where it is on another
-            device than ``model``, a copy of it runs beside ``model``.
-        drawings: (n, 1, 28, 28); a pass has ten of them, counted round.
+        plain: the pretrained network; it is evaluated for its class 0.  If it is on another device
+            than ``model``, a copy of it runs on the device of ``model``.
+        drawings: (n, 1, 28, 28); a pass has ten of them, in turn.
         passes: 1 or more, of each network.
-        budget_s: wall-clock seconds; make fewer passes, but never fewer than two, so that all of
-            them take about so long.  None: make ``passes``.
+        budget_s: wall-clock seconds for all passes together, which then are fewer, but at least
+            two.  None: make ``passes``.
 
     Raises:
         ValueError: there is no drawing or no pass.
@@ -91,8 +91,8 @@ def measure_cost(
                 seconds.append(_clock(device) - start)
 
     with _as_graded(model, plain), one_thread(device):
-        # The first pass is slower than those that follow, so it is not counted.  It tells how
-        # many passes the budget is worth.
+        # The first pass is slower than the others, so it does not count.  It tells how many passes
+        # fit into the budget.
         start = time.perf_counter()
         run_pass(_even_times(1, len(x), generator)[0], keep=False)
         if budget_s is not None:
@@ -107,8 +107,8 @@ def measure_pass_s(model: nn.Module, drawings: Tensor, label: int, passes: int =
     """Wall-clock seconds of one of the grader's passes, on the process's own threads.
 
     Args:
-        drawings: (n, 1, 28, 28); a pass has ten of them, counted round.
-        passes: 1 or more, of which the median is taken: other programs slow some of them.
+        drawings: (n, 1, 28, 28); a pass has ten of them, in turn.
+        passes: 1 or more; their median is returned, because other programs slow some of them.
     """
     device = _device_of(model)
     generator = torch.Generator().manual_seed(0)
@@ -140,7 +140,7 @@ def _even_times(passes: int, n: int, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def _as_graded(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; modes and torch's random streams are put back."""
+    """Evaluation mode without gradients; modes and torch's random streams are restored."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     devices = {d.index or 0 for m in models if (d := _device_of(m)).type == "cuda"}
     try:
@@ -164,6 +164,6 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _clock(device: torch.device) -> float:
-    """CPU time of this process, which others' work changes little; on a GPU the wall clock."""
+    """CPU time of this process, which other programs change little; on a GPU the wall clock."""
     _wait_for(device)
     return time.perf_counter() if device.type == "cuda" else time.process_time()

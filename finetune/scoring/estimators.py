@@ -1,9 +1,8 @@
-"""How good is a network on given drawings: two estimators of the rectified-flow loss.
+"""Two estimators of a network's rectified-flow loss on given drawings.
 
 `author_estimate` is the challenge's own.  `estimate` has the same expectation and a far
-smaller error for the same number of network evaluations, because t is stratified, most finely
-where the loss changes most, and the noise comes from a fixed table that everybody who compares
-shares.
+smaller error for the same number of network evaluations: t is stratified, most finely where
+the loss changes most, and the noise comes from a fixed table that all networks share.
 """
 
 from __future__ import annotations
@@ -22,19 +21,18 @@ from ..flow import VelocityModel, image_losses
 
 AUTHOR_TIMES = 1000  # t is drawn from {0, 1, ..., 999} / 1000
 T_BINS = 10
-# Network evaluations at once: what lies between layers should stay in a CPU's caches, and
-# should fill a GPU.
+# Images in one network evaluation: few enough for a CPU's caches, many enough to fill a GPU.
 _BATCH, _GPU_BATCH = 100, 2500
-# Which part of the strata lies below which t.  A network that answers with a velocity can't see how
-# little noise there is near t = 0: its loss falls there from 1 to a tenth.  Where nearly all is
-# noise, it differs little from one noise to the next.
+# Which share of the strata lies below which t.  Near t = 0 a network can't tell how little noise
+# there is, and its loss falls from 1 to a tenth within a short range.  Near t = 1 the loss differs
+# little between noises.
 _SHARES = (0.0, 0.04, 0.08, 0.12, 0.16, 0.92, 1.0)
 _TIMES = (0.0, 0.004, 0.012, 0.03, 0.06, 0.8, 1.0)
 
 
 @dataclass(frozen=True)
 class LossEstimate:
-    """A mean loss with its standard error over t and noise, the drawings being given."""
+    """A mean loss with its standard error over t and noise, for fixed drawings."""
 
     mean: float
     standard_error: float
@@ -46,7 +44,7 @@ class LossEstimate:
 
 @dataclass(frozen=True)
 class LossTable(LossEstimate):
-    """An estimate with what it is made of.
+    """An estimate with its parts.
 
     ``replicates`` (r,): means over independent parts of the table; their spread is the
     standard error.  ``per_image`` (n,) and ``per_t_bin`` (T_BINS,): means by drawing and
@@ -95,13 +93,12 @@ class NoiseTable:
     """Times and noises for ``n_images`` images, fixed by a seed: common random numbers.
 
     Each image has ``n_replicates`` independent sets of ``n_strata`` times, one time in each
-    of ``n_strata`` bins, which count by their `widths` (Cochran, Sampling Techniques (1977),
-    section 5.3).  Two networks on the same table differ by what they are, and hardly by what
-    they drew.
+    of ``n_strata`` bins, which are weighted by their `widths` (Cochran, Sampling Techniques
+    (1977), section 5.3).  Losses of two networks on the same table differ hardly by chance.
 
-    ``name`` is that of the images.  Sets of images that share their noise share its errors as
-    well: those of a mean over them then hardly shrink with their number, so each has its own.
-    ``equal`` bins are all of one width, others narrow where losses change.
+    ``name`` identifies the images.  Each set of images has noise of its own, because errors of
+    shared noise would not average out over sets.  With ``equal`` all bins have the same width;
+    without it they are narrow where losses change.
     """
 
     n_images: int
@@ -113,7 +110,7 @@ class NoiseTable:
 
     @property
     def widths(self) -> Tensor:
-        """How much of [0, 1) each bin covers, (n_strata,) float64; they add up to 1."""
+        """The width of each bin in [0, 1), (n_strata,) float64; they add up to 1."""
         return self._edges.diff()
 
     @property
@@ -136,7 +133,7 @@ class NoiseTable:
 def estimate(model: nn.Module, x: Tensor, label: int, table: NoiseTable | None = None) -> LossTable:
     """Loss of ``model`` on ``x`` (n, 1, 28, 28) under ``label``, by a fixed table of noise.
 
-    Costs n x n_strata x n_replicates network evaluations.
+    It takes n x n_strata x n_replicates network evaluations.
 
     Raises:
         ValueError: the table is for another number of images.
@@ -211,9 +208,9 @@ def _table_losses(
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[tuple[VelocityModel, torch.device, int]]:
-    """Evaluation mode without gradients; the model's own mode is put back.
+    """Evaluation mode without gradients; the model's own mode is restored.
 
-    Yields the model, where it is, and on how many images at once.
+    Yields the model, its device, and the number of images in one evaluation.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -227,10 +224,10 @@ def _evaluating(model: nn.Module) -> Iterator[tuple[VelocityModel, torch.device,
 
 
 def _standard_error(values: Tensor) -> float:
-    """Of the mean of independent values, (k,); not a number when there is only one."""
+    """Standard error of the mean of independent values, (k,); NaN if there is only one."""
     return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
 
 
 def _mix(seed: int, name: str, replicate: int, stream: int) -> int:
-    # Torch's generator on CPUs looks at the last 32 bits of a seed alone.
+    # Torch's generator on CPUs uses only the last 32 bits of a seed.
     return (zlib.crc32(name.encode()) + (seed * 1_000_003 + replicate) * 2 + stream) % 2**32

@@ -1,1 +1,1 @@
-"""What a step of training is made of."""
+"""Training: batches, gradients, optimizer and schedule."""

@@ -1,4 +1,4 @@
-"""What a step lowers where the network answers with a velocity."""
+"""The training loss of a network that predicts a velocity."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class LearnsVelocity:
         self._precision = recipe.precision
 
     def targets(self, x: Tensor) -> Tensor:
-        """What else there is to learn of images x (n, 1, 28, 28): nothing."""
+        """Further training targets of images x (n, 1, 28, 28): none."""
         return x.new_zeros(len(x))
 
     def losses(
         self, x: Tensor, t: Tensor, targets: Tensor, e: Tensor, c: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What is lowered and the flow loss, both means over the batch of labels c (B,)."""
+        """The training loss and the flow loss, both means over the batch of labels c (B,)."""
 
         def velocity(x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
             with autocast(x_t.device, self._precision):

@@ -11,7 +11,7 @@ from ..recipe import Recipe
 
 
 class Weights:
-    """The parameters of a network that train, those of a head among them, and their optimizer."""
+    """The trainable parameters of a network and its head, with their optimizer."""
 
     def __init__(self, model: nn.Module, head: nn.Module, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -27,20 +27,20 @@ class Weights:
         )
 
     def set_rates(self, share: float, advance: float) -> None:
-        """The next step is made at ``share`` of the schedule and covers ``advance`` of it."""
+        """Set the rates of a step at ``share`` of the schedule that covers ``advance`` of it."""
         lr = self.recipe.lr * lr_factor(self.recipe, share, advance)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
 
     def step(self, parts: list[tuple[Tensor, ...]]) -> None:
-        """Move the weights down the sum of the parts' gradients, by the rates that were set."""
+        """Update the weights by the sum of the parts' gradients, at the rates that were set."""
         for parameter, first, *others in zip(self.parameters, *parts, strict=True):
-            # Laid out in memory as the parameter is: the fused kernel takes that for granted.
+            # In the parameter's memory layout, which the fused kernel needs.
             parameter.grad = torch.empty_like(parameter).copy_(first)
             for gradient in others:
                 parameter.grad += gradient
         if self.recipe.clip_norm:
-            # Apart: the head's gradient is the larger one, and would slow down the rest.
+            # Clipped apart: the head's gradient is larger, and would slow down the rest.
             for group in self.optimizer.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], self.recipe.clip_norm)
         self.optimizer.step()

@@ -1,4 +1,4 @@
-"""One adaptation under way: what its steps learn from, what a step does, and what comes of it."""
+"""An adaptation in progress: its batches, the gradients of a step, and its result."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ..recipe import GROUPS, Recipe
 from .learners import LearnsVelocity
 from .optim import Weights
 
-_LEVEL_SAMPLES = 512  # augmented drawings in which the levels are counted
-# Drawing 256 images takes a CPU hardly longer than drawing 32, and a GPU no longer than 2048.
+_LEVEL_SAMPLES = 512  # augmented drawings to count the levels in
+# On a CPU drawing 256 images takes hardly longer than 32; a GPU draws 2048 in the same time.
 _DRAWN_AT_ONCE, _DRAWN_AT_ONCE_ON_GPU = 256, 2048
 
 # Augmented drawings x (B, 1, 28, 28), times t (B, 1, 1, 1), targets, and noises e as x; several
@@ -34,8 +34,8 @@ class Run:
     """A copy of ``pretrained_model`` that learns ``drawings`` (n, 1, 28, 28) on ``device``.
 
     Args:
-        threads: three; one draws the next batches while these are learnt, two compute half of
-            each step on a CPU.  Without them the caller does both, with the same result.
+        threads: a pool of three threads for a CPU: one draws the next batches, two compute half of
+            each step.  Without it the caller's thread does both, with the same result.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class Run:
     ) -> None:
         self.recipe = recipe
         self._threads = threads
-        self._n_parts = 2 if device.type == "cpu" else 1  # of a batch, whatever cores there are
+        self._n_parts = 2 if device.type == "cpu" else 1  # of a batch, for any number of cores
         weight = next(pretrained_model.parameters())
         self._home, self._dtype = weight.device, weight.dtype
         model = copy.deepcopy(pretrained_model).train()
         model.to(device, torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
         speed_up_norms(model)
-        # Of the call's own stream, so that nothing depends on the global one.
+        # The call's own random numbers, so that nothing depends on the global ones.
         self._generator = generator = torch.Generator(device).manual_seed(recipe.seed)
         label = add_class(model)
         model.requires_grad_(True)
@@ -73,7 +73,7 @@ class Run:
         self.batches = self._draw_on()
 
     def draw(self) -> Batch:
-        """The next batches, as many as it pays to draw together."""
+        """Draw the next batches, as many together as is efficient."""
         r, g = self.recipe, self._generator
         at_once = _DRAWN_AT_ONCE_ON_GPU if g.device.type == "cuda" else _DRAWN_AT_ONCE
         s, b = max(1, at_once // r.batch_size), r.batch_size
@@ -84,7 +84,7 @@ class Run:
         return tuple(part.unflatten(0, (s, b)) for part in parts)
 
     def _draw_on(self) -> Iterator[Batch]:
-        """Batches without end; a thread draws the next ones while these are learnt."""
+        """Endless batches; a thread draws the next ones while the current ones are used."""
         ahead = None
         while True:
             drawn = ahead.result() if ahead else self.draw()
@@ -92,14 +92,14 @@ class Run:
             yield from zip(*drawn, strict=True)
 
     def gradients(self, batch: Batch) -> tuple[list[tuple[Tensor, ...]], Tensor]:
-        """Of each part of a batch the gradients of what a step lowers; the batch's flow loss."""
+        """The gradients of each part of a batch, and the batch's flow loss."""
         parts = zip(*(column.chunk(self._n_parts) for column in batch), strict=True)
         on_parts = self._threads.map if self._threads else map
         gradients, losses = zip(*on_parts(self._part_gradients, parts), strict=True)
         return list(gradients), torch.stack(losses).sum()
 
     def _part_gradients(self, part: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The part's share in the gradients and in the flow loss of the whole batch."""
+        """The part's share of the batch's gradients and flow loss."""
         n = len(part[0])
         objective, flow_loss = self._learner.losses(*part, self._c[:n])
         share = n / len(self._c)
@@ -108,7 +108,7 @@ class Run:
         return gradients, flow_loss * share
 
     def finished(self) -> nn.Module:
-        """The adapted network, where the pretrained one was, in evaluation mode."""
+        """The adapted network on the pretrained one's device, in evaluation mode."""
         self.weights.optimizer.zero_grad()
         if self.recipe.lora_rank:
             merge_lora(self._learner.network)
@@ -121,17 +121,17 @@ class Run:
 def _level_posterior(
     network: nn.Module, augment: Augmenter, label: int, recipe: Recipe
 ) -> LevelPosterior:
-    """A posterior that knows nothing yet, with levels and a bank of augmented drawings."""
+    """An untrained posterior, with levels and a bank of augmented drawings."""
     device = augment.drawings.device
     times = torch.arange(_LEVEL_SAMPLES, device=device) / _LEVEL_SAMPLES
     levels = grey_levels(augment.drawings, augment(_LEVEL_SAMPLES, times), augment.operator)
-    # Bank and head have numbers of their own: batches are the same with them and without.
+    # Bank and head have random numbers of their own, so batches are the same without them.
     of_bank = copy.copy(augment)
     of_bank.generator = torch.Generator(device).manual_seed(recipe.seed + 1)
     bank, n = None, min(recipe.bank_images, recipe.steps * recipe.batch_size)
-    if n:  # no more of them than training draws itself
+    if n:  # no more images than training draws itself
         parts = [of_bank(len(part)) for part in torch.arange(n).split(_DRAWN_AT_ONCE)]
         bank = ImageBank(torch.cat(parts), recipe)
     start = torch.Generator(device).manual_seed(recipe.seed + 2)
-    network.conv_out.requires_grad_(False)  # the head is in its place
+    network.conv_out.requires_grad_(False)  # the head replaces it
     return LevelPosterior(network, levels, label, recipe, start, bank)

@@ -1,20 +1,20 @@
-"""How far a run's schedule has come, by steps or by time."""
+"""The schedule's clock: the finished share of a run, by steps or by time."""
 
 from __future__ import annotations
 
 import time
 
-# Until this share of the deadline steps alone count: the slow first ones would say too much.
+# Until this share of the deadline only steps count, because the first ones are slow.
 _CLOCK_GRACE = 0.1
-# A step may take this much longer than the slowest so far without passing the deadline.
+# The next step may be slower than the slowest so far by this factor.
 _STEP_MARGIN = 1.5
 
 
 class Clock:
-    """The share of the schedule that is done, by steps or by time, whichever is further.
+    """The finished share of the schedule, by steps or by time, whichever is larger.
 
     Args:
-        start: when the call began, by `time.perf_counter`.
+        start: start of the call, by `time.perf_counter`.
     """
 
     def __init__(self, start: float, n_steps: int, deadline_s: float) -> None:
@@ -32,16 +32,16 @@ class Clock:
 
     @property
     def is_over(self) -> bool:
-        """Whether no step is left: the schedule is done, or one step outlasted its time."""
+        """Whether no step is left: the schedule is done, or a step took too long."""
         return self.share >= 1 or self.elapsed_s >= self._deadline_s
 
     def tick(self) -> float:
-        """One more step begins to update the weights; returns the share that it covers."""
+        """Begin another step; returns the share of the schedule that it covers."""
         now = self.elapsed_s
         self._slowest_step_s = max(self._slowest_step_s, now - self._last)
         self._last = now
         self.step += 1
-        # The step after this one must end in time too, or this one is the last.
+        # If the step after this one might not end in time, this one is the last.
         usable_s = self._deadline_s - _STEP_MARGIN * self._slowest_step_s
         elapsed = now / usable_s if usable_s > 0 else 1.0
         by_time = (elapsed - _CLOCK_GRACE) / (1 - _CLOCK_GRACE)
